@@ -1,0 +1,1 @@
+"""AQR: weights per query, rendered onto the feature maps, which they modulate."""

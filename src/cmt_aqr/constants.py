@@ -1,0 +1,36 @@
+"""Names and orders that nuScenes and CMT fix, used everywhere."""
+
+CLASSES: tuple[str, ...] = (
+    "car",
+    "truck",
+    "construction_vehicle",
+    "bus",
+    "trailer",
+    "barrier",
+    "motorcycle",
+    "bicycle",
+    "pedestrian",
+    "traffic_cone",
+)
+"""The ten detection classes in CMT's order; a label is an index into this tuple."""
+
+CAMERAS: tuple[str, ...] = (
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_FRONT_LEFT",
+    "CAM_BACK",
+    "CAM_BACK_LEFT",
+    "CAM_BACK_RIGHT",
+)
+"""The six cameras in CMT's order; a view is an index into this tuple."""
+
+LIDAR = "LIDAR_TOP"
+
+POINT_FEATURES = 5
+"""x, y, z (m, LiDAR frame of the keyframe), intensity (0..255), time lag (s, 0 for the keyframe's sweep)."""
+
+BOX_SIZE = 9
+"""x, y, z, l, w, h, yaw, vx, vy: see :mod:`cmt_aqr.geometry.boxes`."""
+
+CODE_SIZE = 10
+"""cx, cy, log l, log w, cz, log h, sin yaw, cos yaw, vx, vy: the regression code."""

@@ -1,0 +1,1 @@
+"""From nuScenes tables to batches: index, reading, augmentation, collation, and the synthetic data maker."""

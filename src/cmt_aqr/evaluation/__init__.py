@@ -1,0 +1,1 @@
+"""Decoding, submission files and nuScenes' own evaluation."""

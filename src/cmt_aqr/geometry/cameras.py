@@ -1,0 +1,55 @@
+"""Projection into the cameras, and between pixels and cells of the image feature maps.
+
+Pixels are continuous: the centre of the top-left pixel of an image is at (0, 0), as in the devkit's
+projection and in CMT. A feature map at stride s has its cell (i, j) at pixel (i * s, j * s), with no
+half-pixel shift: CMT's position encoding says so.
+"""
+
+import torch
+from torch import Tensor
+
+
+def project_to_images(
+    points: Tensor, lidar2img: Tensor, image_size: tuple[int, int], min_depth: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Project points into every view.
+
+    Args:
+        points: (batch, point, 3), metres, LiDAR frame.
+        lidar2img: (batch, view, 4, 4).
+        image_size: height and width in pixels, padding included.
+        min_depth: a depth nearer to 0 than this, in metres, is moved to it before the division.
+
+    Returns:
+        pixels (batch, view, point, 2) as (u, v); depth (batch, view, point) in metres; seen
+        (batch, view, point) bool: in front of the camera and inside the image.
+
+    The division uses the depth detached from the graph, as CMT does. Done in float32 or better.
+    """
+    dtype = torch.promote_types(points.dtype, torch.float32)
+    with torch.autocast(points.device.type, enabled=False):
+        matrix = lidar2img.to(dtype)
+        rotated = torch.einsum("bvij,bpj->bvpi", matrix[..., :3, :3], points.to(dtype))
+        projected = rotated + matrix[:, :, None, :3, 3]
+        depth = projected[..., 2]
+        away_from_zero = torch.where(depth.abs() < min_depth, torch.full_like(depth, min_depth), depth)
+        pixels = projected[..., :2] / away_from_zero.detach()[..., None]
+    height, width = image_size
+    u, v = pixels.unbind(-1)
+    seen = (depth > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    return pixels, depth, seen
+
+
+def cell_of_pixel(pixels: Tensor, image_size: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
+    """Continuous position (column, row) on a feature map, of pixels (..., 2) as (u, v).
+
+    Integers are cells' own positions: cell (i, j) lies at pixel (i, j) * image_size / map_size.
+    """
+    scale = pixels.new_tensor((map_size[1] / image_size[1], map_size[0] / image_size[0]))
+    return pixels * scale
+
+
+def pixel_of_cell(cells: Tensor, image_size: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
+    """Pixels (u, v) of feature map positions (column, row): the inverse of :func:`cell_of_pixel`."""
+    scale = cells.new_tensor((image_size[1] / map_size[1], image_size[0] / map_size[0]))
+    return cells * scale

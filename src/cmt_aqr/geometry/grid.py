@@ -1,0 +1,95 @@
+"""The voxel grid and the BEV map that comes out of it: metres to cells, in one place.
+
+The published 0.1 m configuration declares 1024 cells over a range of 1080 cells: voxels and features live
+on the 1024 cells counted from the range's corner, while position encodings spread over the whole range. So
+there are two scales, both here: :meth:`BEVGrid.cell_of` (where features are) and the unit cube of
+:mod:`cmt_aqr.geometry.scaling` (where encodings are). ``aligned`` tells whether they agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BEVGrid:
+    """Geometry of the voxels and of the BEV feature map.
+
+    Attributes:
+        point_range: x0, y0, z0, x1, y1, z1 in metres, LiDAR frame.
+        voxel_size: x, y, z in metres.
+        sparse_shape: cells along z, y, x. z has one more than the voxels need, as SECOND's encoder expects.
+        stride: BEV cells are this many voxels wide.
+    """
+
+    point_range: tuple[float, float, float, float, float, float]
+    voxel_size: tuple[float, float, float]
+    sparse_shape: tuple[int, int, int]
+    stride: int
+
+    def __post_init__(self) -> None:
+        for name in ("point_range", "voxel_size", "sparse_shape"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        low, high = self.point_range[:3], self.point_range[3:]
+        if any(a >= b for a, b in zip(low, high, strict=True)):
+            raise ValueError(
+                f"grid.point_range={list(self.point_range)}: each minimum must be below its maximum"
+            )
+        if any(size <= 0 for size in self.voxel_size):
+            raise ValueError(f"grid.voxel_size={list(self.voxel_size)}: sizes in metres must be above 0")
+        if any(cells % self.stride for cells in self.sparse_shape[1:]):
+            raise ValueError(
+                f"grid.sparse_shape={list(self.sparse_shape)}: the y and x cells must be multiples of the "
+                f"BEV stride {self.stride}"
+            )
+
+    @property
+    def bev_shape(self) -> tuple[int, int]:
+        """Rows (y) and columns (x) of the BEV map."""
+        return self.sparse_shape[1] // self.stride, self.sparse_shape[2] // self.stride
+
+    @property
+    def cell_size(self) -> tuple[float, float]:
+        """Width in x and in y of a BEV cell, in metres."""
+        return self.voxel_size[0] * self.stride, self.voxel_size[1] * self.stride
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the cells span exactly the range, so that features and position encodings agree."""
+        return all(
+            abs(self.voxel_size[axis] * self.sparse_shape[2 - axis] - self.extent[axis]) < 1e-6
+            for axis in (0, 1)
+        )
+
+    @property
+    def extent(self) -> tuple[float, float, float]:
+        """Size of the range in metres along x, y, z."""
+        low, high = self.point_range[:3], self.point_range[3:]
+        return (high[0] - low[0], high[1] - low[1], high[2] - low[2])
+
+    def cell_of(self, xy: Tensor) -> Tensor:
+        """Continuous BEV position (..., 2) as (column, row) of points (..., 2) in metres, LiDAR frame.
+
+        A cell covers [i, i + 1), so its centre is at i + 0.5. A position outside [0, width) x [0, height)
+        has no cell.
+        """
+        low = xy.new_tensor(self.point_range[:2])
+        return (xy - low) / xy.new_tensor(self.cell_size)
+
+    def metres_of(self, cell: Tensor) -> Tensor:
+        """Metres (..., 2) of continuous BEV positions (column, row): the inverse of :meth:`cell_of`."""
+        return cell * cell.new_tensor(self.cell_size) + cell.new_tensor(self.point_range[:2])
+
+    def unit_cell_centres(self, device: torch.device | None = None) -> Tensor:
+        """Centres (row * column, 2) as (x, y) in [0, 1], row-major: (index + 0.5) / count.
+
+        CMT encodes BEV cells by these, whatever the range (see the module's docstring).
+        """
+        rows, columns = self.bev_shape
+        y = (torch.arange(rows, device=device) + 0.5) / rows
+        x = (torch.arange(columns, device=device) + 0.5) / columns
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        return torch.stack((grid_x, grid_y), dim=-1).reshape(-1, 2)

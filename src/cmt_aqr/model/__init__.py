@@ -1,0 +1,1 @@
+"""CMT: from a batch to predictions. Knows nothing of training or data."""

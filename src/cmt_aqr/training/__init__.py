@@ -1,0 +1,1 @@
+"""The LightningModule and what it needs: matching, denoising, losses, schedules, callbacks."""
