@@ -30,7 +30,7 @@ def parameter_shapes(variant: str) -> dict[str, tuple[int, ...]]:
 
 
 def official_state_dict(variant: str, seed: int = 0) -> dict[str, Tensor]:
-    """Weights made from the official names by the rule of the reference's README (PCG64 of the name's CRC)."""
+    """Weights made from the official names by the rule in the README of the reference."""
     weights = {}
     for name, shape in parameter_shapes(variant).items():
         random = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()) + seed))
