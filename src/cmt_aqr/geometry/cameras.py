@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def project_to_images(
-    points: Tensor, lidar2img: Tensor, image_size: tuple[int, int], min_depth: float = 1e-6
+    points: Tensor, lidar2img: Tensor, image_size: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Project points into every view.
 
@@ -18,13 +18,13 @@ def project_to_images(
         points: (batch, point, 3), metres, LiDAR frame.
         lidar2img: (batch, view, 4, 4).
         image_size: height and width in pixels, padding included.
-        min_depth: a depth nearer to 0 than this, in metres, is moved to it before the division.
 
     Returns:
         pixels (batch, view, point, 2) as (u, v); depth (batch, view, point) in metres; seen
         (batch, view, point) bool: in front of the camera and inside the image.
 
-    The division uses the depth detached from the graph, as CMT does. Done in float32 or better.
+    The division uses the depth detached from the graph and moved 1e-6 m away from 0, as CMT's release does.
+    Done in float32 or better.
     """
     dtype = torch.promote_types(points.dtype, torch.float32)
     with torch.autocast(points.device.type, enabled=False):
@@ -32,8 +32,8 @@ def project_to_images(
         rotated = torch.einsum("bvij,bpj->bvpi", matrix[..., :3, :3], points.to(dtype))
         projected = rotated + matrix[:, :, None, :3, 3]
         depth = projected[..., 2]
-        away_from_zero = torch.where(depth.abs() < min_depth, torch.full_like(depth, min_depth), depth)
-        pixels = projected[..., :2] / away_from_zero.detach()[..., None]
+        divisor = depth.detach() + torch.where(depth > 0, 1e-6, -1e-6)
+        pixels = projected[..., :2] / divisor[..., None]
     height, width = image_size
     u, v = pixels.unbind(-1)
     seen = (depth > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)

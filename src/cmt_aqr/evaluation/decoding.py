@@ -1,0 +1,44 @@
+"""From the last decoder layer to boxes: CMT needs no non-maximum suppression."""
+
+from collections.abc import Sequence
+
+import torch
+
+from cmt_aqr.geometry import decode_boxes
+from cmt_aqr.structures import Detections, QueryOutputs
+
+CENTRE_RANGE = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
+"""Centres kept, in metres, LiDAR frame (CMT's post_center_range)."""
+
+
+def decode(
+    outputs: QueryOutputs,
+    max_detections: int = 300,
+    centre_range: Sequence[float] = CENTRE_RANGE,
+) -> list[Detections]:
+    """Detections of every frame, best first.
+
+    The best ``max_detections`` pairs of query and class are taken, then those with a centre outside
+    ``centre_range`` are dropped, as in CMT's release.
+
+    Args:
+        outputs: of the matching queries; only the last layer is read.
+        max_detections: at most this many boxes a frame.
+        centre_range: x0, y0, z0, x1, y1, z1 in metres, LiDAR frame.
+
+    Returns:
+        One :class:`Detections` a frame, on the outputs' device.
+    """
+    scores = outputs.logits[-1].float().sigmoid()
+    classes = scores.shape[-1]
+    scores, index = scores.flatten(1).topk(min(max_detections, scores[0].numel()), dim=1)
+    labels = index % classes
+    query = torch.div(index, classes, rounding_mode="floor")
+    codes = outputs.codes[-1].float().gather(1, query[..., None].expand(-1, -1, outputs.codes.shape[-1]))
+    boxes = decode_boxes(codes)
+    low, high = boxes.new_tensor(centre_range[:3]), boxes.new_tensor(centre_range[3:])
+    kept = ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(dim=-1)
+    return [
+        Detections(boxes=boxes[i, kept[i]], scores=scores[i, kept[i]], labels=labels[i, kept[i]])
+        for i in range(len(boxes))
+    ]

@@ -1,0 +1,143 @@
+"""CMT's transformer decoder: queries look at each other, then at the cells of both sensors."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Attention(nn.Module):
+    """Multi-head attention over PyTorch's fused kernel, with one packed input projection.
+
+    Args:
+        embed_dims: channels of queries, keys and values.
+        heads: number of heads.
+        dropout: of the attention weights, in training.
+    """
+
+    def __init__(self, embed_dims: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        if embed_dims % heads:
+            raise ValueError(f"model.embed_dims={embed_dims} must be a multiple of model.heads={heads}")
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dims, embed_dims))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dims))
+        self.out_proj = nn.Linear(embed_dims, embed_dims)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, forbidden: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (batch, query, channel).
+            key: (batch, token, channel).
+            value: (batch, token, channel).
+            forbidden: (query, token) bool, True where a query may not look.
+
+        Returns:
+            (batch, query, channel).
+        """
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = (
+            self._split(functional.linear(tokens, weight, bias))
+            for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        attended = functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=None if forbidden is None else ~forbidden,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class DecoderLayer(nn.Module):
+    """Self attention, cross attention, feed-forward; each added to its input, then normalised."""
+
+    def __init__(self, embed_dims: int, heads: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attention = Attention(embed_dims, heads, dropout)
+        self.cross_attention = Attention(embed_dims, heads, dropout)
+        self.linear1 = nn.Linear(embed_dims, feedforward)
+        self.linear2 = nn.Linear(feedforward, embed_dims)
+        self.norm1 = nn.LayerNorm(embed_dims)
+        self.norm2 = nn.LayerNorm(embed_dims)
+        self.norm3 = nn.LayerNorm(embed_dims)
+        self.dropout = nn.Dropout(dropout)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        query_embedding: Tensor,
+        keys: Tensor,
+        memory: Tensor,
+        forbidden: Tensor | None,
+    ) -> Tensor:
+        """Refine the queries (batch, query, channel); ``keys`` is the memory plus its position embedding."""
+        placed = query + query_embedding
+        query = self.norm1(query + self.dropout(self.self_attention(placed, placed, query, forbidden)))
+        placed = query + query_embedding
+        query = self.norm2(query + self.dropout(self.cross_attention(placed, keys, memory)))
+        hidden = self.dropout(functional.relu(self.linear1(query)))
+        return self.norm3(query + self.dropout(self.linear2(hidden)))
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers with one shared norm on every layer's output.
+
+    Args:
+        embed_dims: channels.
+        layers: number of layers.
+        heads: attention heads.
+        feedforward: hidden channels of the feed-forward networks.
+        dropout: on attention weights and residual branches.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        layers: int = 6,
+        heads: int = 8,
+        feedforward: int = 1024,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DecoderLayer(embed_dims, heads, feedforward, dropout) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(embed_dims)
+
+    def forward(
+        self,
+        query_embedding: Tensor,
+        memory: Tensor,
+        memory_embedding: Tensor,
+        forbidden: Tensor | None = None,
+    ) -> Tensor:
+        """Decode.
+
+        Args:
+            query_embedding: (batch, query, channel), the queries' positions; the queries start at 0.
+            memory: (batch, token, channel), the cells of both sensors.
+            memory_embedding: (batch or 1, token, channel), the cells' positions.
+            forbidden: (query, query) bool for the self attention, True where a query may not look.
+
+        Returns:
+            (layer, batch, query, channel): the normalised output of every layer.
+        """
+        keys = memory + memory_embedding
+        query = torch.zeros_like(query_embedding)
+        outputs = []
+        for layer in self.layers:
+            query = layer(query, query_embedding, keys, memory, forbidden)
+            outputs.append(self.norm(query))
+        return torch.stack(outputs)

@@ -1,0 +1,255 @@
+"""CMT's head: reference points, position encodings of both sensors, outputs of every decoder layer."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cmt_aqr.geometry import BEVGrid, inverse_sigmoid, pixel_of_cell, project_to_images
+from cmt_aqr.model.positions import depth_bins, ray_points, sine_embedding
+from cmt_aqr.structures import QueryOutputs
+
+OUTPUTS = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2, "cls_logits": None}
+"""Channels of each output of the task head; the logits have one a class."""
+
+
+class GroupLayerNorm(nn.Module):
+    """Layer norm over the channels of each group of (batch, group * channel, query), eps 1e-6."""
+
+    def __init__(self, channels: int, groups: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.groups = groups
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalise over each group's channels; the variance is the biased one."""
+        grouped = hidden.unflatten(1, (self.groups, -1))
+        variance, mean = torch.var_mean(grouped, dim=2, correction=0, keepdim=True)
+        normalised = ((grouped - mean) * torch.rsqrt(variance + self.eps)).flatten(1, 2)
+        return normalised * self.weight[:, None] + self.bias[:, None]
+
+
+class TaskHead(nn.Module):
+    """The outputs of every decoder layer at once: one convolution group a layer.
+
+    Args:
+        embed_dims: channels of the decoder.
+        layers: decoder layers.
+        classes: number of classes.
+        hidden: channels between the two convolutions, a layer.
+        kernel: width of the convolutions along the queries: 1, or 3 in the published LiDAR-only model.
+        prior: class probability that the logits start at (focal loss, Lin et al., ICCV 2017).
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        layers: int,
+        classes: int = 10,
+        hidden: int = 64,
+        kernel: int = 1,
+        prior: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"model.task_kernel={kernel}: must be odd")
+        self.layers = layers
+        for name, channels in OUTPUTS.items():
+            out = classes if channels is None else channels
+            branch = nn.Sequential(
+                nn.Conv1d(
+                    layers * embed_dims,
+                    layers * hidden,
+                    kernel,
+                    padding=kernel // 2,
+                    groups=layers,
+                    bias=False,
+                ),
+                GroupLayerNorm(layers * hidden, layers),
+                nn.ReLU(),
+                nn.Conv1d(layers * hidden, layers * out, kernel, padding=kernel // 2, groups=layers),
+            )
+            self.add_module(name, branch)
+        logits = self.get_submodule("cls_logits").get_submodule("3")
+        nn.init.constant_(logits.get_parameter("bias"), -math.log((1 - prior) / prior))
+
+    def forward(self, decoded: Tensor) -> dict[str, Tensor]:
+        """Map (layer, batch, query, channel) to (layer, batch, query, output channel) for each output."""
+        stacked = decoded.permute(1, 0, 3, 2).flatten(1, 2)
+        return {
+            name: self.get_submodule(name)(stacked).unflatten(1, (self.layers, -1)).permute(1, 0, 3, 2)
+            for name in OUTPUTS
+        }
+
+
+def _embedding(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
+
+
+class Head(nn.Module):
+    """Everything around the decoder: queries and positions before it, outputs after it.
+
+    Args:
+        grid: the voxel grid; its range scales the reference points and its BEV map gives the cells.
+        embed_dims: channels of the decoder.
+        layers: decoder layers.
+        queries: number of learned queries.
+        bev_channels: channels of the LiDAR branch's map; ``None`` for a model without LiDAR.
+        cameras: whether the model looks at images.
+        classes: number of classes.
+        depths: points on the ray of a pixel (position encoding of the cameras).
+        nearest_depth: depth of the first of them, in metres; the last lies short of the range's end along x.
+        rv_hidden: hidden channels of the camera encoding.
+        task_hidden: hidden channels of the task head, a layer.
+        task_kernel: width of the task head's convolutions along the queries.
+        prior: class probability that the logits start at.
+    """
+
+    def __init__(
+        self,
+        grid: BEVGrid,
+        embed_dims: int = 256,
+        layers: int = 6,
+        queries: int = 900,
+        bev_channels: int | None = 512,
+        cameras: bool = True,
+        classes: int = 10,
+        depths: int = 64,
+        nearest_depth: float = 1.0,
+        rv_hidden: int = 1024,
+        task_hidden: int = 64,
+        task_kernel: int = 1,
+        prior: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.embed_dims = embed_dims
+        self.depths = depths
+        self.nearest_depth = nearest_depth
+        self.reference_points = nn.Parameter(torch.rand(queries, 3))
+        self.bev_embedding = _embedding(2 * embed_dims, embed_dims, embed_dims)
+        if bev_channels is not None:
+            self.shared_conv = nn.Sequential(
+                nn.Conv2d(bev_channels, embed_dims, 3, padding=1, bias=False),
+                nn.BatchNorm2d(embed_dims),
+                nn.ReLU(inplace=True),
+            )
+        if cameras:
+            self.rv_embedding = _embedding(3 * depths, rv_hidden, embed_dims)
+        self.task = TaskHead(embed_dims, layers, classes, task_hidden, task_kernel, prior)
+        self._bev_positions: tuple[object, Tensor] | None = None
+
+    @property
+    def point_range(self) -> Sequence[float]:
+        """The range (x0, y0, z0, x1, y1, z1) in metres that [0, 1] stands for."""
+        return self.grid.point_range
+
+    def all_reference_points(self, batch: int, extra: Tensor | None) -> Tensor:
+        """Reference points (batch, query, 3) in (0, 1), those of ``extra`` (batch, any, 3) first."""
+        points = self.reference_points.expand(batch, -1, -1)
+        if extra is not None:
+            points = torch.cat((extra.to(points.dtype), points), dim=1)
+        return inverse_sigmoid(points).sigmoid()
+
+    def bev_position(self) -> Tensor:
+        """Position embedding (cell, channel) of the BEV cells, row-major.
+
+        It depends on weights only, so without gradients it is computed once and kept until they change.
+        """
+        if torch.is_grad_enabled():
+            return self._compute_bev_position()
+        key = tuple((p.data_ptr(), p._version, p.device) for p in self.bev_embedding.parameters())
+        if self._bev_positions is None or self._bev_positions[0] != key:
+            self._bev_positions = key, self._compute_bev_position()
+        return self._bev_positions[1]
+
+    def _compute_bev_position(self) -> Tensor:
+        device = self.reference_points.device
+        with torch.autocast(device.type, enabled=False):
+            centres = self.grid.unit_cell_centres(device)
+            return self.bev_embedding(sine_embedding(centres, self.embed_dims))
+
+    def _embed_rays(self, rays: Tensor, img2lidar: Tensor) -> Tensor:
+        """Embed rays (..., pixel, 3) as (u, v, 1), given img2lidar (..., 4, 4): (..., pixel, channel)."""
+        low, high = self.point_range[:3], self.point_range[3:]
+        depths = depth_bins(self.depths, self.nearest_depth, high[0], rays.device)
+        scale = rays.new_tensor([1 / (b - a) for a, b in zip(low, high, strict=True)])
+        points = ray_points(rays, img2lidar, depths)
+        return self.rv_embedding(((points - rays.new_tensor(low)) * scale).flatten(-2))
+
+    def image_position(
+        self, img2lidar: Tensor, image_size: tuple[int, int], map_size: tuple[int, int]
+    ) -> Tensor:
+        """Position embedding (batch, view, cell, channel) of the image cells, row-major.
+
+        Args:
+            img2lidar: (batch, view, 4, 4) float32, inverse of lidar2img.
+            image_size: height and width of the padded images in pixels.
+            map_size: height and width of their feature maps.
+        """
+        device = img2lidar.device
+        with torch.autocast(device.type, enabled=False):
+            v, u = torch.meshgrid(
+                torch.arange(map_size[0], device=device, dtype=torch.float32),
+                torch.arange(map_size[1], device=device, dtype=torch.float32),
+                indexing="ij",
+            )
+            cells = torch.stack((u, v), dim=-1).reshape(-1, 2)
+            pixels = pixel_of_cell(cells, image_size, map_size)
+            return self._embed_rays(functional.pad(pixels, (0, 1), value=1.0), img2lidar)
+
+    def query_embedding(
+        self, reference_points: Tensor, lidar2img: Tensor, img2lidar: Tensor, image_size: tuple[int, int]
+    ) -> Tensor:
+        """Query embedding (batch, query, channel) of reference points (batch, query, 3) in (0, 1).
+
+        The BEV encoding of x and y, plus, for every view that sees the point, the encoding of its ray there.
+        """
+        with torch.autocast(reference_points.device.type, enabled=False):
+            embedding = self.bev_embedding(sine_embedding(reference_points[..., :2], self.embed_dims))
+            if hasattr(self, "rv_embedding"):
+                embedding = embedding + self._camera_query_embedding(
+                    reference_points, lidar2img, img2lidar, image_size
+                )
+        return embedding
+
+    def _camera_query_embedding(
+        self, reference_points: Tensor, lidar2img: Tensor, img2lidar: Tensor, image_size: tuple[int, int]
+    ) -> Tensor:
+        low = reference_points.new_tensor(self.point_range[:3])
+        high = reference_points.new_tensor(self.point_range[3:])
+        pixels, depth, seen = project_to_images(reference_points * (high - low) + low, lidar2img, image_size)
+        # The third coordinate is 1, but in the release it carries the gradient of depth / depth.detach().
+        rays = torch.cat((pixels, (1 + (depth - depth.detach()) / depth.detach())[..., None]), dim=-1)
+        batch, _, queries = seen.shape
+        if seen.device.type != "cpu":
+            # Picking out the seen pairs would make the host wait for the device: there, compute all.
+            embedded = self._embed_rays(torch.where(seen[..., None], rays, 0.0), img2lidar)
+            return (embedded * seen[..., None]).sum(dim=1)
+        sample, view, query = seen.nonzero(as_tuple=True)
+        embedded = self._embed_rays(rays[sample, view, query][:, None], img2lidar[sample, view])[:, 0]
+        total = embedded.new_zeros(batch * queries, self.embed_dims)
+        return total.index_add(0, sample * queries + query, embedded).unflatten(0, (batch, queries))
+
+    def forward(self, decoded: Tensor, reference_points: Tensor) -> QueryOutputs:
+        """Turn decoder outputs (layer, batch, query, channel) into codes in metres, and logits.
+
+        The code's columns are center, height, dim, rot, vel as the release concatenates them, and are read
+        as cx, cy, log l, log w, cz, log h, ...: column 2 went through the z range although it is log l.
+        """
+        with torch.autocast(decoded.device.type, enabled=False):
+            outputs = self.task(decoded.float())
+            offset = torch.cat((outputs["center"], outputs["height"]), dim=-1)
+            unit = (offset + inverse_sigmoid(reference_points.float())).sigmoid()
+            low, high = unit.new_tensor(self.point_range[:3]), unit.new_tensor(self.point_range[3:])
+            place = unit * (high - low) + low
+            codes = torch.cat((place, outputs["dim"], outputs["rot"], outputs["vel"]), dim=-1)
+        return QueryOutputs(codes=codes, logits=outputs["cls_logits"])
+
+    def share(self, bev: Tensor) -> Tensor:
+        """Bring the LiDAR branch's map (batch, channel, row, column) to the decoder's channels."""
+        return functional.relu(self.shared_conv[1](self.shared_conv[0](bev)), inplace=True)

@@ -1,0 +1,48 @@
+"""Position encodings shared by both sensors (CMT, Yan et al., ICCV 2023, section 3.2)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sine_embedding(position: Tensor, features: int) -> Tensor:
+    """Embed 2D positions by sines and cosines.
+
+    CMT's release divides 2 pi p by ``2 * (i // 2) / features + 1``, a linear ramp rather than the power of a
+    temperature; the embedding of y comes before that of x.
+
+    Args:
+        position: (..., 2) as (x, y) in [0, 1].
+        features: size of each axis' embedding, even.
+
+    Returns:
+        (..., 2 * features) in float32 or better.
+    """
+    index = torch.arange(features, device=position.device, dtype=position.dtype)
+    ramp = 2 * torch.div(index, 2, rounding_mode="floor") / features + 1
+    phase = 2 * math.pi * position.flip(-1)[..., None] / ramp
+    waves = torch.stack((phase[..., 0::2].sin(), phase[..., 1::2].cos()), dim=-1)
+    return waves.flatten(-3)
+
+
+def depth_bins(count: int, nearest: float, farthest: float, device: torch.device) -> Tensor:
+    """Depths (count,) in metres along a camera ray: nearest + k (farthest - nearest) / count."""
+    steps = torch.arange(count, device=device, dtype=torch.float32)
+    return nearest + steps * ((farthest - nearest) / count)
+
+
+def ray_points(rays: Tensor, img2lidar: Tensor, depths: Tensor) -> Tensor:
+    """Points in the LiDAR frame along the rays through pixels.
+
+    Args:
+        rays: (..., pixel, 3) as (u, v, 1).
+        img2lidar: (..., 4, 4), the inverse of lidar2img, with the leading dimensions of ``rays``.
+        depths: (depth,) in metres.
+
+    Returns:
+        (..., pixel, depth, 3) in metres, LiDAR frame.
+    """
+    # M (u d, v d, d, 1) is d * M[:, :3] (u, v, 1) + M[:, 3]: one product a pixel, not one a depth.
+    direction = rays @ img2lidar[..., :3, :3].transpose(-1, -2)
+    return direction[..., None, :] * depths[:, None] + img2lidar[..., None, None, :3, 3]
