@@ -25,8 +25,7 @@ def _map_tensors(value: Any, function: Any) -> Any:
         return tuple(_map_tensors(item, function) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = {
-            field.name: _map_tensors(getattr(value, field.name), function)
-            for field in dataclasses.fields(value)
+            field.name: _map_tensors(getattr(value, field.name), function) for field in dataclasses.fields(value)
         }
         return dataclasses.replace(value, **changed)
     return value

@@ -1,7 +1,5 @@
 """The head, decoder, decoding, losses and gradients equal those of the published CMT."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -25,7 +23,9 @@ GRADIENTS = {
     "shared_conv.conv.weight": "head.shared_conv.0.weight",
     "rv_embedding.0.weight": "head.rv_embedding.0.weight",
     "bev_embedding.2.weight": "head.bev_embedding.2.weight",
-    "transformer.decoder.layers.0.attentions.1.attn.in_proj_weight": "decoder.layers.0.cross_attention.in_proj_weight",
+    "transformer.decoder.layers.0.attentions.1.attn.in_proj_weight": (
+        "decoder.layers.0.cross_attention.in_proj_weight"
+    ),
     "task_heads.0.center.3.weight": "head.task.center.3.weight",
 }
 
@@ -65,9 +65,7 @@ def model_and_batch(golden: dict[str, np.ndarray]) -> tuple[CMT, Batch]:
         lidar=Given(torch.from_numpy(golden["bev_features"])),
         image=Given(images),
     )
-    official = {
-        k: v for k, v in official_state_dict("cmt_voxel0100_r50_800x320").items() if "pts_bbox_head" in k
-    }
+    official = {k: v for k, v in official_state_dict("cmt_voxel0100_r50_800x320").items() if "pts_bbox_head" in k}
     rule = official["pts_bbox_head.reference_points.weight"]
     official["pts_bbox_head.reference_points.weight"] = _reference_points(60, rule)
     load_weights(model, official, allow=("lidar", "image"))

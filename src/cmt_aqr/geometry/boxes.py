@@ -33,17 +33,13 @@ def encode_boxes(boxes: Tensor) -> Tensor:
     The code's order is cx, cy, log l, log w, cz, log h, sin yaw, cos yaw, vx, vy (CMT's release).
     """
     x, y, z, length, width, height, yaw, vx, vy = boxes.unbind(-1)
-    return torch.stack(
-        (x, y, length.log(), width.log(), z, height.log(), yaw.sin(), yaw.cos(), vx, vy), dim=-1
-    )
+    return torch.stack((x, y, length.log(), width.log(), z, height.log(), yaw.sin(), yaw.cos(), vx, vy), dim=-1)
 
 
 def decode_boxes(codes: Tensor) -> Tensor:
     """Turn regression codes (..., 10) back into boxes (..., 9): the inverse of :func:`encode_boxes`."""
     x, y, log_l, log_w, z, log_h, sine, cosine, vx, vy = codes.unbind(-1)
-    return torch.stack(
-        (x, y, z, log_l.exp(), log_w.exp(), log_h.exp(), torch.atan2(sine, cosine), vx, vy), dim=-1
-    )
+    return torch.stack((x, y, z, log_l.exp(), log_w.exp(), log_h.exp(), torch.atan2(sine, cosine), vx, vy), dim=-1)
 
 
 def box_corners(boxes: Tensor) -> Tensor:

@@ -35,9 +35,7 @@ class BEVGrid:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         low, high = self.point_range[:3], self.point_range[3:]
         if any(a >= b for a, b in zip(low, high, strict=True)):
-            raise ValueError(
-                f"grid.point_range={list(self.point_range)}: each minimum must be below its maximum"
-            )
+            raise ValueError(f"grid.point_range={list(self.point_range)}: each minimum must be below its maximum")
         if any(size <= 0 for size in self.voxel_size):
             raise ValueError(f"grid.voxel_size={list(self.voxel_size)}: sizes in metres must be above 0")
         if any(cells % self.stride for cells in self.sparse_shape[1:]):
@@ -60,8 +58,7 @@ class BEVGrid:
     def aligned(self) -> bool:
         """Whether the cells span exactly the range, so that features and position encodings agree."""
         return all(
-            abs(self.voxel_size[axis] * self.sparse_shape[2 - axis] - self.extent[axis]) < 1e-6
-            for axis in (0, 1)
+            abs(self.voxel_size[axis] * self.sparse_shape[2 - axis] - self.extent[axis]) < 1e-6 for axis in (0, 1)
         )
 
     @property

@@ -35,9 +35,7 @@ class CMT(nn.Module):
     ) -> None:
         super().__init__()
         if lidar is None and image is None:
-            raise ValueError(
-                "model.lidar and model.image are both null: a detector needs at least one sensor"
-            )
+            raise ValueError("model.lidar and model.image are both null: a detector needs at least one sensor")
         self.lidar = lidar
         self.image = image
         self.head = head

@@ -111,9 +111,7 @@ class Decoder(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            DecoderLayer(embed_dims, heads, feedforward, dropout) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(DecoderLayer(embed_dims, heads, feedforward, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(embed_dims)
 
     def forward(

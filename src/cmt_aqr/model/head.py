@@ -181,9 +181,7 @@ class Head(nn.Module):
         points = ray_points(rays, img2lidar, depths)
         return self.rv_embedding(((points - rays.new_tensor(low)) * scale).flatten(-2))
 
-    def image_position(
-        self, img2lidar: Tensor, image_size: tuple[int, int], map_size: tuple[int, int]
-    ) -> Tensor:
+    def image_position(self, img2lidar: Tensor, image_size: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
         """Position embedding (batch, view, cell, channel) of the image cells, row-major.
 
         Args:
@@ -224,7 +222,8 @@ class Head(nn.Module):
         high = reference_points.new_tensor(self.point_range[3:])
         pixels, depth, seen = project_to_images(reference_points * (high - low) + low, lidar2img, image_size)
         # The third coordinate is 1, but in the release it carries the gradient of depth / depth.detach().
-        rays = torch.cat((pixels, (1 + (depth - depth.detach()) / depth.detach())[..., None]), dim=-1)
+        unit = 1 + (depth - depth.detach()) / depth.detach().clamp(min=1e-6)
+        rays = torch.cat((pixels, unit[..., None]), dim=-1)
         batch, _, queries = seen.shape
         if seen.device.type != "cpu":
             # Picking out the seen pairs would make the host wait for the device: there, compute all.

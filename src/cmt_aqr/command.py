@@ -1,0 +1,135 @@
+"""What all commands share: composing the configuration, and saying what is wrong with it in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cmt_aqr.errors import UserError
+
+_FLAGS_WITH_VALUES = (
+    "-cd",
+    "--config-dir",
+    "-cn",
+    "--config-name",
+    "-cp",
+    "--config-path",
+    "--experimental-rerun",
+)
+
+
+def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Make a function of a composed configuration into a command line.
+
+    A mistake in the overrides, and every :class:`UserError`, ends the command with one sentence on stderr and
+    exit status 1; ``HYDRA_FULL_ERROR=1`` shows the traceback as well.
+
+    Args:
+        config_dir: folder of the Hydra configuration.
+        config_name: name of the primary configuration in it.
+    """
+
+    def wrap(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def job(config: DictConfig) -> Any:
+            try:
+                return function(config)
+            except UserError as error:
+                if _full_errors() or HydraConfig.get().mode == RunMode.MULTIRUN:
+                    raise
+                sys.exit(f"error: {error}")
+
+        def main() -> None:
+            try:
+                check_overrides(config_dir, config_name, sys.argv[1:])
+            except UserError as error:
+                if _full_errors():
+                    raise
+                sys.exit(f"error: {error}")
+            hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(job)()
+
+        return main
+
+    return wrap
+
+
+def _full_errors() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def check_overrides(config_dir: Path, config_name: str, arguments: list[str]) -> None:
+    """Compose once before Hydra does, to explain a mistake in one sentence.
+
+    Hydra's own messages take several lines and name no alternatives.
+
+    Raises:
+        UserError: for an unknown key, group or option, or an override that cannot be read.
+    """
+    if any(flag in arguments for flag in _FLAGS_WITH_VALUES):
+        return
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
+        try:
+            singles = list(_without_sweeps(overrides))
+            hydra.compose(config_name, singles, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_explain(error, config_name, overrides)) from error
+
+
+def _without_sweeps(overrides: list[str]) -> Iterator[str]:
+    """The overrides, with the first value of each sweep in place of the sweep."""
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.is_sweep_override():
+            yield f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
+        else:
+            yield str(override.input_line)
+
+
+def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
+    """One sentence out of Hydra's several lines, with the nearest existing key where a key is unknown."""
+    text = " ".join(str(error).split())
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown is None:
+        return text
+    key = unknown.group(1).lstrip("+~").split("@")[0]
+    given = next((item for item in overrides if key in item), key)
+    groups = [item for item in overrides if "/" not in item and "." not in item.split("=")[0] and key not in item]
+    known = list(flatten(_composed(config_name, groups)))
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"keys there are {', '.join(siblings[:20])}"
+    return f"{given}: there is no key {key} in the configuration; {hint} (+{given} adds a new key)"
+
+
+def _composed(config_name: str, overrides: list[str]) -> DictConfig:
+    try:
+        return hydra.compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException):
+        return hydra.compose(config_name)
+
+
+def flatten(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys of a configuration, groups and leaves."""
+    for key in config:
+        name = f"{prefix}{key}"
+        yield name
+        if not OmegaConf.is_interpolation(config, key) and OmegaConf.is_dict(config._get_node(key)):
+            child = config._get_node(key)
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+                yield from flatten(child, f"{name}.")

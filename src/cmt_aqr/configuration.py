@@ -1,0 +1,129 @@
+"""Checks of the composed configuration, before any data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.training.optimization import Multipliers, OptimizerSettings
+
+
+def build(config: DictConfig | None, **arguments: Any) -> Any:
+    """Instantiate a configuration; a refused value becomes a :class:`UserError` with the refusal's sentence."""
+    try:
+        return hydra.utils.instantiate(config, **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError | FileNotFoundError):
+            raise UserError(str(cause)) from error
+        raise
+
+
+def optimizer_settings(config: DictConfig) -> OptimizerSettings:
+    """The ``optimizer`` group as checked settings."""
+    return _checked(lambda: OptimizerSettings(**_plain(config.optimizer)))
+
+
+def multipliers(config: DictConfig) -> Multipliers:
+    """The ``lr_mult`` group as checked settings."""
+    return _checked(lambda: Multipliers.from_config(_plain(config.lr_mult)))
+
+
+def check_config(config: DictConfig, overrides: Sequence[str] = ()) -> None:
+    """Refuse values out of range and pairs that contradict each other.
+
+    Args:
+        config: the composed configuration of a training run.
+        overrides: what was given on the command line, to tell a contradiction from a preset.
+
+    Raises:
+        UserError: naming key, value and what is allowed.
+    """
+    given = {item.lstrip("+~").split("=")[0] for item in overrides}
+    _check_numbers(config)
+    _check_contradictions(config, given)
+    optimizer_settings(config)
+    multipliers(config)
+    for group in ("renderer", "modulator", "clamp_schedule"):
+        build(config[group])
+
+
+def _check_numbers(config: DictConfig) -> None:
+    lowest = {
+        "seed": 0,
+        "data.batch_size": 1,
+        "data.num_workers": 0,
+        "evaluation.max_detections": 1,
+        "trainer.accumulate_grad_batches": 1,
+        "model.layers": 1,
+        "model.queries": 1,
+        "training.denoising.groups": 0,
+    }
+    for key, least in lowest.items():
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"{key}={value}: must be a whole number of {least} or more")
+    epochs, steps = config.trainer.max_epochs, config.trainer.max_steps
+    if (epochs is None or epochs < 0) and steps < 0:
+        raise UserError(f"trainer.max_epochs={epochs} and trainer.max_steps={steps}: one must set an end")
+
+
+def _check_contradictions(config: DictConfig, given: set[str]) -> None:
+    milestones = config.clamp_schedule.milestones
+    if milestones and "renderer.max_weight_clamp" in given:
+        raise UserError(
+            f"renderer.max_weight_clamp={config.renderer.max_weight_clamp} contradicts the clamp schedule, which "
+            f"sets the clamp by epoch ({_plain(milestones)}): give one of them, or clamp_schedule=constant"
+        )
+    if config.aqr is None:
+        unused = sorted(key for key in given if key.split(".")[0] in ("renderer", "modulator"))
+        if unused:
+            raise UserError(f"{unused[0]} has no effect with aqr=none: drop it, or choose aqr=default")
+        if milestones:
+            raise UserError("clamp_schedule has milestones, but aqr=none has nothing to clamp: drop one of them")
+    if config.ckpt_path and config.weights:
+        raise UserError(
+            f"ckpt_path={config.ckpt_path} and weights={config.weights}: a run goes on from a checkpoint or "
+            "starts from weights, not both"
+        )
+    for key in ("ckpt_path", "weights"):
+        if config[key] and not Path(config[key]).is_file():
+            raise UserError(f"{key}={config[key]}: there is no such file")
+
+
+def _plain(config: Any) -> Any:
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def _checked(make: Any) -> Any:
+    try:
+        return make()
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+
+
+def with_overrides(saved: dict[str, Any], composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A checkpoint's configuration with the overrides of a later command put in.
+
+    Args:
+        saved: the configuration in the checkpoint.
+        composed: the later command's own composition, which holds the overridden values.
+        overrides: as given on the command line: ``group=choice`` replaces the group, ``a.b=c`` the value.
+
+    Raises:
+        UserError: for ``experiment=``, which would replace what the checkpoint was trained with.
+    """
+    config = OmegaConf.create(saved)
+    keys = [item.lstrip("+~").split("=")[0].split("@")[0] for item in overrides]
+    if "experiment" in keys:
+        raise UserError("experiment= cannot be changed after training: override single values or data= instead")
+    for key in ["ckpt_path", "name", *keys]:
+        value = OmegaConf.select(composed, key.replace("/", "."))
+        OmegaConf.update(config, key.replace("/", "."), value, merge=False, force_add=True)
+    return config

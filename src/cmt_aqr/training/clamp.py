@@ -1,0 +1,76 @@
+"""The clamp schedule: how high AQR's maps may rise, by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+
+from cmt_aqr.training.module import DetectorModule
+
+
+class ClampSchedule(L.Callback):
+    """Sets ``renderer.max_weight_clamp`` by epoch, and logs it.
+
+    The clamp's current value is a buffer of the renderer, so it travels in every checkpoint and evaluation
+    uses it as it was. A resumed run takes the value of the epoch it stands in.
+
+    Args:
+        milestones: epoch -> clamp from that epoch on, e.g. ``{0: 2.5, 6: 2.0, 16: 1.5}``. Empty: the
+            renderer's own value stays.
+        mode: ``step`` holds each value until the next milestone, ``linear`` goes straight to it.
+
+    Raises:
+        ValueError: for milestones that do not begin at epoch 0, do not increase, or hold a value not above 0.
+    """
+
+    def __init__(self, milestones: Mapping[int, float] | None = None, mode: str = "step") -> None:
+        self.milestones = {int(epoch): float(value) for epoch, value in (milestones or {}).items()}
+        self.mode = mode
+        epochs = list(self.milestones)
+        if mode not in ("step", "linear"):
+            raise ValueError(f"clamp_schedule.mode={mode}: must be step or linear")
+        if epochs and (epochs[0] != 0 or epochs != sorted(set(epochs))):
+            raise ValueError(f"clamp_schedule.milestones={self.milestones}: epochs must begin at 0 and increase")
+        for epoch, value in self.milestones.items():
+            if not value > 0:
+                raise ValueError(f"clamp_schedule.milestones[{epoch}]={value}: a clamp must be above 0")
+
+    def value_at(self, epoch: int) -> float | None:
+        """The clamp in an epoch, or ``None`` where there are no milestones."""
+        passed = [start for start in self.milestones if start <= epoch]
+        if not passed:
+            return None
+        start, value = passed[-1], self.milestones[passed[-1]]
+        following = [later for later in self.milestones if later > epoch]
+        if self.mode == "step" or not following:
+            return value
+        share = (epoch - start) / (following[0] - start)
+        return value + share * (self.milestones[following[0]] - value)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse a schedule without anything to clamp."""
+        if self.milestones and _renderer(pl_module) is None:
+            raise ValueError("clamp_schedule has milestones but aqr=none has nothing to clamp: drop one of them")
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set the epoch's clamp and log it."""
+        renderer = _renderer(pl_module)
+        if renderer is None:
+            return
+        value = self.value_at(trainer.current_epoch)
+        if value is not None:
+            renderer.set_clamp(value)
+        current = renderer.max_weight_clamp
+        pl_module.log("aqr/max_weight_clamp", float("inf") if current is None else float(current))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Milestones and mode, to tell on a resume what the run was following."""
+        return {"milestones": dict(self.milestones), "mode": self.mode}
+
+
+def _renderer(module: L.LightningModule) -> Any:
+    if not isinstance(module, DetectorModule):
+        raise TypeError(f"ClampSchedule works on a DetectorModule, not on {type(module).__name__}")
+    return None if module.model.aqr is None else module.model.aqr.renderer

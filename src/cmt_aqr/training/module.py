@@ -1,0 +1,141 @@
+"""The LightningModule: one training step, one evaluation step, one optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from cmt_aqr.evaluation.decoding import decode
+from cmt_aqr.evaluation.metric import NuScenesMetric
+from cmt_aqr.model.cmt import CMT
+from cmt_aqr.structures import Batch, Predictions
+from cmt_aqr.training.denoising import Denoising
+from cmt_aqr.training.losses import Criterion
+from cmt_aqr.training.optimization import Multipliers, OptimizerSettings, module_of
+
+
+class DetectorModule(L.LightningModule):
+    """Trains and evaluates a :class:`~cmt_aqr.model.cmt.CMT`.
+
+    Args:
+        model: the detector.
+        criterion: its losses.
+        denoising: makes denoising queries; ``None`` trains without.
+        optimizer: AdamW's settings and schedule.
+        multipliers: learning-rate and weight-decay factors by module.
+        metric: nuScenes' official metric; ``None`` for a module that only trains.
+        samples_per_step: frames a step over all processes, for the learning rate's scale.
+        max_detections: boxes kept a frame in evaluation.
+        seed: of dropout and denoising noise, together with the step.
+        config: the composed configuration, kept in every checkpoint.
+    """
+
+    model: CMT
+
+    def __init__(
+        self,
+        model: CMT,
+        criterion: Criterion,
+        denoising: Denoising | None,
+        optimizer: OptimizerSettings,
+        multipliers: Multipliers,
+        metric: NuScenesMetric | None = None,
+        samples_per_step: int = 1,
+        max_detections: int = 300,
+        seed: int = 0,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+        self.denoising = denoising
+        self.optimizer_settings = optimizer
+        self.multipliers = multipliers
+        self.metric = metric
+        self.samples_per_step = samples_per_step
+        self.max_detections = max_detections
+        self.seed = seed
+        self.config = config or {}
+        self.evaluated: tuple[int, dict[str, float]] | None = None
+        """The last full evaluation: the step it was made at, and its metrics."""
+        self._frozen = [part for name, part in self._parts() if name in multipliers.frozen()]
+        for name, parameter in model.named_parameters():
+            if module_of(name) in multipliers.frozen():
+                parameter.requires_grad_(False)
+
+    def _parts(self) -> list[tuple[str, nn.Module]]:
+        """Submodules of the model with the multiplier name that all their parameters go by."""
+        model = self.model
+        found: list[tuple[str, nn.Module | None]] = [
+            ("img_backbone", getattr(model.image, "backbone", None)),
+            ("img_neck", getattr(model.image, "neck", None)),
+            ("pts_backbone", model.lidar),
+            ("aqr_weight_generator", model.aqr),
+            ("transformer", model.decoder),
+        ]
+        for name, child in model.head.named_children():
+            found.append((module_of(f"head.{name}."), child))
+        return [(name, part) for name, part in found if part is not None]
+
+    def train(self, mode: bool = True) -> DetectorModule:
+        """Switch mode; frozen modules stay in evaluation mode, batch norm statistics included."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
+    def forward(self, batch: Batch) -> Predictions:
+        """Predictions of the model, without denoising queries."""
+        return self.model(batch)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout and noise by (seed, step, process): a resumed run draws what an unbroken one would."""
+        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a batch: the sum of all terms, each logged."""
+        targets = None
+        if self.denoising is not None:
+            head = self.model.head
+            targets = self.denoising(batch, len(head.reference_points), tuple(head.point_range))
+        predictions = self.model(batch, None if targets is None else targets.queries)
+        losses = self.criterion(predictions, batch, targets)
+        total = torch.stack(list(losses.values())).sum()
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=batch.size)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=batch.size)
+        return total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Decode a batch and hand it to the metric."""
+        if self.metric is None:
+            raise RuntimeError("this DetectorModule was built without a metric and cannot evaluate")
+        detections = decode(self.model(batch).matching, self.max_detections)
+        self.metric.update(detections, batch.tokens, batch.lidar2global)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute, log and keep the official metrics."""
+        if self.metric is None:
+            return
+        metrics = self.metric.compute()
+        self.metric.reset()
+        # Every process holds the gathered result already, so there is nothing to synchronise.
+        self.log_dict({f"val/{name}": float(value) for name, value in metrics.items()}, sync_dist=False)
+        self.log("NDS", float(metrics["NDS"]), prog_bar=True, logger=False)
+        self.log("mAP", float(metrics["mAP"]), prog_bar=True, logger=False)
+        if not self.trainer.sanity_checking:
+            self.evaluated = self.global_step, metrics
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW and its schedule, stepped every step."""
+        optimizer, scheduler = self.optimizer_settings.build(
+            self.model, self.multipliers, self.samples_per_step, int(self.trainer.estimated_stepping_batches)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the configuration in the checkpoint, as plain values."""
+        checkpoint["config"] = self.config

@@ -1,0 +1,193 @@
+"""AdamW with multipliers per module, and the one-cycle schedule CMT trains with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+MODULES: dict[str, tuple[str, ...]] = {
+    "img_backbone": ("image.backbone.",),
+    "img_neck": ("image.neck.",),
+    "pts_backbone": ("lidar.",),
+    "aqr_weight_generator": ("aqr.",),
+    "transformer": ("decoder.",),
+    "task_heads": ("head.task.",),
+    "embeddings": ("head.",),
+}
+"""Modules by the names that multipliers go by, and their parameters' prefixes; the first match counts.
+
+``pts_backbone`` is the whole LiDAR branch; ``embeddings`` is what the head holds beside its outputs.
+"""
+
+
+def module_of(parameter: str) -> str:
+    """Name of the module (a key of ``MODULES``) that a parameter of CMT belongs to.
+
+    Raises:
+        KeyError: for a parameter outside all of them.
+    """
+    for name, prefixes in MODULES.items():
+        if parameter.startswith(prefixes):
+            return name
+    raise KeyError(f"parameter {parameter} belongs to none of the modules {', '.join(MODULES)}")
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Factors on the learning rate and on the weight decay, by module; a module not named has 1.
+
+    A learning rate multiplier of 0 freezes: no gradient, and batch norm keeps its statistics.
+    """
+
+    lr: Mapping[str, float] = field(default_factory=dict)
+    weight_decay: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for kind, values in (("lr_mult", self.lr), ("lr_mult.weight_decay", self.weight_decay)):
+            for name, value in values.items():
+                if name not in MODULES:
+                    raise ValueError(f"{kind}.{name}={value}: no such module; choose from {', '.join(MODULES)}")
+                if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                    raise ValueError(f"{kind}.{name}={value}: must be a number of 0 (frozen) or more")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Multipliers:
+        """Read a ``lr_mult`` group: a factor a module, and ``weight_decay`` with the same keys."""
+        rates = {name: value for name, value in config.items() if name != "weight_decay"}
+        return cls(lr=rates, weight_decay=dict(config.get("weight_decay") or {}))
+
+    def frozen(self) -> set[str]:
+        """Names of the modules that do not learn."""
+        return {name for name, value in self.lr.items() if value == 0}
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, weight_decay: float, multipliers: Multipliers
+) -> list[dict[str, Any]]:
+    """Optimiser groups, one a module that has anything to learn, named after it."""
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in MODULES}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members[module_of(name)].append(parameter)
+    return [
+        {
+            "name": name,
+            "params": parameters,
+            "lr": lr * multipliers.lr.get(name, 1.0),
+            "weight_decay": weight_decay * multipliers.weight_decay.get(name, 1.0),
+        }
+        for name, parameters in members.items()
+        if parameters
+    ]
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW's settings.
+
+    Attributes:
+        lr: base learning rate.
+        weight_decay: decoupled weight decay.
+        lr_for_batch: number of samples a step that ``lr`` is meant for; another number scales it in
+            proportion. ``None`` takes ``lr`` as it is.
+        schedule: ``one_cycle`` or ``constant``.
+        peak: one-cycle: the highest learning rate, as a multiple of ``lr``.
+        final: one-cycle: the last learning rate, as a multiple of ``lr``.
+        warmup: one-cycle: share of the steps going up; constant: share of the steps of linear warm-up.
+        lowest_beta: one-cycle: beta1 at the peak.
+    """
+
+    lr: float = 2e-4
+    weight_decay: float = 0.01
+    lr_for_batch: int | None = None
+    schedule: str = "one_cycle"
+    peak: float = 6.0
+    final: float = 1e-4
+    warmup: float = 0.4
+    lowest_beta: float = 0.805
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < 1:
+            raise ValueError(f"optimizer.lr={self.lr}: must be above 0 and below 1")
+        if self.weight_decay < 0:
+            raise ValueError(f"optimizer.weight_decay={self.weight_decay}: must be 0 or more")
+        if self.schedule not in ("one_cycle", "constant"):
+            raise ValueError(f"optimizer.schedule={self.schedule}: must be one_cycle or constant")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"optimizer.warmup={self.warmup}: must be in [0, 1)")
+        if self.lr_for_batch is not None and self.lr_for_batch <= 0:
+            raise ValueError(f"optimizer.lr_for_batch={self.lr_for_batch}: must be above 0, or null")
+
+    def scaled_lr(self, samples: int) -> float:
+        """Learning rate for this many samples a step: in proportion to ``lr_for_batch``, if given."""
+        return self.lr if self.lr_for_batch is None else self.lr * samples / self.lr_for_batch
+
+    def build(
+        self, model: nn.Module, multipliers: Multipliers, samples: int, steps: int
+    ) -> tuple[Optimizer, LRScheduler]:
+        """Optimiser and scheduler for a run of ``steps`` steps of ``samples`` samples."""
+        groups = parameter_groups(model, self.scaled_lr(samples), self.weight_decay, multipliers)
+        optimizer = AdamW(groups, betas=(0.9, 0.999), weight_decay=self.weight_decay)
+        if self.schedule == "constant":
+            return optimizer, ConstantWithWarmup(optimizer, steps, self.warmup)
+        return optimizer, OneCycle(optimizer, steps, self.peak, self.final, self.warmup, self.lowest_beta)
+
+
+class ConstantWithWarmup(LRScheduler):
+    """A linear rise over the first ``warmup`` of all steps, then constant."""
+
+    def __init__(self, optimizer: Optimizer, steps: int, warmup: float) -> None:
+        self.rise = max(1, round(steps * warmup))
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Learning rate of every group at the current step."""
+        factor = min(1.0, (self.last_epoch + 1) / self.rise)
+        return [base * factor for base in self.base_lrs]
+
+
+class OneCycle(LRScheduler):
+    """One cosine cycle of the learning rate, with beta1 moving against it (as mmcv's cyclic updaters).
+
+    The rate goes from its base to ``peak`` times the base over the first ``warmup`` of all steps, then to
+    ``final`` times the base; beta1 goes from the optimiser's value to ``lowest_beta`` and back.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        steps: int,
+        peak: float,
+        final: float,
+        warmup: float,
+        lowest_beta: float,
+    ) -> None:
+        self.steps = max(1, steps)
+        self.peak, self.final, self.lowest_beta = peak, final, lowest_beta
+        self.turn = max(1, int(self.steps * warmup))
+        self.base_beta = optimizer.param_groups[0]["betas"][0]
+        super().__init__(optimizer)
+
+    def _between(self, start: float, middle: float, end: float) -> float:
+        step = min(self.last_epoch, self.steps)
+        if step < self.turn:
+            begin, stop, progress = start, middle, step / self.turn
+        else:
+            begin, stop = middle, end
+            progress = (step - self.turn) / max(1, self.steps - self.turn)
+        return stop + (begin - stop) * (1 + math.cos(math.pi * progress)) / 2
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Learning rate of every group at the current step; sets beta1 on the way."""
+        beta = self._between(self.base_beta, self.lowest_beta, self.base_beta)
+        for group in self.optimizer.param_groups:
+            group["betas"] = (beta, group["betas"][1])
+        factor = self._between(1.0, self.peak, self.final)
+        return [base * factor for base in self.base_lrs]
