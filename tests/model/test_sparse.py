@@ -36,7 +36,9 @@ def to_dense(values: Tensor, sites: Sites) -> Tensor:
     """(batch, channel, z, y, x), written the obvious way."""
     result = values.new_zeros(sites.batch_size, values.shape[1], *sites.shape)
     b, z, y, x = sites.coords.unbind(1)
-    return result.index_put((b[:, None], torch.arange(values.shape[1]), z[:, None], y[:, None], x[:, None]), values)
+    return result.index_put(
+        (b[:, None], torch.arange(values.shape[1]), z[:, None], y[:, None], x[:, None]), values
+    )
 
 
 def at_sites(dense: Tensor, sites: Sites) -> Tensor:
@@ -48,7 +50,9 @@ def conv3d_weight(weight: Tensor) -> Tensor:
     return weight.permute(4, 3, 0, 1, 2)
 
 
-def compare_with_dense(features: Tensor, weight: Tensor, sites: Sites, mode: object, tolerance: float) -> None:
+def compare_with_dense(
+    features: Tensor, weight: Tensor, sites: Sites, mode: object, tolerance: float
+) -> None:
     """Values and both gradients of a sparse convolution against conv3d at the sites that it answers at."""
     if mode == "submanifold":
         out_sites, rulebook, dense_args = sites, sites.submanifold, {"padding": 1}
@@ -79,7 +83,9 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         monkeypatch.setattr(sparse, "_weight_gradient", sparse._weight_gradient_neighbours)
     else:
         monkeypatch.setattr(
-            sparse, "plan_pairs", lambda neighbours, inputs: plan_pairs(neighbours, inputs, pairs_per_chunk=50)
+            sparse,
+            "plan_pairs",
+            lambda neighbours, inputs: plan_pairs(neighbours, inputs, pairs_per_chunk=50),
         )
     return request.param
 
@@ -87,7 +93,9 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 @pytest.mark.parametrize("mode", ["submanifold", *STRIDED])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
-def test_equals_dense_convolution(path: str, mode: object, dtype: torch.dtype, tolerance: float, share: float) -> None:
+def test_equals_dense_convolution(
+    path: str, mode: object, dtype: torch.dtype, tolerance: float, share: float
+) -> None:
     sites = random_sites((7, 6, 9), 2, share)
     generator = torch.Generator().manual_seed(1)
     kernel = (3, 3, 3) if mode == "submanifold" else mode[0]

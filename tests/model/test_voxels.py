@@ -59,7 +59,15 @@ def test_equals_the_slow_way(counts: tuple[int, ...], max_points: int, max_voxel
 
 def test_points_on_the_borders() -> None:
     """The lower border is inside, the upper one and what is not a number is outside."""
-    rows = [[-2, -2, -1], [2, 0, 0], [0, 2, 0], [0, 0, 1], [float("nan"), 0, 0], [float("inf"), 0, 0], [1.999, 0, 0]]
+    rows = [
+        [-2, -2, -1],
+        [2, 0, 0],
+        [0, 2, 0],
+        [0, 0, 1],
+        [float("nan"), 0, 0],
+        [float("inf"), 0, 0],
+        [1.999, 0, 0],
+    ]
     points = torch.tensor([[*row, 1.0, 0.0] for row in rows])
     voxels = hard_voxelize(points, (len(rows),), GRID)
     assert voxels.coords.tolist() == [[0, 0, 0, 0], [0, 2, 4, 7]]

@@ -274,7 +274,12 @@ class LidarBranch(nn.Module):
             norm_momentum,
         )
         self.backbone = SECOND(
-            self.encoder.out_channels, backbone_channels, backbone_layers, backbone_strides, norm_eps, norm_momentum
+            self.encoder.out_channels,
+            backbone_channels,
+            backbone_layers,
+            backbone_strides,
+            norm_eps,
+            norm_momentum,
         )
         first = backbone_strides[0]
         scales = [math.prod(backbone_strides[: level + 1]) // first for level in range(len(backbone_strides))]

@@ -195,9 +195,7 @@ def _weight_gradient_pairs(features: Tensor, gradient: Tensor, rulebook: Ruleboo
 def _weight_gradient_neighbours(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
     """Gradient (offset, in, out) of the kernel, one product for each offset."""
     padded = functional.pad(features, (0, 0, 0, 1))
-    return torch.stack(
-        [padded.index_select(0, inputs).T @ gradient for inputs in rulebook.neighbours]
-    )
+    return torch.stack([padded.index_select(0, inputs).T @ gradient for inputs in rulebook.neighbours])
 
 
 def _weight_gradient(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
