@@ -1,0 +1,107 @@
+"""The image branch: a timm backbone and a feature pyramid's stride-16 level (FPN, Lin et al., CVPR 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class ImageNeck(nn.Module):
+    """Feature pyramid that gives its finest level only: 1 x 1 laterals, added top-down, then a 3 x 3."""
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
+        """Build laterals for maps of ``in_channels``, finest first."""
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(width, out_channels, 1) for width in in_channels)
+        self.output = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Merge maps, finest first, to (image, channel, h, w) at the finest one's resolution.
+
+        A coarser map is enlarged to the size of the finer one, whatever the ratio (nearest neighbour).
+        """
+        laterals = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
+        merged = laterals[-1]
+        for finer in reversed(laterals[:-1]):
+            merged = finer + functional.interpolate(merged, size=finer.shape[-2:], mode="nearest")
+        return self.output(merged)
+
+
+class ImageBranch(nn.Module):
+    """Images to feature maps at the stride of the finest level used, 16 by default."""
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        out_indices: Sequence[int] = (3, 4),
+        out_channels: int = 256,
+        pretrained: bool = False,
+        norm_eval: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
+        """Build the branch.
+
+        Args:
+            backbone: a timm model that gives feature maps, or ``vovnet99_ese`` (VoVNet V2-99 as published).
+            out_indices: feature levels, finest first; 3 and 4 have strides 16 and 32 in the ResNets.
+            out_channels: channels of the result.
+            pretrained: download timm's weights.
+            norm_eval: keep the backbone's batch norms in eval mode in training, as the published recipes do.
+            checkpointing: compute the backbone's activations again in the backward pass to save memory.
+
+        Raises:
+            ValueError: for a backbone that timm does not know, or checkpointing with training batch norms.
+        """
+        super().__init__()
+        if checkpointing and not norm_eval:
+            raise ValueError(
+                "image branch: checkpointing=true with norm_eval=false would update the batch norms' running "
+                "statistics twice a step; set norm_eval=true or checkpointing=false"
+            )
+        self.backbone = create_backbone(backbone, tuple(out_indices), pretrained)
+        self.backbone.set_grad_checkpointing(checkpointing)
+        self.neck = ImageNeck(self.backbone.feature_info.channels(), out_channels)
+        self.norm_eval = norm_eval
+        self.out_channels = out_channels
+        self.stride: int = self.backbone.feature_info.reduction()[0]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training; the backbone's batch norms stay in eval mode if ``norm_eval``."""
+        super().train(mode)
+        if self.norm_eval:
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: (batch, view, 3, height, width), normalised.
+
+        Returns:
+            (batch, view, out_channels, h, w), h and w being height and width over :attr:`stride`, rounded up.
+        """
+        batch, views = images.shape[:2]
+        flat = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return self.neck(self.backbone(flat)).unflatten(0, (batch, views))
+
+
+def create_backbone(name: str, out_indices: tuple[int, ...], pretrained: bool = False) -> nn.Module:
+    """Create a timm backbone that returns a list of feature maps, finest first.
+
+    Raises:
+        ValueError: where timm has no such model.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"image backbone {name!r} is no timm model; see timm.list_models() for their names")
+    return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=out_indices)

@@ -1,0 +1,325 @@
+"""The LiDAR branch: points to a BEV feature map (sparse encoder and SECOND, Yan et al., Sensors 2018)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cmt_aqr.constants import POINT_FEATURES
+from cmt_aqr.geometry.grid import BEVGrid
+from cmt_aqr.model.sparse import (
+    Sites,
+    SparseBatchNorm,
+    SparseTensor,
+    StridedSparseConv3d,
+    SubmanifoldConv3d,
+    Triple,
+    strided_shape,
+)
+from cmt_aqr.model.voxels import Voxels, hard_voxelize
+
+STAGE_KERNEL: Triple = (3, 3, 3)
+STAGE_STRIDE: Triple = (2, 2, 2)
+OUTPUT_KERNEL: Triple = (3, 1, 1)
+OUTPUT_STRIDE: Triple = (2, 1, 1)
+
+
+class SparseConvNormAct(nn.Module):
+    """Sparse convolution, batch norm, ReLU."""
+
+    def __init__(self, conv: SubmanifoldConv3d | StridedSparseConv3d, norm: SparseBatchNorm) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Apply all three."""
+        x = self.conv(x)
+        return x.replace(torch.relu(self.norm(x.features)))
+
+
+class SparseBasicBlock(nn.Module):
+    """Residual block of two submanifold convolutions, ResNet's basic block on sites."""
+
+    def __init__(self, channels: int, norm_eps: float, norm_momentum: float) -> None:
+        super().__init__()
+        self.conv1 = SubmanifoldConv3d(channels, channels)
+        self.norm1 = SparseBatchNorm(channels, eps=norm_eps, momentum=norm_momentum)
+        self.conv2 = SubmanifoldConv3d(channels, channels)
+        self.norm2 = SparseBatchNorm(channels, eps=norm_eps, momentum=norm_momentum)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Return x + f(x), rectified, at the same sites."""
+        inner = self.conv1(x)
+        inner = self.conv2(inner.replace(torch.relu(self.norm1(inner.features))))
+        return x.replace(torch.relu(self.norm2(inner.features) + x.features))
+
+
+class SparseStage(nn.Module):
+    """Residual blocks at one resolution, then a strided convolution to the next (none after the last)."""
+
+    def __init__(self, blocks: Sequence[nn.Module], down: SparseConvNormAct | None) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.down = down
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Encode and go down."""
+        x = self.blocks(x)
+        return x if self.down is None else self.down(x)
+
+
+class SparseEncoder(nn.Module):
+    """Voxels to a dense BEV map; float32 throughout, autocast or not."""
+
+    def __init__(
+        self,
+        shape: Triple,
+        input_channels: int,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        paddings: Sequence[Sequence[int]],
+        output_channels: int,
+        norm_eps: float,
+        norm_momentum: float,
+    ) -> None:
+        """Build the encoder.
+
+        Args:
+            shape: voxels along z, y, x.
+            input_channels: features of a voxel.
+            channels: of each stage; the strided convolution at a stage's end leads to the next stage's.
+            blocks: residual blocks of each stage.
+            paddings: (z, y, x) padding of each strided convolution, one fewer than stages.
+            output_channels: channels for each of the remaining z cells.
+            norm_eps: epsilon of the batch norms.
+            norm_momentum: momentum of the batch norms.
+
+        Raises:
+            ValueError: where the sequences do not fit each other or z runs out of cells.
+        """
+        super().__init__()
+        if len(blocks) != len(channels) or len(paddings) != len(channels) - 1:
+            raise ValueError(
+                f"lidar encoder: {len(channels)} stages in encoder_channels={list(channels)} need as many "
+                f"encoder_blocks (given {list(blocks)}) and one encoder_paddings fewer "
+                f"(given {[list(p) for p in paddings]})"
+            )
+
+        def norm(width: int) -> SparseBatchNorm:
+            return SparseBatchNorm(width, eps=norm_eps, momentum=norm_momentum)
+
+        self.input = SparseConvNormAct(SubmanifoldConv3d(input_channels, channels[0]), norm(channels[0]))
+        self.stages = nn.ModuleList()
+        for stage, (width, depth) in enumerate(zip(channels, blocks, strict=True)):
+            down = None
+            if stage < len(channels) - 1:
+                z, y, x = paddings[stage]
+                conv = StridedSparseConv3d(
+                    width, channels[stage + 1], STAGE_KERNEL, STAGE_STRIDE, padding=(z, y, x)
+                )
+                down = SparseConvNormAct(conv, norm(channels[stage + 1]))
+                shape = strided_shape(shape, STAGE_KERNEL, STAGE_STRIDE, (z, y, x))
+            residual = [SparseBasicBlock(width, norm_eps, norm_momentum) for _ in range(depth)]
+            self.stages.append(SparseStage(residual, down))
+        self.output = SparseConvNormAct(
+            StridedSparseConv3d(channels[-1], output_channels, OUTPUT_KERNEL, OUTPUT_STRIDE, (0, 0, 0)),
+            norm(output_channels),
+        )
+        self.output_shape = strided_shape(shape, OUTPUT_KERNEL, OUTPUT_STRIDE, (0, 0, 0))
+        self.out_channels = output_channels * self.output_shape[0]
+
+    def forward(self, features: Tensor, sites: Sites) -> Tensor:
+        """Encode voxel features (voxel, channel) to (batch, channel * z, y, x), channel-major."""
+        with torch.autocast(features.device.type, enabled=False):
+            x = self.input(SparseTensor(features.to(self.input.conv.weight.dtype), sites))
+            for stage in self.stages:
+                x = stage(x)
+            return self.output(x).dense().flatten(1, 2)
+
+
+class SECOND(nn.Module):
+    """SECOND's 2D backbone: for each level a strided 3 x 3 convolution and more of stride 1."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: Sequence[int],
+        layers: Sequence[int],
+        strides: Sequence[int],
+        norm_eps: float,
+        norm_momentum: float,
+    ) -> None:
+        """Build the levels; ``layers`` counts the convolutions after each level's first."""
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for width, depth, stride in zip(channels, layers, strides, strict=True):
+            modules: list[nn.Module] = []
+            for layer in range(depth + 1):
+                step = stride if layer == 0 else 1
+                modules += [
+                    nn.Conv2d(in_channels, width, 3, stride=step, padding=1, bias=False),
+                    nn.BatchNorm2d(width, eps=norm_eps, momentum=norm_momentum),
+                    nn.ReLU(inplace=True),
+                ]
+                in_channels = width
+            self.blocks.append(nn.Sequential(*modules))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return one map a level, each computed from the one before."""
+        maps = []
+        for block in self.blocks:
+            x = block(x)
+            maps.append(x)
+        return maps
+
+
+class SECONDFPN(nn.Module):
+    """Brings SECOND's levels to the first one's resolution and concatenates them."""
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: Sequence[int],
+        scales: Sequence[int],
+        norm_eps: float,
+        norm_momentum: float,
+    ) -> None:
+        """Build a transposed convolution of stride ``scale`` for each level, 1 x 1 where it is 1."""
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for width_in, width, scale in zip(in_channels, channels, scales, strict=True):
+            conv: nn.Module
+            if scale == 1:
+                conv = nn.Conv2d(width_in, width, 1, bias=False)
+            else:
+                conv = nn.ConvTranspose2d(width_in, width, scale, stride=scale, bias=False)
+            norm = nn.BatchNorm2d(width, eps=norm_eps, momentum=norm_momentum)
+            self.blocks.append(nn.Sequential(conv, norm, nn.ReLU(inplace=True)))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return (batch, sum of channels, y, x)."""
+        return torch.cat([block(x) for block, x in zip(self.blocks, maps, strict=True)], dim=1)
+
+
+class LidarBranch(nn.Module):
+    """Points to a BEV feature map: hard voxels, sparse encoder, SECOND, FPN.
+
+    The defaults are the published sizes; a small model gives smaller numbers.
+    """
+
+    def __init__(
+        self,
+        grid: BEVGrid,
+        input_channels: int = POINT_FEATURES,
+        max_points: int = 10,
+        max_voxels: Sequence[int] = (120_000, 160_000),
+        encoder_channels: Sequence[int] = (16, 32, 64, 128),
+        encoder_blocks: Sequence[int] = (2, 2, 2, 2),
+        encoder_paddings: Sequence[Sequence[int]] = ((1, 1, 1), (1, 1, 1), (0, 1, 1)),
+        encoder_output_channels: int = 128,
+        backbone_channels: Sequence[int] = (128, 256),
+        backbone_layers: Sequence[int] = (5, 5),
+        backbone_strides: Sequence[int] = (1, 2),
+        neck_channels: Sequence[int] = (256, 256),
+        norm_eps: float = 1e-3,
+        norm_momentum: float = 0.01,
+    ) -> None:
+        """Build the branch.
+
+        Args:
+            grid: range, voxels and BEV stride.
+            input_channels: features of a point.
+            max_points: points averaged in a voxel.
+            max_voxels: voxels kept in a sample, in training and in evaluation.
+            encoder_channels: of each sparse stage; each stage but the last halves the resolution at its end.
+            encoder_blocks: residual blocks of each sparse stage.
+            encoder_paddings: (z, y, x) padding of each strided convolution.
+            encoder_output_channels: channels for each z cell that remains.
+            backbone_channels: of each SECOND level.
+            backbone_layers: convolutions of each SECOND level after its first.
+            backbone_strides: stride of each SECOND level.
+            neck_channels: of each level in the output.
+            norm_eps: epsilon of all batch norms.
+            norm_momentum: momentum of all batch norms; the published 0.01 is slow for short runs.
+
+        Raises:
+            ValueError: where the sizes do not fit each other or the grid.
+        """
+        super().__init__()
+        if not len(backbone_channels) == len(backbone_layers) == len(backbone_strides) == len(neck_channels):
+            raise ValueError(
+                f"lidar backbone: backbone_channels={list(backbone_channels)}, "
+                f"backbone_layers={list(backbone_layers)}, backbone_strides={list(backbone_strides)} and "
+                f"neck_channels={list(neck_channels)} must have one entry a level each"
+            )
+        if len(max_voxels) != 2:
+            raise ValueError(
+                f"lidar max_voxels={list(max_voxels)}: give two numbers, for training and for evaluation"
+            )
+        self.grid = grid
+        self.max_points = max_points
+        self.max_voxels = tuple(max_voxels)
+        self.encoder = SparseEncoder(
+            grid.sparse_shape,
+            input_channels,
+            encoder_channels,
+            encoder_blocks,
+            encoder_paddings,
+            encoder_output_channels,
+            norm_eps,
+            norm_momentum,
+        )
+        self.backbone = SECOND(
+            self.encoder.out_channels,
+            backbone_channels,
+            backbone_layers,
+            backbone_strides,
+            norm_eps,
+            norm_momentum,
+        )
+        first = backbone_strides[0]
+        scales = [math.prod(backbone_strides[: level + 1]) // first for level in range(len(backbone_strides))]
+        self.neck = SECONDFPN(backbone_channels, neck_channels, scales, norm_eps, norm_momentum)
+        self.out_channels = sum(neck_channels)
+        self._check_resolution(first, scales[-1])
+        for dense in (self.backbone, self.neck):
+            dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _check_resolution(self, first_stride: int, coarsest: int) -> None:
+        """Compare the map that will come out with the one the grid declares."""
+        rows, columns = self.encoder.output_shape[1:]
+        if rows % (first_stride * coarsest) or columns % (first_stride * coarsest):
+            raise ValueError(
+                f"lidar branch: the encoder's {rows} x {columns} cells cannot be divided by "
+                f"{first_stride * coarsest}, the product of backbone_strides; change grid.sparse_shape"
+            )
+        if (rows // first_stride, columns // first_stride) != self.grid.bev_shape:
+            raise ValueError(
+                f"lidar branch: encoder and backbone make {rows // first_stride} x {columns // first_stride} "
+                f"BEV cells of {self.grid.sparse_shape[1]} x {self.grid.sparse_shape[2]} voxels, but "
+                f"grid.stride={self.grid.stride} says {self.grid.bev_shape[0]} x {self.grid.bev_shape[1]}; "
+                "make the number of encoder stages and grid.stride agree"
+            )
+
+    def voxelize(self, points: Tensor, point_counts: tuple[int, ...]) -> Voxels:
+        """Voxels of points (point, feature), see :func:`cmt_aqr.model.voxels.hard_voxelize`."""
+        limit = self.max_voxels[0 if self.training else 1]
+        return hard_voxelize(points, point_counts, self.grid, self.max_points, limit)
+
+    def forward(self, points: Tensor, point_counts: tuple[int, ...]) -> Tensor:
+        """Encode points to BEV features.
+
+        Args:
+            points: (points of all samples, feature), LiDAR frame, see :class:`cmt_aqr.structures.Batch`.
+            point_counts: points of every sample.
+
+        Returns:
+            (batch, out_channels, rows, columns), rows along y, columns along x.
+        """
+        voxels = self.voxelize(points, point_counts)
+        sites = Sites(voxels.coords, self.grid.sparse_shape, len(point_counts))
+        return self.neck(self.backbone(self.encoder(voxels.features, sites)))

@@ -1,0 +1,124 @@
+"""Hard voxelisation: points to the mean of the first few points of every voxel (VoxelNet, Zhou and Tuzel, CVPR 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cmt_aqr.geometry.grid import BEVGrid
+from cmt_aqr.structures import TensorStructure, sample_index
+
+
+@dataclass(frozen=True)
+class Voxels(TensorStructure):
+    """The occupied voxels of a batch, sorted by (sample, z, y, x).
+
+    Attributes:
+        coords: (voxel, 4) int64: sample, z, y, x.
+        features: (voxel, point feature) float32: mean over the kept points.
+        count: (voxel,) int64: kept points, at least 1.
+    """
+
+    coords: Tensor
+    features: Tensor
+    count: Tensor
+
+
+def voxel_counts(grid: BEVGrid) -> tuple[int, int, int]:
+    """Voxels along z, y, x that points may fall in: those within the range and within ``sparse_shape``.
+
+    The released 0.1 m configuration declares 1024 of the range's 1080 cells. Its compiled hashing wraps the
+    cells past the last one round to the next row; here their points are dropped.
+    """
+    within_range = [round(extent / size) for extent, size in zip(grid.extent, grid.voxel_size, strict=True)]
+    z, y, x = (min(a, b) for a, b in zip(reversed(within_range), grid.sparse_shape, strict=True))
+    return z, y, x
+
+
+def _voxel_keys(points: Tensor, point_counts: tuple[int, ...], grid: BEVGrid) -> tuple[Tensor, Tensor, int]:
+    """Linear voxel index (point,) in the order (sample, z, y, x); a point outside gets the number of keys.
+
+    Returns the keys, the cell of every point (point, 3) as z, y, x, and the number of keys.
+    """
+    low = points.new_tensor(grid.point_range[:3], dtype=torch.float32)
+    size = points.new_tensor(grid.voxel_size, dtype=torch.float32)
+    # The release divides in float32 and floors; anything else moves points on a cell's border.
+    cells = torch.floor((points[:, :3].float() - low) / size).flip(-1)
+    shape = voxel_counts(grid)
+    inside = ((cells >= 0) & (cells < cells.new_tensor(shape))).all(-1)  # False for NaN as well
+    cells = torch.where(inside[:, None], cells, 0).long()
+    z, y, x = cells.unbind(-1)
+    sample = sample_index(point_counts, points.device)
+    key = ((sample * shape[0] + z) * shape[1] + y) * shape[2] + x
+    total = len(point_counts) * shape[0] * shape[1] * shape[2]
+    return torch.where(inside, key, total), cells, total
+
+
+@torch.no_grad()
+def hard_voxelize(
+    points: Tensor,
+    point_counts: tuple[int, ...],
+    grid: BEVGrid,
+    max_points: int = 10,
+    max_voxels: int = 160_000,
+) -> Voxels:
+    """Group points into voxels and average the first ``max_points`` of each, in input order.
+
+    Where a sample has more than ``max_voxels`` occupied voxels, those whose first point comes first are kept,
+    as the released voxeliser does. The number of voxels depends on the data, so on a GPU this waits once for
+    the device; everything else is asynchronous and deterministic (no atomic float additions).
+
+    Args:
+        points: (point, feature) with x, y, z in metres first, LiDAR frame; samples one after another.
+        point_counts: points of every sample.
+        grid: range, voxel size and shape. Points outside (and NaN) are dropped.
+        max_points: points averaged in a voxel.
+        max_voxels: voxels kept in a sample.
+
+    Returns:
+        The voxels, sorted by (sample, z, y, x).
+    """
+    device, number = points.device, len(points)
+    keys, cells, outside = _voxel_keys(points, point_counts, grid)
+    keys, order = torch.sort(keys, stable=True)  # stable: within a voxel, input order
+    index = torch.arange(number, device=device)
+
+    starts = torch.ones(number, dtype=torch.bool, device=device)
+    starts[1:] = keys[1:] != keys[:-1]
+    start_of = torch.where(starts, index, 0).cummax(0).values if number else index
+    kept = starts & (keys < outside)
+    if max(point_counts, default=0) > max_voxels:
+        kept &= _appearance_rank(kept, order, point_counts) < max_voxels
+
+    first = torch.nonzero(kept).squeeze(1)  # the one wait for the device
+    voxel = (kept.long().cumsum(0) - 1)[start_of]
+    rank = index - start_of
+    used = kept[start_of] & (rank < max_points)
+
+    # One slot for each kept point, so that the sum runs in a fixed order; the last row collects the rest.
+    slot = torch.where(used, voxel * max_points + rank, len(first) * max_points)
+    slots = points.new_zeros((len(first) * max_points + 1, points.shape[1]), dtype=torch.float32)
+    slots[slot] = points[order].float()
+    count = torch.zeros(len(first) + 1, dtype=torch.long, device=device)
+    count.scatter_add_(0, torch.where(used, voxel, len(first)), torch.ones_like(voxel))
+    count = count[:-1]
+    features = slots[:-1].view(len(first), max_points, points.shape[1]).sum(1) / count[:, None]
+
+    chosen = order[first]
+    sample = sample_index(point_counts, device)[chosen]
+    return Voxels(torch.cat((sample[:, None], cells[chosen]), dim=1), features, count)
+
+
+def _appearance_rank(kept: Tensor, order: Tensor, point_counts: tuple[int, ...]) -> Tensor:
+    """For the first point of every voxel, how many voxels of its sample appeared before it in input order."""
+    device = kept.device
+    appears = torch.zeros_like(kept)
+    appears[order] = kept
+    before = appears.long().cumsum(0) - appears.long()
+    sizes = torch.tensor(point_counts, device=device)
+    # Index of each sample's first point; an empty sample at the very end has none and is never looked up.
+    sample_start = (sizes.cumsum(0) - sizes).clamp(max=len(order) - 1)
+    before_sample = before[sample_start][sample_index(point_counts, device)]
+    return (before - before_sample)[order]

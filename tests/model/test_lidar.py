@@ -1,0 +1,130 @@
+"""The LiDAR branch: sizes, precision, and what it refuses."""
+
+import pytest
+import torch
+
+from cmt_aqr.geometry.grid import BEVGrid
+from cmt_aqr.model.lidar import LidarBranch
+
+GRID = BEVGrid((-6.4, -6.4, -5.0, 6.4, 6.4, 3.0), (0.2, 0.2, 0.2), (41, 64, 64), 8)
+TINY = {
+    "encoder_channels": (8, 16, 16, 32),
+    "encoder_blocks": (1, 1, 1, 1),
+    "encoder_output_channels": 16,
+    "backbone_channels": (16, 24),
+    "backbone_layers": (1, 1),
+    "neck_channels": (16, 16),
+}
+
+
+def random_points(counts: tuple[int, ...]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(sum(counts), 5, generator=generator) * torch.tensor([12.8, 12.8, 4, 1, 1]) - 6.4
+
+
+def test_shapes_and_gradients() -> None:
+    branch = LidarBranch(GRID, **TINY)
+    features = branch(random_points((400, 300)), (400, 300))
+    assert features.shape == (2, branch.out_channels, *GRID.bev_shape)
+    features.square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in branch.parameters())
+    assert all(p.grad.abs().max() > 0 for p in branch.parameters() if p.ndim > 1)
+
+
+def test_samples_do_not_mix_in_eval_mode() -> None:
+    branch = LidarBranch(GRID, **TINY).eval()
+    points = random_points((400, 0, 300))
+    with torch.no_grad():
+        together = branch(points, (400, 0, 300))
+        for sample, own in enumerate(points.split((400, 0, 300))):
+            torch.testing.assert_close(together[sample], branch(own, (len(own),))[0], rtol=1e-4, atol=1e-5)
+
+
+def test_points_move_features_along_the_right_axes() -> None:
+    """A cluster at large x and small y answers in the last columns of the first rows."""
+    branch = LidarBranch(GRID, **TINY).eval()
+    points = torch.tensor([[5.9, -5.9, 0.0, 1.0, 0.0]]) + 0.2 * torch.rand(200, 5)
+    with torch.no_grad():
+        dense = branch.encoder(*_encoder_input(branch, points))
+    rows, columns = dense[0].abs().sum(0).nonzero().unbind(1)
+    assert rows.max() <= 1
+    assert columns.min() >= GRID.bev_shape[1] - 2
+
+
+def _encoder_input(branch: LidarBranch, points: torch.Tensor) -> tuple:
+    from cmt_aqr.model.sparse import Sites
+
+    voxels = branch.voxelize(points, (len(points),))
+    return voxels.features, Sites(voxels.coords, branch.grid.sparse_shape, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sparse_encoder_stays_in_float32_under_autocast(dtype: torch.dtype) -> None:
+    branch = LidarBranch(GRID, **TINY).eval()
+    points = random_points((400,))
+    seen = {}
+    branch.encoder.register_forward_hook(lambda module, inputs, output: seen.update(encoder=output))
+    with torch.no_grad():
+        expected = branch(points, (400,))
+        encoded = seen["encoder"]
+        with torch.autocast("cpu", dtype=dtype):
+            result = branch(points, (400,))
+    assert seen["encoder"].dtype == torch.float32
+    assert torch.equal(seen["encoder"], encoded)
+    torch.testing.assert_close(result.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_training_on_a_blanked_lidar() -> None:
+    """One voxel in the whole batch has no variance; the step must still be finite."""
+    branch = LidarBranch(GRID, **TINY).train()
+    branch(torch.zeros(50, 5), (50,)).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in branch.parameters() if p.grad is not None)
+
+
+def test_training_without_any_point() -> None:
+    branch = LidarBranch(GRID, **TINY).train()
+    result = branch(torch.zeros(0, 5), (0, 0))
+    result.sum().backward()
+    assert torch.isfinite(result).all()
+
+
+def test_norm_settings_reach_every_batch_norm() -> None:
+    branch = LidarBranch(GRID, **TINY, norm_eps=1e-4, norm_momentum=0.2)
+    norms = [m for m in branch.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 15
+    assert {(m.eps, m.momentum) for m in norms} == {(1e-4, 0.2)}
+
+
+def test_max_voxels_follow_the_mode() -> None:
+    branch = LidarBranch(GRID, **TINY, max_voxels=(7, 9))
+    points = random_points((400,))
+    assert len(branch.train().voxelize(points, (400,)).coords) == 7
+    assert len(branch.eval().voxelize(points, (400,)).coords) == 9
+
+
+def test_three_stages_make_a_stride_of_four() -> None:
+    grid = BEVGrid(GRID.point_range, (0.2, 0.2, 0.4), (21, 64, 64), 4)
+    branch = LidarBranch(
+        grid,
+        **(TINY | {"encoder_channels": (8, 8, 16), "encoder_blocks": (1, 1, 1)}),
+        encoder_paddings=((1, 1, 1), (0, 1, 1)),
+    )
+    assert branch.encoder.output_shape[0] == 2
+    assert branch(random_points((300,)), (300,)).shape == (1, 32, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("grid", "changes", "message"),
+    [
+        ({"sparse_shape": (11, 64, 64)}, {}, "too small for a convolution"),
+        ({"stride": 4}, {}, "grid.stride=4"),
+        ({}, {"encoder_blocks": (1, 1)}, "encoder_blocks"),
+        ({}, {"backbone_layers": (1,)}, "backbone_layers"),
+        ({}, {"max_voxels": (5,)}, "max_voxels"),
+        ({"sparse_shape": (41, 72, 72)}, {}, "cannot be divided"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(grid: dict, changes: dict, message: str) -> None:
+    settings = {name: getattr(GRID, name) for name in ("point_range", "voxel_size", "sparse_shape", "stride")}
+    with pytest.raises(ValueError, match=message):
+        LidarBranch(BEVGrid(**(settings | grid)), **(TINY | changes))
