@@ -166,6 +166,7 @@ class AQROutput(TensorStructure):
         bev_map: the same after post-processing; it is what modulated the features.
         image_map_raw: (batch, view, height, width) as rendered.
         image_map: the same after post-processing.
+        bev_seen: (batch, query) bool: False where a query stands off the BEV map; its LiDAR weight is unused.
     """
 
     weights: Tensor
@@ -176,6 +177,7 @@ class AQROutput(TensorStructure):
     bev_map: Tensor | None
     image_map_raw: Tensor | None
     image_map: Tensor | None
+    bev_seen: Tensor | None = None
 
 
 @dataclass(frozen=True)

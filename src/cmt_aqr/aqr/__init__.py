@@ -1,1 +1,18 @@
 """AQR: weights per query, rendered onto the feature maps, which they modulate."""
+
+from cmt_aqr.aqr.aqr import AQR
+from cmt_aqr.aqr.generator import WeightGenerator
+from cmt_aqr.aqr.modulator import Modulator
+from cmt_aqr.aqr.placement import Placement, place_on_bev, place_on_images
+from cmt_aqr.aqr.renderer import RENDER_METHODS, Renderer
+
+__all__ = [
+    "AQR",
+    "RENDER_METHODS",
+    "Modulator",
+    "Placement",
+    "Renderer",
+    "WeightGenerator",
+    "place_on_bev",
+    "place_on_images",
+]

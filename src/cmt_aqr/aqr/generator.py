@@ -1,0 +1,334 @@
+"""The weight generator: each query looks around itself in both sensors and says how much each is worth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmt_aqr.aqr.checks import is_number, require, require_count, require_odd
+from cmt_aqr.aqr.placement import Placement
+from cmt_aqr.aqr.windows import window_cells, window_scores, window_sum
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """The window cells of one sensor, as pairs of a query and a window.
+
+    Attributes:
+        keys: (cell, channel), features plus position embedding, cells of all maps one after the other.
+        values: (cell, channel), features.
+        index: (pair, window cell) int64, rows of ``keys`` and ``values``.
+        slot: (pair,) int64, where the pair belongs: frame, query and window slot counted in one number, the
+            slot fastest. ``None`` when the pairs are all slots in order.
+        exists: (batch * query, slot, window cell) bool, False for cells that no query may look at.
+    """
+
+    keys: Tensor
+    values: Tensor
+    index: Tensor
+    slot: Tensor | None
+    exists: Tensor
+
+    @property
+    def slots(self) -> int:
+        return self.exists.shape[1]
+
+    def query_of_pair(self) -> Tensor | None:
+        return None if self.slot is None else self.slot // self.slots
+
+    def scores(self, queries: Tensor) -> Tensor:
+        """(batch * query, head, slot * window cell) from queries (batch * query, head, channel)."""
+        total, heads, _ = queries.shape
+        owner = self.query_of_pair()
+        if owner is None:
+            pair_queries = queries.repeat_interleave(self.slots, dim=0) if self.slots > 1 else queries
+        else:
+            pair_queries = queries.index_select(0, owner)
+        scores = window_scores(pair_queries, self.keys, self.index)
+        if self.slot is not None:
+            empty = scores.new_zeros(total * self.slots, *scores.shape[1:])
+            scores = empty.index_copy(0, self.slot, scores)
+        return scores.view(total, self.slots, heads, -1).transpose(1, 2).flatten(2)
+
+    def attend(self, attention: Tensor) -> Tensor:
+        """Weighted sums of the values (batch * query, head, channel), from attention like :meth:`scores`."""
+        total, heads, _ = attention.shape
+        by_slot = attention.view(total, heads, self.slots, -1).transpose(1, 2).flatten(0, 1)
+        if self.slot is None:
+            sums = window_sum(by_slot, self.values, self.index)
+            return sums.view(total, self.slots, heads, -1).sum(dim=1)
+        sums = window_sum(by_slot.index_select(0, self.slot), self.values, self.index)
+        return sums.new_zeros(total, *sums.shape[1:]).index_add(0, self.slot // self.slots, sums)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head cross attention (Vaswani et al., NeurIPS 2017) of each query over its own few cells.
+
+    One softmax runs over all window cells that a query has in both sensors, as CMT's cross attention runs
+    over both sensors' cells. A query without any cell gets 0 before the output projection. There is no key
+    bias: it adds the same to every score of a query, which the softmax does not see.
+
+    Keys are never projected. With q the projected query and x a cell, q . (W_k x) = (W_k^T q) . x, so each
+    query's head is projected once instead of each of its window's cells, and the values likewise after the
+    weighted sum.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query_proj = nn.Linear(embed_dims, embed_dims)
+        self.key_proj = nn.Linear(embed_dims, embed_dims, bias=False)
+        self.value_proj = nn.Linear(embed_dims, embed_dims)
+        self.out_proj = nn.Linear(embed_dims, embed_dims)
+        for layer in (self.query_proj, self.key_proj, self.value_proj, self.out_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, queries: Tensor, sensors: list[_Windows]) -> Tensor:
+        """Attended values (batch * query, channel) for queries (batch * query, channel)."""
+        total, channels = queries.shape
+        head_dims = channels // self.num_heads
+        by_head = self.query_proj(queries).view(total, self.num_heads, head_dims) / math.sqrt(head_dims)
+        key_weight = self.key_proj.weight.view(self.num_heads, head_dims, channels)
+        folded = torch.einsum("phd,hdc->phc", by_head, key_weight)
+
+        scores = torch.cat([windows.scores(folded) for windows in sensors], dim=-1)
+        exists = torch.cat([windows.exists.flatten(1) for windows in sensors], dim=-1)[:, None]
+        # The smallest finite number instead of -inf: a query without cells then gets 0 below, not NaN.
+        lowest = torch.finfo(scores.dtype).min
+        attention = scores.masked_fill(~exists, lowest).softmax(dim=-1) * exists
+        attention = F.dropout(attention, self.dropout, self.training)
+
+        parts = attention.split([windows.exists[0].numel() for windows in sensors], dim=-1)
+        sums = torch.stack([windows.attend(part) for windows, part in zip(sensors, parts, strict=True)]).sum(
+            0
+        )
+        value_weight = self.value_proj.weight.view(self.num_heads, head_dims, channels)
+        value_bias = self.value_proj.bias.view(self.num_heads, head_dims)
+        values = torch.einsum("phc,hdc->phd", sums, value_weight)
+        values = values + attention.sum(dim=-1, keepdim=True) * value_bias
+        return self.out_proj(values.flatten(1))
+
+
+class WeightGeneratorLayer(nn.Module):
+    """One decoder layer without self attention: cross attention, norm, FFN, norm."""
+
+    def __init__(self, embed_dims: int, num_heads: int, feedforward_dims: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = WindowAttention(embed_dims, num_heads, dropout)
+        self.attention_norm = nn.LayerNorm(embed_dims)
+        self.ffn = nn.Sequential(
+            nn.Linear(embed_dims, feedforward_dims),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(feedforward_dims, embed_dims),
+        )
+        self.ffn_norm = nn.LayerNorm(embed_dims)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, queries: Tensor, position: Tensor, sensors: list[_Windows]) -> Tensor:
+        """Queries and their position embedding (batch * query, channel) to the next queries."""
+        attended = self.attention(queries + position, sensors)
+        queries = self.attention_norm(queries + self.dropout(attended))
+        return self.ffn_norm(queries + self.dropout(self.ffn(queries)))
+
+
+class WeightGenerator(nn.Module):
+    """LiDAR and camera weight of each query, from the cells around it in the two feature maps.
+
+    A query starts at 0 with CMT's query embedding as its position. It looks at a window of ``bev_window`` x
+    ``bev_window`` cells around its BEV cell and of ``image_window`` x ``image_window`` cells in each view
+    that sees it, cut at the borders of the map and of the view. Keys are features plus CMT's position
+    embedding, values are features, as in CMT's own cross attention. A linear layer and a sigmoid make the
+    two weights.
+
+    Args:
+        embed_dims: channels of queries and feature maps.
+        num_heads: attention heads; must divide ``embed_dims``.
+        feedforward_dims: hidden channels of the FFN.
+        depth: number of decoder layers; all look at the same windows.
+        dropout: of the attention, its output and the FFN.
+        bev_window: odd number of BEV cells.
+        image_window: odd number of image cells.
+        bias_init: of the last linear layer; 1.5 makes the first weights sigmoid(1.5) = 0.82.
+        max_views: views that a query reads in at most. Where more see it, those in which it stands nearest to
+            the middle of the image. In nuScenes' rig at most two cameras see a point. ``None``: every view.
+            (Drawing is not limited: a query draws in each view that sees it.)
+
+    Raises:
+        ValueError: a value is out of range; the sentence names its configuration key.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_heads: int = 4,
+        feedforward_dims: int = 1024,
+        depth: int = 1,
+        dropout: float = 0.1,
+        bev_window: int = 5,
+        image_window: int = 15,
+        bias_init: float = 1.5,
+        max_views: int | None = 2,
+    ) -> None:
+        super().__init__()
+        key = "aqr.generator."
+        for name, value in (
+            ("embed_dims", embed_dims),
+            ("num_heads", num_heads),
+            ("feedforward_dims", feedforward_dims),
+            ("depth", depth),
+        ):
+            require_count(key + name, value)
+        require(
+            embed_dims % num_heads == 0,
+            key + "num_heads",
+            num_heads,
+            f"a divisor of aqr.generator.embed_dims={embed_dims}",
+        )
+        require(is_number(dropout) and 0 <= dropout < 1, key + "dropout", dropout, "at least 0 and below 1")
+        require_odd(key + "bev_window", bev_window)
+        require_odd(key + "image_window", image_window)
+        require(is_number(bias_init), key + "bias_init", bias_init, "a number")
+        if max_views is not None:
+            require_count(key + "max_views", max_views)
+        self.embed_dims = embed_dims
+        self.bev_window = bev_window
+        self.image_window = image_window
+        self.max_views = max_views
+        self.layers = nn.ModuleList(
+            WeightGeneratorLayer(embed_dims, num_heads, feedforward_dims, dropout) for _ in range(depth)
+        )
+        self.weight_head = nn.Linear(embed_dims, 2)
+        # Small but not 0: the layers before it get a gradient from the first step on.
+        nn.init.normal_(self.weight_head.weight, std=0.01)
+        nn.init.constant_(self.weight_head.bias, bias_init)
+
+    def forward(
+        self,
+        query_embedding: Tensor,
+        bev_features: Tensor | None,
+        image_features: Tensor | None,
+        bev_position: Tensor | None,
+        image_position: Tensor | None,
+        bev_placement: Placement | None,
+        image_placement: Placement | None,
+    ) -> Tensor:
+        """Weights (batch, query, 2) in (0, 1), LiDAR first; float32 or better.
+
+        Args:
+            query_embedding: (batch, query, channel).
+            bev_features: (batch, channel, height, width), or ``None`` without LiDAR.
+            image_features: (batch, view, channel, height, width), or ``None`` without cameras.
+            bev_position: (height * width, channel), the BEV cells' position embedding.
+            image_position: (batch, view, height * width, channel), the image cells' position embedding.
+            bev_placement: leading shape (batch,), see :func:`~cmt_aqr.aqr.placement.place_on_bev`.
+            image_placement: leading shape (batch, view).
+
+        Raises:
+            ValueError: a shape does not fit ``embed_dims``, or no sensor is given.
+        """
+        batch, count, _ = query_embedding.shape
+        dtype = self.weight_head.weight.dtype
+        with torch.autocast(query_embedding.device.type, enabled=False):
+            sensors = []
+            if bev_features is not None:
+                sensors.append(self._bev_windows(bev_features, bev_position, bev_placement, dtype))
+            if image_features is not None:
+                sensors.append(self._image_windows(image_features, image_position, image_placement, dtype))
+            if not sensors:
+                raise ValueError("AQR needs BEV features or image features; both are None")
+            position = query_embedding.to(dtype).flatten(0, 1)
+            queries = torch.zeros_like(position)
+            for layer in self.layers:
+                queries = layer(queries, position, sensors)
+            logits = self.weight_head(queries).view(batch, count, 2)
+            return logits.to(torch.promote_types(dtype, torch.float32)).sigmoid()
+
+    def _bev_windows(
+        self, features: Tensor, position: Tensor | None, placement: Placement | None, dtype: torch.dtype
+    ) -> _Windows:
+        if position is None or placement is None:
+            raise ValueError("AQR has BEV features but no bev_position or no grid to find their cells with")
+        values = _rows_of(features.to(dtype), self.embed_dims, "BEV")
+        keys = values + _checked_position(position, values.shape[1:], "bev_position").to(dtype)
+        index, exists = window_cells(placement.cell, placement.map_size, self.bev_window)
+        index = index + _offsets(len(features), values.shape[1], index.device)[:, None, None]
+        exists = exists & placement.inside[..., None]
+        return _Windows(
+            keys=keys.flatten(0, 1),
+            values=values.flatten(0, 1),
+            index=index.flatten(0, 1),
+            slot=None,
+            exists=exists.flatten(0, 1)[:, None],
+        )
+
+    def _image_windows(
+        self, features: Tensor, position: Tensor | None, placement: Placement | None, dtype: torch.dtype
+    ) -> _Windows:
+        if position is None or placement is None:
+            raise ValueError("AQR has image features but no image_position to tell their cells apart")
+        batch, views = features.shape[:2]
+        values = _rows_of(features.flatten(0, 1).to(dtype), self.embed_dims, "image")
+        expected = torch.Size((batch, views, *values.shape[1:]))
+        keys = values + _checked_position(position, expected, "image_position").flatten(0, 1).to(dtype)
+        view, seen = self._views_read(placement)
+        cell = placement.cell.transpose(1, 2).gather(2, view[..., None].expand(-1, -1, -1, 2))
+        index, exists = window_cells(cell, placement.map_size, self.image_window)
+        frame = torch.arange(batch, device=view.device)[:, None, None]
+        index = index + ((frame * views + view) * values.shape[1])[..., None]
+        exists = exists & seen[..., None]
+        index = index.flatten(0, 2)
+        slot = None
+        if index.device.type == "cpu":
+            # Half of the slots are empty or more. Skipping them needs their number, which on a GPU would
+            # make the host wait for it.
+            slot = seen.flatten().nonzero()[:, 0]
+            index = index[slot]
+        return _Windows(
+            keys=keys.flatten(0, 1),
+            values=values.flatten(0, 1),
+            index=index,
+            slot=slot,
+            exists=exists.flatten(0, 1),
+        )
+
+    def _views_read(self, placement: Placement) -> tuple[Tensor, Tensor]:
+        """Views that each query reads in (batch, query, slot) int64, and whether the slot is used, bool."""
+        rows, columns = placement.map_size
+        column, row = placement.position.unbind(-1)
+        off_centre = torch.maximum(
+            (column / max(columns - 1, 1) - 0.5).abs(), (row / max(rows - 1, 1) - 0.5).abs()
+        )
+        # Seen views have a rank above 0: off_centre is at most 0.5.
+        rank = torch.where(placement.inside, 1 - off_centre, torch.zeros_like(off_centre)).transpose(1, 2)
+        views = rank.shape[-1]
+        rank, view = rank.topk(min(self.max_views or views, views), dim=-1)
+        return view, rank > 0
+
+
+def _rows_of(features: Tensor, embed_dims: int, name: str) -> Tensor:
+    """Maps (map, channel, height, width) as rows (map, height * width, channel), side by side in memory."""
+    if features.shape[1] != embed_dims:
+        raise ValueError(
+            f"aqr.generator.embed_dims={embed_dims}: must be {features.shape[1]}, the channels of the {name} "
+            "features"
+        )
+    return features.flatten(2).transpose(1, 2).contiguous()
+
+
+def _checked_position(position: Tensor, expected: torch.Size, name: str) -> Tensor:
+    if position.shape != expected:
+        raise ValueError(f"{name} is {tuple(position.shape)}; the features need {tuple(expected)}")
+    return position
+
+
+def _offsets(maps: int, cells: int, device: torch.device) -> Tensor:
+    """Row of the first cell of each map, (map,) int64."""
+    return torch.arange(maps, device=device) * cells

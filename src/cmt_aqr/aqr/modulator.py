@@ -1,0 +1,127 @@
+"""The modulator: a weight map changes the features it was drawn on."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cmt_aqr.aqr.checks import require, require_choice, require_flag, require_fraction
+
+MODULATION_TYPES = ("element_wise", "channel_wise", "adaptive")
+ACTIVATIONS = ("none", "sigmoid", "tanh", "relu")
+MODALITIES = ("bev", "image")
+
+_ELEMENT_SHARE = 0.7
+"""Share of the element-wise part in ``adaptive``; the rest is channel-wise."""
+
+
+class Modulator(nn.Module):
+    r"""Multiplies features F by a weight map W, in part.
+
+    W is first made from the rendered map by ``normalize_weights``, (W - min) / (max - min) over each map (a
+    map without contrast stays as it is), then by ``activation``. With mean(W) the mean over the map's cells:
+
+    - ``element_wise``: M = F * W
+    - ``channel_wise``: M = F * mean(W)
+    - ``adaptive``: M = 0.7 F * W + 0.3 F * mean(W)
+
+    and with ``residual_connection`` F' = r F + (1 - r) M, else F' = M. All of them are F' = F * gain with
+    one gain for each cell, which is how it is computed; r = 1 gives F back bit for bit.
+
+    Args:
+        modulation_type: one of :data:`MODULATION_TYPES`.
+        residual_connection: whether F' keeps a share of F.
+        residual_weight: r, from 0 to 1.
+        normalize_weights: min-max normalisation over each map.
+        activation: one of :data:`ACTIVATIONS`.
+        learnable_modulation: r becomes a parameter for each modality, r = sigmoid(``residual_logit``), so it
+            stays in (0, 1); it starts at ``residual_weight``.
+
+    Raises:
+        ValueError: a value is out of range; the sentence names its configuration key.
+    """
+
+    def __init__(
+        self,
+        modulation_type: str = "element_wise",
+        residual_connection: bool = True,
+        residual_weight: float = 0.65,
+        normalize_weights: bool = False,
+        activation: str = "none",
+        learnable_modulation: bool = False,
+    ) -> None:
+        super().__init__()
+        require_choice("modulator.modulation_type", modulation_type, MODULATION_TYPES)
+        require_flag("modulator.residual_connection", residual_connection)
+        require_fraction("modulator.residual_weight", residual_weight)
+        require_flag("modulator.normalize_weights", normalize_weights)
+        require_choice("modulator.activation", activation, ACTIVATIONS)
+        require_flag("modulator.learnable_modulation", learnable_modulation)
+        self.modulation_type = modulation_type
+        self.residual_connection = residual_connection
+        self.residual_weight = float(residual_weight)
+        self.normalize_weights = normalize_weights
+        self.activation = activation
+        self.residual_logit: nn.Parameter | None = None
+        if learnable_modulation:
+            require(
+                residual_connection,
+                "modulator.learnable_modulation",
+                learnable_modulation,
+                "false without modulator.residual_connection: there is no residual weight to learn",
+            )
+            require(
+                0 < residual_weight < 1,
+                "modulator.residual_weight",
+                residual_weight,
+                "above 0 and below 1 with modulator.learnable_modulation=true",
+            )
+            start = math.log(residual_weight / (1 - residual_weight))
+            self.residual_logit = nn.Parameter(torch.full((len(MODALITIES),), start))
+
+    def residual(self, modality: str) -> Tensor | float:
+        """The residual weight r of a modality, ``bev`` or ``image``: a number, or a tensor where learned."""
+        if self.residual_logit is None:
+            return self.residual_weight
+        logit = self.residual_logit
+        return logit.to(torch.promote_types(logit.dtype, torch.float32))[MODALITIES.index(modality)].sigmoid()
+
+    def forward(self, features: Tensor, weight_map: Tensor, modality: str) -> Tensor:
+        """Modulated features, in the shape and dtype of the features.
+
+        Args:
+            features: (..., channel, row, column).
+            weight_map: (..., row, column), after the renderer's post-processing.
+            modality: ``bev`` or ``image``.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            gain = self.gain(weight_map, modality)
+            return (features * gain.unsqueeze(-3)).to(features.dtype)
+
+    def gain(self, weight_map: Tensor, modality: str) -> Tensor:
+        """What each cell's features are multiplied with: (..., row, column), or (..., 1, 1) channel-wise."""
+        weight = weight_map.to(torch.promote_types(weight_map.dtype, torch.float32))
+        if self.normalize_weights:
+            weight = min_max_normalize(weight)
+        if self.activation != "none":
+            weight = getattr(torch, self.activation)(weight)
+        if self.modulation_type != "element_wise":
+            mean = weight.mean(dim=(-2, -1), keepdim=True)
+            if self.modulation_type == "channel_wise":
+                weight = mean
+            else:
+                weight = _ELEMENT_SHARE * weight + (1 - _ELEMENT_SHARE) * mean
+        if not self.residual_connection:
+            return weight
+        residual = self.residual(modality)
+        return residual + (1 - residual) * weight
+
+
+def min_max_normalize(weight: Tensor) -> Tensor:
+    """(W - min) / (max - min) over each map (..., row, column); a map without contrast stays as it is."""
+    low, high = weight.amin(dim=(-2, -1), keepdim=True), weight.amax(dim=(-2, -1), keepdim=True)
+    flat = high <= low
+    span = torch.where(flat, torch.ones_like(high), high - low)
+    return torch.where(flat, weight, (weight - low) / span)

@@ -1,0 +1,73 @@
+"""Where queries stand on the feature maps of the two sensors.
+
+BEV cells and image cells follow different conventions (a BEV cell covers [i, i + 1), an image cell lies *at*
+the integer i, see :mod:`cmt_aqr.geometry`). A :class:`Placement` brings both to one: integer positions are
+the centres of cells. So everything after it, windows and rendering, is one code path for both sensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cmt_aqr.geometry import BEVGrid, cell_of_pixel, project_to_images
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Positions of queries on a stack of maps of one size.
+
+    Attributes:
+        position: (..., query, 2) float, (column, row); integers are the centres of cells. Kept between the
+            centres of the outermost cells. Meaningless where ``inside`` is False.
+        inside: (..., query) bool, whether the query stands on this map.
+        map_size: rows and columns of the maps.
+    """
+
+    position: Tensor
+    inside: Tensor
+    map_size: tuple[int, int]
+
+    @property
+    def cell(self) -> Tensor:
+        """(..., query, 2) int64, (column, row) of the cell the query stands in; always a cell of the map."""
+        return (self.position + 0.5).floor().long()
+
+
+def place_on_bev(points: Tensor, grid: BEVGrid) -> Placement:
+    """Place points (batch, query, 3), metres in the LiDAR frame, on the BEV map of the grid.
+
+    The cell is (x - x_min) / (voxel_size * stride), from the grid that made the features: the feature of an
+    object and the weight of a query on it land in the same cell, also where the declared range is wider
+    than the cells. Returns a placement with leading shape (batch,).
+    """
+    exact = torch.promote_types(points.dtype, torch.float32)
+    cell = grid.cell_of(points.detach()[..., :2].to(exact))
+    return _placement(cell, cell - 0.5, grid.bev_shape)
+
+
+def place_on_images(
+    points: Tensor, lidar2img: Tensor, image_size: tuple[int, int], map_size: tuple[int, int]
+) -> Placement:
+    """Place points (batch, query, 3), metres in the LiDAR frame, on the feature map of every view.
+
+    A point stands on a view that sees it: in front of the camera and inside the (padded) image. The last
+    cells of a map also take the pixels beyond their centres. Returns a placement with leading shape
+    (batch, view).
+    """
+    pixels, _, seen = project_to_images(points.detach(), lidar2img, image_size)
+    position = cell_of_pixel(pixels, image_size, map_size)
+    placement = _placement(position, position, map_size)
+    return Placement(placement.position, placement.inside & seen, map_size)
+
+
+def _placement(covered: Tensor, position: Tensor, map_size: tuple[int, int]) -> Placement:
+    """Placement of ``position``; a point is inside where ``covered`` lies in [0, columns) x [0, rows)."""
+    rows, columns = map_size
+    x, y = covered.unbind(-1)
+    inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
+    column, row = torch.nan_to_num(position).unbind(-1)
+    kept = torch.stack((column.clamp(0, columns - 1), row.clamp(0, rows - 1)), dim=-1)
+    return Placement(kept, inside, map_size)

@@ -1,0 +1,326 @@
+"""The renderer: the queries' weights, drawn onto a feature map.
+
+Every method is a fixed linear map of the weights (``direct``: a maximum), so the detection loss reaches the
+generator through it. Queries that stand in the same cell are first added up there; what the kernel does to
+the cells then costs the same for one query and for thousands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cmt_aqr.aqr.checks import (
+    is_number,
+    require,
+    require_above_zero,
+    require_choice,
+    require_count,
+    require_flag,
+    require_fraction,
+)
+from cmt_aqr.aqr.placement import Placement
+
+RENDER_METHODS = ("gaussian", "bilinear", "direct", "distance_weighted", "kernel_mean")
+KERNEL_NORMALIZATIONS = ("sum", "peak")
+CLAMP_MODES = ("hard", "soft")
+
+
+class Renderer(nn.Module):
+    r"""Draws weights onto maps, then post-processes them: threshold, clamp. BEV and cameras alike.
+
+    With w_q the weight of query q, c_q its cell and d the distance from c_q to a cell p in cells, the map is
+
+    - ``gaussian``: sum over q of w_q k(p - c_q), with k the Gaussian of ``gaussian_sigma`` cells on
+      int(6 sigma + 1) cells along a side, one more if that is even; normalised to sum 1 or to peak 1
+      (``kernel_normalization``). The kernel stands on the query's cell, not on its exact position.
+    - ``bilinear``: each weight is shared out over the four cells whose centres surround the exact position.
+    - ``direct``: the largest weight of the queries in a cell.
+    - ``distance_weighted``: sum over q of w_q exp(-d / (``distance_decay`` * reach)) where d <= reach, with
+      reach = ``reach_fraction`` of the map's shorter side, in cells.
+    - ``kernel_mean``: the Gaussian's mean of the weights, sum(w_q k) / sum(k); 1 where no query reaches.
+
+    A kernel is cut at the border of the map: what would fall outside is lost, and the cells inside are what
+    they would be on a larger map. Post-processing, in this order:
+
+    1. values below ``min_weight_threshold`` become 0;
+    2. with ``normalize_weights`` the map x is clamped to [0, L], L = ``max_weight_clamp``: ``clamp_mode``
+       hard min(x, L), whose gradient above L is 0; or soft, x up to L / 2 and L - (L / 2)^2 / x above, which
+       stays below L and keeps the slope (L / 2x)^2.
+
+    The limit is a buffer: a schedule changes it with :meth:`set_clamp`, and it travels in checkpoints.
+
+    Args:
+        render_method: one of :data:`RENDER_METHODS`.
+        gaussian_sigma: in cells, for ``gaussian`` and ``kernel_mean``.
+        kernel_normalization: ``sum`` or ``peak``, for ``gaussian``.
+        distance_decay: for ``distance_weighted``.
+        reach_fraction: for ``distance_weighted``, in (0, 1].
+        min_weight_threshold: at least 0; 0 keeps everything.
+        normalize_weights: whether to clamp.
+        clamp_mode: ``hard`` or ``soft``.
+        max_weight_clamp: above 0, or ``None`` for no clamp.
+        bev_feature_shape: rows and columns that the BEV features must have; ``None`` takes them as they are.
+        pers_feature_shape: views, rows and columns that the image features must have; ``None`` likewise.
+
+    Raises:
+        ValueError: a value is out of range; the sentence names its configuration key.
+    """
+
+    clamp_limit: Tensor
+
+    def __init__(
+        self,
+        render_method: str = "gaussian",
+        gaussian_sigma: float = 1.0,
+        kernel_normalization: str = "sum",
+        distance_decay: float = 0.8,
+        reach_fraction: float = 0.2,
+        min_weight_threshold: float = 0.01,
+        normalize_weights: bool = True,
+        clamp_mode: str = "hard",
+        max_weight_clamp: float | None = 2.0,
+        bev_feature_shape: Sequence[int] | None = None,
+        pers_feature_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        require_choice("renderer.render_method", render_method, RENDER_METHODS)
+        require_above_zero("renderer.gaussian_sigma", gaussian_sigma)
+        require_choice("renderer.kernel_normalization", kernel_normalization, KERNEL_NORMALIZATIONS)
+        require_above_zero("renderer.distance_decay", distance_decay)
+        require_above_zero("renderer.reach_fraction", reach_fraction)
+        require_fraction("renderer.reach_fraction", reach_fraction)
+        require(
+            is_number(min_weight_threshold) and min_weight_threshold >= 0,
+            "renderer.min_weight_threshold",
+            min_weight_threshold,
+            "a number of at least 0",
+        )
+        require_flag("renderer.normalize_weights", normalize_weights)
+        require_choice("renderer.clamp_mode", clamp_mode, CLAMP_MODES)
+        self.render_method = render_method
+        self.gaussian_sigma = float(gaussian_sigma)
+        self.kernel_normalization = kernel_normalization
+        self.distance_decay = float(distance_decay)
+        self.reach_fraction = float(reach_fraction)
+        self.min_weight_threshold = float(min_weight_threshold)
+        self.normalize_weights = normalize_weights
+        self.clamp_mode = clamp_mode
+        self.bev_feature_shape = _checked_shape("bev_feature_shape", bev_feature_shape, 2)
+        self.pers_feature_shape = _checked_shape("pers_feature_shape", pers_feature_shape, 3)
+        self.register_buffer("clamp_limit", torch.tensor(math.inf))
+        self.set_clamp(max_weight_clamp)
+
+    @property
+    def max_weight_clamp(self) -> float | None:
+        """The clamp's current limit, ``None`` for no clamp. Reading it waits for the device."""
+        limit = self.clamp_limit.item()
+        return None if math.isinf(limit) else limit
+
+    def set_clamp(self, value: float | None) -> None:
+        """Change the clamp's limit from now on: above 0, or ``None`` for no clamp.
+
+        Raises:
+            ValueError: the value is not above 0.
+        """
+        require(
+            value is None or (is_number(value) and value > 0),
+            "renderer.max_weight_clamp",
+            value,
+            "above 0, or null for no clamp",
+        )
+        self.clamp_limit.fill_(math.inf if value is None else value)
+
+    @property
+    def kernel_size(self) -> int:
+        """Cells along a side of the Gaussian kernel: int(6 sigma + 1), one more if that is even."""
+        size = int(6 * self.gaussian_sigma + 1)
+        return size + 1 - size % 2
+
+    def check_shapes(
+        self, bev_shape: tuple[int, int] | None, image_shape: tuple[int, int, int] | None
+    ) -> None:
+        """Compare the features' shapes with the configured ones, where both are there.
+
+        Args:
+            bev_shape: rows and columns of the BEV features.
+            image_shape: views, rows and columns of the image features.
+
+        Raises:
+            ValueError: they differ.
+        """
+        for name, actual in (("bev_feature_shape", bev_shape), ("pers_feature_shape", image_shape)):
+            declared = getattr(self, name)
+            if declared is not None and actual is not None and declared != tuple(actual):
+                raise ValueError(
+                    f"renderer.{name}={list(declared)}: must be {list(actual)}, the shape of the model's "
+                    "features, or null to take it from them"
+                )
+
+    def forward(
+        self, weights: Tensor, placement: Placement, draws: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw and post-process.
+
+        Args:
+            weights: (..., query); leading dimensions broadcast to the placement's.
+            placement: where the queries stand, leading shape (...).
+            draws: (..., query) bool, queries that may draw; ``None``: all. Those outside a map never do.
+
+        Returns:
+            the maps (..., row, column) as drawn, and after post-processing; float32 or better.
+        """
+        dtype = torch.promote_types(weights.dtype, torch.float32)
+        with torch.autocast(weights.device.type, enabled=False):
+            drawn = self.draw(weights.to(dtype), placement, draws)
+            return drawn, self.post_process(drawn)
+
+    def draw(self, weights: Tensor, placement: Placement, draws: Tensor | None = None) -> Tensor:
+        """The maps (..., row, column) before post-processing, from weights (..., query)."""
+        inside = placement.inside if draws is None else placement.inside & draws
+        leading, count = inside.shape[:-1], inside.shape[-1]
+        flat_weights = weights.expand_as(inside).reshape(-1, count)
+        flat_inside = inside.reshape(-1, count)
+        position = placement.position.reshape(-1, count, 2)
+        cell = placement.cell.reshape(-1, count, 2)
+        method = getattr(self, f"_draw_{self.render_method}")
+        return method(flat_weights, flat_inside, position, cell, placement.map_size).reshape(
+            *leading, *placement.map_size
+        )
+
+    def post_process(self, drawn: Tensor) -> Tensor:
+        """Threshold, then clamp if ``normalize_weights``: maps of any shape to maps of the same shape."""
+        kept = torch.where(drawn < self.min_weight_threshold, torch.zeros_like(drawn), drawn)
+        if not self.normalize_weights:
+            return kept
+        limit = self.clamp_limit.to(drawn.dtype)
+        kept = kept.clamp(min=0)
+        return torch.minimum(kept, limit) if self.clamp_mode == "hard" else soft_clamp(kept, limit)
+
+    # The methods: weights and inside (map, query), position and cell (map, query, 2) -> (map, row, column).
+
+    def _draw_gaussian(
+        self, weights: Tensor, inside: Tensor, position: Tensor, cell: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        return self._gaussian_filter(_add_up(weights, inside, cell, size))
+
+    def _draw_kernel_mean(
+        self, weights: Tensor, inside: Tensor, position: Tensor, cell: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        weighted = self._gaussian_filter(_add_up(weights, inside, cell, size))
+        total = self._gaussian_filter(_add_up(torch.ones_like(weights), inside, cell, size))
+        reached = total > 0
+        one = torch.ones_like(total)
+        return torch.where(reached, weighted / torch.where(reached, total, one), one)
+
+    def _draw_bilinear(
+        self, weights: Tensor, inside: Tensor, position: Tensor, cell: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        first = position.floor()
+        share_x, share_y = (position - first).to(weights.dtype).unbind(-1)
+        column, row = first.long().unbind(-1)
+        # No position lies beyond the last cell's centre, so what would go past it has a share of 0.
+        columns = (column, (column + 1).clamp(max=size[1] - 1))
+        rows = (row, (row + 1).clamp(max=size[0] - 1))
+        shares_x, shares_y = (1 - share_x, share_x), (1 - share_y, share_y)
+        corners = [(x, y) for y in (0, 1) for x in (0, 1)]
+        parts = [weights * shares_x[x] * shares_y[y] for x, y in corners]
+        cells = [torch.stack((columns[x], rows[y]), dim=-1) for x, y in corners]
+        return _add_up(torch.cat(parts, dim=1), inside.repeat(1, 4), torch.cat(cells, dim=1), size)
+
+    def _draw_direct(
+        self, weights: Tensor, inside: Tensor, position: Tensor, cell: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        rows, columns = size
+        empty = weights.new_zeros(len(weights), rows * columns + 1)
+        largest = empty.scatter_reduce(1, _cell_number(inside, cell, size), weights, "amax")
+        return largest[:, :-1].unflatten(1, size)
+
+    def _draw_distance_weighted(
+        self, weights: Tensor, inside: Tensor, position: Tensor, cell: Tensor, size: tuple[int, int]
+    ) -> Tensor:
+        reach = self.reach_fraction * min(size)
+        padded = [side + math.floor(reach) for side in size]
+        distance = _circular_distance(padded, weights)
+        disc = (distance <= reach).to(weights.dtype)
+        kernel = torch.exp(-distance / (self.distance_decay * reach)) * disc
+        added = _add_up(weights, inside, cell, size)
+        count = _add_up(torch.ones_like(weights), inside, cell, size)
+        spectrum = torch.fft.rfft2(torch.stack((added, count)), s=padded)
+        spectrum = spectrum * torch.fft.rfft2(torch.stack((kernel, disc)))[:, None]
+        spread, queries_in_reach = torch.fft.irfft2(spectrum, s=padded)[..., : size[0], : size[1]]
+        # The transform leaves rounding noise where no query reaches. How many reach is a whole number, so
+        # it tells these cells apart for certain.
+        return torch.where(queries_in_reach > 0.5, spread, torch.zeros_like(spread))
+
+    def _gaussian_filter(self, added: Tensor) -> Tensor:
+        """Gaussian kernel on maps (map, row, column), along both axes in turn, cut at the border."""
+        rows, columns = added.shape[-2:]
+        return self._band(rows, added) @ added @ self._band(columns, added)
+
+    def _band(self, cells: int, like: Tensor) -> Tensor:
+        """The kernel along one axis as a symmetric matrix (cell, cell): k(i - j), 0 beyond the kernel."""
+        radius = self.kernel_size // 2
+        exponent = -0.5 / self.gaussian_sigma**2
+        norm = 1.0
+        if self.kernel_normalization == "sum":
+            norm = math.fsum(math.exp(exponent * step**2) for step in range(-radius, radius + 1))
+        index = torch.arange(cells, device=like.device)
+        step = index[:, None] - index
+        values = torch.exp(exponent * step.to(like.dtype) ** 2) / norm
+        return torch.where(step.abs() <= radius, values, torch.zeros_like(values))
+
+
+def soft_clamp(value: Tensor, limit: Tensor) -> Tensor:
+    """x up to L / 2, above it L - (L / 2)^2 / x: smooth, below L, with the slope (L / 2x)^2 above L / 2.
+
+    Args:
+        value: at least 0.
+        limit: scalar L above 0; infinity changes nothing.
+    """
+    below = value <= limit / 2
+    # Both branches stay finite everywhere, so that neither poisons the other's gradient.
+    finite_limit = torch.where(limit.isinf(), torch.ones_like(limit), limit)
+    above_value = torch.where(below, torch.ones_like(value), value)
+    return torch.where(below, value, finite_limit - (finite_limit / 2) ** 2 / above_value)
+
+
+def _add_up(weights: Tensor, inside: Tensor, cell: Tensor, size: tuple[int, int]) -> Tensor:
+    """Sum of the weights in each cell: (map, row, column)."""
+    rows, columns = size
+    empty = weights.new_zeros(len(weights), rows * columns + 1)
+    total = empty.scatter_add(1, _cell_number(inside, cell, size), weights)
+    return total[:, :-1].unflatten(1, size)
+
+
+def _cell_number(inside: Tensor, cell: Tensor, size: tuple[int, int]) -> Tensor:
+    """Row-major number of each query's cell (map, query); those that do not draw share one past the last."""
+    rows, columns = size
+    number = cell[..., 1] * columns + cell[..., 0]
+    return torch.where(inside, number, torch.full_like(number, rows * columns))
+
+
+def _circular_distance(size: Sequence[int], like: Tensor) -> Tensor:
+    """Distance in cells of each cell (row, column) to cell (0, 0) on a map whose opposite borders meet."""
+    along = []
+    for side in size:
+        index = torch.arange(side, device=like.device, dtype=like.dtype)
+        along.append(torch.minimum(index, side - index))
+    return torch.sqrt(along[0][:, None] ** 2 + along[1] ** 2)
+
+
+def _checked_shape(name: str, shape: Sequence[int] | None, length: int) -> tuple[int, ...] | None:
+    if shape is None:
+        return None
+    require(
+        not isinstance(shape, str) and isinstance(shape, Sequence) and len(shape) == length,
+        f"renderer.{name}",
+        shape,
+        f"{length} whole numbers, or null to take them from the features",
+    )
+    for side in shape:
+        require_count(f"renderer.{name}", side)
+    return tuple(shape)
