@@ -38,7 +38,7 @@ def make_dataset(
     seed: int = 0,
     samples_per_scene: int = 20,
     sweep_rate: int = 10,
-    azimuth_resolution: float = 0.5,
+    azimuth_resolution: float = 0.4,
     image_width: int = 400,
     jpeg_quality: int = 90,
     workers: int | None = None,
@@ -77,8 +77,13 @@ def make_dataset(
         image_width=image_width,
         jpeg_quality=jpeg_quality,
     )
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers={workers}: must be 1 or more, or null for one per core")
+    if workers is not None and (type(workers) is not int or workers < 1):
+        raise ValueError(f"workers={workers}: must be an integer from 1 on, or null for one per core")
+    for name, value in (("overwrite", overwrite), ("progress", progress)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value}: must be true or false")
+    if not isinstance(out, str | Path) or not str(out):
+        raise ValueError(f"out={out}: must be the path of a folder")
     out = Path(out).absolute()
     _check_target(out, overwrite)
     began = time.perf_counter()

@@ -223,12 +223,10 @@ def _draw(
     enters = entry.max(axis=1)
     leaves = np.maximum(at_low, at_high, out=at_high).min(axis=1)
     reached = np.where((enters <= leaves) & (enters > 0), enters, np.float32(np.inf))
-    which = reached.argmin(axis=0)
-    nearest = np.take_along_axis(reached, which[None], axis=0)[0]
-    nearer = nearest < distance
-    rows, columns = np.nonzero(nearer)
+    nearest = reached.min(axis=0)
+    rows, columns = np.nonzero(nearest < distance)
     if len(rows):
-        chosen = which[rows, columns]
+        chosen = reached[:, rows, columns].argmin(axis=0)
         axis = entry[chosen, :, rows, columns].argmax(axis=1)
         distance[rows, columns] = nearest[rows, columns]
         part[rows, columns] = first_part + chosen

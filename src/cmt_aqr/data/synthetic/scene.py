@@ -218,9 +218,10 @@ class _Layout:
         return np.array((along / stretch, across + sag))
 
 
-_TRAFFIC = ("car", "truck", "bus", "trailer", "motorcycle_ridden", "construction_vehicle")
-_TRAFFIC_SHARE = (0.58, 0.07, 0.06, 0.04, 0.21, 0.04)
-"""Mostly low vehicles, over which the sensors see the rest of the street."""
+_LOW_TRAFFIC = ("car", "car", "motorcycle_ridden")
+_TALL_TRAFFIC = ("truck", "bus", "trailer", "construction_vehicle")
+_TALL_DISTANCE = 20.0
+"""Tall vehicles keep this far (m) from the ego vehicle at the start: beside it, they hide half the street."""
 
 _STREETS = (
     ("straight street", 0.0, (5.5, 8.0), (0.0, 0.0)),
@@ -294,7 +295,7 @@ def _add_traffic(layout: _Layout, ego: Sequence[float], travel: float, duration:
     """Vehicles in the four lanes and riders on the bicycle lanes, one speed a lane."""
     random = layout.random
     speed, acceleration = ego[:2]
-    _fill_lane(layout, LANES["ego"], (-REACH, REACH), speed, acceleration, (18, 36))
+    _fill_lane(layout, LANES["ego"], (-REACH, REACH), speed, acceleration, (18, 36), 0.3)
     for lane, velocity in (
         ("right", max(3.0, speed) * random.uniform(0.8, 1.25)),
         ("opposite", -random.uniform(4, 8)),
@@ -302,7 +303,8 @@ def _add_traffic(layout: _Layout, ego: Sequence[float], travel: float, duration:
     ):
         relative = travel - velocity * duration
         reach = (-REACH + min(0.0, relative), REACH + max(0.0, relative))
-        _fill_lane(layout, LANES[lane], reach, velocity, 0.0, (18, 40))
+        tall_share = 0.5 if lane == "opposite_left" else 0.15
+        _fill_lane(layout, LANES[lane], reach, velocity, 0.0, (18, 40), tall_share)
     for d, velocity in zip(BIKE_LANES, (random.uniform(2.5, 4.5), -random.uniform(2.5, 4.5)), strict=True):
         relative = travel - velocity * duration
         for s in _spread(random, -REACH + min(0.0, relative), REACH + max(0.0, relative), (10, 22)):
@@ -322,6 +324,7 @@ def _fill_lane(
     speed: float,
     acceleration: float,
     gap: tuple[float, float],
+    tall_share: float,
 ) -> None:
     """Vehicles of one speed along a lane; a trailer follows a truck that pulls it."""
     random = layout.random
@@ -329,7 +332,8 @@ def _fill_lane(
     state = "vehicle.moving" if moving else "vehicle.stopped"
     direction = 1.0 if speed >= 0 else -1.0
     for s in _spread(random, *reach, gap):
-        kind = str(random.choice(_TRAFFIC, p=_TRAFFIC_SHARE))
+        tall = abs(s) > _TALL_DISTANCE and random.random() < tall_share
+        kind = str(random.choice(_TALL_TRAFFIC if tall else _LOW_TRAFFIC))
         offset = d + random.uniform(-0.2, 0.2)
         attribute = "cycle.with_rider" if kind == "motorcycle_ridden" else state
         size = layout.size_of(kind)
@@ -412,10 +416,10 @@ def _parking_places(layout: _Layout, start: float, yard_share: float) -> list[tu
 def _park_large(layout: _Layout, start: float) -> None:
     random = layout.random
     for kind, mean, yard_share in (
-        ("trailer", 1.2, 0.85),
-        ("bus", 1.2, 0.8),
-        ("construction_vehicle", 1.7, 0.75),
-        ("truck", 1.4, 0.75),
+        ("trailer", 1.0, 0.85),
+        ("bus", 1.0, 0.8),
+        ("construction_vehicle", 1.5, 0.75),
+        ("truck", 1.2, 0.75),
     ):
         for _ in range(_count(random, mean)):
             _try(layout, kind, _parking_places(layout, start, yard_share), "vehicle.parked")

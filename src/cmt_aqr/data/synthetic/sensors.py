@@ -288,29 +288,33 @@ def _shade(
 ) -> NDArray[np.uint8]:
     """Colour every pixel: faces by their angle to the sun, far things hazy, ground and sky behind them."""
     height, width = owners.shape
-    image = _sky(scene, rays)
-    on_ground = np.nonzero(np.isfinite(ground))
-    image[on_ground] = _ground_colour(scene, pose, rays[:, on_ground[0], on_ground[1]], ground[on_ground])
-    on_object = np.nonzero(owners >= 0)
-    owner, part = owners[on_object], hits.part[on_object]
-    shades = _face_shades(scene, headings)[owner, hits.face[on_object]]
-    colour = scene.solids.colour[part] * shades[:, None]
-    colour *= _facade(scene, pose, rays, hits, on_object)[:, None]
-    image[on_object] = colour
-    distance = np.minimum(hits.distance, ground)
-    haze = np.exp(-np.minimum(distance, 1e4) / _HAZE_LENGTH)[..., None]
-    image = np.where(np.isfinite(distance)[..., None], image * haze + (1 - haze) * _horizon(scene), image)
-    grain = _GRAIN * random.standard_normal((height, width, 1), np.float32)
-    return np.clip(255 * np.float32(scene.light) * image + grain, 0, 255).astype(np.uint8)
+    rays = rays.reshape(3, -1)
+    on_ground = np.flatnonzero(np.isfinite(ground))
+    on_object = np.flatnonzero(owners >= 0)
+    in_sky = np.flatnonzero((owners.ravel() < 0) & np.isinf(ground.ravel()))
+    image = np.empty((height * width, 3), np.float32)
+    image[in_sky] = _sky(scene, rays[:, in_sky])
+    distance = ground.ravel()[on_ground]
+    image[on_ground] = _haze(scene, _ground_colour(scene, pose, rays[:, on_ground], distance), distance)
+    part, face = hits.part.ravel()[on_object], hits.face.ravel()[on_object]
+    distance = hits.distance.ravel()[on_object]
+    shade = _face_shades(scene, headings)[scene.solids.owner[part], face]
+    shade *= _facade(scene, pose, rays[:, on_object], distance, part, face)
+    image[on_object] = _haze(scene, scene.solids.colour[part] * shade[:, None], distance)
+    image *= np.float32(255 * scene.light)
+    image += _GRAIN * random.standard_normal((height * width, 1), np.float32)
+    return np.clip(image, 0, 255, out=image).astype(np.uint8).reshape(height, width, 3)
 
 
-def _horizon(scene: Scene) -> Rays:
-    return scene.sky[0].astype(np.float32)
+def _haze(scene: Scene, colour: Rays, distance: Rays) -> Rays:
+    """Colours (pixel, 3) with the horizon's mixed in, the more the farther away."""
+    clear = np.exp(distance / -_HAZE_LENGTH)[:, None]
+    return colour * clear + (1 - clear) * scene.sky[0].astype(np.float32)
 
 
 def _sky(scene: Scene, rays: Rays) -> Rays:
-    """Sky (row, column, 3), RGB, from the horizon's colour to the one overhead."""
-    rise = np.clip(rays[2] / np.sqrt(np.square(rays).sum(axis=0)) * 2.2, 0, 1)[..., None]
+    """Sky (pixel, 3), RGB, from the horizon's colour to the one overhead, along rays (3, pixel)."""
+    rise = np.clip(rays[2] / np.sqrt(np.square(rays).sum(axis=0)) * 2.2, 0, 1)[:, None]
     low, high = scene.sky.astype(np.float32)
     return low + rise * (high - low)
 
@@ -326,17 +330,16 @@ def _face_shades(scene: Scene, headings: Array) -> Rays:
     return (0.58 + 0.46 * np.clip(local @ _NORMALS.T, 0, None)).astype(np.float32)
 
 
-def _facade(scene: Scene, pose: Pose, rays: Rays, hits: Hits, where: tuple[NDArray[np.int64], ...]) -> Rays:
-    """Brightness factor of object pixels: rows of dark windows on buildings, 1 on all else."""
-    factor = np.ones(len(where[0]), np.float32)
-    is_building = np.array([kind == "building" for kind in scene.kinds])[scene.solids.owner[hits.part[where]]]
-    chosen = np.flatnonzero(is_building & (hits.face[where] < 4))
-    if not len(chosen):
-        return factor
-    rows, columns = where[0][chosen], where[1][chosen]
-    point = pose.position[:, None] + rays[:, rows, columns] * hits.distance[rows, columns]
+def _facade(
+    scene: Scene, pose: Pose, rays: Rays, distance: Rays, part: NDArray[np.int32], face: NDArray[np.int8]
+) -> Rays:
+    """Brightness factor (pixel,) of object pixels: rows of dark windows on buildings, 1 on all else."""
+    factor = np.ones(len(part), np.float32)
+    is_building = np.array([kind == "building" for kind in scene.kinds])[scene.solids.owner[part]]
+    chosen = np.flatnonzero(is_building & (face < 4))
+    point = pose.position[:, None] + rays[:, chosen] * distance[chosen]
     s, d = scene.road.locate(point[0], point[1])
-    along = np.where(hits.face[rows, columns] < 2, d, s)
+    along = np.where(face[chosen] < 2, d, s)
     window = ((along % 3.2) < 1.7) & ((point[2] % 3.0) > 1.2) & ((point[2] % 3.0) < 2.5)
     factor[chosen] = np.where(window, 0.45, 1.0)
     return factor

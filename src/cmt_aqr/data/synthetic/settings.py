@@ -41,34 +41,28 @@ class Settings:
     seed: int = 0
     samples_per_scene: int = 20
     sweep_rate: int = 10
-    azimuth_resolution: float = 0.5
+    azimuth_resolution: float = 0.4
     image_width: int = 400
     jpeg_quality: int = 90
 
     def __post_init__(self) -> None:
         most = len(splits.val) * 5
-        self._require("scenes", 2 <= self.scenes <= most, f"an integer from 2 to {most}")
-        self._require("seed", self.seed >= 0, "an integer from 0 on")
-        self._require("samples_per_scene", 2 <= self.samples_per_scene <= 80, "an integer from 2 to 80")
-        self._require(
-            "sweep_rate",
-            2 <= self.sweep_rate <= 20 and self.sweep_rate % KEYFRAME_RATE == 0,
-            "an even number from 2 to 20, because keyframes come twice a second",
-        )
-        self._require("azimuth_resolution", 0.1 <= self.azimuth_resolution <= 4, "from 0.1 to 4 degrees")
-        self._require(
-            "image_width",
-            160 <= self.image_width <= 1600 and self.image_width % ASPECT[0] == 0,
-            f"a multiple of {ASPECT[0]} from 160 to 1600",
-        )
-        self._require("jpeg_quality", 30 <= self.jpeg_quality <= 100, "an integer from 30 to 100")
+        self._check_integer("scenes", 2, most)
+        self._check_integer("seed", 0, 2**63 - 1)
+        self._check_integer("samples_per_scene", 2, 80)
+        self._check_integer("sweep_rate", KEYFRAME_RATE, 20, KEYFRAME_RATE)
+        self._check_integer("image_width", 160, 1600, ASPECT[0])
+        self._check_integer("jpeg_quality", 30, 100)
+        resolution = self.azimuth_resolution
+        number = isinstance(resolution, int | float) and not isinstance(resolution, bool)
+        if not number or not 0.1 <= resolution <= 4:
+            raise ValueError(f"azimuth_resolution={resolution}: must be a number of degrees from 0.1 to 4")
 
-    def _require(self, name: str, right: bool, allowed: str) -> None:
-        if not right:
-            raise ValueError(f"{name}={getattr(self, name)}: must be {allowed}")
-        wanted = type(next(field.default for field in dataclasses.fields(self) if field.name == name))
-        if wanted is int and type(getattr(self, name)) is not int:
-            raise ValueError(f"{name}={getattr(self, name)!r}: must be {allowed}")
+    def _check_integer(self, name: str, low: int, high: int, multiple: int = 1) -> None:
+        value = getattr(self, name)
+        if type(value) is not int or not low <= value <= high or value % multiple:
+            kind = "an integer" if multiple == 1 else f"a multiple of {multiple}"
+            raise ValueError(f"{name}={value}: must be {kind} from {low} to {high}")
 
     @property
     def image_size(self) -> tuple[int, int]:
