@@ -4,16 +4,18 @@ import math
 
 import numpy as np
 import pytest
+from numpy.random import Generator
 
 from cmt_aqr.data.synthetic import raycast
+from cmt_aqr.data.synthetic.raycast import Array, Hits
 from cmt_aqr.data.synthetic.sensors import ELEVATIONS, build_rig
 from cmt_aqr.data.synthetic.settings import Settings
-from cmt_aqr.data.synthetic.shapes import KINDS, build_solids
+from cmt_aqr.data.synthetic.shapes import KINDS, Solids, build_solids
 
 KINDS_USED = ["car", "pedestrian", "traffic_cone", "bus", "construction_vehicle", "barrier", "car", "pole"]
 
 
-def crowd(random):
+def crowd(random: Generator) -> tuple[Array, Array, Array, Solids]:
     """A handful of objects all around the origin, some hiding others."""
     sizes = np.array([KINDS[kind].size for kind in KINDS_USED])
     angle = random.uniform(-math.pi, math.pi, len(KINDS_USED))
@@ -24,7 +26,7 @@ def crowd(random):
     return centres, headings, sizes, build_solids(KINDS_USED, sizes, np.full((len(KINDS_USED), 3), 0.5))
 
 
-def slow_hit(origin, ray, centre, heading, low, high):
+def slow_hit(origin: Array, ray: Array, centre: Array, heading: float, low: Array, high: Array) -> float:
     """Distance at which one ray enters one cuboid, by clipping it against the six faces in turn."""
     cosine, sine = math.cos(heading), math.sin(heading)
     turn = np.array(((cosine, sine, 0), (-sine, cosine, 0), (0, 0, 1)))
@@ -40,7 +42,7 @@ def slow_hit(origin, ray, centre, heading, low, high):
     return first if 0 < first <= last else math.inf
 
 
-def slow_cast(origin, rays, centres, headings, solids):
+def slow_cast(origin: Array, rays: Array, centres: Array, headings: Array, solids: Solids) -> Array:
     """For every ray: (distance to every object) as an array (object, ray)."""
     result = np.full((len(centres), rays.shape[1]), math.inf)
     for ray in range(rays.shape[1]):
@@ -52,7 +54,16 @@ def slow_cast(origin, rays, centres, headings, solids):
     return result
 
 
-def compare(rays, hits, origin, centres, headings, solids, random, at_least):
+def compare(
+    rays: Array,
+    hits: Hits,
+    origin: Array,
+    centres: Array,
+    headings: Array,
+    solids: Solids,
+    random: Generator,
+    at_least: int,
+) -> None:
     """Compare a sample of rays, of which ``at_least`` meet something, and the whole depth order."""
     owners = hits.owners(solids)
     chosen = random.choice(owners.size, min(1500, owners.size), replace=False)
@@ -68,7 +79,7 @@ def compare(rays, hits, origin, centres, headings, solids, random, at_least):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_lidar_rays_meet_what_the_slow_way_finds(seed):
+def test_lidar_rays_meet_what_the_slow_way_finds(seed: int) -> None:
     random = np.random.default_rng(seed)
     centres, headings, sizes, solids = crowd(random)
     origin, columns = np.array((0.1, -0.2, 1.8)), 120
@@ -81,14 +92,12 @@ def test_lidar_rays_meet_what_the_slow_way_finds(seed):
     windows = raycast.lidar_windows(
         raycast.box_corners(centres, headings, sizes) - origin, ELEVATIONS, columns
     )
-    hits = raycast.cast(
-        rays, origin, centres, headings, solids, windows, np.ones(len(centres), bool)
-    )
+    hits = raycast.cast(rays, origin, centres, headings, solids, windows, np.ones(len(centres), bool))
     compare(rays, hits, origin, centres, headings, solids, random, at_least=60)
 
 
 @pytest.mark.parametrize("channel", ["CAM_FRONT", "CAM_BACK"])
-def test_camera_rays_and_silhouettes_are_those_of_the_slow_way(channel):
+def test_camera_rays_and_silhouettes_are_those_of_the_slow_way(channel: str) -> None:
     random = np.random.default_rng(3)
     centres, headings, sizes, solids = crowd(random)
     # One object reaches from before the camera to behind it: its window is cut at the image plane.
@@ -109,7 +118,7 @@ def test_camera_rays_and_silhouettes_are_those_of_the_slow_way(channel):
     assert (alone.sum(axis=1) > 0).sum() >= 2
 
 
-def test_faces_are_numbered_back_front_right_left_bottom_top():
+def test_faces_are_numbered_back_front_right_left_bottom_top() -> None:
     solids = build_solids(["pole"], np.array(((2.0, 2.0, 2.0),)), np.zeros((1, 3)))
     directions = np.eye(3)[[0, 0, 1, 1, 2, 2]] * np.array((1, -1, 1, -1, 1, -1))[:, None]
     for face, direction in enumerate(directions):
