@@ -17,6 +17,8 @@ def main(config: DictConfig) -> None:
         make_dataset(**settings)
     except (ValueError, FileExistsError) as error:
         sys.exit(f"make_dataset: {error}")
+    except KeyboardInterrupt:
+        sys.exit("make_dataset: interrupted, nothing was written")
 
 
 if __name__ == "__main__":

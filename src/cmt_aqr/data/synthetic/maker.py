@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -48,7 +50,8 @@ def make_dataset(
     """Write a synthetic data set in the nuScenes v1.0 format.
 
     The content depends on the settings alone, byte for byte, not on the number of workers. The folder
-    appears when it is complete; an interrupted call leaves none.
+    appears when it is complete; an interrupted call leaves none. (One killed outright leaves a hidden
+    ``.NAME.partial-PID`` beside it, which may be deleted.)
 
     Args:
         out: folder to write, the devkit's ``dataroot``.
@@ -84,7 +87,7 @@ def make_dataset(
             raise ValueError(f"{name}={value}: must be true or false")
     if not isinstance(out, str | Path) or not str(out):
         raise ValueError(f"out={out}: must be the path of a folder")
-    out = Path(out).absolute()
+    out = Path(out).resolve()
     _check_target(out, overwrite)
     began = time.perf_counter()
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
@@ -92,6 +95,8 @@ def make_dataset(
     try:
         rows = _record(settings, partial, workers or _available_cores(), progress)
         _write_tables(settings, partial, rows)
+        # Somebody else may have written there meanwhile.
+        _check_target(out, overwrite)
         _put_in_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -146,7 +151,7 @@ def _run_all(recorders: list[Recorder], workers: int) -> Iterator[tuple[int, Tab
         return
     # Fresh processes: a fork would inherit the threads that torch or OpenCV may have started.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
         futures: dict[Future[Tables], int] = {
             pool.submit(recorder.run): recorder.index for recorder in recorders
         }
@@ -155,6 +160,20 @@ def _run_all(recorders: list[Recorder], workers: int) -> Iterator[tuple[int, Tab
                 yield futures[future], future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    """Make this worker end at once on Ctrl-C, and when its parent is killed, instead of waiting for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_tables(settings: Settings, root: Path, rows: Tables) -> None:

@@ -16,7 +16,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from cmt_aqr.data.synthetic.settings import Settings
-from cmt_aqr.data.synthetic.shapes import KIND_NAMES, KINDS, Solids, build_solids
+from cmt_aqr.data.synthetic.shapes import KINDS, Solids, build_solids
 
 Array = NDArray[np.float64]
 
@@ -498,7 +498,3 @@ def _add_poles(layout: _Layout, start: float) -> None:
             d = edge + (0.0 if kind == "pole" else math.copysign(1.2, edge))
             if layout.add(kind, start + random.uniform(0, BLOCK), d):
                 break
-
-
-SCENERY = frozenset(name for name in KIND_NAMES if not KINDS[name].detection_class)
-"""Kinds that are drawn and scanned, but never annotated."""

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from cmt_aqr.constants import CAMERAS, LIDAR
 from cmt_aqr.data.synthetic import raycast
 from cmt_aqr.data.synthetic.raycast import Array, Hits, Rays
-from cmt_aqr.data.synthetic.scene import BIKE_LANES, LANES, PARKING, SIDEWALKS, Scene
+from cmt_aqr.data.synthetic.scene import BIKE_LANES, LANES, SIDEWALKS, Scene
 from cmt_aqr.data.synthetic.settings import Settings
 
 MAX_RANGE = 70.0
@@ -378,19 +378,3 @@ def visible_share(pictures: list[Picture]) -> Array:
     silhouette = np.sum([picture.silhouette for picture in pictures], axis=0)
     seen = np.sum([picture.seen for picture in pictures], axis=0)
     return seen / np.maximum(silhouette, 1)
-
-
-__all__ = [
-    "ELEVATIONS",
-    "MAX_RANGE",
-    "PARKING",
-    "Mount",
-    "Picture",
-    "Pose",
-    "Scan",
-    "build_rig",
-    "pose_of",
-    "scan",
-    "take_picture",
-    "visible_share",
-]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nuscenes.utils import splits
-
 GENERATOR_VERSION = 1
 """Raised whenever the same settings would give other data."""
 
@@ -14,6 +12,9 @@ KEYFRAME_RATE = 2
 
 ASPECT = (16, 9)
 """Width to height of nuScenes' images, 1600 x 900."""
+
+MOST_SCENES = 750
+"""The devkit's validation split has 150 names, a fifth of so many scenes."""
 
 MINI_SCENES = 10
 """Up to this many scenes a set is a ``v1.0-mini``, above a ``v1.0-trainval``."""
@@ -45,8 +46,7 @@ class Settings:
     jpeg_quality: int = 90
 
     def __post_init__(self) -> None:
-        most = len(splits.val) * 5
-        self._check_integer("scenes", 2, most)
+        self._check_integer("scenes", 2, MOST_SCENES)
         self._check_integer("seed", 0, 2**63 - 1)
         self._check_integer("samples_per_scene", 2, 80)
         self._check_integer("sweep_rate", KEYFRAME_RATE, 20, KEYFRAME_RATE)
@@ -90,6 +90,9 @@ class Settings:
 
     def scene_names(self) -> list[str]:
         """Names of the scenes: names of the devkit's splits, training first, about a fifth for validation."""
+        # The devkit takes seconds to import, and the processes that draw the scenes do not need it.
+        from nuscenes.utils import splits
+
         validation = max(1, round(0.2 * self.scenes))
         if self.version == "v1.0-mini":
             train, val = splits.mini_train, splits.mini_val

@@ -295,8 +295,6 @@ KINDS: dict[str, Kind] = {
 }
 """Every kind of object, by name."""
 
-KIND_NAMES: tuple[str, ...] = tuple(KINDS)
-
 
 @dataclass(frozen=True)
 class Solids:
@@ -311,7 +309,6 @@ class Solids:
         intensity: (part,) mean LiDAR intensity.
         loss: (part,) share of LiDAR rays lost.
         owner: (part,) object.
-        painted: (part,) bool: shows the object's signature colour.
     """
 
     low: Array
@@ -321,7 +318,6 @@ class Solids:
     intensity: NDArray[np.float32]
     loss: NDArray[np.float32]
     owner: NDArray[np.int32]
-    painted: NDArray[np.bool_]
 
 
 def build_solids(kinds: list[str], sizes: Array, paints: Array) -> Solids:
@@ -348,5 +344,4 @@ def build_solids(kinds: list[str], sizes: Array, paints: Array) -> Solids:
         intensity=np.array([KINDS[kind].intensity for kind in kinds], np.float32)[owner],
         loss=np.array([part.loss for part in parts], np.float32),
         owner=owner.astype(np.int32),
-        painted=painted,
     )

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 from typing import Any
 
-from cmt_aqr.constants import CAMERAS, LIDAR
+from cmt_aqr.constants import LIDAR
 from cmt_aqr.data.synthetic.sensors import Array, Mount
 from cmt_aqr.data.synthetic.shapes import KINDS
 
@@ -127,6 +127,3 @@ def link(rows: list[Row]) -> None:
     for row, after in itertools.pairwise(rows):
         row["next"] = after["token"]
         after["prev"] = row["token"]
-
-
-__all__ = ["ATTRIBUTES", "CAMERAS", "MAP_FILE", "TABLE_NAMES", "Row", "Tables"]
