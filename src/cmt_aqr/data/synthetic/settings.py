@@ -1,0 +1,105 @@
+"""What a synthetic data set is made from, and the checks of those values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GENERATOR_VERSION = 1
+"""Raised whenever the same settings would give other data."""
+
+KEYFRAME_RATE = 2
+"""Keyframes per second, as in nuScenes."""
+
+ASPECT = (16, 9)
+"""Width to height of nuScenes' images, 1600 x 900."""
+
+MOST_SCENES = 750
+"""The devkit's validation split has 150 names, a fifth of so many scenes."""
+
+MINI_SCENES = 10
+"""Up to this many scenes a set is a ``v1.0-mini``, above a ``v1.0-trainval``."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the content of a synthetic data set. Same settings, same bytes.
+
+    Attributes:
+        scenes: number of scenes, 2 or more, so that there is one to train on and one to evaluate on.
+        seed: any integer from 0 on.
+        samples_per_scene: keyframes of a scene, two a second.
+        sweep_rate: LiDAR sweeps a second, an even number: every keyframe interval has half of them.
+        azimuth_resolution: degrees between two columns of the LiDAR.
+        image_width: pixels, a multiple of 16; the height is 9/16 of it and the intrinsics scale along.
+        jpeg_quality: of the pictures, as OpenCV counts it.
+
+    Raises:
+        ValueError: a value is out of its range; the message names it and what is allowed.
+    """
+
+    scenes: int = 10
+    seed: int = 0
+    samples_per_scene: int = 20
+    sweep_rate: int = 10
+    azimuth_resolution: float = 0.4
+    image_width: int = 400
+    jpeg_quality: int = 90
+
+    def __post_init__(self) -> None:
+        self._check_integer("scenes", 2, MOST_SCENES)
+        self._check_integer("seed", 0, 2**63 - 1)
+        self._check_integer("samples_per_scene", 2, 80)
+        self._check_integer("sweep_rate", KEYFRAME_RATE, 20, KEYFRAME_RATE)
+        self._check_integer("image_width", 160, 1600, ASPECT[0])
+        self._check_integer("jpeg_quality", 30, 100)
+        resolution = self.azimuth_resolution
+        number = isinstance(resolution, int | float) and not isinstance(resolution, bool)
+        if not number or not 0.1 <= resolution <= 4:
+            raise ValueError(f"azimuth_resolution={resolution}: must be a number of degrees from 0.1 to 4")
+
+    def _check_integer(self, name: str, low: int, high: int, multiple: int = 1) -> None:
+        value = getattr(self, name)
+        if type(value) is not int or not low <= value <= high or value % multiple:
+            kind = "an integer" if multiple == 1 else f"a multiple of {multiple}"
+            raise ValueError(f"{name}={value}: must be {kind} from {low} to {high}")
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures in pixels."""
+        return self.image_width * ASPECT[1] // ASPECT[0], self.image_width
+
+    @property
+    def columns(self) -> int:
+        """Columns of the LiDAR: rays of one ring in one turn."""
+        return round(360 / self.azimuth_resolution)
+
+    @property
+    def sweeps_per_keyframe(self) -> int:
+        """LiDAR sweeps from one keyframe to the next, the keyframe's own counted once."""
+        return self.sweep_rate // KEYFRAME_RATE
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first keyframe of a scene to its last."""
+        return (self.samples_per_scene - 1) / KEYFRAME_RATE
+
+    @property
+    def version(self) -> str:
+        """Name of nuScenes' version that the set pretends to be, and of its folder of tables."""
+        return "v1.0-mini" if self.scenes <= MINI_SCENES else "v1.0-trainval"
+
+    def scene_names(self) -> list[str]:
+        """Names of the scenes: names of the devkit's splits, training first, about a fifth for validation."""
+        # The devkit takes seconds to import, and the processes that draw the scenes do not need it.
+        from nuscenes.utils import splits
+
+        validation = max(1, round(0.2 * self.scenes))
+        if self.version == "v1.0-mini":
+            train, val = splits.mini_train, splits.mini_val
+        else:
+            train, val = splits.train, splits.val
+        return [*train[: self.scenes - validation], *val[:validation]]
+
+    def split_names(self) -> tuple[str, str]:
+        """The devkit's names of the training and the validation split."""
+        return ("mini_train", "mini_val") if self.version == "v1.0-mini" else ("train", "val")
