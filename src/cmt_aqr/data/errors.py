@@ -1,0 +1,5 @@
+"""What is wrong with the data, in one sentence."""
+
+
+class DataError(ValueError):
+    """The data on disk, or the request for it, cannot be used. The message names the file or key to mend."""
