@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ class NuScenesMetric(Metric):
     first time), so every process computes the devkit's number for the whole set.
 
     Args:
-        truth: ground truth of the split that is evaluated.
+        truth: ground truth of the split that is evaluated, or a function that loads it when it is first needed:
+            after Lightning has let one process prepare it for all.
         kwargs: of ``torchmetrics.Metric``.
     """
 
@@ -128,13 +130,21 @@ class NuScenesMetric(Metric):
     frames: list[Tensor]
     rows: list[Tensor]
 
-    def __init__(self, truth: GroundTruth, **kwargs: Any) -> None:
+    def __init__(self, truth: GroundTruth | Callable[[], GroundTruth], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.truth = truth
-        self._number = {token: number for number, token in enumerate(truth.tokens)}
+        self._source = truth
         self.add_state("frames", [], dist_reduce_fx="cat")
         self.add_state("rows", [], dist_reduce_fx="cat")
         self._add_nothing()
+
+    @functools.cached_property
+    def truth(self) -> GroundTruth:
+        """Ground truth of the split that is evaluated."""
+        return self._source if isinstance(self._source, GroundTruth) else self._source()
+
+    @functools.cached_property
+    def _number(self) -> dict[str, int]:
+        return {token: number for number, token in enumerate(self.truth.tokens)}
 
     def _add_nothing(self) -> None:
         """Empty states of the right type and width: a process without a frame can take part in a gather."""

@@ -47,8 +47,12 @@ def print_metrics(
     (console or Console()).print(metrics_table(metrics, title))
 
 
-def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
-    """Write metrics as JSON, at once or not at all; what nuScenes leaves undefined (NaN) becomes null."""
+def write_metrics(metrics: Mapping[str, float], path: Path) -> Path:
+    """Write metrics as JSON, at once or not at all; what nuScenes leaves undefined (NaN) becomes null.
+
+    Returns:
+        ``path``.
+    """
     values = {name: None if math.isnan(value) else value for name, value in metrics.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -57,6 +61,7 @@ def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    return path
 
 
 def read_metrics(path: Path) -> dict[str, float]:
