@@ -1,0 +1,256 @@
+"""The data side of a run: index, frames, augmentation and loaders, as Lightning asks for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from cmt_aqr.data.augmentation import (
+    ImageAugmentation,
+    ImageProcessing,
+    SceneAugmentation,
+    TrainingFilter,
+    Transform,
+)
+from cmt_aqr.data.dataset import FrameDataset, FrameLoader, FrameSampler
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
+from cmt_aqr.data.index import FrameIndex, load_index
+from cmt_aqr.data.reading import FrameReader
+from cmt_aqr.data.tables import check_request, close_tables
+from cmt_aqr.evaluation.metric import NuScenesMetric
+
+Transforms = Mapping[str, Transform | None] | None
+"""Named, so that a configuration can override or switch off (null) one; applied in the order given."""
+
+
+class NuScenesDataModule(LightningDataModule):
+    """nuScenes, or anything in its format.
+
+    A training frame goes through ``train_transforms``, ``scene_augmentation``, the training filter, and the
+    image processing with ``image_augmentation``, in this order; an evaluated one through ``eval_transforms``
+    and the plain image processing. Sensor faults and masked-modal training are ``*_transforms``: they see the
+    frame as it was read. Augmentation depends on (seed, epoch, frame) only.
+
+    Args:
+        root: data root: the folder with ``samples``, ``sweeps`` and the version's folder.
+        version: e.g. ``v1.0-trainval``.
+        point_range: x0, y0, z0, x1, y1, z1 of the model's grid, metres, LiDAR frame.
+        image_size: height and width of the images that the model gets.
+        train_split: a split of the devkit, or of ``splits.json``.
+        val_split: for validation in training.
+        eval_split: for ``trainer.test``; ``val_split`` where None.
+        sweeps: sweeps before the keyframe's own, at most.
+        cameras: read images; off for a LiDAR-only model.
+        lidar: read points; off for a camera-only model.
+        batch_size: frames a step and device in training.
+        eval_batch_size: the same in evaluation; ``batch_size`` where None.
+        num_workers: reading processes a loader; 0 reads in the main process.
+        image_mean: of the B, G, R channels, 0..255.
+        image_std: of the B, G, R channels.
+        scene_augmentation: of points, boxes and calibration together, or None.
+        image_augmentation: of the images, or None.
+        train_transforms: on frames as read, in training.
+        eval_transforms: on frames as read, in evaluation; drawn from (seed, frame), the same every time.
+        min_points: boxes with fewer LiDAR points are not trained on.
+        crop_points: drop points outside ``point_range`` in training.
+        shuffle_points: random order of points in training, see :class:`TrainingFilter`.
+        cache_frames: keep frames in memory once read, in each process; for small data sets.
+        cache_dir: for indexes and ground truth, see :func:`cmt_aqr.data.index.load_index`.
+        limit_train_frames: the first so many frames of the training split only.
+        limit_eval_frames: the same for the other splits.
+        seed: of shuffling and augmentation.
+
+    Raises:
+        ValueError: a value out of range, named.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        version: str,
+        point_range: Sequence[float],
+        image_size: Sequence[int] = (320, 800),
+        train_split: str = "train",
+        val_split: str = "val",
+        eval_split: str | None = None,
+        sweeps: int = 10,
+        cameras: bool = True,
+        lidar: bool = True,
+        batch_size: int = 2,
+        eval_batch_size: int | None = None,
+        num_workers: int = 4,
+        image_mean: Sequence[float] = (103.530, 116.280, 123.675),
+        image_std: Sequence[float] = (57.375, 57.120, 58.395),
+        scene_augmentation: SceneAugmentation | None = None,
+        image_augmentation: ImageAugmentation | None = None,
+        train_transforms: Transforms = None,
+        eval_transforms: Transforms = None,
+        min_points: int = 1,
+        crop_points: bool = True,
+        shuffle_points: bool = True,
+        cache_frames: bool = False,
+        cache_dir: str | os.PathLike[str] = ".cache/cmt_aqr",
+        limit_train_frames: int | None = None,
+        limit_eval_frames: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_at_least("data.batch_size", batch_size, 1)
+        _check_at_least("data.eval_batch_size", eval_batch_size, 1)
+        _check_at_least("data.num_workers", num_workers, 0)
+        _check_at_least("data.sweeps", sweeps, 0)
+        _check_at_least("data.min_points", min_points, 0)
+        _check_at_least("data.limit_train_frames", limit_train_frames, 1)
+        _check_at_least("data.limit_eval_frames", limit_eval_frames, 1)
+        if not (cameras or lidar):
+            raise ValueError("data.cameras=false and data.lidar=false: at least one sensor must be read")
+        self.root = Path(root).expanduser()
+        self.version = version
+        self.train_split = train_split
+        self.val_split = val_split
+        self.eval_split = eval_split or val_split
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.cache_frames = cache_frames
+        self.limit_train_frames = limit_train_frames
+        self.limit_eval_frames = limit_eval_frames
+        self.seed = seed
+        self.sweeps = sweeps
+        self.cameras = cameras
+        self.lidar = lidar
+        self._train_transforms: list[Transform] = [
+            *_present(train_transforms),
+            *([scene_augmentation] if scene_augmentation is not None else []),
+            TrainingFilter(point_range, min_points, crop_points, shuffle_points),
+            ImageProcessing(image_size, image_mean, image_std, image_augmentation),
+        ]
+        self._eval_transforms: list[Transform] = [
+            *_present(eval_transforms),
+            ImageProcessing(image_size, image_mean, image_std),
+        ]
+        self._datasets: dict[str, FrameDataset] = {}
+        self._start: tuple[int, int] | None = None
+
+    def prepare_data(self) -> None:
+        """Index the splits and cache their ground truth, once a machine; then the tables are let go of."""
+        for split in {self.train_split, self.val_split, self.eval_split}:
+            load_index(self.root, self.version, split, self.cache_dir)
+        for split in {self.val_split, self.eval_split} - {"test"}:
+            load_ground_truth(self.root, self.version, split, self.cache_dir)
+        close_tables()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the indexes of the splits that the stage needs, and see that their first frame is on disk."""
+        names = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        for name in names.get(stage or "", ("train", "val", "test")):
+            if name not in self._datasets:
+                self._datasets[name] = self._make_dataset(name)
+
+    def _split(self, name: str) -> str:
+        return {"train": self.train_split, "val": self.val_split, "test": self.eval_split}[name]
+
+    def _make_dataset(self, name: str) -> FrameDataset:
+        training = name == "train"
+        limit = self.limit_train_frames if training else self.limit_eval_frames
+        index = self.index(self._split(name)).first(limit)
+        index.check_files(self.root, range(1), images=self.cameras)
+        reader = FrameReader(self.root, index, self.sweeps, self.cameras, self.lidar)
+        transforms = self._train_transforms if training else self._eval_transforms
+        return FrameDataset(reader, transforms, self.seed, self.cache_frames)
+
+    def index(self, split: str) -> FrameIndex:
+        """The index of a split.
+
+        Raises:
+            DataError: see :func:`cmt_aqr.data.index.load_index`.
+        """
+        return load_index(self.root, self.version, split, self.cache_dir)
+
+    def ground_truth(self, split: str | None = None) -> GroundTruth:
+        """What the official evaluation compares with, of ``val_split`` or the split that is named.
+
+        Raises:
+            DataError: the split has no annotations.
+        """
+        return load_ground_truth(self.root, self.version, split or self.val_split, self.cache_dir)
+
+    def metric(self) -> NuScenesMetric:
+        """The official metric of ``val_split``; it loads its ground truth when it is first used."""
+        return NuScenesMetric(self.ground_truth)
+
+    def check(self) -> None:
+        """See, without reading a table, that root, version and splits exist.
+
+        Raises:
+            DataError: one of them does not; the sentence says which.
+        """
+        for split in dict.fromkeys((self.train_split, self.val_split, self.eval_split)):
+            check_request(self.root, self.version, split)
+
+    def dataset(self, name: str) -> FrameDataset:
+        """The data set ``train``, ``val`` or ``test`` (of ``eval_split``); set up first.
+
+        Raises:
+            DataError: it has not been set up.
+        """
+        if name not in self._datasets:
+            raise DataError(f"the {name} data is not set up: call setup() first")
+        return self._datasets[name]
+
+    def set_position(self, epoch: int, batches_done: int) -> None:
+        """Let the next training loader start after ``batches_done`` batches of ``epoch``.
+
+        Lightning's own checkpoints carry the loader's position and need no call; this is for everyone else.
+        """
+        self._start = (epoch, batches_done)
+
+    def _loader(self, name: str) -> FrameLoader:
+        dataset = self.dataset(name)
+        training = name == "train"
+        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler = FrameSampler(
+            frames=len(dataset),
+            batch_size=self.batch_size if training else self.eval_batch_size,
+            training=training,
+            seed=self.seed,
+            num_replicas=ranks,
+            rank=rank,
+        )
+        loader = FrameLoader(dataset, sampler, self.num_workers, pin_memory=torch.cuda.is_available())
+        if training and self._start is not None:
+            loader.set_position(*self._start)
+            self._start = None
+        return loader
+
+    def train_dataloader(self) -> FrameLoader:
+        """Batches of augmented frames, shuffled by (seed, epoch); its position can be saved and restored."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> FrameLoader:
+        """Every frame of ``val_split`` once, in order, shared out among the processes."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> FrameLoader:
+        """Every frame of ``eval_split`` once, in order, shared out among the processes."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> FrameLoader:
+        """The same as :meth:`test_dataloader`."""
+        return self._loader("test")
+
+
+def _present(transforms: Transforms) -> list[Transform]:
+    return [transform for transform in (transforms or {}).values() if transform is not None]
+
+
+def _check_at_least(name: str, value: Any, least: int) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"{name}={value}: it must be at least {least}")

@@ -1,0 +1,246 @@
+"""Frames in an order that (seed, epoch) alone decide, and loading that can stop and go on anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from cmt_aqr.data.augmentation import Transform, apply_transforms
+from cmt_aqr.data.collate import collate
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.reading import FrameReader
+from cmt_aqr.structures import Batch, Frame
+
+
+class SampleKey(NamedTuple):
+    """What a sampler asks a data set for.
+
+    The epoch travels with the index, so a worker process that lives for the whole run needs no news of it.
+
+    Attributes:
+        epoch: counted from 0.
+        frame: its number in the index.
+        repeat: which occurrence of the frame in this epoch, where resampling repeats it.
+    """
+
+    epoch: int
+    frame: int
+    repeat: int = 0
+
+
+def frame_generator(seed: int, key: SampleKey) -> Generator:
+    """The generator of a frame's augmentation: depends on the seed and the key, on nothing else."""
+    return np.random.default_rng((seed, key.epoch, key.frame, key.repeat))
+
+
+class FrameDataset(Dataset[Frame]):
+    """Reads a frame and transforms it.
+
+    Args:
+        reader: where frames come from.
+        transforms: applied in this order.
+        seed: of every frame's generator.
+        cache_frames: keep frames as read in memory (of each worker process); for small data sets, where
+            decoding pictures takes most of the time.
+    """
+
+    def __init__(
+        self, reader: FrameReader, transforms: Sequence[Transform], seed: int = 0, cache_frames: bool = False
+    ) -> None:
+        self.reader = reader
+        self.transforms = tuple(transforms)
+        self.seed = seed
+        self._cache: dict[int, Frame] | None = {} if cache_frames else None
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, key: SampleKey | int) -> Frame:
+        """The frame of a key; a plain index is the frame in epoch 0."""
+        if not isinstance(key, SampleKey):
+            key = SampleKey(epoch=0, frame=int(key))
+        return apply_transforms(self._read(key.frame), self.transforms, frame_generator(self.seed, key))
+
+    def _read(self, index: int) -> Frame:
+        if self._cache is None:
+            return self.reader.read(index)
+        if index not in self._cache:
+            self._cache[index] = self.reader.read(index)
+        return self._cache[index]
+
+
+class FrameSampler(DistributedSampler[SampleKey]):
+    """Keys of one process's frames, by (seed, epoch), from any batch of the epoch on.
+
+    It is a ``DistributedSampler`` so that Lightning leaves it alone. Rank r of n takes every n-th key, so the
+    n batches of a step hold together what one process with an n times larger batch would have.
+
+    Training: shuffled by (seed, epoch), and the frames that do not fill the last batch of all ranks sit out
+    this epoch. Where there are fewer frames than one such batch, each rank gets one smaller batch, for which
+    the first frames are repeated if they do not divide evenly, because ranks must take equal numbers of
+    steps. Evaluation: in order, no frame left out, none twice; ranks may differ by one frame.
+
+    Args:
+        frames: number of frames in the data set.
+        batch_size: frames a step on one rank.
+        training: see above.
+        seed: of the shuffling.
+        num_replicas: number of ranks.
+        rank: this process.
+    """
+
+    def __init__(
+        self,
+        frames: int,
+        batch_size: int,
+        training: bool,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size={batch_size}: it must be at least 1")
+        self.frames = frames
+        self.batch_size = batch_size
+        self.training = training
+        self.seed = seed
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.epoch = 0
+        self.batches_done = 0
+
+    def __len__(self) -> int:
+        """Frames of this rank in a whole epoch, wherever in it the position is."""
+        if not self.training:
+            return len(range(self.rank, self.frames, self.num_replicas))
+        step = self.batch_size * self.num_replicas
+        if self.frames < step:
+            return -(-self.frames // self.num_replicas)
+        return self.frames // step * self.batch_size
+
+    @property
+    def batches(self) -> int:
+        """Batches of this rank in a whole epoch."""
+        return -(-len(self) // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch, unless the position is already in that epoch. Lightning calls it."""
+        if epoch != self.epoch:
+            self.set_position(epoch, 0)
+
+    def set_position(self, epoch: int, batches_done: int) -> None:
+        """Go on after ``batches_done`` batches of ``epoch``; the end of an epoch is the start of the next."""
+        if self.training and batches_done >= self.batches:
+            epoch, batches_done = epoch + 1, 0
+        self.epoch, self.batches_done = epoch, batches_done
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        order = np.arange(self.frames)
+        if self.training:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.frames)
+            # np.resize repeats from the start, or cuts.
+            order = np.resize(order, len(self) * self.num_replicas)
+        own = order[self.rank :: self.num_replicas]
+        epoch, start = self.epoch, self.batches_done * self.batch_size
+        return iter([SampleKey(epoch, int(frame)) for frame in own[start:]])
+
+
+def _prepare_worker(_worker: int) -> None:
+    """Workers share the cores: one thread each."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+class FrameLoader(DataLoader[Batch]):
+    """A data loader whose position can be saved and restored; Lightning does so with every checkpoint.
+
+    Args:
+        dataset: frames by key.
+        sampler: which keys, in which order.
+        num_workers: processes that read; 0 reads in this one.
+        pin_memory: see ``torch.utils.data.DataLoader``.
+    """
+
+    def __init__(
+        self, dataset: FrameDataset, sampler: FrameSampler, num_workers: int = 0, pin_memory: bool = False
+    ) -> None:
+        super().__init__(
+            dataset,  # type: ignore[arg-type]  # the loader yields batches of the data set's frames
+            batch_size=sampler.batch_size,
+            sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            worker_init_fn=_prepare_worker if num_workers else None,
+            persistent_workers=num_workers > 0,
+        )
+        self._epoch = sampler.epoch
+        self._batches_done = sampler.batches_done
+
+    @property
+    def frame_sampler(self) -> FrameSampler:
+        """The sampler, by its own type."""
+        assert isinstance(self.sampler, FrameSampler)
+        return self.sampler
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Batches from the sampler's position on.
+
+        Nothing is read before the first ``next``: Lightning makes the iterator first and names the epoch
+        afterwards. A training loader that ran through an epoch stands at the start of the next.
+        """
+        sampler = self.frame_sampler
+        self._epoch, self._batches_done = sampler.epoch, sampler.batches_done
+        try:
+            for batch in super().__iter__():
+                self._batches_done += 1
+                yield batch
+        except DataError as error:
+            # A worker's error arrives with the worker's traceback in its text: the sentence is its end.
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+        if sampler.training:
+            sampler.set_position(self._epoch, self._batches_done)
+
+    def set_position(self, epoch: int, batches_done: int) -> None:
+        """Let the next iteration go on after ``batches_done`` batches of ``epoch``."""
+        self.frame_sampler.set_position(epoch, batches_done)
+        self._epoch, self._batches_done = self.frame_sampler.epoch, self.frame_sampler.batches_done
+
+    def _identity(self) -> dict[str, int]:
+        sampler = self.frame_sampler
+        return {
+            "frames": sampler.frames,
+            "batch_size": sampler.batch_size,
+            "ranks": sampler.num_replicas,
+            "seed": sampler.seed,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, counted in batches handed out, and what gives it its meaning."""
+        return {"epoch": self._epoch, "batches_done": self._batches_done, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position.
+
+        Raises:
+            DataError: it lies within an epoch that was cut into other batches than this loader's.
+        """
+        changed = [
+            f"{name} {state[name]} -> {value}"
+            for name, value in self._identity().items()
+            if state[name] != value
+        ]
+        within = 0 < state["batches_done"] * state["batch_size"] < state["frames"] // state["ranks"]
+        if changed and within:
+            raise DataError(
+                f"the checkpoint stands within epoch {state['epoch']}, after {state['batches_done']} "
+                f"batches, and the batches have changed since ({', '.join(changed)}): restore them, or "
+                "start anew from its weights"
+            )
+        self.set_position(state["epoch"], state["batches_done"])

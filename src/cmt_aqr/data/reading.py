@@ -1,0 +1,134 @@
+"""From the index and the files on disk to a :class:`~cmt_aqr.structures.Frame`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmt_aqr.constants import POINT_FEATURES
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.index import FrameIndex
+from cmt_aqr.data.poses import invert
+from cmt_aqr.structures import Frame
+
+_POINT_BYTES = 4 * POINT_FEATURES
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+
+
+def read_points(path: Path) -> NDArray[np.float32]:
+    """Points (point, 5) of a nuScenes sweep: x, y, z, intensity 0..255, ring index; LiDAR frame of the sweep.
+
+    Raises:
+        DataError: the file is missing, empty, or does not hold whole points of five float32.
+    """
+    try:
+        raw = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): data.root lacks this sweep") from error
+    if not len(raw) or len(raw) % _POINT_BYTES:
+        raise DataError(
+            f"{path} is truncated: {len(raw)} bytes, which is not a positive multiple of the {_POINT_BYTES} "
+            "bytes of a point; copy or download the file again"
+        )
+    return raw.view(np.float32).reshape(-1, POINT_FEATURES)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Image (height, width, 3) of a file, BGR.
+
+    Raises:
+        DataError: the file is missing, not an image, or a truncated JPEG (which OpenCV would fill with grey).
+    """
+    try:
+        raw = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): data.root lacks this image") from error
+    tail = raw[-1024:].tobytes()
+    if raw[:2].tobytes() == _JPEG_START and _JPEG_END not in tail:
+        raise DataError(
+            f"{path} is truncated: a JPEG without an end after {len(raw)} bytes; copy or download it again"
+        )
+    image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if len(raw) else None
+    if image is None:
+        raise DataError(f"{path} is not a readable image ({len(raw)} bytes): copy or download it again")
+    return np.asarray(image, dtype=np.uint8)
+
+
+class FrameReader:
+    """Reads the frames of an index.
+
+    Args:
+        root: nuScenes data root.
+        index: the frames of a split.
+        sweeps: how many sweeps before the keyframe's own to add, at most.
+        cameras: whether to read the images.
+        lidar: whether to read the points; without it a frame has none.
+    """
+
+    def __init__(
+        self, root: Path, index: FrameIndex, sweeps: int = 10, cameras: bool = True, lidar: bool = True
+    ) -> None:
+        self.root = root
+        self.index = index
+        self.sweeps = sweeps
+        self.cameras = cameras
+        self.lidar = lidar
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, frame: int) -> Frame:
+        """Read a frame: images uint8 and unresized, all boxes of the ten classes, nothing filtered.
+
+        Raises:
+            DataError: a file is missing or damaged, or the images of a frame differ in size.
+        """
+        index = self.index
+        boxes = slice(int(index.box_offsets[frame]), int(index.box_offsets[frame + 1]))
+        return Frame(
+            token=index.token(frame),
+            points=torch.from_numpy(self._points(frame)),
+            images=self._images(frame) if self.cameras else None,
+            lidar2img=torch.from_numpy(index.lidar2img[frame].astype(np.float32)),
+            boxes=torch.from_numpy(np.nan_to_num(index.boxes[boxes], nan=0.0)),
+            labels=torch.from_numpy(index.labels[boxes].copy()),
+            box_points=torch.from_numpy(index.box_points[boxes].copy()),
+            lidar2global=torch.from_numpy(index.sweep_to_global[index.lidar[frame]].copy()),
+        )
+
+    def _points(self, frame: int) -> NDArray[np.float32]:
+        """Points (point, 5) of all sweeps in the keyframe's LiDAR frame; the last column is the lag in s."""
+        if not self.lidar:
+            return np.zeros((0, POINT_FEATURES), dtype=np.float32)
+        index = self.index
+        rows = index.sweeps_of(frame, self.sweeps)
+        to_keyframe = invert(index.sweep_to_global[rows[0]]) @ index.sweep_to_global[rows]
+        lags = 1e-6 * (index.sweep_times[rows[0]] - index.sweep_times[rows])
+        clouds = []
+        for number, row in enumerate(rows):
+            cloud = read_points(self.root / index.sweep_files[row].decode())
+            if number:
+                # The relative motion is a few metres, so float32 keeps micrometres.
+                motion = to_keyframe[number].astype(np.float32)
+                cloud[:, :3] = cloud[:, :3] @ motion[:3, :3].T + motion[:3, 3]
+            cloud[:, 4] = lags[number]
+            clouds.append(cloud)
+        return np.concatenate(clouds)
+
+    def _images(self, frame: int) -> Tensor:
+        """Images (view, 3, height, width) uint8, BGR; stored with the channel last, as decoded."""
+        paths = [self.root / name.decode() for name in self.index.image_files[frame]]
+        images = [read_image(path) for path in paths]
+        for path, image in zip(paths, images, strict=True):
+            if image.shape != images[0].shape:
+                raise DataError(
+                    f"{path} is {image.shape[1]} x {image.shape[0]} pixels, but {paths[0].name} of the same "
+                    f"frame is {images[0].shape[1]} x {images[0].shape[0]}: "
+                    "a frame's images must have one size"
+                )
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)

@@ -1,0 +1,166 @@
+"""nuScenes tables through the devkit: opened once, checked first, refused with one sentence."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+from pathlib import Path
+
+from nuscenes import NuScenes
+from nuscenes.utils.splits import create_splits_scenes, get_scenes_of_split
+
+from cmt_aqr.data.errors import DataError
+
+log = logging.getLogger(__name__)
+
+TABLES = (
+    "category",
+    "attribute",
+    "visibility",
+    "instance",
+    "sensor",
+    "calibrated_sensor",
+    "ego_pose",
+    "log",
+    "scene",
+    "sample",
+    "sample_data",
+    "sample_annotation",
+    "map",
+)
+"""The thirteen tables of the nuScenes v1.0 format."""
+
+_VERSION_ENDING = {
+    "train": "trainval",
+    "val": "trainval",
+    "train_detect": "trainval",
+    "train_track": "trainval",
+    "mini_train": "mini",
+    "mini_val": "mini",
+    "test": "test",
+}
+
+
+def check_request(root: Path, version: str, split: str) -> None:
+    """Refuse, before anything is read, what cannot be opened.
+
+    Args:
+        root: nuScenes data root: the folder that holds ``samples``, ``sweeps`` and the version's folder.
+        version: name of the folder with the tables, e.g. ``v1.0-trainval``.
+        split: a split of the devkit, or one of ``splits.json`` in the version's folder.
+
+    Raises:
+        DataError: the root, the version's folder or a table is missing, or the split is unknown or belongs
+            to another version.
+    """
+    if not root.is_dir():
+        raise DataError(
+            f"data.root={root} is not a folder: give the folder that holds {version}/ and samples/"
+        )
+    folder = root / version
+    if not folder.is_dir():
+        found = sorted(path.parent.name for path in root.glob("*/sample.json"))
+        there = f"there is {', '.join(found)}" if found else "no folder there holds nuScenes tables"
+        raise DataError(f"data.version={version} has no folder {folder}: {there}")
+    missing = [f"{name}.json" for name in TABLES if not (folder / f"{name}.json").is_file()]
+    if missing:
+        raise DataError(
+            f"{folder} lacks the table {', '.join(missing)}: download the version's metadata again"
+        )
+    _check_split(folder, version, split)
+
+
+def _check_split(folder: Path, version: str, split: str) -> None:
+    known = create_splits_scenes()
+    if split in known:
+        ending = _VERSION_ENDING[split]
+        if not version.endswith(ending):
+            fitting = [name for name, other in _VERSION_ENDING.items() if version.endswith(other)]
+            advice = f"use {' or '.join(fitting)}" if fitting else f"use a version that ends in {ending}"
+            raise DataError(
+                f"split {split} belongs to a version that ends in '{ending}', not to {version}: {advice}"
+            )
+        return
+    custom: list[str] = []
+    if (folder / "splits.json").is_file():
+        custom = sorted(json.loads((folder / "splits.json").read_text()))
+    if split not in custom:
+        raise DataError(f"split {split} is unknown: it must be one of {', '.join([*known, *custom])}")
+
+
+def fingerprint(root: Path, version: str) -> str:
+    """Changes when a table changes: a hash of name, size and modification time of the version's files.
+
+    The devkit's version is part of it, because what is cached comes out of the devkit's code.
+    """
+    digest = hashlib.sha256(importlib.metadata.version("nuscenes-devkit").encode())
+    for path in sorted((root / version).glob("*.json")):
+        status = path.stat()
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def cache_path(cache_dir: Path, kind: str, root: Path, version: str, split: str, suffix: str) -> Path:
+    """Where something derived from a split's tables is cached: keyed by data root, version and split."""
+    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
+    return cache_dir / f"{kind}-{version}-{split}-{key}{suffix}"
+
+
+@functools.lru_cache(maxsize=1)
+def _open(root: Path, version: str, _fingerprint: str) -> NuScenes:
+    log.info("Reading the nuScenes tables of %s in %s (a minute for the full set)", version, root)
+    try:
+        return NuScenes(version=version, dataroot=str(root), verbose=False)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{_unreadable_table(root / version)} is not valid JSON: {error}") from error
+    except KeyError as error:
+        raise DataError(
+            f"the tables in {root / version} contradict each other: no record has the token or field "
+            f"{error}; download the version's metadata again"
+        ) from error
+    except AssertionError as error:
+        raise DataError(f"the devkit refuses {root / version}: {error}") from error
+
+
+def _unreadable_table(folder: Path) -> Path:
+    for name in TABLES:
+        path = folder / f"{name}.json"
+        try:
+            json.loads(path.read_text())
+        except json.JSONDecodeError:
+            return path
+    return folder
+
+
+def open_tables(root: Path, version: str) -> NuScenes:
+    """The devkit's ``NuScenes`` of a data root; the last one opened is kept until :func:`close_tables`.
+
+    Raises:
+        DataError: a table is not JSON, or the tables contradict each other.
+    """
+    return _open(root.resolve(), version, fingerprint(root, version))
+
+
+def close_tables() -> None:
+    """Let go of the tables, which take gigabytes for the full set, once everything derived is cached."""
+    _open.cache_clear()
+
+
+def samples_of_split(tables: NuScenes, split: str) -> list[dict]:
+    """Sample records of a split, in the order of the devkit's ``sample`` table.
+
+    Raises:
+        DataError: the split has no frame in these tables.
+    """
+    scenes = set(get_scenes_of_split(split, tables))
+    samples = [
+        sample for sample in tables.sample if tables.get("scene", sample["scene_token"])["name"] in scenes
+    ]
+    if not samples:
+        raise DataError(
+            f"split {split} has no frame in {tables.table_root}: none of its {len(scenes)} scenes is there"
+        )
+    return samples

@@ -1,0 +1,70 @@
+"""The official metrics on screen and on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.table import Table
+
+from cmt_aqr.constants import CLASSES
+from cmt_aqr.evaluation.metric import ERRORS
+
+
+def metrics_table(metrics: Mapping[str, float], title: str = "nuScenes detection") -> Group:
+    """Tables of the summary and of each class, for rich to print.
+
+    Args:
+        metrics: of :func:`cmt_aqr.evaluation.metric.evaluate_boxes`.
+        title: above the first table. How many frames were evaluated stands behind it.
+    """
+    frames, total = int(metrics["frames"]), int(metrics["frames_of_split"])
+    means = [f"m{name}" for name in ERRORS.values()]
+    summary = Table(title=f"{title}, frames: {frames} of {total}", title_justify="left")
+    for name in ("mAP", "NDS", *means):
+        summary.add_column(name, justify="right")
+    summary.add_row(*(_number(metrics[name]) for name in ("mAP", "NDS", *means)))
+    classes = Table()
+    for name in ("class", "AP", *ERRORS.values()):
+        classes.add_column(name, justify="left" if name == "class" else "right")
+    for label in CLASSES:
+        classes.add_row(label, *(_number(metrics[f"{name}/{label}"]) for name in ("AP", *ERRORS.values())))
+    return Group(summary, classes)
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def print_metrics(
+    metrics: Mapping[str, float], title: str = "nuScenes detection", console: Console | None = None
+) -> None:
+    """Print :func:`metrics_table`."""
+    (console or Console()).print(metrics_table(metrics, title))
+
+
+def write_metrics(metrics: Mapping[str, float], path: Path) -> Path:
+    """Write metrics as JSON, at once or not at all; what nuScenes leaves undefined (NaN) becomes null.
+
+    Returns:
+        ``path``.
+    """
+    values = {name: None if math.isnan(value) else value for name, value in metrics.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(json.dumps(values, indent=2) + "\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read_metrics(path: Path) -> dict[str, float]:
+    """Metrics that :func:`write_metrics` wrote; null is NaN again."""
+    values = json.loads(path.read_text())
+    return {name: math.nan if value is None else float(value) for name, value in values.items()}
