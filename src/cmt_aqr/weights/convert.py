@@ -20,8 +20,8 @@ _FIELD = re.compile(r"\{([a-z]+)([+-]\d+)?\}")
 class Template:
     """A parameter name with fields.
 
-    ``{rest}`` is anything, any other ``{field}`` a number; ``{field+1}`` is that number plus one. A field that
-    stands twice must say the same twice.
+    ``{rest}`` is anything, any other ``{field}`` a number; ``{field+1}`` is that number plus one. A field
+    that stands twice must say the same twice.
     """
 
     text: str
