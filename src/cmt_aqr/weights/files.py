@@ -64,7 +64,7 @@ def _read_pickled(path: Path) -> Any:
         what = f"{named[1]!r}" if named else "an object of another kind"
         raise WeightsError(
             f"weights={path} asks for {what} to be built, which could run code, so it was not loaded; only "
-            "tensors and plain data are accepted: save its state_dict alone, from a place that trusts the file"
+            "tensors and plain data are accepted (have whoever trusts the file save its state_dict alone)"
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
         raise WeightsError(
@@ -92,8 +92,8 @@ def unwrap(content: Any, source: str) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise WeightsError(
-                f"weights={source}: entry {name!r} is no tensor but {type(value).__name__}, so this is no state "
-                f"dict; looked for one under {', '.join(WRAPPER_KEYS)}"
+                f"weights={source}: entry {name!r} is no tensor but {type(value).__name__}, so this is no "
+                f"state dict; looked for one under {', '.join(WRAPPER_KEYS)}"
             )
     return _strip_prefixes(dict(content), source)
 

@@ -7,42 +7,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from cmt_aqr.weights.convert import official_layout, official_name, our_layout, our_name
+from cmt_aqr.weights.convert import Naming, naming_of, our_layout, our_name
 from cmt_aqr.weights.files import WeightsError, read_state_dict, unwrap
 
-Naming = Literal["official", "ours", "backbone"]
-
-OFFICIAL_PREFIXES = (
-    "pts_middle_encoder.",
-    "pts_backbone.",
-    "pts_neck.",
-    "pts_bbox_head.",
-    "img_backbone.",
-    "img_neck.",
-)
-OUR_PREFIXES = ("lidar.", "image.", "decoder.", "aqr.", "head.reference_points", "head.bev_embedding")
 SPLIT_MODULES = ("lidar", "image", "head")
 """Modules whose parts are reported one by one."""
 
 BACKBONE = "image.backbone"
 FRESH = ("aqr",)
 """Modules that no published checkpoint has: they may start fresh without being named."""
-
-
-def naming_of(names: Iterable[str]) -> Naming:
-    """Tell whose names these are: the official CMT's, ours, or a bare backbone's."""
-    names = list(names)
-    if any(name.startswith(OFFICIAL_PREFIXES) for name in names):
-        return "official"
-    if any(name.startswith(OUR_PREFIXES) for name in names):
-        return "ours"
-    return "backbone"
 
 
 def module_of(name: str) -> str:
@@ -181,7 +159,14 @@ def _backbone_name(name: str, known: set[str]) -> str:
     bare = name.removeprefix("backbone.")
     flat = re.sub(r"^([a-z]+)\.(\d+)\.", r"\1_\2.", bare)
     candidates = (f"{BACKBONE}.{bare}", f"{BACKBONE}.{flat}", our_name(f"img_backbone.{bare}"))
-    return next((candidate for candidate in candidates if candidate in known), name)
+    for candidate in candidates:
+        if candidate in known:
+            return candidate
+    # A deeper backbone than the model's: what is too much still belongs to the backbone, not to the rest.
+    for part in (bare, flat):
+        if any(other.startswith(f"{BACKBONE}.{part.split('.')[0]}.") for other in known):
+            return f"{BACKBONE}.{part}"
+    return name
 
 
 def _check(report: LoadReport, modules: set[str], allow: tuple[str, ...]) -> None:
@@ -224,29 +209,3 @@ def _check(report: LoadReport, modules: set[str], allow: tuple[str, ...]) -> Non
                 f"{count['missing']} are missing and {count['unexpected']} unknown, e.g. {names[0]}; use the "
                 f"model that the file is of, or allow={module!r} to accept it"
             )
-
-
-def convert(state: Mapping[str, Tensor], to: Literal["official", "ours"] | None = None) -> dict[str, Tensor]:
-    """Convert a full state dict to the other naming, or to the one asked for.
-
-    Raises:
-        WeightsError: where a parameter has no counterpart, or the names are a bare backbone's.
-    """
-    naming = naming_of(state)
-    if naming == "backbone":
-        raise WeightsError(
-            f"names as {', '.join(list(state)[:3])} are neither the official CMT's nor ours, so there is nothing "
-            "to convert; a backbone's file can be given as weights= directly"
-        )
-    to = to or ("ours" if naming == "official" else "official")
-    if to == naming:
-        return dict(state)
-    rename, layout = (our_name, our_layout) if to == "ours" else (official_name, official_layout)
-    renamed = {name: rename(name) for name in state}
-    unknown = [name for name, new in renamed.items() if new is None]
-    if unknown:
-        raise WeightsError(
-            f"{len(unknown)} of {len(state)} parameters have no {to} counterpart, e.g. {unknown[0]}; only the "
-            "published CMT models convert"
-        )
-    return {str(renamed[name]): layout(value) for name, value in state.items()}
