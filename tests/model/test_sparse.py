@@ -1,6 +1,7 @@
 """Sparse convolution against dense convolution, which knows nothing of rulebooks."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -50,9 +51,7 @@ def conv3d_weight(weight: Tensor) -> Tensor:
     return weight.permute(4, 3, 0, 1, 2)
 
 
-def compare_with_dense(
-    features: Tensor, weight: Tensor, sites: Sites, mode: object, tolerance: float
-) -> None:
+def compare_with_dense(features: Tensor, weight: Tensor, sites: Sites, mode: Any, tolerance: float) -> None:
     """Values and both gradients of a sparse convolution against conv3d at the sites that it answers at."""
     if mode == "submanifold":
         out_sites, rulebook, dense_args = sites, sites.submanifold, {"padding": 1}
@@ -94,7 +93,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
 def test_equals_dense_convolution(
-    path: str, mode: object, dtype: torch.dtype, tolerance: float, share: float
+    path: str, mode: Any, dtype: torch.dtype, tolerance: float, share: float
 ) -> None:
     sites = random_sites((7, 6, 9), 2, share)
     generator = torch.Generator().manual_seed(1)
@@ -175,7 +174,7 @@ def test_no_site_at_all(path: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["submanifold", STRIDED[1]])
-def test_gradcheck(path: str, mode: object) -> None:
+def test_gradcheck(path: str, mode: Any) -> None:
     sites = random_sites((3, 4, 4), 2, 0.15)
     rulebook: Rulebook = sites.submanifold if mode == "submanifold" else sites.strided(*mode)[1]
     features = torch.randn(len(sites), 2, dtype=torch.float64, requires_grad=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from cmt_aqr.model import vovnet
 
 
 class ImageNeck(nn.Module):
@@ -64,13 +66,14 @@ class ImageBranch(nn.Module):
                 "image branch: checkpointing=true with norm_eval=false would update the batch norms' running "
                 "statistics twice a step; set norm_eval=true or checkpointing=false"
             )
-        self.backbone = create_backbone(backbone, tuple(out_indices), pretrained)
-        self.backbone.set_grad_checkpointing(checkpointing)
-        self.neck = ImageNeck(self.backbone.feature_info.channels(), out_channels)
+        network = create_backbone(backbone, tuple(out_indices), pretrained)
+        network.set_grad_checkpointing(checkpointing)
+        self.backbone: nn.Module = network
+        self.neck = ImageNeck(network.feature_info.channels(), out_channels)
         self.norm_eval = norm_eval
         self.out_channels = out_channels
-        self.stride: int = self.backbone.feature_info.reduction()[0]
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.stride: int = network.feature_info.reduction()[0]
+        self.to(memory_format=torch.channels_last)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -96,12 +99,22 @@ class ImageBranch(nn.Module):
         return self.neck(self.backbone(flat)).unflatten(0, (batch, views))
 
 
-def create_backbone(name: str, out_indices: tuple[int, ...], pretrained: bool = False) -> nn.Module:
-    """Create a timm backbone that returns a list of feature maps, finest first.
+def create_backbone(name: str, out_indices: tuple[int, ...], pretrained: bool = False) -> Any:
+    """Create a timm ``FeatureListNet``, which returns a list of feature maps, finest first.
 
     Raises:
-        ValueError: where timm has no such model.
+        ValueError: where timm has no such model, or no weights for it.
     """
+    if name == vovnet.NAME:
+        if pretrained:
+            raise ValueError(
+                f"image backbone {name!r} has no pretrained weights to download; set pretrained=false and "
+                "load a checkpoint"
+            )
+        return vovnet.vovnet99_ese(out_indices)
     if not timm.is_model(name):
-        raise ValueError(f"image backbone {name!r} is no timm model; see timm.list_models() for their names")
+        raise ValueError(
+            f"image backbone {name!r} is no timm model and not {vovnet.NAME!r}; see timm.list_models() "
+            "for their names"
+        )
     return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=out_indices)

@@ -287,7 +287,7 @@ class LidarBranch(nn.Module):
         self.out_channels = sum(neck_channels)
         self._check_resolution(first, scales[-1])
         for dense in (self.backbone, self.neck):
-            dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            dense.to(memory_format=torch.channels_last)
 
     def _check_resolution(self, first_stride: int, coarsest: int) -> None:
         """Compare the map that will come out with the one the grid declares."""

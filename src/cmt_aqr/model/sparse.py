@@ -5,8 +5,8 @@ one (as in SECOND, Yan et al., Sensors 2018) at every site that an occupied one 
 which output through which kernel offset is the *rulebook*; it depends on the sites alone, so all submanifold
 layers of a resolution share one.
 
-Sites are kept sorted by (sample, z, y, x). Their linear keys are then sorted as well, and a neighbour is found
-by binary search instead of a hash table or a dense grid.
+Sites are kept sorted by (sample, z, y, x). Their linear keys are then sorted as well, and a neighbour is
+found by binary search instead of a hash table or a dense grid.
 
 Two ways to compute, same result up to rounding:
 

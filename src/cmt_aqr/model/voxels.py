@@ -1,4 +1,4 @@
-"""Hard voxelisation: points to the mean of the first few points of every voxel (VoxelNet, Zhou and Tuzel, CVPR 2018)."""
+"""Hard voxelisation: each voxel is the mean of its first few points (VoxelNet, Zhou and Tuzel, CVPR 2018)."""
 
 from __future__ import annotations
 

@@ -10,8 +10,23 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from torch import Tensor
+
+from cmt_aqr.weights.files import WeightsError
+
+Naming = Literal["official", "ours", "backbone"]
+
+OFFICIAL_PREFIXES = (
+    "pts_middle_encoder.",
+    "pts_backbone.",
+    "pts_neck.",
+    "pts_bbox_head.",
+    "img_backbone.",
+    "img_neck.",
+)
+OUR_PREFIXES = ("lidar.", "image.", "decoder.", "aqr.", "head.reference_points", "head.bev_embedding")
 
 _FIELD = re.compile(r"\{([a-z]+)([+-]\d+)?\}")
 
@@ -20,8 +35,8 @@ _FIELD = re.compile(r"\{([a-z]+)([+-]\d+)?\}")
 class Template:
     """A parameter name with fields.
 
-    ``{rest}`` is anything, any other ``{field}`` a number; ``{field+1}`` is that number plus one. A field that
-    stands twice must say the same twice.
+    ``{rest}`` is anything, any other ``{field}`` a number; ``{field+1}`` is that number plus one. A field
+    that stands twice must say the same twice.
     """
 
     text: str
@@ -175,40 +190,63 @@ def official_layout(value: Tensor) -> Tensor:
     return value.permute(4, 0, 1, 2, 3).contiguous() if value.ndim == 5 else value
 
 
+def naming_of(names: Iterable[str]) -> Naming:
+    """Tell whose names these are: the official CMT's, ours, or a bare backbone's."""
+    names = list(names)
+    if any(name.startswith(OFFICIAL_PREFIXES) for name in names):
+        return "official"
+    if any(name.startswith(OUR_PREFIXES) for name in names):
+        return "ours"
+    return "backbone"
+
+
 def to_ours(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert an official state dict to ours.
 
     Raises:
-        ValueError: where a name is not one of the published models'.
+        WeightsError: where a name is not one of the published models'.
     """
-    return _convert(official, our_name, our_layout, "official CMT")
+    return _convert(official, our_name, our_layout, "here")
 
 
 def to_official(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert one of our state dicts to the official names and layouts: the inverse of :func:`to_ours`.
 
     Raises:
-        ValueError: where a name has no official counterpart, as everything of AQR.
+        WeightsError: where a name has no official counterpart, as everything of AQR.
     """
-    return _convert(ours, official_name, official_layout, "cmt_aqr")
+    return _convert(ours, official_name, official_layout, "in the official CMT")
+
+
+def convert(state: Mapping[str, Tensor], to: Literal["official", "ours"] | None = None) -> dict[str, Tensor]:
+    """Convert a state dict to the naming asked for, or to the one that it is not in.
+
+    Raises:
+        WeightsError: where a parameter has no counterpart, or the names are a bare backbone's.
+    """
+    naming = naming_of(state)
+    if naming == "backbone":
+        raise WeightsError(
+            f"names like {', '.join(list(state)[:3])} are neither the official CMT's nor ours, so there is "
+            "nothing to convert; a backbone's file can be given as weights= as it is"
+        )
+    to = to or ("ours" if naming == "official" else "official")
+    if to == naming:
+        return dict(state)
+    return to_ours(state) if to == "ours" else to_official(state)
 
 
 def _convert(
     state: Mapping[str, Tensor],
     rename: Callable[[str], str | None],
     layout: Callable[[Tensor], Tensor],
-    naming: str,
+    where: str,
 ) -> dict[str, Tensor]:
-    converted, unknown = {}, []
-    for name, value in state.items():
-        new = rename(name)
-        if new is None:
-            unknown.append(name)
-        else:
-            converted[new] = layout(value)
+    renamed = {name: rename(name) for name in state}
+    unknown = [name for name, new in renamed.items() if new is None]
     if unknown:
-        raise ValueError(
-            f"{len(unknown)} of {len(state)} parameters have no counterpart under the {naming} naming rules: "
-            f"{', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}"
+        raise WeightsError(
+            f"{len(unknown)} of {len(state)} parameters have no counterpart {where}, e.g. {unknown[0]}; only "
+            "the published CMT models convert"
         )
-    return converted
+    return {str(renamed[name]): layout(value) for name, value in state.items()}

@@ -1,0 +1,69 @@
+"""The command that converts a file."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from cmt_aqr.weights import WeightsError, read_state_dict
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "convert_checkpoint.py"
+OFFICIAL = {
+    "pts_middle_encoder.conv_out.0.weight": torch.randn(4, 3, 1, 1, 2),
+    "pts_bbox_head.reference_points.weight": torch.rand(5, 3),
+}
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def script() -> ModuleType:
+    """The script as a module, to call its functions without a process of their own."""
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.system
+def test_there_and_back(tmp_path: Path) -> None:
+    torch.save({"state_dict": OFFICIAL}, tmp_path / "epoch_20.pth")
+    done = run("source=epoch_20.pth", "target=ours.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"epoch_20.pth", "ours.safetensors"}, (
+        "no log, no folder"
+    )
+    assert "head.reference_points" in read_state_dict(tmp_path / "ours.safetensors")
+    script().convert_file(tmp_path / "ours.safetensors", tmp_path / "official.pth", None)
+    back = read_state_dict(tmp_path / "official.pth")
+    assert back.keys() == OFFICIAL.keys()
+    assert all(torch.equal(back[name], OFFICIAL[name]) for name in back)
+
+
+@pytest.mark.system
+def test_an_error_is_one_sentence(tmp_path: Path) -> None:
+    done = run("source=nope.pth", "target=x.pth", cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.strip() == "Error: weights=nope.pth: there is no such file"
+
+
+@pytest.mark.parametrize(("target", "to"), [("x.onnx", None), ("x.pth", "theirs")])
+def test_what_cannot_be_asked_for(tmp_path: Path, target: str, to: str | None) -> None:
+    with pytest.raises(WeightsError, match="expected"):
+        script().convert_file(tmp_path / "a.pth", tmp_path / target, to)

@@ -1,0 +1,177 @@
+"""Loading into a model: what is loaded, reported and refused."""
+
+import timm
+import torch
+from pytest import raises
+from rich.console import Console
+from torch import nn
+
+from cmt_aqr.model.image import ImageBranch
+from cmt_aqr.weights import WeightsError, load_weights
+
+
+class Small(nn.Module):
+    """A model with modules of the names that CMT has; small enough for a state dict by hand."""
+
+    def __init__(self, aqr: bool = False) -> None:
+        super().__init__()
+        self.image = ImageBranch("resnet18", out_channels=8)
+        self.head = nn.ModuleDict(
+            {"bev_embedding": nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))}
+        )
+        self.decoder = nn.ModuleDict({"norm": nn.LayerNorm(4)})
+        if aqr:
+            self.aqr = nn.Linear(2, 2)
+
+
+RENAMED = (
+    ("image.neck.lateral.0.", "img_neck.lateral_convs.0.conv."),
+    ("image.neck.lateral.1.", "img_neck.lateral_convs.1.conv."),
+    ("image.neck.output.", "img_neck.fpn_convs.0.conv."),
+    ("image.backbone.", "img_backbone."),
+    ("head.bev", "pts_bbox_head.bev"),
+    ("decoder.norm.", "pts_bbox_head.transformer.decoder.post_norm."),
+)
+
+
+def official(seed: int = 0) -> dict[str, torch.Tensor]:
+    """An official-looking checkpoint of :class:`Small`, named by hand, with values of its own."""
+    torch.manual_seed(seed)
+    state = {}
+    for name, value in Small().state_dict().items():
+        for ours, theirs in RENAMED:
+            if name.startswith(ours):
+                state[theirs + name.removeprefix(ours)] = torch.rand_like(value.float()).to(value.dtype)
+    return state
+
+
+def test_an_official_checkpoint_sets_everything() -> None:
+    model, weights = Small(), official()
+    report = load_weights(model, weights)
+    assert report.naming == "official"
+    assert not report.missing
+    assert not report.unexpected
+    assert not report.wrong_shape
+    assert len(report.loaded) == len(model.state_dict()) == len(weights)
+    assert torch.equal(model.image.neck.output.bias, weights["img_neck.fpn_convs.0.conv.bias"])
+    assert torch.equal(model.image.backbone.bn1.running_var, weights["img_backbone.bn1.running_var"])
+
+
+def test_only_aqr_starts_fresh() -> None:
+    model = Small(aqr=True)
+    before = model.aqr.weight.clone()
+    report = load_weights(model, official())
+    assert report.fresh == ("aqr",)
+    assert report.missing == ("aqr.weight", "aqr.bias")
+    assert torch.equal(model.aqr.weight, before)
+    console = Console(record=True, width=120)
+    report.print(console)
+    text = console.export_text()
+    assert "starts fresh" in text
+    assert "official names" in text
+
+
+def test_half_of_aqr_is_refused() -> None:
+    weights = Small(aqr=True).state_dict()
+    del weights["aqr.bias"]
+    with raises(WeightsError, match=r"of aqr, 1 parameters were found, 1 are missing"):
+        load_weights(Small(aqr=True), weights)
+
+
+def test_our_own_checkpoint() -> None:
+    weights = {name: torch.rand_like(v.float()) for name, v in Small(aqr=True).state_dict().items()}
+    model = Small(aqr=True)
+    report = load_weights(model, {"state_dict": {f"model.{name}": value for name, value in weights.items()}})
+    assert report.naming == "ours"
+    assert torch.equal(model.aqr.weight, weights["aqr.weight"])
+
+
+def test_half_a_module_is_refused_and_changes_nothing() -> None:
+    model, weights = Small(), official()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    del weights["pts_bbox_head.bev_embedding.2.bias"]
+    with raises(WeightsError, match=r"head\.bev_embedding.*head\.bev_embedding\.2\.bias"):
+        load_weights(model, weights)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    report = load_weights(model, weights, allow=["head.bev_embedding"])
+    assert report.missing == ("head.bev_embedding.2.bias",)
+    assert report.counts()["head.bev_embedding"] == {
+        "loaded": 3,
+        "missing": 1,
+        "unexpected": 0,
+        "wrong_shape": 0,
+    }
+
+
+def test_a_whole_module_must_be_allowed_by_name() -> None:
+    weights = {name: value for name, value in official().items() if not name.startswith("img_")}
+    with raises(WeightsError, match=r"image\.backbone"):
+        load_weights(Small(), weights)
+    assert load_weights(Small(), weights, allow=["image"]).fresh == ("image.backbone", "image.neck")
+    with raises(WeightsError, match=r"allow='imgae'"):
+        load_weights(Small(), weights, allow=["imgae"])
+
+
+def test_wrong_shapes_are_named_with_both_shapes() -> None:
+    weights = official()
+    weights["pts_bbox_head.bev_embedding.0.weight"] = torch.zeros(4, 6)
+    with raises(WeightsError, match=r"head\.bev_embedding\.0\.weight \[4, 6\], the model \[4, 4\]"):
+        load_weights(Small(), weights)
+    report = load_weights(Small(), weights, allow=["head"])
+    assert report.wrong_shape == {"head.bev_embedding.0.weight": ((4, 6), (4, 4))}
+
+
+def test_unexpected_parameters() -> None:
+    """Of a module that the model lacks, reported; within one that it has, an error."""
+    weights = official() | {"pts_neck.deblocks.0.0.weight": torch.zeros(2)}
+    report = load_weights(Small(), weights)
+    assert report.unexpected == ("lidar.neck.blocks.0.0.weight",)
+    weights = official() | {"pts_bbox_head.bev_embedding.4.weight": torch.zeros(2)}
+    with raises(WeightsError, match="1 unknown"):
+        load_weights(Small(), weights)
+
+
+def test_nothing_that_fits_is_an_error_even_if_allowed() -> None:
+    with raises(WeightsError, match="nothing of it fits"):
+        load_weights(Small(), {"encoder.weight": torch.zeros(2)}, allow=["image", "head", "decoder"])
+
+
+def test_bare_backbones() -> None:
+    """timm's and torchvision's names are the same for a ResNet; mmdet-style files say backbone. first."""
+    weights = timm.create_model("resnet18").state_dict()
+    detector = {f"backbone.{name}": value for name, value in weights.items() if not name.startswith("fc.")}
+    detector["rpn_head.rpn_cls.weight"] = torch.zeros(3)
+    for state in (weights, detector, {"state_dict": detector}):
+        model = Small()
+        report = load_weights(model, state)
+        assert report.naming == "backbone"
+        assert set(report.fresh) == {"image.neck", "head.bev_embedding", "decoder"}
+        assert torch.equal(model.image.backbone.layer4[1].conv2.weight, weights["layer4.1.conv2.weight"])
+        assert torch.equal(model.image.backbone.bn1.running_mean, weights["bn1.running_mean"])
+    assert report.unexpected == ("rpn_head.rpn_cls.weight",)
+
+
+def test_a_backbone_of_another_depth_is_refused() -> None:
+    with raises(WeightsError, match=r"image\.backbone"):
+        load_weights(Small(), timm.create_model("resnet34").state_dict())
+    with raises(WeightsError, match=r"image\.backbone"):
+        load_weights(Small(), timm.create_model("resnet50").state_dict())
+
+
+def test_a_backbone_that_timm_flattens() -> None:
+    """Its feature extractor says stages_0 where the file says stages.0."""
+    weights = timm.create_model("ese_vovnet19b_slim").state_dict()
+    model = nn.ModuleDict({"image": ImageBranch("ese_vovnet19b_slim", out_channels=8)})
+    report = load_weights(model, weights)
+    assert report.fresh == ("image.neck",)
+    loaded = model["image"].backbone.stages_2.blocks[0].conv_concat.conv.weight
+    assert torch.equal(loaded, weights["stages.2.blocks.0.conv_concat.conv.weight"])
+
+
+def test_half_precision_weights_are_cast() -> None:
+    weights = {
+        name: value.half() if value.is_floating_point() else value for name, value in official().items()
+    }
+    model = Small()
+    load_weights(model, weights)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
