@@ -286,9 +286,7 @@ class WeightGenerator(nn.Module):
         exists = exists & seen[..., None]
         index = index.flatten(0, 2)
         slot = None
-        if index.device.type == "cpu":
-            # Half of the slots are empty or more. Skipping them needs their number, which on a GPU would
-            # make the host wait for it.
+        if _skips_empty_slots(index.device):
             slot = seen.flatten().nonzero()[:, 0]
             index = index[slot]
         return _Windows(
@@ -303,14 +301,20 @@ class WeightGenerator(nn.Module):
         """Views that each query reads in (batch, query, slot) int64, and whether the slot is used, bool."""
         rows, columns = placement.map_size
         column, row = placement.position.unbind(-1)
-        off_centre = torch.maximum(
-            (column / max(columns - 1, 1) - 0.5).abs(), (row / max(rows - 1, 1) - 0.5).abs()
-        )
-        # Seen views have a rank above 0: off_centre is at most 0.5.
+        off_centre = (column / max(columns - 1, 1) - 0.5) ** 2 + (row / max(rows - 1, 1) - 0.5) ** 2
+        # Views that see the query rank above 0: off_centre is at most 0.5.
         rank = torch.where(placement.inside, 1 - off_centre, torch.zeros_like(off_centre)).transpose(1, 2)
         views = rank.shape[-1]
         rank, view = rank.topk(min(self.max_views or views, views), dim=-1)
         return view, rank > 0
+
+
+def _skips_empty_slots(device: torch.device) -> bool:
+    """Whether to leave out the windows of slots without a view, half of all or more.
+
+    Their number must be known for it, and on a GPU the host would wait to learn it.
+    """
+    return device.type == "cpu"
 
 
 def _rows_of(features: Tensor, embed_dims: int, name: str) -> Tensor:

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from cmt_aqr.aqr.checks import (
+    is_count,
     is_number,
     require,
     require_above_zero,
     require_choice,
-    require_count,
     require_flag,
-    require_fraction,
 )
 from cmt_aqr.aqr.placement import Placement
 
@@ -91,8 +90,12 @@ class Renderer(nn.Module):
         require_above_zero("renderer.gaussian_sigma", gaussian_sigma)
         require_choice("renderer.kernel_normalization", kernel_normalization, KERNEL_NORMALIZATIONS)
         require_above_zero("renderer.distance_decay", distance_decay)
-        require_above_zero("renderer.reach_fraction", reach_fraction)
-        require_fraction("renderer.reach_fraction", reach_fraction)
+        require(
+            is_number(reach_fraction) and 0 < reach_fraction <= 1,
+            "renderer.reach_fraction",
+            reach_fraction,
+            "above 0 and at most 1",
+        )
         require(
             is_number(min_weight_threshold) and min_weight_threshold >= 0,
             "renderer.min_weight_threshold",
@@ -182,10 +185,11 @@ class Renderer(nn.Module):
         """The maps (..., row, column) before post-processing, from weights (..., query)."""
         inside = placement.inside if draws is None else placement.inside & draws
         leading, count = inside.shape[:-1], inside.shape[-1]
-        flat_weights = weights.expand_as(inside).reshape(-1, count)
-        flat_inside = inside.reshape(-1, count)
-        position = placement.position.reshape(-1, count, 2)
-        cell = placement.cell.reshape(-1, count, 2)
+        maps = math.prod(leading)
+        flat_weights = weights.expand_as(inside).reshape(maps, count)
+        flat_inside = inside.reshape(maps, count)
+        position = placement.position.reshape(maps, count, 2)
+        cell = placement.cell.reshape(maps, count, 2)
         method = getattr(self, f"_draw_{self.render_method}")
         return method(flat_weights, flat_inside, position, cell, placement.map_size).reshape(
             *leading, *placement.map_size
@@ -315,12 +319,11 @@ def _circular_distance(size: Sequence[int], like: Tensor) -> Tensor:
 def _checked_shape(name: str, shape: Sequence[int] | None, length: int) -> tuple[int, ...] | None:
     if shape is None:
         return None
+    is_list = isinstance(shape, Sequence) and not isinstance(shape, str)
     require(
-        not isinstance(shape, str) and isinstance(shape, Sequence) and len(shape) == length,
+        is_list and len(shape) == length and all(is_count(side) for side in shape),
         f"renderer.{name}",
         shape,
-        f"{length} whole numbers, or null to take them from the features",
+        f"{length} whole numbers of at least 1, or null to take them from the features",
     )
-    for side in shape:
-        require_count(f"renderer.{name}", side)
     return tuple(shape)

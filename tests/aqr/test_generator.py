@@ -1,0 +1,256 @@
+"""The windows' attention against PyTorch's own attention over all cells with a mask, and its borders."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmt_aqr.aqr import Placement, WeightGenerator, generator, place_on_bev, place_on_images
+from cmt_aqr.aqr.windows import window_scores, window_sum
+from tests.aqr.scenes import GRID, IMAGE_MAP, IMAGE_SIZE, inputs, small_aqr
+
+
+def placements(scene: dict) -> tuple[Placement, Placement]:
+    on_bev = place_on_bev(scene["reference_points"], scene["grid"])
+    on_images = place_on_images(scene["reference_points"], scene["lidar2img"], IMAGE_SIZE, IMAGE_MAP)
+    return on_bev, on_images
+
+
+def generate(model: WeightGenerator, scene: dict, bev: bool = True, image: bool = True) -> Tensor:
+    on_bev, on_images = placements(scene)
+    return model(
+        scene["query_embedding"],
+        scene["bev_features"] if bev else None,
+        scene["image_features"] if image else None,
+        scene["bev_position"] if bev else None,
+        scene["image_position"] if image else None,
+        on_bev if bev else None,
+        on_images if image else None,
+    )
+
+
+def allowed_cells(scene: dict, model: WeightGenerator, bev: bool, image: bool) -> Tensor:
+    """(batch, query, all cells) bool, straight from the coordinates, one cell at a time."""
+    rows, columns = GRID.bev_shape
+    height, width = IMAGE_MAP
+    result = []
+    for frame, points in enumerate(scene["reference_points"].tolist()):
+        for point in points:
+            allowed: list[bool] = []
+            column = math.floor((point[0] - GRID.point_range[0]) / GRID.cell_size[0])
+            row = math.floor((point[1] - GRID.point_range[1]) / GRID.cell_size[1])
+            on_map = 0 <= column < columns and 0 <= row < rows
+            reach = model.bev_window // 2
+            if bev:
+                allowed += [
+                    on_map and abs(c - column) <= reach and abs(r - row) <= reach
+                    for r in range(rows)
+                    for c in range(columns)
+                ]
+            for matrix in scene["lidar2img"][frame] if image else ():
+                u, v, depth, _ = (matrix.double() @ torch.tensor((*point, 1.0)).double()).tolist()
+                u, v = u / depth, v / depth
+                seen = depth > 0 and 0 <= u < IMAGE_SIZE[1] and 0 <= v < IMAGE_SIZE[0]
+                column = min(math.floor(u / 8 + 0.5), width - 1)
+                row = min(math.floor(v / 8 + 0.5), height - 1)
+                reach = model.image_window // 2
+                allowed += [
+                    seen and abs(c - column) <= reach and abs(r - row) <= reach
+                    for r in range(height)
+                    for c in range(width)
+                ]
+            result.append(allowed)
+    batch, count = scene["reference_points"].shape[:2]
+    return torch.tensor(result).view(batch, count, -1)
+
+
+def dense(model: WeightGenerator, scene: dict, bev: bool, image: bool) -> tuple[Tensor, Tensor]:
+    """The same with ``nn.MultiheadAttention`` over all cells and a mask; and which queries have cells."""
+    keys, values = [], []
+    if bev:
+        rows = scene["bev_features"].flatten(2).transpose(1, 2)
+        values.append(rows)
+        keys.append(rows + scene["bev_position"])
+    if image:
+        rows = scene["image_features"].flatten(3).transpose(2, 3)
+        values.append(rows.flatten(1, 2))
+        keys.append((rows + scene["image_position"]).flatten(1, 2))
+    key, value = torch.cat(keys, 1), torch.cat(values, 1)
+    allowed = allowed_cells(scene, model, bev, image)
+    reached = allowed.any(-1)
+    position = scene["query_embedding"]
+    x = torch.zeros_like(position)
+    for layer in model.layers:
+        own = layer.attention
+        theirs = nn.MultiheadAttention(model.embed_dims, own.num_heads, batch_first=True).to(x.dtype)
+        with torch.no_grad():
+            theirs.in_proj_weight.copy_(
+                torch.cat((own.query_proj.weight, own.key_proj.weight, own.value_proj.weight))
+            )
+            zero = torch.zeros_like(own.query_proj.bias)
+            theirs.in_proj_bias.copy_(torch.cat((own.query_proj.bias, zero, own.value_proj.bias)))
+            theirs.out_proj.load_state_dict(own.out_proj.state_dict())
+        mask = (~allowed | ~reached[..., None]).repeat_interleave(own.num_heads, dim=0)
+        mask[~reached.repeat_interleave(own.num_heads, dim=0)] = False  # else NaN; compared separately
+        attended = theirs(x + position, key, value, attn_mask=mask, need_weights=False)[0]
+        x = F.layer_norm(
+            x + attended, (model.embed_dims,), layer.attention_norm.weight, layer.attention_norm.bias
+        )
+        hidden = F.relu(F.linear(x, layer.ffn[0].weight, layer.ffn[0].bias))
+        x = x + F.linear(hidden, layer.ffn[3].weight, layer.ffn[3].bias)
+        x = F.layer_norm(x, (model.embed_dims,), layer.ffn_norm.weight, layer.ffn_norm.bias)
+    return F.linear(x, model.weight_head.weight, model.weight_head.bias).sigmoid(), reached
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(("bev", "image"), [(True, True), (True, False), (False, True)])
+def test_equals_masked_attention_over_all_cells(depth: int, bev: bool, image: bool) -> None:
+    scene = inputs(batch=2, queries=40)
+    scene["reference_points"][:, 0] = torch.tensor((20.0, 0.0, 60.0))  # stands on no map at all
+    model = small_aqr({"depth": depth}).generator
+    for parameter in model.parameters():  # biases and norms away from 0 and 1
+        nn.init.normal_(parameter, std=0.4)
+    expected, reached = dense(model, scene, bev, image)
+    result = generate(model, scene, bev, image)
+    assert 0 < reached.sum() < reached.numel()
+    on_bev, on_images = placements(scene)
+    assert (on_images.inside.sum(1) == 2).any() and not on_bev.inside.all()
+    torch.testing.assert_close(result[reached], expected[reached], rtol=1e-5, atol=1e-5)
+    assert torch.isfinite(result).all()
+
+
+def test_all_slots_as_on_a_gpu_give_what_the_filled_slots_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = inputs(batch=2, queries=40)
+    scene["image_features"].requires_grad_()
+    model = small_aqr().generator
+    (first,) = torch.autograd.grad(generate(model, scene).square().sum(), scene["image_features"])
+    expected = generate(model, scene)
+    monkeypatch.setattr(generator, "_skips_empty_slots", lambda device: False)
+    torch.testing.assert_close(generate(model, scene), expected)
+    (second,) = torch.autograd.grad(generate(model, scene).square().sum(), scene["image_features"])
+    torch.testing.assert_close(second, first)
+
+
+def test_max_views_reads_in_the_most_central_views() -> None:
+    scene = inputs(queries=60)
+    every = small_aqr({"max_views": None}).generator
+    two = small_aqr({"max_views": 2}).generator
+    one = small_aqr({"max_views": 1}).generator
+    expected = generate(every, scene)
+    torch.testing.assert_close(generate(two, scene), expected)
+    _, on_images = placements(scene)
+    views = on_images.inside.sum(1)[0]
+    changed = (generate(one, scene) - expected).abs().amax(-1)[0] > 1e-6
+    assert torch.equal(changed, views == 2)
+    # The view kept is the one in which the query stands nearer to the middle.
+    view, seen = one._views_read(on_images)
+    for query in (views == 2).nonzero()[:, 0].tolist():
+        column, row = on_images.position[0, :, query].unbind(-1)
+        distance = torch.hypot(column / 9 - 0.5, row / 5 - 0.5)
+        distance[~on_images.inside[0, :, query]] = 1
+        assert seen[0, query, 0] and view[0, query, 0] == distance.argmin()
+
+
+def test_a_query_sees_only_its_window() -> None:
+    """Changing all features outside a query's windows does not change its weights, bit for bit."""
+    scene = inputs(queries=30)
+    model = small_aqr().generator
+    before = generate(model, scene)
+    allowed = allowed_cells(scene, model, True, True)[0]
+    for query in range(0, 30, 3):
+        bev_cells = allowed[query, :64].view(8, 8)
+        image_cells = allowed[query, 64:].view(6, *IMAGE_MAP)
+        changed = dict(scene)
+        changed["bev_features"] = scene["bev_features"] + 100 * (~bev_cells)
+        changed["image_features"] = scene["image_features"] + 100 * (~image_cells)[None, :, None]
+        assert torch.equal(generate(model, changed)[0, query], before[0, query])
+
+
+def test_a_query_without_any_cell_has_defined_weights_and_gradients() -> None:
+    scene = inputs(queries=3)
+    scene["reference_points"] = torch.tensor([[[20.0, 0.0, 30.0], [-30.0, 0.0, -90.0], [0.0, 0.0, 50.0]]])
+    on_bev, on_images = placements(scene)
+    assert not on_images.inside.any() and not on_bev.inside[0, :2].any()
+    model = small_aqr().generator
+    for key in ("bev_features", "image_features", "query_embedding"):
+        scene[key].requires_grad_()
+    weights = generate(model, scene)
+    assert torch.isfinite(weights).all() and (weights > 0).all() and (weights < 1).all()
+    weights.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert (scene["image_features"].grad == 0).all()
+
+
+def test_first_weights_are_those_of_the_bias() -> None:
+    torch.manual_seed(0)
+    model = WeightGenerator(embed_dims=8, num_heads=2, feedforward_dims=16, bev_window=3, image_window=5)
+    weights = generate(model, inputs(queries=50))
+    assert weights.mean().item() == pytest.approx(torch.tensor(1.5).sigmoid().item(), abs=0.02)
+    assert weights.std() < 0.05
+
+
+def test_dropout_only_in_training() -> None:
+    scene = inputs()
+    model = small_aqr({"dropout": 0.5}).generator
+    assert not torch.equal(generate(model, scene), generate(model, scene))
+    model.eval()
+    assert torch.equal(generate(model, scene), generate(model, scene))
+
+
+def test_window_products_and_their_gradients() -> None:
+    random = torch.Generator().manual_seed(0)
+    queries = torch.randn(5, 2, 3, generator=random, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(5, 2, 4, generator=random, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(7, 3, generator=random, dtype=torch.float64, requires_grad=True)
+    index = torch.randint(0, 7, (5, 4), generator=random)
+    torch.testing.assert_close(
+        window_scores(queries, table, index), torch.einsum("phc,pnc->phn", queries, table[index])
+    )
+    torch.testing.assert_close(
+        window_sum(weights, table, index), torch.einsum("phn,pnc->phc", weights, table[index])
+    )
+    assert torch.autograd.gradcheck(lambda q, t: window_scores(q, t, index), (queries, table))
+    assert torch.autograd.gradcheck(lambda w, t: window_sum(w, t, index), (weights, table))
+
+
+def test_window_products_in_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 2 pairs, the last one cut short, give what one block gives; gradients too."""
+    random = torch.Generator().manual_seed(0)
+    index = torch.randint(0, 7, (5, 4), generator=random)
+    values = [torch.randn(*shape, generator=random) for shape in ((5, 2, 3), (7, 3), (5, 2, 4))]
+
+    def run() -> list[Tensor]:
+        queries, table, weights = (value.clone().requires_grad_() for value in values)
+        result = (
+            window_scores(queries, table, index).sin().sum() + window_sum(weights, table, index).sin().sum()
+        )
+        return [result, *torch.autograd.grad(result, (queries, table, weights))]
+
+    expected = run()
+    monkeypatch.setattr("cmt_aqr.aqr.windows._CPU_BLOCK_BYTES", 2 * 4 * 3 * 4)
+    for value, one in zip(run(), expected, strict=True):
+        torch.testing.assert_close(value, one)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"bev_window": 4}, r"aqr\.generator\.bev_window=4: must be an odd whole number of at least 1"),
+        ({"image_window": 0}, r"aqr\.generator\.image_window=0: must be an odd whole number"),
+        ({"image_window": 15.0}, r"aqr\.generator\.image_window=15\.0: must be an odd whole number"),
+        (
+            {"num_heads": 3},
+            r"aqr\.generator\.num_heads=3: must be a divisor of aqr\.generator\.embed_dims=256",
+        ),
+        ({"depth": 0}, r"aqr\.generator\.depth=0: must be a whole number of at least 1"),
+        ({"dropout": 1.0}, r"aqr\.generator\.dropout=1\.0: must be at least 0 and below 1"),
+        ({"bias_init": "high"}, r"aqr\.generator\.bias_init=high: must be a number"),
+        ({"max_views": 0}, r"aqr\.generator\.max_views=0: must be a whole number of at least 1"),
+        ({"embed_dims": True}, r"aqr\.generator\.embed_dims=True: must be a whole number"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_in_one_sentence(settings: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match="^" + sentence):
+        WeightGenerator(**settings)

@@ -1,0 +1,145 @@
+"""The modulator's formulas, written out."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmt_aqr.aqr import Modulator
+
+
+def example(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, 4, 5, 6, generator=random, dtype=torch.float64)
+    weight_map = torch.rand(2, 3, 5, 6, generator=random, dtype=torch.float64) * 2
+    return features.to(dtype), weight_map
+
+
+def slow(features: Tensor, weight_map: Tensor, kind: str, residual: float | None) -> Tensor:
+    result = torch.empty_like(features)
+    for frame in range(2):
+        for view in range(3):
+            weight = weight_map[frame, view]
+            mean = sum(weight.flatten().tolist()) / weight.numel()
+            for channel in range(4):
+                feature = features[frame, view, channel]
+                element, whole = feature * weight, feature * mean
+                mixed = {"element_wise": element, "channel_wise": whole}.get(
+                    kind, 0.7 * element + 0.3 * whole
+                )
+                if residual is not None:
+                    mixed = residual * feature + (1 - residual) * mixed
+                result[frame, view, channel] = mixed
+    return result
+
+
+@pytest.mark.parametrize("kind", ["element_wise", "channel_wise", "adaptive"])
+@pytest.mark.parametrize("residual", [None, 0.0, 0.65, 1.0])
+def test_formulas(kind: str, residual: float | None) -> None:
+    features, weight_map = example()
+    modulator = Modulator(
+        kind, residual_connection=residual is not None, residual_weight=0.65 if residual is None else residual
+    )
+    result = modulator(features, weight_map, "image")
+    torch.testing.assert_close(result, slow(features, weight_map, kind, residual), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["element_wise", "channel_wise", "adaptive"])
+def test_residual_weight_one_gives_the_features_back_bit_for_bit(kind: str, dtype: torch.dtype) -> None:
+    features, weight_map = example(dtype)
+    result = Modulator(kind, residual_weight=1.0)(features, weight_map.float() * 70, "bev")
+    assert result.dtype == dtype and torch.equal(result, features)
+
+
+def test_min_max_and_activations() -> None:
+    features, weight_map = example()
+    low = weight_map.amin((-2, -1), keepdim=True)
+    high = weight_map.amax((-2, -1), keepdim=True)
+    stretched = (weight_map - low) / (high - low)
+    plain = {"residual_connection": False}
+    expected = features * stretched[:, :, None]
+    torch.testing.assert_close(
+        Modulator(**plain, normalize_weights=True)(features, weight_map, "bev"), expected
+    )
+    for name, function in (
+        ("sigmoid", torch.sigmoid),
+        ("tanh", torch.tanh),
+        ("relu", lambda x: x.clamp(min=0)),
+        ("none", lambda x: x),
+    ):
+        modulator = Modulator(**plain, normalize_weights=True, activation=name)
+        expected = features * function(stretched)[:, :, None]
+        torch.testing.assert_close(modulator(features, weight_map, "bev"), expected)
+
+
+def test_a_map_without_contrast_stays_as_it_is() -> None:
+    weight_map = torch.stack((torch.zeros(3, 4), torch.full((3, 4), 0.8))).requires_grad_()
+    gain = Modulator(residual_connection=False, normalize_weights=True).gain(weight_map, "bev")
+    assert torch.equal(gain, weight_map)
+    gain.sum().backward()
+    assert torch.isfinite(weight_map.grad).all()
+
+
+def test_learned_residual_weight_starts_as_configured_and_stays_between_0_and_1() -> None:
+    modulator = Modulator(residual_weight=0.7, learnable_modulation=True)
+    assert [name for name, _ in modulator.named_parameters()] == ["residual_logit"]
+    for modality in ("bev", "image"):
+        assert modulator.residual(modality).item() == pytest.approx(0.7)
+    features, weight_map = example(torch.float32)
+    weight_map = weight_map.float()
+    optimizer = torch.optim.SGD(modulator.parameters(), lr=10.0)
+    for _ in range(20):
+        optimizer.zero_grad()
+        modulator(features, weight_map, "bev").square().mean().backward()
+        optimizer.step()
+    assert modulator.residual("image").item() == pytest.approx(0.7)
+    assert 0 < modulator.residual("bev").item() < 1
+    assert modulator.residual("bev").item() != pytest.approx(0.7, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["element_wise", "channel_wise", "adaptive"])
+@pytest.mark.parametrize("activation", ["none", "sigmoid", "tanh", "relu"])
+def test_gradcheck(kind: str, activation: str) -> None:
+    modulator = Modulator(
+        kind, normalize_weights=True, activation=activation, learnable_modulation=True
+    ).double()
+    features, weight_map = example()
+    # Away from the kink of relu at 0 and of ties in min and max.
+    inputs = (features[:1, :1].requires_grad_(), weight_map[:1, :1].requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda f, w, _: modulator(f, w, "image"), (*inputs, modulator.residual_logit), eps=1e-7, atol=1e-4
+    )
+
+
+def test_autocast_changes_nothing() -> None:
+    features, weight_map = example(torch.float32)
+    modulator = Modulator("adaptive", activation="tanh")
+    expected = modulator(features, weight_map.float(), "bev")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(modulator(features, weight_map.float(), "bev"), expected)
+        assert modulator(features.bfloat16(), weight_map.float(), "bev").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"modulation_type": "elementwise"}, r"modulator\.modulation_type=elementwise: must be one of"),
+        ({"residual_weight": 1.2}, r"modulator\.residual_weight=1\.2: must be a number from 0 to 1"),
+        ({"residual_weight": -0.1}, r"modulator\.residual_weight=-0\.1: must be a number from 0 to 1"),
+        ({"residual_weight": None}, r"modulator\.residual_weight=null: must be a number from 0 to 1"),
+        ({"residual_connection": 1}, r"modulator\.residual_connection=1: must be true or false"),
+        ({"normalize_weights": "minmax"}, r"modulator\.normalize_weights=minmax: must be true or false"),
+        ({"activation": "gelu"}, r"modulator\.activation=gelu: must be one of none, sigmoid, tanh, relu"),
+        (
+            {"learnable_modulation": True, "residual_weight": 1.0},
+            r"modulator\.residual_weight=1\.0: must be above 0 and below 1 with modulator\.learnable",
+        ),
+        (
+            {"learnable_modulation": True, "residual_connection": False},
+            r"modulator\.learnable_modulation=True: must be false without modulator\.residual_connection",
+        ),
+    ],
+)
+def test_a_value_out_of_range_is_refused_in_one_sentence(settings: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match="^" + sentence):
+        Modulator(**settings)

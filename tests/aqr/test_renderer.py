@@ -1,0 +1,289 @@
+"""Every render method against an obvious loop over queries and cells, and what must never reach a map."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmt_aqr.aqr import RENDER_METHODS, Placement, Renderer
+from cmt_aqr.aqr.renderer import soft_clamp
+
+SIZE = (9, 12)
+
+
+def scattered(
+    maps: int = 3, queries: int = 14, seed: int = 0, size: tuple[int, int] = SIZE
+) -> tuple[Tensor, Placement]:
+    """Weights (map, query) float64; queries in corners, on borders, in shared cells, and outside."""
+    random = torch.Generator().manual_seed(seed)
+    rows, columns = size
+    last = torch.tensor((columns - 1.0, rows - 1.0), dtype=torch.float64)
+    position = torch.rand(maps, queries, 2, generator=random, dtype=torch.float64) * last
+    position[:, 0] = 0
+    position[:, 1] = last
+    position[:, 2] = torch.tensor((0.0, rows - 1.0))
+    position[:, 4] = position[:, 3].round()  # two queries in one cell
+    inside = torch.rand(maps, queries, generator=random) > 0.2
+    inside[:, :5] = True
+    weights = torch.rand(maps, queries, generator=random, dtype=torch.float64) * 0.9 + 0.05
+    return weights, Placement(position, inside, size)
+
+
+def slow_draw(renderer: Renderer, weights: Tensor, placement: Placement) -> Tensor:
+    """The formulas of the Renderer's docstring, one query and one cell at a time."""
+    rows, columns = placement.map_size
+    sigma = renderer.gaussian_sigma
+    size = int(6 * sigma + 1)
+    size += size % 2 == 0
+    radius = size // 2
+    steps = range(-radius, radius + 1)
+    norm = sum(math.exp(-(dx * dx + dy * dy) / (2 * sigma**2)) for dx in steps for dy in steps)
+    if renderer.kernel_normalization == "peak" or renderer.render_method == "kernel_mean":
+        norm = 1.0
+    reach = renderer.reach_fraction * min(rows, columns)
+    result = torch.zeros(len(weights), rows, columns, dtype=torch.float64)
+    total = torch.zeros_like(result)
+    for m, q in placement.inside.nonzero().tolist():
+        weight = weights[m, q].item()
+        x, y = placement.position[m, q].tolist()
+        column, row = math.floor(x + 0.5), math.floor(y + 0.5)
+        for r in range(rows):
+            for c in range(columns):
+                dx, dy = c - column, r - row
+                distance = math.hypot(dx, dy)
+                if renderer.render_method in ("gaussian", "kernel_mean"):
+                    if max(abs(dx), abs(dy)) <= radius:
+                        kernel = math.exp(-(dx * dx + dy * dy) / (2 * sigma**2)) / norm
+                        result[m, r, c] += weight * kernel
+                        total[m, r, c] += kernel
+                elif renderer.render_method == "bilinear":
+                    result[m, r, c] += weight * max(0, 1 - abs(c - x)) * max(0, 1 - abs(r - y))
+                elif renderer.render_method == "direct":
+                    if dx == dy == 0:
+                        result[m, r, c] = max(result[m, r, c].item(), weight)
+                elif distance <= reach:
+                    result[m, r, c] += weight * math.exp(-distance / (renderer.distance_decay * reach))
+    if renderer.render_method == "kernel_mean":
+        result = torch.where(total > 0, result / total, torch.ones_like(result))
+    return result
+
+
+VARIANTS = [
+    {"render_method": "gaussian"},
+    {"render_method": "gaussian", "kernel_normalization": "peak", "gaussian_sigma": 0.7},
+    {"render_method": "gaussian", "gaussian_sigma": 2.5},
+    {"render_method": "bilinear"},
+    {"render_method": "direct"},
+    {"render_method": "distance_weighted"},
+    {"render_method": "distance_weighted", "reach_fraction": 0.5, "distance_decay": 0.3},
+    {"render_method": "distance_weighted", "reach_fraction": 1.0},
+    {"render_method": "kernel_mean"},
+    {"render_method": "kernel_mean", "gaussian_sigma": 0.6},
+]
+
+
+def name_of(variant: dict) -> str:
+    return "-".join(str(value) for value in variant.values())
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+@pytest.mark.parametrize("size", [SIZE, (5, 3), (1, 1)], ids=str)
+def test_equals_the_slow_version_borders_included(variant: dict, size: tuple[int, int]) -> None:
+    renderer = Renderer(**variant)
+    weights, placement = scattered(size=size)
+    slow = slow_draw(renderer, weights, placement)
+    assert (renderer.draw(weights, placement) - slow).abs().max() < 1e-9
+    single = renderer(weights.float(), placement)[0]
+    assert single.dtype == torch.float32
+    assert (single.double() - slow).abs().max() < 1e-6
+
+
+def test_many_queries_in_float32_at_the_published_size() -> None:
+    weights, placement = scattered(maps=1, queries=300, size=(20, 50))
+    for method in RENDER_METHODS:
+        renderer = Renderer(method)
+        slow = slow_draw(renderer, weights, placement)
+        error = (renderer.draw(weights.float(), placement).double() - slow).abs().max()
+        assert error < 1e-6 * slow.max(), method
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+@pytest.mark.parametrize("clamp_mode", ["hard", "soft"])
+def test_gradcheck_of_drawing_and_post_processing(variant: dict, clamp_mode: str) -> None:
+    renderer = Renderer(**variant, clamp_mode=clamp_mode, max_weight_clamp=0.9).double()
+    weights, placement = scattered(maps=2, queries=8, size=(4, 5))
+    weights.requires_grad_()
+    assert torch.autograd.gradcheck(lambda w: renderer(w, placement), weights)
+
+
+@pytest.mark.parametrize("method", RENDER_METHODS)
+def test_queries_outside_change_nothing_bit_for_bit(method: str) -> None:
+    """Neither padding nor queries that no view sees reach a map: at (0, 0) or anywhere."""
+    renderer = Renderer(method)
+    weights, placement = scattered()
+    before = renderer(weights, placement)
+    weights.requires_grad_()
+    padding = 540
+    more_weights = torch.cat((weights, torch.full((3, padding), 0.82, dtype=torch.float64)), 1)
+    position = torch.cat((placement.position, torch.zeros(3, padding, 2, dtype=torch.float64)), 1)
+    nowhere = torch.zeros(3, padding, dtype=torch.bool)
+    outside = Placement(position, torch.cat((placement.inside, nowhere), 1), SIZE)
+    masked = Placement(position, torch.cat((placement.inside, ~nowhere), 1), SIZE)
+    draws = torch.cat((torch.ones_like(placement.inside), nowhere), 1)
+    for after in (renderer(more_weights, outside), renderer(more_weights, masked, draws)):
+        assert torch.equal(before[0], after[0])
+        assert torch.equal(before[1], after[1])
+
+
+@pytest.mark.parametrize("method", RENDER_METHODS)
+def test_maps_without_any_query(method: str) -> None:
+    weights, placement = scattered()
+    nobody = Placement(placement.position, torch.zeros_like(placement.inside), SIZE)
+    drawn, kept = Renderer(method)(weights, nobody)
+    background = 1.0 if method == "kernel_mean" else 0.0
+    assert (drawn == background).all() and (kept == background).all()
+    none_at_all = Placement(placement.position[:, :0], placement.inside[:, :0], SIZE)
+    assert (Renderer(method).draw(weights[:, :0], none_at_all) == background).all()
+
+
+@pytest.mark.parametrize("method", RENDER_METHODS)
+def test_order_of_the_queries_does_not_matter(method: str) -> None:
+    weights, placement = scattered()
+    order = torch.randperm(weights.shape[1], generator=torch.Generator().manual_seed(3))
+    shuffled = Placement(placement.position[:, order], placement.inside[:, order], SIZE)
+    renderer = Renderer(method)
+    torch.testing.assert_close(
+        renderer.draw(weights[:, order], shuffled), renderer.draw(weights, placement), rtol=0, atol=1e-14
+    )
+
+
+def test_views_are_maps_like_any_other() -> None:
+    """Weights (batch, 1, query) broadcast over views (batch, view, query); one code path with the BEV map."""
+    weights, placement = scattered(maps=6)
+    views = Placement(placement.position.view(2, 3, 14, 2), placement.inside.view(2, 3, 14), SIZE)
+    drawn = Renderer().draw(weights[:2, None], views)
+    assert drawn.shape == (2, 3, *SIZE)
+    for frame in range(2):
+        for view in range(3):
+            number = frame * 3 + view
+            alone = Placement(placement.position[number], placement.inside[number], SIZE)
+            torch.testing.assert_close(drawn[frame, view], Renderer().draw(weights[frame], alone))
+
+
+def test_worked_example_of_the_post_processing() -> None:
+    drawn = torch.tensor(
+        [[0.0, 0.5, 0.8, 0.3], [1.2, 70.8, 45.3, 2.1], [0.3, 0.9, 0.6, 0.0], [0.4, 1.8, 0.7, 0.5]]
+    )
+    expected = torch.tensor(
+        [[0.0, 0.5, 0.8, 0.3], [1.2, 1.5, 1.5, 1.5], [0.3, 0.9, 0.6, 0.0], [0.4, 1.5, 0.7, 0.5]]
+    )
+    renderer = Renderer(min_weight_threshold=0.01, max_weight_clamp=1.5)
+    assert torch.equal(renderer.post_process(drawn), expected)
+
+
+def test_threshold_and_the_switches_of_the_clamp() -> None:
+    drawn = torch.tensor([0.0, 0.0099, 0.01, 0.5, 3.0])
+    kept = torch.tensor([0.0, 0.0, 0.01, 0.5, 3.0])
+    assert torch.equal(Renderer(max_weight_clamp=None).post_process(drawn), kept)
+    assert torch.equal(Renderer(max_weight_clamp=None, clamp_mode="soft").post_process(drawn), kept)
+    assert torch.equal(Renderer(normalize_weights=False, max_weight_clamp=1.0).post_process(drawn), kept)
+    assert torch.equal(
+        Renderer(min_weight_threshold=0.0, max_weight_clamp=2.0).post_process(drawn), drawn.clamp(max=2.0)
+    )
+
+
+def test_soft_clamp_keeps_low_values_the_limit_and_a_gradient() -> None:
+    value = torch.tensor([0.0, 0.3, 1.0, 1.5, 2.0, 10.0, 70.83], dtype=torch.float64, requires_grad=True)
+    limit = torch.tensor(2.0, dtype=torch.float64)
+    result = soft_clamp(value, limit)
+    (gradient,) = torch.autograd.grad(result.sum(), value)
+    assert torch.equal(result[:3], value[:3])
+    assert (result < limit).all() and (result.diff() > 0).all()
+    slope = [1.0, 1.0, 1.0, (1 / 1.5) ** 2, (1 / 2) ** 2, (1 / 10) ** 2, (1 / 70.83) ** 2]
+    torch.testing.assert_close(gradient, torch.tensor(slope, dtype=torch.float64))
+    hard = Renderer(max_weight_clamp=2.0).post_process(value)
+    (dead,) = torch.autograd.grad(hard.sum(), value)
+    assert dead[-1] == 0
+
+
+def test_soft_clamp_without_a_limit_is_the_identity_and_has_no_nan() -> None:
+    value = torch.tensor([0.0, 1.0, 1e6], requires_grad=True)
+    result = soft_clamp(value, torch.tensor(math.inf))
+    (gradient,) = torch.autograd.grad(result.sum(), value)
+    assert torch.equal(result, value) and torch.equal(gradient, torch.ones(3))
+
+
+def test_the_clamp_is_set_read_and_saved() -> None:
+    renderer = Renderer(max_weight_clamp=2.5)
+    assert renderer.max_weight_clamp == 2.5
+    renderer.set_clamp(1.5)
+    assert renderer.max_weight_clamp == 1.5
+    assert renderer.post_process(torch.tensor([9.0])) == 1.5
+    state = renderer.state_dict()
+    other = Renderer(max_weight_clamp=2.5)
+    other.load_state_dict(state)
+    assert other.max_weight_clamp == 1.5
+    other.set_clamp(None)
+    assert other.max_weight_clamp is None
+    assert other.post_process(torch.tensor([9.0])) == 9.0
+    with pytest.raises(ValueError, match=r"^renderer\.max_weight_clamp=0: must be above 0, or null"):
+        renderer.set_clamp(0)
+
+
+def test_kernel_size_is_odd() -> None:
+    assert [Renderer(gaussian_sigma=s).kernel_size for s in (0.1, 0.5, 1.0, 1.2, 2.0)] == [1, 5, 7, 9, 13]
+
+
+def test_sum_kernel_adds_up_to_the_weight_and_peak_kernel_peaks_at_it() -> None:
+    middle = Placement(torch.tensor([[[10.0, 10.0]]]), torch.tensor([[True]]), (21, 21))
+    weight = torch.tensor([[0.6]])
+    assert Renderer().draw(weight, middle).sum().item() == pytest.approx(0.6)
+    assert Renderer(kernel_normalization="peak").draw(weight, middle).max().item() == pytest.approx(0.6)
+
+
+def test_maps_are_float32_under_autocast() -> None:
+    weights, placement = scattered()
+    weights = weights.to(torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for method in RENDER_METHODS:
+            drawn, kept = Renderer(method)(weights, placement)
+            assert drawn.dtype == kept.dtype == torch.float32
+            slow = slow_draw(Renderer(method), weights.double(), placement)
+            assert (drawn.double() - slow).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"render_method": "gausian"}, r"renderer\.render_method=gausian: must be one of gaussian, bilinear"),
+        ({"gaussian_sigma": 0}, r"renderer\.gaussian_sigma=0: must be a number above 0"),
+        ({"gaussian_sigma": "wide"}, r"renderer\.gaussian_sigma=wide: must be"),
+        ({"kernel_normalization": "l2"}, r"renderer\.kernel_normalization=l2: must be one of sum, peak"),
+        ({"distance_decay": -0.1}, r"renderer\.distance_decay=-0\.1: must be a number above 0"),
+        ({"reach_fraction": 1.5}, r"renderer\.reach_fraction=1\.5: must be above 0 and at most 1"),
+        ({"reach_fraction": 0}, r"renderer\.reach_fraction=0: must be above 0 and at most 1"),
+        ({"min_weight_threshold": -1}, r"renderer\.min_weight_threshold=-1: must be a number of at least 0"),
+        ({"normalize_weights": "yes"}, r"renderer\.normalize_weights=yes: must be true or false"),
+        ({"clamp_mode": "softer"}, r"renderer\.clamp_mode=softer: must be one of hard, soft"),
+        ({"max_weight_clamp": -1}, r"renderer\.max_weight_clamp=-1: must be above 0, or null for no clamp"),
+        ({"max_weight_clamp": math.inf}, r"renderer\.max_weight_clamp=inf: must be above 0, or null"),
+        ({"bev_feature_shape": [128]}, r"renderer\.bev_feature_shape=\[128\]: must be 2 whole numbers"),
+        ({"pers_feature_shape": [6, 0, 5]}, r"renderer\.pers_feature_shape=\[6, 0, 5\]: must be 3 whole"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_in_one_sentence(settings: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match="^" + sentence):
+        Renderer(**settings)
+
+
+def test_declared_shapes_are_compared_with_the_features() -> None:
+    renderer = Renderer(bev_feature_shape=[180, 180], pers_feature_shape=[6, 40, 100])
+    renderer.check_shapes((180, 180), (6, 40, 100))
+    renderer.check_shapes(None, (6, 40, 100))
+    with pytest.raises(ValueError, match=r"renderer\.bev_feature_shape=\[180, 180\]: must be \[128, 128\]"):
+        renderer.check_shapes((128, 128), None)
+    with pytest.raises(
+        ValueError, match=r"renderer\.pers_feature_shape=\[6, 40, 100\]: must be \[6, 20, 50\]"
+    ):
+        renderer.check_shapes(None, (6, 20, 50))
