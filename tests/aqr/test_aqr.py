@@ -228,9 +228,7 @@ def test_contradictions_between_shapes_are_named() -> None:
         aqr(**{**scene, "image_position": None})
     with pytest.raises(ValueError, match=r"bev_position is \(63, 8\); the features need \(64, 8\)"):
         aqr(**{**scene, "bev_position": scene["bev_position"][1:]})
-    with pytest.raises(
-        ValueError, match=r"aqr\.generator\.embed_dims=8: must be 7, the channels of the image"
-    ):
+    with pytest.raises(ValueError, match=r"aqr\.generator\.embed_dims=8: must be 7, the channels of the image"):
         aqr(**{**scene, "image_features": scene["image_features"][:, :, 1:]})
     with pytest.raises(ValueError, match="both are None"):
         aqr(**{**scene, "bev_features": None, "image_features": None})

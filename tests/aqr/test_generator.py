@@ -95,9 +95,7 @@ def dense(model: WeightGenerator, scene: dict, bev: bool, image: bool) -> tuple[
         mask = (~allowed | ~reached[..., None]).repeat_interleave(own.num_heads, dim=0)
         mask[~reached.repeat_interleave(own.num_heads, dim=0)] = False  # else NaN; compared separately
         attended = theirs(x + position, key, value, attn_mask=mask, need_weights=False)[0]
-        x = F.layer_norm(
-            x + attended, (model.embed_dims,), layer.attention_norm.weight, layer.attention_norm.bias
-        )
+        x = F.layer_norm(x + attended, (model.embed_dims,), layer.attention_norm.weight, layer.attention_norm.bias)
         hidden = F.relu(F.linear(x, layer.ffn[0].weight, layer.ffn[0].bias))
         x = x + F.linear(hidden, layer.ffn[3].weight, layer.ffn[3].bias)
         x = F.layer_norm(x, (model.embed_dims,), layer.ffn_norm.weight, layer.ffn_norm.bias)
@@ -223,9 +221,7 @@ def test_window_products_in_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None
 
     def run() -> list[Tensor]:
         queries, table, weights = (value.clone().requires_grad_() for value in values)
-        result = (
-            window_scores(queries, table, index).sin().sum() + window_sum(weights, table, index).sin().sum()
-        )
+        result = window_scores(queries, table, index).sin().sum() + window_sum(weights, table, index).sin().sum()
         return [result, *torch.autograd.grad(result, (queries, table, weights))]
 
     expected = run()

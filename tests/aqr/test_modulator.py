@@ -23,9 +23,7 @@ def slow(features: Tensor, weight_map: Tensor, kind: str, residual: float | None
             for channel in range(4):
                 feature = features[frame, view, channel]
                 element, whole = feature * weight, feature * mean
-                mixed = {"element_wise": element, "channel_wise": whole}.get(
-                    kind, 0.7 * element + 0.3 * whole
-                )
+                mixed = {"element_wise": element, "channel_wise": whole}.get(kind, 0.7 * element + 0.3 * whole)
                 if residual is not None:
                     mixed = residual * feature + (1 - residual) * mixed
                 result[frame, view, channel] = mixed
@@ -58,9 +56,7 @@ def test_min_max_and_activations() -> None:
     stretched = (weight_map - low) / (high - low)
     plain = {"residual_connection": False}
     expected = features * stretched[:, :, None]
-    torch.testing.assert_close(
-        Modulator(**plain, normalize_weights=True)(features, weight_map, "bev"), expected
-    )
+    torch.testing.assert_close(Modulator(**plain, normalize_weights=True)(features, weight_map, "bev"), expected)
     for name, function in (
         ("sigmoid", torch.sigmoid),
         ("tanh", torch.tanh),
@@ -100,9 +96,7 @@ def test_learned_residual_weight_starts_as_configured_and_stays_between_0_and_1(
 @pytest.mark.parametrize("kind", ["element_wise", "channel_wise", "adaptive"])
 @pytest.mark.parametrize("activation", ["none", "sigmoid", "tanh", "relu"])
 def test_gradcheck(kind: str, activation: str) -> None:
-    modulator = Modulator(
-        kind, normalize_weights=True, activation=activation, learnable_modulation=True
-    ).double()
+    modulator = Modulator(kind, normalize_weights=True, activation=activation, learnable_modulation=True).double()
     features, weight_map = example()
     # Away from the kink of relu at 0 and of ties in min and max.
     inputs = (features[:1, :1].requires_grad_(), weight_map[:1, :1].requires_grad_())

@@ -130,9 +130,7 @@ def test_the_explosion_is_the_padding_in_one_pixel() -> None:
     assert without[0] < 10
     assert alone[0] < 2
     # 540 weights of 0.82 in one cell, times the middle of the kernel:
-    assert figures(place(padding), 0.7, max_weight_clamp=None)[0] == pytest.approx(
-        540 * 0.82 * 0.1592, rel=0.01
-    )
+    assert figures(place(padding), 0.7, max_weight_clamp=None)[0] == pytest.approx(540 * 0.82 * 0.1592, rel=0.01)
 
 
 def test_padding_that_does_not_draw_leaves_the_maximum() -> None:

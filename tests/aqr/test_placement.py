@@ -20,9 +20,7 @@ def test_bev_cell_is_that_of_the_voxels_and_not_of_the_declared_range(grid: BEVG
     xy = unit[0, :, :2] * torch.tensor((x1 - x0, y1 - y0)) + torch.tensor((x0, y0))
     placement = place_on_bev(torch.cat((xy, torch.zeros(500, 1)), -1)[None], grid)
     rows, columns = grid.bev_shape
-    for (x, y), cell, inside in zip(
-        xy.tolist(), placement.cell[0].tolist(), placement.inside[0], strict=True
-    ):
+    for (x, y), cell, inside in zip(xy.tolist(), placement.cell[0].tolist(), placement.inside[0], strict=True):
         column = math.floor((x - x0) / (grid.voxel_size[0] * grid.stride))
         row = math.floor((y - y0) / (grid.voxel_size[1] * grid.stride))
         assert bool(inside) == (column < columns and row < rows)

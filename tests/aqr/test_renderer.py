@@ -283,7 +283,5 @@ def test_declared_shapes_are_compared_with_the_features() -> None:
     renderer.check_shapes(None, (6, 40, 100))
     with pytest.raises(ValueError, match=r"renderer\.bev_feature_shape=\[180, 180\]: must be \[128, 128\]"):
         renderer.check_shapes((128, 128), None)
-    with pytest.raises(
-        ValueError, match=r"renderer\.pers_feature_shape=\[6, 40, 100\]: must be \[6, 20, 50\]"
-    ):
+    with pytest.raises(ValueError, match=r"renderer\.pers_feature_shape=\[6, 40, 100\]: must be \[6, 20, 50\]"):
         renderer.check_shapes(None, (6, 20, 50))

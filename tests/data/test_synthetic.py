@@ -437,14 +437,9 @@ def test_written_pictures_show_the_class_colour_at_the_objects_points(
 ) -> None:
     """Looks at the JPEG files, the tables and the point files alone, not at what the maker says of them."""
     names = [
-        (kind.detection_class, paint)
-        for kind in KINDS.values()
-        if kind.detection_class
-        for paint in kind.paints
+        (kind.detection_class, paint) for kind in KINDS.values() if kind.detection_class for paint in kind.paints
     ]
-    others = [
-        ("", colour) for colour in (TYRE, GLASS, METAL, WHITE, (70, 62, 56), (84, 44, 40), (110, 110, 112))
-    ]
+    others = [("", colour) for colour in (TYRE, GLASS, METAL, WHITE, (70, 62, 56), (84, 44, 40), (110, 110, 112))]
     palette = [item for item in names + others if not (item[0] == "" and item[1] == SKIN)]
     reference = chroma([colour for _, colour in palette])
     right = total = 0
@@ -503,9 +498,7 @@ def test_visibility_is_the_share_of_pixels_not_hidden(nusc: NuScenes, scenes: li
     sample = nusc.sample[0]
     rig = sensors.build_rig(SMALL)
     pictures = [
-        sensors.take_picture(
-            scenes[0], rig[name], rig[name].delay, SMALL.image_size, np.random.default_rng(0)
-        )
+        sensors.take_picture(scenes[0], rig[name], rig[name].delay, SMALL.image_size, np.random.default_rng(0))
         for name in CAMERAS
     ]
     levels = set()

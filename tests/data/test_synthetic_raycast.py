@@ -89,9 +89,7 @@ def test_lidar_rays_meet_what_the_slow_way_finds(seed: int) -> None:
             np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)
         )
     ).astype(np.float32)
-    windows = raycast.lidar_windows(
-        raycast.box_corners(centres, headings, sizes) - origin, ELEVATIONS, columns
-    )
+    windows = raycast.lidar_windows(raycast.box_corners(centres, headings, sizes) - origin, ELEVATIONS, columns)
     hits = raycast.cast(rays, origin, centres, headings, solids, windows, np.ones(len(centres), bool))
     compare(rays, hits, origin, centres, headings, solids, random, at_least=60)
 

@@ -61,7 +61,7 @@ def model_and_batch(golden: dict[str, np.ndarray]) -> tuple[CMT, Batch]:
     images = torch.from_numpy(golden["image_features"]).unflatten(0, (2, 6))
     model = CMT(
         head=Head(grid, queries=60),
-        decoder=Decoder(dropout=0.0),
+        decoder=Decoder(dropout=0.0, attention_dropout=0.0),
         lidar=Given(torch.from_numpy(golden["bev_features"])),
         image=Given(images),
     )

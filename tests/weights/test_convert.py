@@ -55,9 +55,7 @@ def test_every_name_is_translated_by_one_rule(variant: str) -> None:
         (VARIANTS[3], "image.", lambda: ImageBranch("vovnet99_ese")),
     ],
 )
-def test_names_and_shapes_are_those_of_the_branches(
-    variant: str, prefix: str, build: type[nn.Module]
-) -> None:
+def test_names_and_shapes_are_those_of_the_branches(variant: str, prefix: str, build: type[nn.Module]) -> None:
     with torch.device("meta"):
         expected = {prefix + name: tuple(value.shape) for name, value in build().state_dict().items()}
     ours = to_ours(official_state_dict(variant))
@@ -103,10 +101,5 @@ def test_names_that_no_model_has_are_refused() -> None:
 def test_convert_picks_the_other_naming() -> None:
     official = {"pts_bbox_head.bev_embedding.0.bias": torch.ones(2)}
     ours = {"head.bev_embedding.0.bias": torch.ones(2)}
-    assert (
-        list(convert(official))
-        == list(ours)
-        == list(convert(ours, "ours"))
-        == list(convert(official, "ours"))
-    )
+    assert list(convert(official)) == list(ours) == list(convert(ours, "ours")) == list(convert(official, "ours"))
     assert list(convert(ours)) == list(official)

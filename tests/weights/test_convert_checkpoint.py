@@ -46,9 +46,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     torch.save({"state_dict": OFFICIAL}, tmp_path / "epoch_20.pth")
     done = run("source=epoch_20.pth", "target=ours.safetensors", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"epoch_20.pth", "ours.safetensors"}, (
-        "no log, no folder"
-    )
+    assert {path.name for path in tmp_path.iterdir()} == {"epoch_20.pth", "ours.safetensors"}, "no log, no folder"
     assert "head.reference_points" in read_state_dict(tmp_path / "ours.safetensors")
     script().convert_file(tmp_path / "ours.safetensors", tmp_path / "official.pth", None)
     back = read_state_dict(tmp_path / "official.pth")

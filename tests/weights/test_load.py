@@ -16,9 +16,7 @@ class Small(nn.Module):
     def __init__(self, aqr: bool = False) -> None:
         super().__init__()
         self.image = ImageBranch("resnet18", out_channels=8)
-        self.head = nn.ModuleDict(
-            {"bev_embedding": nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))}
-        )
+        self.head = nn.ModuleDict({"bev_embedding": nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))})
         self.decoder = nn.ModuleDict({"norm": nn.LayerNorm(4)})
         if aqr:
             self.aqr = nn.Linear(2, 2)
@@ -169,9 +167,7 @@ def test_a_backbone_that_timm_flattens() -> None:
 
 
 def test_half_precision_weights_are_cast() -> None:
-    weights = {
-        name: value.half() if value.is_floating_point() else value for name, value in official().items()
-    }
+    weights = {name: value.half() if value.is_floating_point() else value for name, value in official().items()}
     model = Small()
     load_weights(model, weights)
     assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -106,9 +106,7 @@ class WindowAttention(nn.Module):
         attention = F.dropout(attention, self.dropout, self.training)
 
         parts = attention.split([windows.exists[0].numel() for windows in sensors], dim=-1)
-        sums = torch.stack([windows.attend(part) for windows, part in zip(sensors, parts, strict=True)]).sum(
-            0
-        )
+        sums = torch.stack([windows.attend(part) for windows, part in zip(sensors, parts, strict=True)]).sum(0)
         value_weight = self.value_proj.weight.view(self.num_heads, head_dims, channels)
         value_bias = self.value_proj.bias.view(self.num_heads, head_dims)
         values = torch.einsum("phc,hdc->phd", sums, value_weight)

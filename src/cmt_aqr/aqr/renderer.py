@@ -143,9 +143,7 @@ class Renderer(nn.Module):
         size = int(6 * self.gaussian_sigma + 1)
         return size + 1 - size % 2
 
-    def check_shapes(
-        self, bev_shape: tuple[int, int] | None, image_shape: tuple[int, int, int] | None
-    ) -> None:
+    def check_shapes(self, bev_shape: tuple[int, int] | None, image_shape: tuple[int, int, int] | None) -> None:
         """Compare the features' shapes with the configured ones, where both are there.
 
         Args:
@@ -163,9 +161,7 @@ class Renderer(nn.Module):
                     "features, or null to take it from them"
                 )
 
-    def forward(
-        self, weights: Tensor, placement: Placement, draws: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, weights: Tensor, placement: Placement, draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw and post-process.
 
         Args:

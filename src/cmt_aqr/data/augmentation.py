@@ -190,8 +190,7 @@ class MaskModality:
         self.lidar = _check_probability("mask_modality.lidar", lidar)
         if self.cameras + self.lidar > 1:
             raise ValueError(
-                f"mask_modality.cameras={cameras} and mask_modality.lidar={lidar}: "
-                "together they must not exceed 1"
+                f"mask_modality.cameras={cameras} and mask_modality.lidar={lidar}: together they must not exceed 1"
             )
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:

@@ -232,9 +232,7 @@ class FrameLoader(DataLoader[Batch]):
             DataError: it lies within an epoch that was cut into other batches than this loader's.
         """
         changed = [
-            f"{name} {state[name]} -> {value}"
-            for name, value in self._identity().items()
-            if state[name] != value
+            f"{name} {state[name]} -> {value}" for name, value in self._identity().items() if state[name] != value
         ]
         within = 0 < state["batches_done"] * state["batch_size"] < state["frames"] // state["ranks"]
         if changed and within:

@@ -101,9 +101,7 @@ class FrameIndex:
             names = [self.sweep_files[self.lidar[frame]], *(self.image_files[frame] if images else ())]
             for name in names:
                 if not (root / name.decode()).is_file():
-                    raise DataError(
-                        f"{root / name.decode()} is missing: the tables name it, data.root lacks it"
-                    )
+                    raise DataError(f"{root / name.decode()} is missing: the tables name it, data.root lacks it")
 
     def save(self, path: Path, stamp: str) -> None:
         """Write to ``path`` at once or not at all, stamped with what it was made from."""

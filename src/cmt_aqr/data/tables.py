@@ -57,9 +57,7 @@ def check_request(root: Path, version: str, split: str) -> None:
             to another version.
     """
     if not root.is_dir():
-        raise DataError(
-            f"data.root={root} is not a folder: give the folder that holds {version}/ and samples/"
-        )
+        raise DataError(f"data.root={root} is not a folder: give the folder that holds {version}/ and samples/")
     folder = root / version
     if not folder.is_dir():
         found = sorted(path.parent.name for path in root.glob("*/sample.json"))
@@ -67,9 +65,7 @@ def check_request(root: Path, version: str, split: str) -> None:
         raise DataError(f"data.version={version} has no folder {folder}: {there}")
     missing = [f"{name}.json" for name in TABLES if not (folder / f"{name}.json").is_file()]
     if missing:
-        raise DataError(
-            f"{folder} lacks the table {', '.join(missing)}: download the version's metadata again"
-        )
+        raise DataError(f"{folder} lacks the table {', '.join(missing)}: download the version's metadata again")
     _check_split(folder, version, split)
 
 
@@ -156,9 +152,7 @@ def samples_of_split(tables: NuScenes, split: str) -> list[dict]:
         DataError: the split has no frame in these tables.
     """
     scenes = set(get_scenes_of_split(split, tables))
-    samples = [
-        sample for sample in tables.sample if tables.get("scene", sample["scene_token"])["name"] in scenes
-    ]
+    samples = [sample for sample in tables.sample if tables.get("scene", sample["scene_token"])["name"] in scenes]
     if not samples:
         raise DataError(
             f"split {split} has no frame in {tables.table_root}: none of its {len(scenes)} scenes is there"

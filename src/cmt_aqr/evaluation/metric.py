@@ -172,9 +172,7 @@ class NuScenesMetric(Metric):
                 raise DataError(_unknown(self.truth, token))
             rows = to_global(found, pose)
             if not np.isfinite(rows).all():
-                raise DataError(
-                    f"the detections of sample {token} are not finite: the model gave NaN or infinity"
-                )
+                raise DataError(f"the detections of sample {token} are not finite: the model gave NaN or infinity")
             counted = torch.tensor([[self._number[token], len(rows)]], device=self.device)
             self.frames.append(counted)
             self.rows.append(torch.from_numpy(rows).to(self.device))
@@ -185,9 +183,7 @@ class NuScenesMetric(Metric):
         rows = dim_zero_cat(self.rows).cpu().numpy()
         ends = np.cumsum(frames[:, 1])
         _, first = np.unique(frames[:, 0], return_index=True)
-        return {
-            self.truth.tokens[frames[row, 0]]: rows[ends[row] - frames[row, 1] : ends[row]] for row in first
-        }
+        return {self.truth.tokens[frames[row, 0]]: rows[ends[row] - frames[row, 1] : ends[row]] for row in first}
 
     def compute(self) -> dict[str, float]:
         """Official metrics of the frames seen: see :func:`evaluate_boxes`."""

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cmt_aqr.errors import UserError
+
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 """Entries under which checkpoints keep their state dict."""
 
@@ -24,7 +26,7 @@ WRAPPER_PREFIXES = ("module.", "model.")
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """A weights file cannot be used; the message says why and what to do."""
 
 
@@ -132,8 +134,7 @@ def save_safetensors(
         raise WeightsError(f"target={path}: expected a name that ends in .safetensors")
     # Cloned, because safetensors refuses tensors that share memory.
     tensors = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in state.items()
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()
     }
     return _write(path, lambda temporary: save_file(tensors, temporary, metadata=dict(metadata or {})))
 
@@ -142,8 +143,7 @@ def save_pickled(state: Mapping[str, Tensor], path: str | Path) -> Path:
     """Write ``{"state_dict": state}`` with ``torch.save``, as the official tools read it; atomically."""
     path = Path(path)
     tensors = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in state.items()
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()
     }
     return _write(path, lambda temporary: torch.save({"state_dict": tensors}, temporary))
 

@@ -58,9 +58,7 @@ class LoadReport:
     @property
     def fresh(self) -> tuple[str, ...]:
         """Modules of which the file has nothing: they keep the values they were made with."""
-        return tuple(
-            module for module, count in self.counts().items() if count["missing"] and not count["loaded"]
-        )
+        return tuple(module for module, count in self.counts().items() if count["missing"] and not count["loaded"])
 
     def table(self) -> Table:
         """The counts by module, for a terminal."""

@@ -152,9 +152,7 @@ def _run_all(recorders: list[Recorder], workers: int) -> Iterator[tuple[int, Tab
     # Fresh processes: a fork would inherit the threads that torch or OpenCV may have started.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker) as pool:
-        futures: dict[Future[Tables], int] = {
-            pool.submit(recorder.run): recorder.index for recorder in recorders
-        }
+        futures: dict[Future[Tables], int] = {pool.submit(recorder.run): recorder.index for recorder in recorders}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -231,9 +229,7 @@ def _report(settings: Settings, out: Path, rows: Tables, seconds: float) -> None
     class_of = {row["token"]: label[category[row["category_token"]]] for row in rows["instance"]}
     instances = Counter(class_of.values())
     boxes = Counter(class_of[row["instance_token"]] for row in rows["sample_annotation"])
-    seen = Counter(
-        class_of[row["instance_token"]] for row in rows["sample_annotation"] if row["num_lidar_pts"]
-    )
+    seen = Counter(class_of[row["instance_token"]] for row in rows["sample_annotation"] if row["num_lidar_pts"])
     table = Table(title=f"{out} ({settings.version})")
     for heading in ("class", "objects", "boxes", "with LiDAR points"):
         table.add_column(heading, justify="left" if heading == "class" else "right")

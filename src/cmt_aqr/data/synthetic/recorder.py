@@ -158,9 +158,7 @@ class Recorder:
         )
         return self.root / filename
 
-    def _annotate(
-        self, sample: int, time: float, points: NDArray[np.float32], pictures: list[Picture]
-    ) -> None:
+    def _annotate(self, sample: int, time: float, points: NDArray[np.float32], pictures: list[Picture]) -> None:
         """Add the annotations of a keyframe: every object near enough, seen or not, with true counts."""
         centres, headings = self.scene.boxes_at(time)
         ego, _ = self.scene.ego_at(time)

@@ -392,9 +392,7 @@ def _add_buildings(layout: _Layout, start: float) -> None:
 def _try(layout: _Layout, kind: str, places: Sequence[tuple[float, float, float]], attribute: str) -> bool:
     """Put an object on the first of the places (s, d, heading) that is free."""
     size = layout.size_of(kind)
-    return any(
-        layout.add(kind, s, d, heading=heading, attribute=attribute, size=size) for s, d, heading in places
-    )
+    return any(layout.add(kind, s, d, heading=heading, attribute=attribute, size=size) for s, d, heading in places)
 
 
 def _parking_places(layout: _Layout, start: float, yard_share: float) -> list[tuple[float, float, float]]:

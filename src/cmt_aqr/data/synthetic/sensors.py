@@ -88,9 +88,7 @@ def build_rig(settings: Settings) -> dict[str, Mount]:
         optical = np.array(((0.0, 0.0, 1.0), (-1.0, 0.0, 0.0), (0.0, -1.0, 0.0)))
         turn = Rotation.from_euler("ZY", (yaw, -pitch), degrees=True).as_matrix()
         u, v = _PRINCIPAL_POINT
-        intrinsic = np.array(
-            ((focal * scale, 0, u * scale), (0, focal * scale, v * scale), (0, 0, 1)), np.float64
-        )
+        intrinsic = np.array(((focal * scale, 0, u * scale), (0, focal * scale, v * scale), (0, 0, 1)), np.float64)
         rig[channel] = Mount(channel, np.array((x, y, z)), _quaternion(turn @ optical), intrinsic, delay)
     return rig
 
@@ -248,9 +246,7 @@ def take_picture(
     centres, headings = scene.boxes_at(time)
     corners = pose.to_sensor(raycast.box_corners(centres, headings, scene.sizes))
     near = np.hypot(*(centres - pose.position)[:, :2].T) < DRAW_RANGE
-    rays = np.einsum(
-        "ij,jrc->irc", pose.rotation.astype(np.float32), _camera_rays(mount.intrinsic, image_size)
-    )
+    rays = np.einsum("ij,jrc->irc", pose.rotation.astype(np.float32), _camera_rays(mount.intrinsic, image_size))
     windows = raycast.camera_windows(corners, mount.intrinsic, image_size)
     hits = raycast.cast(rays, pose.position, centres, headings, scene.solids, windows, near)
     owners = hits.owners(scene.solids)
