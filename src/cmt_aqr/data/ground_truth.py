@@ -19,7 +19,14 @@ from nuscenes.eval.detection.data_classes import DetectionBox
 
 from cmt_aqr.constants import LIDAR
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.tables import cache_path, check_request, fingerprint, open_tables, samples_of_split
+from cmt_aqr.data.tables import (
+    cache_path,
+    check_request,
+    consistent_tables,
+    fingerprint,
+    open_tables,
+    samples_of_split,
+)
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +107,8 @@ def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> 
     path = cache_path(cache_dir, "ground-truth", root, version, split, ".json")
     truth = _read(path, version, split, stamp)
     if truth is None:
-        truth = build_ground_truth(open_tables(root, version), split)
+        with consistent_tables(root / version):
+            truth = build_ground_truth(open_tables(root, version), split)
         truth.save(path, stamp)
     return truth
 

@@ -22,7 +22,14 @@ from rich.progress import track
 from cmt_aqr.constants import BOX_SIZE, CAMERAS, CLASSES, LIDAR
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.poses import invert, poses, rotations
-from cmt_aqr.data.tables import cache_path, check_request, fingerprint, open_tables, samples_of_split
+from cmt_aqr.data.tables import (
+    cache_path,
+    check_request,
+    consistent_tables,
+    fingerprint,
+    open_tables,
+    samples_of_split,
+)
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +162,8 @@ def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIn
     path = cache_path(cache_dir, "index", root, version, split, ".npz")
     index = FrameIndex.load(path, stamp)
     if index is None:
-        index = build_index(open_tables(root, version), split)
+        with consistent_tables(root / version):
+            index = build_index(open_tables(root, version), split)
         index.save(path, stamp)
     return index
 

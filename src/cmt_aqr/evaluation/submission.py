@@ -97,9 +97,8 @@ def to_global(detections: Detections, lidar2global: Tensor) -> NDArray[np.float6
     to_world = Rotation.from_matrix(pose[:3, :3])
     rows[:, TRANSLATION] = to_world.apply(boxes[:, :3]) + pose[:3, 3]
     rows[:, SIZE] = boxes[:, [4, 3, 5]]
-    rows[:, ROTATION] = (to_world * Rotation.from_rotvec(boxes[:, 6:7] * (0.0, 0.0, 1.0))).as_quat()[
-        :, [3, 0, 1, 2]
-    ]
+    heading = Rotation.from_rotvec(boxes[:, 6:7] * (0.0, 0.0, 1.0))
+    rows[:, ROTATION] = (to_world * heading).as_quat()[:, [3, 0, 1, 2]]
     flat = np.concatenate((boxes[:, 7:9], np.zeros((len(boxes), 1))), axis=1)
     rows[:, VELOCITY] = to_world.apply(flat)[:, :2]
     rows[:, LABEL] = labels
