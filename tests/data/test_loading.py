@@ -62,6 +62,13 @@ def test_evaluation_sees_every_frame_once(frames: int, ranks: int) -> None:
     assert [len(keys_of(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
 
 
+def test_evaluation_is_the_same_in_every_epoch() -> None:
+    sampler = FrameSampler(4, 2, training=False)
+    expected = keys_of(sampler)
+    sampler.set_epoch(7)
+    assert keys_of(sampler) == expected
+
+
 def test_generator_depends_on_every_part_of_the_key() -> None:
     keys = [SampleKey(0, 0), SampleKey(1, 0), SampleKey(0, 1), SampleKey(0, 0, 1)]
     draws = [frame_generator(0, key).random() for key in keys] + [frame_generator(1, keys[0]).random()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.files import written_at_once
 from cmt_aqr.structures import Detections
 
 MAX_BOXES = 500
@@ -147,14 +147,8 @@ def write_submission(
         "use_map": False,
         "use_external": False,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("w") as file:
-            json.dump({"meta": meta, "results": results}, file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_at_once(path) as partial:
+        partial.write_text(json.dumps({"meta": meta, "results": results}))
 
 
 def read_submission(path: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
