@@ -147,7 +147,9 @@ class FrameSampler(DistributedSampler[SampleKey]):
             # np.resize repeats from the start, or cuts.
             order = np.resize(order, len(self) * self.num_replicas)
         own = order[self.rank :: self.num_replicas]
-        epoch, start = self.epoch, self.batches_done * self.batch_size
+        # Evaluation draws the same in every epoch, which Lightning names to its loaders, too.
+        epoch = self.epoch if self.training else 0
+        start = self.batches_done * self.batch_size
         return iter([SampleKey(epoch, int(frame)) for frame in own[start:]])
 
 

@@ -6,8 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,15 @@ from nuscenes.eval.detection.data_classes import DetectionBox
 
 from cmt_aqr.constants import LIDAR
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.tables import cache_path, check_request, fingerprint, open_tables, samples_of_split
+from cmt_aqr.data.files import written_at_once
+from cmt_aqr.data.tables import (
+    cache_path,
+    check_request,
+    consistent_tables,
+    fingerprint,
+    open_tables,
+    samples_of_split,
+)
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +84,8 @@ class GroundTruth:
             "ego_translations": self.ego_translations,
             "bike_racks": self.bike_racks,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        partial = Path(name)
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(content, file)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with written_at_once(path) as partial:
+            partial.write_text(json.dumps(content))
 
 
 def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> GroundTruth:
@@ -100,7 +99,8 @@ def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> 
     path = cache_path(cache_dir, "ground-truth", root, version, split, ".json")
     truth = _read(path, version, split, stamp)
     if truth is None:
-        truth = build_ground_truth(open_tables(root, version), split)
+        with consistent_tables(root / version):
+            truth = build_ground_truth(open_tables(root, version), split)
         truth.save(path, stamp)
     return truth
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import tempfile
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,8 +19,16 @@ from rich.progress import track
 
 from cmt_aqr.constants import BOX_SIZE, CAMERAS, CLASSES, LIDAR
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.files import written_at_once
 from cmt_aqr.data.poses import invert, poses, rotations
-from cmt_aqr.data.tables import cache_path, check_request, fingerprint, open_tables, samples_of_split
+from cmt_aqr.data.tables import (
+    cache_path,
+    check_request,
+    consistent_tables,
+    fingerprint,
+    open_tables,
+    samples_of_split,
+)
 
 log = logging.getLogger(__name__)
 
@@ -105,15 +111,8 @@ class FrameIndex:
 
     def save(self, path: Path, stamp: str) -> None:
         """Write to ``path`` at once or not at all, stamped with what it was made from."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        partial = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, stamp=np.bytes_(stamp.encode()), **_arrays(self))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with written_at_once(path) as partial, partial.open("wb") as file:
+            np.savez(file, stamp=np.bytes_(stamp.encode()), **_arrays(self))
 
     @classmethod
     def load(cls, path: Path, stamp: str) -> Self | None:
@@ -153,7 +152,8 @@ def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIn
     path = cache_path(cache_dir, "index", root, version, split, ".npz")
     index = FrameIndex.load(path, stamp)
     if index is None:
-        index = build_index(open_tables(root, version), split)
+        with consistent_tables(root / version):
+            index = build_index(open_tables(root, version), split)
         index.save(path, stamp)
     return index
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from nuscenes import NuScenes
@@ -105,18 +107,26 @@ def cache_path(cache_dir: Path, kind: str, root: Path, version: str, split: str,
     return cache_dir / f"{kind}-{version}-{split}-{key}{suffix}"
 
 
+@contextlib.contextmanager
+def consistent_tables(folder: Path | str) -> Iterator[None]:
+    """Turn the lookup of a record that is not there into a :class:`DataError` about ``folder``'s tables."""
+    try:
+        yield
+    except KeyError as error:
+        raise DataError(
+            f"the tables in {folder} contradict each other: no record has the token or field {error}; "
+            "download the version's metadata again"
+        ) from error
+
+
 @functools.lru_cache(maxsize=1)
 def _open(root: Path, version: str, _fingerprint: str) -> NuScenes:
     log.info("Reading the nuScenes tables of %s in %s (a minute for the full set)", version, root)
     try:
-        return NuScenes(version=version, dataroot=str(root), verbose=False)
+        with consistent_tables(root / version):
+            return NuScenes(version=version, dataroot=str(root), verbose=False)
     except json.JSONDecodeError as error:
         raise DataError(f"{_unreadable_table(root / version)} is not valid JSON: {error}") from error
-    except KeyError as error:
-        raise DataError(
-            f"the tables in {root / version} contradict each other: no record has the token or field "
-            f"{error}; download the version's metadata again"
-        ) from error
     except AssertionError as error:
         raise DataError(f"the devkit refuses {root / version}: {error}") from error
 

@@ -118,7 +118,7 @@ class NuScenesMetric(Metric):
     first time), so every process computes the devkit's number for the whole set.
 
     Args:
-        truth: ground truth of the split that is evaluated, or a function that loads it when it is first needed:
+        truth: ground truth of the evaluated split, or a function that loads it when it is first needed:
             after Lightning has let one process prepare it for all.
         kwargs: of ``torchmetrics.Metric``.
     """
@@ -170,9 +170,9 @@ class NuScenesMetric(Metric):
         for found, token, pose in zip(detections, tokens, lidar2global, strict=True):
             if token not in self._number:
                 raise DataError(_unknown(self.truth, token))
-            rows = to_global(found, pose)
-            if not np.isfinite(rows).all():
+            if not (found.boxes.isfinite().all() and found.scores.isfinite().all()):
                 raise DataError(f"the detections of sample {token} are not finite: the model gave NaN or infinity")
+            rows = to_global(found, pose)
             counted = torch.tensor([[self._number[token], len(rows)]], device=self.device)
             self.frames.append(counted)
             self.rows.append(torch.from_numpy(rows).to(self.device))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.files import written_at_once
 from cmt_aqr.structures import Detections
 
 MAX_BOXES = 500
@@ -97,9 +97,8 @@ def to_global(detections: Detections, lidar2global: Tensor) -> NDArray[np.float6
     to_world = Rotation.from_matrix(pose[:3, :3])
     rows[:, TRANSLATION] = to_world.apply(boxes[:, :3]) + pose[:3, 3]
     rows[:, SIZE] = boxes[:, [4, 3, 5]]
-    rows[:, ROTATION] = (to_world * Rotation.from_rotvec(boxes[:, 6:7] * (0.0, 0.0, 1.0))).as_quat()[
-        :, [3, 0, 1, 2]
-    ]
+    heading = Rotation.from_rotvec(boxes[:, 6:7] * (0.0, 0.0, 1.0))
+    rows[:, ROTATION] = (to_world * heading).as_quat()[:, [3, 0, 1, 2]]
     flat = np.concatenate((boxes[:, 7:9], np.zeros((len(boxes), 1))), axis=1)
     rows[:, VELOCITY] = to_world.apply(flat)[:, :2]
     rows[:, LABEL] = labels
@@ -148,14 +147,8 @@ def write_submission(
         "use_map": False,
         "use_external": False,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("w") as file:
-            json.dump({"meta": meta, "results": results}, file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_at_once(path) as partial:
+        partial.write_text(json.dumps({"meta": meta, "results": results}))
 
 
 def read_submission(path: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from cmt_aqr.constants import CLASSES
+from cmt_aqr.data.files import written_at_once
 from cmt_aqr.evaluation.metric import ERRORS
 
 
@@ -54,13 +54,8 @@ def write_metrics(metrics: Mapping[str, float], path: Path) -> Path:
         ``path``.
     """
     values = {name: None if math.isnan(value) else value for name, value in metrics.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with written_at_once(path) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -1,0 +1,295 @@
+"""Augmentation keeps points, boxes, images and calibration together, and changes nothing in place."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from cmt_aqr.data.augmentation import (
+    GridMask,
+    ImageAugmentation,
+    ImageProcessing,
+    MaskModality,
+    SceneAugmentation,
+    TrainingFilter,
+    Transform,
+    apply_transforms,
+    transform_scene,
+)
+from cmt_aqr.geometry import box_corners, points_in_boxes, project_to_images
+from cmt_aqr.structures import Frame
+from tests.small_data import RANGE
+
+SIZE = (90, 160)
+SCENE = SceneAugmentation((-0.785, 0.785), (0.9, 1.1), (0.5, 0.5, 0.5), 0.5, 0.5)
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def frame() -> Frame:
+    """Boxes with points in and around them, and six cameras that look around from the origin."""
+    random = torch.Generator().manual_seed(0)
+    boxes = torch.rand(12, 9, generator=random)
+    boxes[:, :2] = boxes[:, :2] * 80 - 40
+    boxes[:, 2] = boxes[:, 2] * 2 - 1
+    boxes[:, 3:6] = boxes[:, 3:6] * 4 + 1
+    boxes[:, 6] = boxes[:, 6] * 6 - 3
+    boxes[:, 7:] = boxes[:, 7:] * 20 - 10
+    spread = torch.randn(12, 40, 3, generator=random) * 2
+    points = torch.rand(480, 5, generator=random)
+    points[:, :3] = (boxes[:, None, :3] + spread).reshape(-1, 3)
+    matrices = []
+    for view in range(6):
+        angle = math.pi / 3 * view
+        ahead = torch.tensor((math.cos(angle), math.sin(angle), 0.0))
+        right = torch.tensor((math.sin(angle), -math.cos(angle), 0.0))
+        matrix = torch.eye(4)
+        matrix[0, :3] = 100 * right + 80 * ahead
+        matrix[1, :3] = torch.tensor((0.0, 0.0, -100.0)) + 45 * ahead
+        matrix[2, :3] = ahead
+        matrix[2, 3] = 0.3
+        matrices.append(matrix)
+    return Frame(
+        token="token",
+        points=points,
+        images=torch.randint(0, 256, (6, *SIZE, 3), generator=random, dtype=torch.uint8).permute(0, 3, 1, 2),
+        lidar2img=torch.stack(matrices),
+        boxes=boxes,
+        labels=torch.arange(12) % 10,
+        box_points=torch.arange(12),
+        lidar2global=torch.eye(4, dtype=torch.float64),
+    )
+
+
+def pixels_of(frame: Frame, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    assert frame.images is not None
+    height, width = frame.images.shape[-2:]
+    pixels, depth, seen = project_to_images(points[None, :, :3], frame.lidar2img[None], (height, width))
+    return pixels[0], depth[0], seen[0]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_scene_moves_as_one(frame: Frame, seed: int) -> None:
+    moved = SCENE(frame, generator(seed))
+    assert not torch.allclose(moved.points[:, :3], frame.points[:, :3], atol=0.01)
+    # A box a little larger or smaller than before has no other points in it, but for rounding at its faces.
+    inside = points_in_boxes(frame.points, frame.boxes)
+    assert inside.sum() > 50
+    assert (points_in_boxes(moved.points, moved.boxes) != inside).sum() <= 1
+    before, depth, seen = pixels_of(frame, frame.points)
+    after, moved_depth, _ = pixels_of(moved, moved.points)
+    assert seen.sum() > 50
+    torch.testing.assert_close(after[seen], before[seen], atol=0.02, rtol=1e-4)
+    torch.testing.assert_close(moved_depth, depth, atol=1e-3, rtol=1e-4)
+    homogeneous = torch.cat((moved.points[:, :3], torch.ones(len(moved.points), 1)), dim=1).double()
+    home = homogeneous @ moved.lidar2global.T
+    torch.testing.assert_close(home[:, :3].float(), frame.points[:, :3], atol=1e-4, rtol=1e-4)
+    assert torch.equal(moved.points[:, 3:], frame.points[:, 3:])
+
+
+@pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
+def test_headings_and_velocities_follow_the_motion(frame: Frame, flips: tuple[bool, bool]) -> None:
+    def move(some: Frame) -> Frame:
+        return transform_scene(some, 0.6, 1.07, (1.0, -2.0, 0.5), *flips)
+
+    moved = move(frame)
+    # The point in the middle of the front face must still be there.
+    front = box_corners(frame.boxes)[:, [0, 1, 4, 5]].mean(dim=1)
+    as_points = torch.cat((front, torch.zeros(len(front), 2)), dim=1)
+    expected = move(frame.replace(points=as_points)).points[:, :3]
+    torch.testing.assert_close(
+        box_corners(moved.boxes)[:, [0, 1, 4, 5]].mean(dim=1), expected, atol=1e-4, rtol=0
+    )
+    assert (moved.boxes[:, 6].abs() <= math.pi).all()
+    # Where a box will be in half a second, moved, is where the moved box will be.
+    later = frame.boxes.clone()
+    later[:, :2] += 0.5 * later[:, 7:]
+    expected = move(frame.replace(boxes=later)).boxes[:, :2]
+    torch.testing.assert_close(moved.boxes[:, :2] + 0.5 * moved.boxes[:, 7:], expected, atol=1e-4, rtol=0)
+
+
+def test_scene_draws_what_is_configured(frame: Frame) -> None:
+    still = SceneAugmentation()(frame, generator())
+    torch.testing.assert_close(still.points, frame.points)
+    torch.testing.assert_close(still.boxes, frame.boxes)
+    turned = SceneAugmentation(rotation=(math.pi / 2, math.pi / 2))(frame, generator())
+    torch.testing.assert_close(turned.points[:, 0], -frame.points[:, 1])
+    torch.testing.assert_close(turned.points[:, 1], frame.points[:, 0])
+    mirrored = SceneAugmentation(flip_x=1.0)(frame, generator())
+    torch.testing.assert_close(mirrored.points[:, 0], -frame.points[:, 0])
+    torch.testing.assert_close(mirrored.points[:, 1], frame.points[:, 1])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_marked_pixels_move_as_lidar2img_says(frame: Frame, seed: int) -> None:
+    random = generator(seed)
+    size = (64, 160)
+    augmentation = ImageAugmentation(resize=(0.8, 1.6), flip=0.5)
+    point = torch.tensor([[12.0, 1.5, -1.5]])
+    pixels, _, seen = pixels_of(frame, point)
+    assert seen[0, 0]
+    u, v = (int(value.round()) for value in pixels[0, 0])
+    images = torch.zeros(6, *SIZE, 3, dtype=torch.uint8)
+    images[0, v - 2 : v + 3, u - 2 : u + 3] = 255
+    processing = ImageProcessing(size, mean=(0, 0, 0), std=(1, 1, 1), augmentation=augmentation)
+    result = processing(frame.replace(images=images.permute(0, 3, 1, 2)), random)
+    assert result.images is not None
+    assert result.images.shape == (6, 3, *size)
+    assert result.images.dtype == torch.float32
+    light = result.images[0].sum(dim=0)
+    moved, _, still_seen = pixels_of(result, point)
+    if light.sum() < 20 * 3 * 255:
+        assert not still_seen[0, 0] or light.sum() > 0  # cut off, or at the border
+        return
+    rows, columns = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    centre = torch.stack(((light * columns).sum(), (light * rows).sum())) / light.sum()
+    assert (centre - moved[0, 0]).abs().max() < 2.0
+
+
+def test_flip_and_zoom_are_drawn_and_cropped_pictures_filled_up(frame: Frame) -> None:
+    plain = ImageProcessing((64, 160), (0, 0, 0), (1, 1, 1))(frame, generator())
+    flipped = ImageProcessing((64, 160), (0, 0, 0), (1, 1, 1), ImageAugmentation(flip=1.0))(
+        frame, generator()
+    )
+    assert plain.images is not None
+    assert flipped.images is not None
+    torch.testing.assert_close(flipped.images, plain.images.flip(-1))
+    smaller = ImageAugmentation(resize=(0.5, 0.5))
+    small = ImageProcessing((64, 160), (0, 0, 0), (1, 1, 1), smaller)(frame, generator())
+    assert small.images is not None
+    assert (small.images[:, :, :, 80:] == 0).all()  # right
+    assert (small.images[:, :, :19] == 0).all()  # top
+    assert small.images[:, :, 19:, :80].float().std() > 10
+
+
+def test_test_time_crop_is_the_bottom_and_the_middle(frame: Frame) -> None:
+    assert frame.images is not None
+    wide = ImageProcessing((64, 160), (0, 0, 0), (1, 1, 1))(frame, generator())
+    torch.testing.assert_close(wide.images, frame.images[:, :, 26:].float())
+    tall = ImageProcessing((90, 100), (0, 0, 0), (1, 1, 1))(frame, generator())
+    torch.testing.assert_close(tall.images, frame.images[:, :, :, 30:130].float())
+    mean, std = (10.0, 20.0, 30.0), (2.0, 4.0, 8.0)
+    normal = ImageProcessing((64, 160), mean, std)(frame, generator())
+    expected = (frame.images[:, :, 26:] - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
+        :, None, None
+    ]
+    torch.testing.assert_close(normal.images, expected)
+
+
+def test_grid_mask_drops_squares(frame: Frame) -> None:
+    mask = GridMask(probability=1.0, ratio=0.5)
+    random = generator()
+    kept = [mask.draw((64, 160), random) for _ in range(200)]
+    shares = []
+    for keep in kept:
+        assert keep is not None
+        # Dropped pixels are a product of rows and columns: squares on a regular grid.
+        dropped = ~keep
+        np.testing.assert_array_equal(dropped, dropped.any(axis=1)[:, None] & dropped.any(axis=0)[None, :])
+        shares.append(dropped.mean())
+    assert abs(np.mean(shares) - 0.25) < 0.05
+    draws = [GridMask(probability=0.7).draw((64, 160), random) is not None for _ in range(500)]
+    assert abs(np.mean(draws) - 0.7) < 0.07
+    processing = ImageProcessing((64, 160), augmentation=ImageAugmentation(grid_mask=mask))
+    masked = processing(frame, generator()).images
+    plain = ImageProcessing((64, 160))(frame, generator()).images
+    assert masked is not None
+    assert plain is not None
+    zero = (masked == 0).all(dim=1)
+    assert (zero == zero[:1]).all()  # one mask for all views
+    assert 0 < zero.float().mean() < 1
+    keep_pixels = ~zero[:, None].expand_as(masked)
+    torch.testing.assert_close(masked[keep_pixels], plain[keep_pixels])
+
+
+def test_filter_keeps_what_can_be_trained_on(frame: Frame) -> None:
+    boxes = frame.boxes.clone()
+    boxes[3, 0] = 60.0
+    points = frame.points.clone()
+    points[5, :3] = torch.tensor((0.0, 0.0, 5.0))
+    kept = TrainingFilter(RANGE, min_points=2)(frame.replace(boxes=boxes, points=points), generator())
+    expected = [number for number in range(12) if number >= 2 and number != 3]
+    torch.testing.assert_close(kept.boxes, boxes[expected])
+    assert kept.box_points.tolist() == expected
+    assert kept.labels.tolist() == frame.labels[expected].tolist()
+    low, high = torch.tensor(RANGE[:3]), torch.tensor(RANGE[3:])
+    inside = ((points[:, :3] >= low) & (points[:, :3] < high)).all(dim=1)
+    assert not inside.all()
+    assert not torch.equal(kept.points, points[inside])
+    order, expected_order = kept.points[:, 0].argsort(), points[inside][:, 0].argsort()
+    torch.testing.assert_close(kept.points[order], points[inside][expected_order])
+    untouched = TrainingFilter(RANGE, 0, crop_points=False, shuffle_points=False)(frame, generator())
+    assert untouched.points is frame.points
+
+
+def test_mask_modality_loses_one_sensor_at_a_time(frame: Frame) -> None:
+    mask = MaskModality(cameras=0.25, lidar=0.25)
+    random = generator()
+    lost = {"cameras": 0, "lidar": 0, "none": 0}
+    for _ in range(400):
+        result = mask(frame, random)
+        assert result.images is not None
+        cameras, lidar = not result.images.any(), not result.points.any()
+        assert not (cameras and lidar)
+        assert result.points.shape == frame.points.shape
+        lost["cameras" if cameras else "lidar" if lidar else "none"] += 1
+    assert abs(lost["cameras"] - 100) < 40
+    assert abs(lost["lidar"] - 100) < 40
+    always = MaskModality(cameras=1.0, lidar=0.0)(frame, random)
+    assert always.images is not None
+    assert not always.images.any()
+    # Black pictures are not the same as nothing: they are normalised like any picture.
+    seen = ImageProcessing((64, 160), (10, 20, 30), (1, 1, 1))(always, random)
+    assert seen.images is not None
+    assert seen.images[:, 2].unique().tolist() == [-30.0]
+
+
+TRANSFORMS: list[Transform] = [
+    SCENE,
+    TrainingFilter(RANGE),
+    MaskModality(0.5, 0.5),
+    ImageProcessing((64, 160), augmentation=ImageAugmentation((0.9, 1.3), 0.5, GridMask(1.0))),
+]
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: type(transform).__name__)
+def test_nothing_changes_in_place(frame: Frame, transform: Transform) -> None:
+    before = {
+        field.name: value.clone()
+        for field in dataclasses.fields(frame)
+        if isinstance(value := getattr(frame, field.name), torch.Tensor)
+    }
+    for seed in range(4):
+        transform(frame, generator(seed))
+    for name, value in before.items():
+        assert torch.equal(getattr(frame, name), value), name
+
+
+def test_one_generator_decides_everything(frame: Frame) -> None:
+    first, again, other = (apply_transforms(frame, TRANSFORMS, generator(seed)) for seed in (1, 1, 2))
+    for name in ("points", "images", "lidar2img", "boxes"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert not torch.equal(first.lidar2img, other.lidar2img)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: SceneAugmentation(rotation=(1, -1)), r"augmentation.scene.rotation=\[1, -1\]"),
+        (lambda: SceneAugmentation(scale=(0, 1)), r"scale=\[0, 1\].*above 0"),
+        (lambda: SceneAugmentation(translation_std=(1, 1, -1)), "translation_std"),
+        (lambda: SceneAugmentation(flip_x=1.5), r"flip_x=1.5: a probability must be in \[0, 1\]"),
+        (lambda: ImageAugmentation(resize=(-1, 1)), "resize"),
+        (lambda: GridMask(ratio=1.0), "ratio=1.0"),
+        (lambda: MaskModality(0.7, 0.7), "together they must not exceed 1"),
+    ],
+)
+def test_values_out_of_range_are_named(make: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make()

@@ -1,0 +1,133 @@
+"""The data module from its configuration, and what it refuses."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from cmt_aqr.data.augmentation import MaskModality
+from cmt_aqr.data.datamodule import NuScenesDataModule
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.tables import open_tables
+from tests.small_data import RANGE, datamodule
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def composed(name: str, *overrides: str) -> Any:
+    """The group ``data``, with the keys of other groups that it refers to."""
+    with hydra.initialize_config_dir(str(CONF / "data"), version_base="1.3"):
+        group = hydra.compose(name, list(overrides))
+    model = {
+        "image_size": [64, 160],
+        "grid": {"point_range": list(RANGE)},
+        "network": {"head": {"cameras": True}},
+    }
+    return OmegaConf.create({"data": OmegaConf.to_container(group), "model": model, "seed": 5}).data
+
+
+def test_configuration_builds_and_loads(small_root: Path, tmp_path: Path) -> None:
+    config = composed(
+        "synthetic", f"root={small_root}", f"cache_dir={tmp_path}", "num_workers=0", "batch_size=3"
+    )
+    data = hydra.utils.instantiate(config)
+    assert isinstance(data, NuScenesDataModule)
+    assert data.seed == 5
+    data.check()
+    data.prepare_data()
+    data.setup("fit")
+    (batch,) = list(data.train_dataloader())
+    assert batch.size == 3
+    assert batch.images is not None
+    assert batch.images.shape == (3, 6, 3, 64, 160)
+    assert batch.images.is_contiguous()
+    assert batch.images.dtype == batch.points.dtype == batch.lidar2img.dtype == torch.float32
+    assert batch.lidar2global.dtype == torch.float64
+    assert torch.isfinite(batch.points).all()
+    centres = batch.boxes[:, :2]
+    assert (centres.abs() <= 54).all()
+    validation = list(data.val_dataloader())
+    assert [token for batch in validation for token in batch.tokens] == list(data.ground_truth().tokens)
+
+
+def test_transforms_are_switched_by_name(small_root: Path, tmp_path: Path) -> None:
+    target = "cmt_aqr.data.augmentation.MaskModality"
+    config = composed(
+        "synthetic",
+        f"root={small_root}",
+        f"cache_dir={tmp_path}",
+        "num_workers=0",
+        "scene_augmentation=null",
+        "image_augmentation=null",
+        f"+eval_transforms.lost={{_target_: {target}, cameras: 0.0, lidar: 1.0}}",
+    )
+    data = hydra.utils.instantiate(config)
+    data.setup("fit")
+    assert next(iter(data.train_dataloader())).points.any()
+    assert not next(iter(data.val_dataloader())).points.any()
+
+
+def test_sensors_and_limits(small_root: Path, tmp_path: Path) -> None:
+    data = datamodule(small_root, tmp_path, cameras=False, limit_train_frames=2, limit_eval_frames=1)
+    data.setup("fit")
+    assert len(data.dataset("train")) == 2
+    assert [batch.images for batch in data.val_dataloader()] == [None]
+    transforms = {"mask": MaskModality(1.0, 0.0), "no": None}
+    blind = datamodule(small_root, tmp_path, lidar=False, train_transforms=transforms)
+    blind.setup("fit")
+    batch = next(iter(blind.train_dataloader()))
+    assert batch.points.shape == (0, 5)
+    assert batch.images is not None
+    assert (batch.images == batch.images[..., :1, :1]).all()  # black
+
+
+def test_tables_are_let_go_of(small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = datamodule(small_root, tmp_path)
+    data.prepare_data()
+    for module in ("index", "ground_truth"):
+        monkeypatch.setattr(
+            f"cmt_aqr.data.{module}.open_tables", lambda *_: pytest.fail("read the tables again")
+        )
+    data.setup()
+    data.ground_truth()
+    first = open_tables(small_root, "v1.0-mini")
+    assert open_tables(small_root, "v1.0-mini") is first
+    data.prepare_data()
+    assert open_tables(small_root, "v1.0-mini") is not first
+
+
+def test_missing_files_stop_before_training(small_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(small_root, root, ignore=shutil.ignore_patterns("CAM_*"))
+    data = datamodule(root, tmp_path / "cache")
+    with pytest.raises(DataError, match=r"samples/CAM_FRONT/.*\.jpg is missing"):
+        data.setup("fit")
+    datamodule(root, tmp_path / "cache", cameras=False).setup("fit")
+    with pytest.raises(DataError, match="train data is not set up"):
+        data.dataset("train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"batch_size": 0}, "data.batch_size=0: it must be at least 1"),
+        ({"num_workers": -1}, "data.num_workers=-1"),
+        ({"sweeps": -1}, "data.sweeps=-1"),
+        ({"cameras": False, "lidar": False}, "at least one sensor"),
+        ({"limit_eval_frames": 0}, "data.limit_eval_frames=0"),
+    ],
+)
+def test_values_out_of_range_are_named(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        datamodule(tmp_path, tmp_path, **changes)
+
+
+def test_check_names_what_is_wrong(small_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="split nonsense is unknown"):
+        datamodule(small_root, tmp_path, val_split="nonsense").check()
+    with pytest.raises(DataError, match="is not a folder"):
+        datamodule(tmp_path / "nowhere", tmp_path).check()

@@ -1,0 +1,235 @@
+"""The index against the devkit's own lookups, its cache, and its refusals."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nuscenes import NuScenes
+from nuscenes.eval.detection.utils import category_to_detection_name
+from nuscenes.utils.geometry_utils import transform_matrix
+from pyquaternion import Quaternion
+
+from cmt_aqr.constants import CAMERAS, CLASSES, LIDAR
+from cmt_aqr.data import index as index_module
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.index import FrameIndex, build_index, load_index
+from cmt_aqr.data.poses import invert, poses
+from cmt_aqr.data.tables import close_tables, open_tables
+from tests.shared_data import KEYFRAME, needs_keyframe
+
+
+def tables_copy(root: Path, target: Path) -> Path:
+    """A data root with the tables and map of ``root``, without its sensor data."""
+    for folder in ("v1.0-mini", "maps"):
+        shutil.copytree(root / folder, target / folder)
+    return target
+
+
+def sensor_pose(tables: NuScenes, token: str) -> np.ndarray:
+    """Sensor to global by the devkit's transform_matrix."""
+    record = tables.get("sample_data", token)
+    matrices = []
+    for table, key in (("ego_pose", "ego_pose_token"), ("calibrated_sensor", "calibrated_sensor_token")):
+        pose = tables.get(table, record[key])
+        matrices.append(transform_matrix(pose["translation"], Quaternion(pose["rotation"])))
+    return matrices[0] @ matrices[1]
+
+
+def check_against_devkit(tables: NuScenes, index: FrameIndex) -> None:
+    velocities = 0
+    for frame in range(len(index)):
+        sample = tables.get("sample", index.token(frame))
+        lidar = sensor_pose(tables, sample["data"][LIDAR])
+        np.testing.assert_allclose(index.sweep_to_global[index.lidar[frame]], lidar, atol=1e-9)
+        for view, camera in enumerate(CAMERAS):
+            record = tables.get("sample_data", sample["data"][camera])
+            assert index.image_files[frame, view].decode() == record["filename"]
+            mount = tables.get("calibrated_sensor", record["calibrated_sensor_token"])
+            intrinsics = np.eye(4)
+            intrinsics[:3, :3] = mount["camera_intrinsic"]
+            expected = intrinsics @ np.linalg.inv(sensor_pose(tables, sample["data"][camera])) @ lidar
+            np.testing.assert_allclose(index.lidar2img[frame, view], expected, rtol=1e-6, atol=1e-6)
+
+        # The devkit moves the boxes into the sensor frame itself.
+        _, boxes, _ = tables.get_sample_data(sample["data"][LIDAR])
+        boxes = [box for box in boxes if category_to_detection_name(box.name) is not None]
+        start, end = index.box_offsets[frame : frame + 2]
+        assert end - start == len(boxes)
+        for row, box in zip(range(start, end), boxes, strict=True):
+            ours = index.boxes[row]
+            assert CLASSES[index.labels[row]] == category_to_detection_name(box.name)
+            np.testing.assert_allclose(ours[:3], box.center, atol=1e-4)
+            np.testing.assert_allclose(ours[[4, 3, 5]], box.wlh, rtol=1e-6)
+            forward = box.rotation_matrix[:, 0]
+            np.testing.assert_allclose(
+                (np.cos(ours[6]), np.sin(ours[6])), forward[:2] / np.hypot(*forward[:2]), atol=1e-5
+            )
+            record = tables.get("sample_annotation", box.token)
+            assert index.box_points[row] == record["num_lidar_pts"]
+            velocity = tables.box_velocity(box.token)
+            if np.isnan(velocity[0]):
+                assert np.isnan(ours[7:]).all()
+                continue
+            velocities += bool(np.hypot(velocity[0], velocity[1]) > 0.5)
+            moved = np.linalg.inv(lidar[:3, :3]) @ (velocity[0], velocity[1], 0)
+            np.testing.assert_allclose(ours[7:], moved[:2], atol=1e-5)
+    if len(index) > 1:
+        assert velocities, "no box moves: the velocities were not tested"
+
+
+def test_agrees_with_devkit_on_synthetic_data(small_root: Path, tmp_path: Path) -> None:
+    index = load_index(small_root, "v1.0-mini", "mini_train", tmp_path)
+    assert len(index) == 3
+    check_against_devkit(open_tables(small_root, "v1.0-mini"), index)
+
+
+@needs_keyframe
+def test_agrees_with_devkit_on_real_keyframe(tmp_path: Path) -> None:
+    index = load_index(KEYFRAME, "v1.0-mini", "mini_train", tmp_path)
+    assert len(index) == 1
+    assert len(index.boxes) == 68
+    check_against_devkit(open_tables(KEYFRAME, "v1.0-mini"), index)
+
+
+def test_sweeps_follow_the_devkit_back_in_time(small_root: Path, tmp_path: Path) -> None:
+    index = load_index(small_root, "v1.0-mini", "mini_train", tmp_path)
+    tables = open_tables(small_root, "v1.0-mini")
+    longest = 0
+    for frame in range(len(index)):
+        expected = []
+        token = tables.get("sample", index.token(frame))["data"][LIDAR]
+        while token and len(expected) < 5:
+            record = tables.get("sample_data", token)
+            expected.append((record["filename"], record["timestamp"]))
+            token = record["prev"]
+        rows = index.sweeps_of(frame, 4)
+        assert [(index.sweep_files[row].decode(), index.sweep_times[row]) for row in rows] == expected
+        longest = max(longest, len(rows))
+    assert longest == 5
+
+
+def test_second_load_reads_no_table(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_index(small_root, "v1.0-mini", "mini_val", tmp_path)
+    monkeypatch.setattr(index_module, "open_tables", lambda *_: pytest.fail("the tables were read again"))
+    second = load_index(small_root, "v1.0-mini", "mini_val", tmp_path)
+    for name, value in vars(first).items():
+        np.testing.assert_array_equal(value, getattr(second, name))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_changed_table_makes_the_index_anew(small_root: Path, tmp_path: Path) -> None:
+    root = tables_copy(small_root, tmp_path / "root")
+    before = load_index(root, "v1.0-mini", "mini_val", tmp_path / "cache")
+    path = root / "v1.0-mini" / "sample_annotation.json"
+    records = json.loads(path.read_text())
+    for record in records:
+        record["num_lidar_pts"] += 1000
+    path.write_text(json.dumps(records))
+    after = load_index(root, "v1.0-mini", "mini_val", tmp_path / "cache")
+    np.testing.assert_array_equal(after.box_points, before.box_points + 1000)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "empty"])
+def test_damaged_cache_is_made_anew(
+    small_root: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = load_index(small_root, "v1.0-mini", "mini_val", tmp_path)
+    (path,) = tmp_path.glob("*.npz")
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        with path.open("wb") as file:
+            np.savez(file, stamp=np.array([object()], dtype=object))
+    with caplog.at_level(logging.WARNING):
+        after = load_index(small_root, "v1.0-mini", "mini_val", tmp_path)
+    assert "damaged" in caplog.text
+    np.testing.assert_array_equal(before.boxes, after.boxes)
+
+
+def test_first_keeps_frames_and_boxes_together(small_root: Path, tmp_path: Path) -> None:
+    index = load_index(small_root, "v1.0-mini", "mini_train", tmp_path)
+    two = index.first(2)
+    assert len(two) == 2
+    assert len(two.boxes) == index.box_offsets[2] == two.box_offsets[-1]
+    assert index.first(None) is index
+    assert index.first(99) is index
+
+
+def test_invert_is_the_inverse() -> None:
+    random = np.random.default_rng(0)
+    matrices = poses(random.normal(size=(5, 3)), random.normal(size=(5, 4)))
+    np.testing.assert_allclose(invert(matrices) @ matrices, np.tile(np.eye(4), (5, 1, 1)), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("version", "split", "sentence"),
+    [
+        ("v1.0-mini", "mini_trian", "split mini_trian is unknown: it must be one of train, val"),
+        (
+            "v1.0-mini",
+            "val",
+            "split val belongs to a version that ends in 'trainval', not to v1.0-mini: use mini_",
+        ),
+        ("v1.0-trainval", "val", "data.version=v1.0-trainval has no folder .*: there is v1.0-mini"),
+    ],
+)
+def test_wrong_request_is_one_sentence(
+    small_root: Path, tmp_path: Path, version: str, split: str, sentence: str
+) -> None:
+    with pytest.raises(DataError, match=sentence) as caught:
+        load_index(small_root, version, split, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_root_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.root=.*nowhere is not a folder"):
+        load_index(tmp_path / "nowhere", "v1.0-mini", "mini_val", tmp_path)
+
+
+def test_missing_and_broken_tables_are_named(small_root: Path, tmp_path: Path) -> None:
+    root = tables_copy(small_root, tmp_path / "root")
+    (root / "v1.0-mini" / "ego_pose.json").rename(tmp_path / "ego_pose.json")
+    with pytest.raises(DataError, match=r"lacks the table ego_pose\.json"):
+        load_index(root, "v1.0-mini", "mini_val", tmp_path / "cache")
+    text = (tmp_path / "ego_pose.json").read_text()
+    (root / "v1.0-mini" / "ego_pose.json").write_text(text[: len(text) // 2])
+    with pytest.raises(DataError, match=r"ego_pose\.json is not valid JSON"):
+        load_index(root, "v1.0-mini", "mini_val", tmp_path / "cache")
+
+
+def test_dangling_token_is_named(small_root: Path, tmp_path: Path) -> None:
+    root = tables_copy(small_root, tmp_path / "root")
+    path = root / "v1.0-mini" / "ego_pose.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:-40]))
+    with pytest.raises(DataError, match="contradict each other"):
+        load_index(root, "v1.0-mini", "mini_train", tmp_path / "cache")
+        load_index(root, "v1.0-mini", "mini_val", tmp_path / "cache")
+
+
+@needs_keyframe
+def test_split_without_frames_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"split mini_val has no frame in .*none of its 2 scenes is there"):
+        load_index(KEYFRAME, "v1.0-mini", "mini_val", tmp_path)
+
+
+def test_missing_camera_record_is_named(small_root: Path) -> None:
+    close_tables()
+    tables = NuScenes("v1.0-mini", str(small_root), verbose=False)
+    sample = tables.sample[0]
+    del sample["data"]["CAM_BACK"]
+    with pytest.raises(DataError, match=f"sample {sample['token']} .* has no record of CAM_BACK"):
+        build_index(tables, "mini_train")
+
+
+def test_custom_split(small_root: Path, tmp_path: Path) -> None:
+    root = tables_copy(small_root, tmp_path / "root")
+    (root / "v1.0-mini" / "splits.json").write_text(json.dumps({"mine": ["scene-0103"]}))
+    mine = load_index(root, "v1.0-mini", "mine", tmp_path / "cache")
+    assert {scene.decode() for scene in mine.scenes} == {"scene-0103"}

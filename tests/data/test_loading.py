@@ -1,0 +1,258 @@
+"""Order, sharing between processes, and stopping and going on anywhere."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cmt_aqr.data.augmentation import ImageAugmentation, SceneAugmentation
+from cmt_aqr.data.collate import collate
+from cmt_aqr.data.dataset import FrameLoader, FrameSampler, SampleKey, frame_generator
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.structures import Batch, Frame
+from tests.small_data import datamodule
+
+
+def keys_of(sampler: FrameSampler) -> list[SampleKey]:
+    return list(sampler)
+
+
+def test_order_is_decided_by_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = FrameSampler(20, 2, training=True, seed=seed)
+        sampler.set_epoch(epoch)
+        assert {key.epoch for key in sampler} == {epoch}
+        return [key.frame for key in sampler]
+
+    assert order(0, 3) == order(0, 3)
+    assert order(0, 3) != order(0, 4)
+    assert order(0, 3) != order(1, 3)
+    assert sorted(order(0, 3)) == list(range(20))
+
+
+def test_ranks_make_the_batches_of_one_process_with_a_larger_batch() -> None:
+    whole = keys_of(FrameSampler(26, 6, training=True))
+    ranks = [FrameSampler(26, 2, training=True, num_replicas=3, rank=rank) for rank in range(3)]
+    assert len(whole) == 24
+    assert [len(rank) for rank in ranks] == [8, 8, 8]
+    assert [rank.batches for rank in ranks] == [4, 4, 4]
+    for step in range(4):
+        together = [key for rank in ranks for key in keys_of(rank)[2 * step : 2 * step + 2]]
+        assert sorted(together) == sorted(whole[6 * step : 6 * step + 6])
+
+
+@pytest.mark.parametrize(
+    ("frames", "ranks", "expected"), [(1, 1, 1), (1, 2, 1), (3, 2, 2), (5, 2, 3), (6, 2, 3)]
+)
+def test_few_frames_still_make_one_step(frames: int, ranks: int, expected: int) -> None:
+    samplers = [FrameSampler(frames, 3, True, num_replicas=ranks, rank=rank) for rank in range(ranks)]
+    assert {len(keys_of(sampler)) for sampler in samplers} == {len(samplers[0])} == {expected}
+    assert {key.frame for sampler in samplers for key in sampler} == set(range(frames))
+
+
+@pytest.mark.parametrize(("frames", "ranks"), [(7, 2), (6, 2), (1, 3), (10, 4)])
+def test_evaluation_sees_every_frame_once(frames: int, ranks: int) -> None:
+    samplers = [FrameSampler(frames, 2, False, num_replicas=ranks, rank=rank) for rank in range(ranks)]
+    seen = [key.frame for sampler in samplers for key in sampler]
+    assert sorted(seen) == list(range(frames))
+    assert [len(keys_of(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
+
+
+def test_evaluation_is_the_same_in_every_epoch() -> None:
+    sampler = FrameSampler(4, 2, training=False)
+    expected = keys_of(sampler)
+    sampler.set_epoch(7)
+    assert keys_of(sampler) == expected
+
+
+def test_generator_depends_on_every_part_of_the_key() -> None:
+    keys = [SampleKey(0, 0), SampleKey(1, 0), SampleKey(0, 1), SampleKey(0, 0, 1)]
+    draws = [frame_generator(0, key).random() for key in keys] + [frame_generator(1, keys[0]).random()]
+    assert len(set(draws)) == 5
+    assert frame_generator(0, keys[0]).random() == draws[0]
+
+
+AUGMENTED = {
+    "scene_augmentation": SceneAugmentation((-0.5, 0.5), (0.9, 1.1), (0.5, 0.5, 0.5), 0.5, 0.5),
+    "image_augmentation": ImageAugmentation((0.9, 1.2), 0.5),
+    "batch_size": 1,
+    "sweeps": 1,
+}
+
+
+def training_loader(root: Path, cache: Path, workers: int) -> FrameLoader:
+    data = datamodule(root, cache, num_workers=workers, **AUGMENTED)
+    data.setup("fit")
+    return data.train_dataloader()
+
+
+def digest(batch: Batch) -> tuple:
+    assert batch.images is not None
+    parts = (batch.points, batch.images, batch.lidar2img, batch.boxes, batch.labels)
+    return batch.tokens, tuple(part.double().sum().item() for part in parts)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_goes_on_in_the_middle_of_an_epoch(small_root: Path, tmp_path: Path, workers: int) -> None:
+    unbroken = training_loader(small_root, tmp_path, 0)
+    expected = [[digest(batch) for batch in unbroken] for _ in range(3)]
+    assert len({tokens for tokens, _ in expected[0]}) == 3
+    assert expected[0] != expected[1]
+
+    stopped = training_loader(small_root, tmp_path, workers)
+    list(stopped)
+    iterator = iter(stopped)
+    head = [digest(next(iterator)), digest(next(iterator))]
+    assert head == expected[1][:2]
+    state = stopped.state_dict()
+    assert (state["epoch"], state["batches_done"]) == (1, 2)
+
+    resumed = training_loader(small_root, tmp_path, 2 - workers)
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    assert len(resumed) == 3
+    resumed.frame_sampler.set_epoch(1)  # as Lightning does
+    assert [digest(batch) for batch in resumed] == expected[1][2:]
+    resumed.frame_sampler.set_epoch(2)
+    assert [digest(batch) for batch in resumed] == expected[2]
+
+
+def test_position_at_the_end_of_an_epoch_is_the_next_epoch(small_root: Path, tmp_path: Path) -> None:
+    loader = training_loader(small_root, tmp_path, 0)
+    list(loader)
+    resumed = training_loader(small_root, tmp_path, 0)
+    resumed.load_state_dict({**loader.state_dict(), "epoch": 0, "batches_done": 3})
+    assert resumed.frame_sampler.epoch == 1
+    assert len(list(resumed.frame_sampler)) == 3
+
+
+def test_position_in_other_batches_is_refused(small_root: Path, tmp_path: Path) -> None:
+    loader = training_loader(small_root, tmp_path, 0)
+    state = loader.state_dict()
+    within = {**state, "batches_done": 1, "batch_size": 2, "frames": 8, "ranks": 1}
+    with pytest.raises(DataError, match=r"within epoch 0, after 1 batches.*frames 8 -> 3, batch_size 2 -> 1"):
+        loader.load_state_dict(within)
+    loader.load_state_dict({**within, "batches_done": 0, "epoch": 4})
+    assert loader.frame_sampler.epoch == 4
+
+
+class Recorder(L.LightningModule):
+    """Remembers what it was trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.seen: list[tuple] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.seen.append((self.current_epoch, batch_idx, *digest(batch)))
+        return self.layer(torch.ones(1)).sum()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class SaveAt(L.Callback):
+    """Saves a checkpoint after a step, as ModelCheckpoint does, and stops there, as a kill would."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step = step
+        self.path = path
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+
+def fit(
+    root: Path, cache: Path, workers: int, callbacks: Sequence[L.Callback] = (), ckpt: Path | None = None
+) -> list:
+    trainer = L.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+    )
+    module = Recorder()
+    data = datamodule(root, cache, num_workers=workers, **AUGMENTED)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt)
+    except (KeyboardInterrupt, SystemExit):
+        assert callbacks
+    return module.seen
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("step", [1, 4, 5, 6])
+def test_lightning_goes_on_with_the_same_batches(small_root: Path, tmp_path: Path, step: int) -> None:
+    expected = fit(small_root, tmp_path, 0)
+    assert len(expected) == 9
+    path = tmp_path / "stopped.ckpt"
+    workers = 2 if step == 4 else 0
+    head = fit(small_root, tmp_path, workers, [SaveAt(step, path)])
+    assert head == expected[:step]
+    tail = fit(small_root, tmp_path, 2 - workers if step == 4 else 0, ckpt=path)
+    assert tail == expected[step:]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_error_while_reading_arrives_as_one_sentence(small_root: Path, tmp_path: Path, workers: int) -> None:
+    loader = training_loader(small_root, tmp_path, workers)
+    loader.dataset.reader.root = tmp_path / "elsewhere"  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        list(loader)
+    assert "\n" not in str(caught.value)
+
+
+def test_cached_frames_stay_as_read(small_root: Path, tmp_path: Path) -> None:
+    def frames(cache_frames: bool) -> list[Frame]:
+        data = datamodule(small_root, tmp_path, cache_frames=cache_frames, **AUGMENTED)
+        data.setup("fit")
+        dataset = data.dataset("train")
+        return [dataset[SampleKey(epoch, frame)] for epoch in range(3) for frame in range(3)]
+
+    for fresh, cached in zip(frames(False), frames(True), strict=True):
+        assert digest(collate([fresh])) == digest(collate([cached]))
+
+
+def test_collate_keeps_counts_and_order(small_root: Path, tmp_path: Path) -> None:
+    data = datamodule(small_root, tmp_path)
+    data.setup("validate")
+    frames = [data.dataset("val")[number] for number in range(3)]
+    batch = collate(frames)
+    assert batch.tokens == tuple(frame.token for frame in frames)
+    assert batch.point_counts == tuple(len(frame.points) for frame in frames)
+    for number, frame in enumerate(frames):
+        assert torch.equal(batch.boxes_of_each()[number], frame.boxes)
+        assert torch.equal(batch.labels_of_each()[number], frame.labels)
+        assert torch.equal(batch.points.split(batch.point_counts)[number], frame.points)
+        assert batch.images is not None
+        assert torch.equal(batch.images[number], frame.images)
+        assert torch.equal(batch.lidar2img[number], frame.lidar2img)
+        assert torch.equal(batch.lidar2global[number], frame.lidar2global)
+    with pytest.raises(ValueError, match="no frame"):
+        collate([])
+    with pytest.raises(ValueError, match="images in 2 of 3 frames"):
+        collate([*frames[:2], frames[2].replace(images=None)])
+    assert collate([frame.replace(images=None) for frame in frames]).images is None
+
+
+def test_shuffle_is_close_to_uniform() -> None:
+    sampler = FrameSampler(5, 5, training=True)
+    first = []
+    for epoch in range(500):
+        sampler.set_epoch(epoch)
+        first.append(keys_of(sampler)[0].frame)
+    assert np.bincount(first, minlength=5).min() > 60

@@ -1,0 +1,167 @@
+"""Frames read from disk, against the devkit's point clouds and projection; and damaged files."""
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from nuscenes import NuScenes
+from nuscenes.utils.data_classes import LidarPointCloud
+from PIL import Image
+
+from cmt_aqr.constants import CAMERAS, LIDAR
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.index import load_index
+from cmt_aqr.data.reading import FrameReader, read_image, read_points
+from cmt_aqr.data.tables import open_tables
+from cmt_aqr.geometry import project_to_images
+from tests.shared_data import KEYFRAME, needs_keyframe
+
+
+def reader_of(root: Path, cache: Path, split: str = "mini_train", **settings: object) -> FrameReader:
+    return FrameReader(root, load_index(root, "v1.0-mini", split, cache), **settings)  # type: ignore[arg-type]
+
+
+def check_sweeps(tables: NuScenes, reader: FrameReader, frame: int) -> int:
+    """Compare with the devkit's aggregation; returns the number of sweeps."""
+    ours = reader.read(frame)
+    sample = tables.get("sample", ours.token)
+    # min_distance 0: the devkit else removes points near the sensor, and CMT keeps them.
+    cloud, lags = LidarPointCloud.from_file_multisweep(
+        tables, sample, LIDAR, LIDAR, nsweeps=reader.sweeps + 1, min_distance=0.0
+    )
+    assert ours.points.shape == (cloud.points.shape[1], 5)
+    np.testing.assert_allclose(ours.points[:, :3].numpy(), cloud.points[:3].T, atol=5e-5)
+    np.testing.assert_array_equal(ours.points[:, 3].numpy(), cloud.points[3])
+    np.testing.assert_allclose(ours.points[:, 4].numpy(), lags[0], atol=1e-6)
+    return len(np.unique(lags))
+
+
+def test_sweeps_agree_with_devkit(small_root: Path, tmp_path: Path) -> None:
+    tables = open_tables(small_root, "v1.0-mini")
+    reader = reader_of(small_root, tmp_path, sweeps=4)
+    counts = [check_sweeps(tables, reader, frame) for frame in range(len(reader))]
+    assert max(counts) == 5
+
+
+@needs_keyframe
+def test_keyframe_without_earlier_sweeps(tmp_path: Path) -> None:
+    assert check_sweeps(open_tables(KEYFRAME, "v1.0-mini"), reader_of(KEYFRAME, tmp_path), 0) == 1
+
+
+def check_projection(tables: NuScenes, reader: FrameReader, frame: int) -> None:
+    """Pixels of the keyframe's own sweep against the devkit's chain by way of both sensors' ego poses."""
+    ours = reader.read(frame)
+    assert ours.images is not None
+    sample = tables.get("sample", ours.token)
+    height, width = ours.images.shape[-2:]
+    own = ours.points[ours.points[:, 4] == 0][None, :, :3]
+    pixels, depth, _ = project_to_images(own, ours.lidar2img[None], (height, width))
+    for view, camera in enumerate(CAMERAS):
+        expected, depths, _ = tables.explorer.map_pointcloud_to_image(
+            sample["data"][LIDAR], sample["data"][camera], min_dist=1.0
+        )
+        u, v = pixels[0, view].T
+        seen = (depth[0, view] > 1) & (u > 1) & (u < width - 1) & (v > 1) & (v < height - 1)
+        assert seen.sum() > 50
+        assert abs(int(seen.sum()) - len(depths)) <= 2  # float32 at the very border
+        if int(seen.sum()) == len(depths):
+            np.testing.assert_allclose(pixels[0, view][seen].T.numpy(), expected[:2], atol=0.05)
+
+
+def test_projection_agrees_with_devkit(small_root: Path, tmp_path: Path) -> None:
+    check_projection(open_tables(small_root, "v1.0-mini"), reader_of(small_root, tmp_path, sweeps=0), 1)
+
+
+@needs_keyframe
+def test_projection_agrees_with_devkit_on_real_keyframe(tmp_path: Path) -> None:
+    check_projection(open_tables(KEYFRAME, "v1.0-mini"), reader_of(KEYFRAME, tmp_path), 0)
+
+
+def test_images_are_bgr_in_camera_order(small_root: Path, tmp_path: Path) -> None:
+    reader = reader_of(small_root, tmp_path)
+    frame = reader.read(0)
+    assert frame.images is not None
+    assert frame.images.dtype == torch.uint8
+    tables = open_tables(small_root, "v1.0-mini")
+    sample = tables.get("sample", frame.token)
+    for view, camera in enumerate(CAMERAS):
+        path = small_root / tables.get("sample_data", sample["data"][camera])["filename"]
+        rgb = np.asarray(Image.open(path).convert("RGB"))
+        difference = frame.images[view].permute(1, 2, 0).numpy()[:, :, ::-1].astype(int) - rgb
+        assert np.abs(difference).max() <= 2  # two decoders
+
+
+def test_unknown_velocity_is_zero_and_sensors_can_be_off(small_root: Path, tmp_path: Path) -> None:
+    reader = reader_of(small_root, tmp_path, cameras=False, lidar=False)
+    reader.index.boxes[0, 7:] = np.nan
+    frame = reader.read(0)
+    assert frame.images is None
+    assert frame.points.shape == (0, 5)
+    assert frame.boxes[0, 7:].tolist() == [0, 0]
+    assert len(frame.boxes) == len(frame.labels) == len(frame.box_points) > 0
+
+
+def test_reading_gives_copies(small_root: Path, tmp_path: Path) -> None:
+    reader = reader_of(small_root, tmp_path)
+    first = reader.read(0)
+    expected = first.boxes.clone()
+    for tensor in (first.points, first.lidar2img, first.boxes, first.labels, first.lidar2global):
+        tensor.zero_()
+    assert torch.equal(reader.read(0).boxes, expected)
+
+
+@pytest.fixture
+def copied(small_root: Path, tmp_path: Path) -> FrameReader:
+    root = tmp_path / "root"
+    shutil.copytree(small_root, root)
+    return reader_of(root, tmp_path / "cache", "mini_val")
+
+
+def test_missing_files_are_named(copied: FrameReader) -> None:
+    image = copied.root / copied.index.image_files[0, 3].decode()
+    image.unlink()
+    with pytest.raises(DataError, match=f"{image.name} cannot be read .No such file") as caught:
+        copied.read(0)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=f"{image.name} is missing"):
+        copied.index.check_files(copied.root, range(1), images=True)
+    copied.index.check_files(copied.root, range(1), images=False)
+    sweep = copied.root / copied.index.sweep_files[copied.index.lidar[0]].decode()
+    sweep.unlink()
+    with pytest.raises(DataError, match=f"{sweep.name} cannot be read"):
+        copied.read(0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 19, 39, 50])
+def test_truncated_points_are_refused(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "sweep.pcd.bin"
+    path.write_bytes(bytes(size))
+    with pytest.raises(DataError, match=rf"sweep\.pcd\.bin is truncated: {size} bytes"):
+        read_points(path)
+    path.write_bytes(bytes(40))
+    assert read_points(path).shape == (2, 5)
+
+
+def test_unreadable_images_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
+    noise = np.random.default_rng(0).integers(0, 255, (90, 160, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), noise)
+    whole = path.read_bytes()
+    assert read_image(path).shape == (90, 160, 3)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"picture\.jpg is truncated"):
+        read_image(path)
+    for garbage in (b"", b"not a picture"):
+        path.write_bytes(garbage)
+        with pytest.raises(DataError, match=r"picture\.jpg is not a readable image"):
+            read_image(path)
+
+
+def test_pictures_of_different_size_are_refused(copied: FrameReader) -> None:
+    path = copied.root / copied.index.image_files[0, 2].decode()
+    cv2.imwrite(str(path), np.zeros((45, 80, 3), dtype=np.uint8))
+    with pytest.raises(DataError, match=f"{path.name} is 80 x 45 pixels"):
+        copied.read(0)

@@ -1,0 +1,356 @@
+"""The metric against the devkit's own evaluation, run from files as the benchmark's server does."""
+
+import io
+import json
+import math
+import shutil
+import socket
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nuscenes import NuScenes
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.common.loaders import load_gt
+from nuscenes.eval.detection.data_classes import DetectionBox
+from nuscenes.eval.detection.evaluate import DetectionEval
+from rich.console import Console
+
+from cmt_aqr.constants import CLASSES
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
+from cmt_aqr.data.tables import open_tables
+from cmt_aqr.evaluation.metric import ERRORS, NuScenesMetric, evaluate_boxes
+from cmt_aqr.evaluation.submission import write_submission
+from cmt_aqr.evaluation.table import print_metrics, read_metrics, write_metrics
+from cmt_aqr.structures import Detections, Frame
+from tests.shared_data import KEYFRAME, needs_keyframe
+from tests.small_data import datamodule
+
+
+def official(root: Path, split: str, results: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The devkit's DetectionEval of a results file."""
+    path = folder / "results_nusc.json"
+    write_submission(path, results, use_camera=True, use_lidar=True)
+    tables = NuScenes("v1.0-mini", str(root), verbose=False)
+    with redirect_stderr(io.StringIO()):
+        evaluation = DetectionEval(
+            tables,
+            config_factory("detection_cvpr_2019"),
+            str(path),
+            split,
+            str(folder / "devkit"),
+            verbose=False,
+        )
+    metrics, _ = evaluation.evaluate()
+    return metrics.serialize()
+
+
+def assert_equal_to(devkit: dict[str, Any], ours: dict[str, float], tolerance: float = 1e-9) -> None:
+    def close(name: str, value: float) -> None:
+        assert ours[name] == pytest.approx(value, abs=tolerance, nan_ok=True), name
+
+    close("mAP", devkit["mean_ap"])
+    close("NDS", devkit["nd_score"])
+    for key, name in ERRORS.items():
+        close(f"m{name}", devkit["tp_errors"][key])
+        for label in CLASSES:
+            close(f"{name}/{label}", devkit["label_tp_errors"][label][key])
+    for label in CLASSES:
+        close(f"AP/{label}", devkit["mean_dist_aps"][label])
+
+
+def frames_of(root: Path, cache: Path, split: str) -> list[Frame]:
+    data = datamodule(root, cache, val_split=split, cameras=False, sweeps=0)
+    data.setup("validate")
+    dataset = data.dataset("val")
+    return [dataset[number] for number in range(len(dataset))]
+
+
+def noisy_detections(frames: list[Frame], seed: int = 0) -> list[Detections]:
+    """Boxes near the true ones, with scores that fall with the error, some missing and some invented."""
+    random = torch.Generator().manual_seed(seed)
+    found = []
+    for frame in frames:
+        kept = torch.rand(len(frame.boxes), generator=random) < 0.8
+        boxes, labels = frame.boxes[kept].clone(), frame.labels[kept].clone()
+        noise = torch.rand(len(boxes), generator=random)
+        shift = torch.randn(len(boxes), 9, generator=random) * noise[:, None]
+        boxes[:, :2] += shift[:, :2]
+        boxes[:, 3:6] *= (0.2 * shift[:, 3:6]).exp()
+        boxes[:, 6:] += 0.3 * shift[:, 6:]
+        wrong = torch.rand(len(boxes), generator=random) < 0.15
+        labels[wrong] = torch.randint(10, (int(wrong.sum()),), generator=random)
+        # Rounded, so that scores tie and their order matters.
+        scores = (1 - 0.8 * noise).mul(20).round().div(20)
+        found.append(Detections(boxes, scores, labels))
+    return found
+
+
+def filled(truth: GroundTruth, frames: list[Frame], found: list[Detections]) -> NuScenesMetric:
+    metric = NuScenesMetric(truth)
+    for frame, detections in zip(frames, found, strict=True):
+        metric.update([detections], [frame.token], frame.lidar2global[None])
+    return metric
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def truth(small_root: Path, cache: Path) -> GroundTruth:
+    return load_ground_truth(small_root, "v1.0-mini", "mini_val", cache)
+
+
+@pytest.fixture
+def frames(small_root: Path, cache: Path) -> list[Frame]:
+    return frames_of(small_root, cache, "mini_val")
+
+
+def test_ground_truth_is_the_devkits(small_root: Path, truth: GroundTruth) -> None:
+    tables = open_tables(small_root, "v1.0-mini")
+    with redirect_stderr(io.StringIO()):
+        expected = load_gt(tables, "mini_val", DetectionBox)
+    assert isinstance(expected, EvalBoxes)
+    assert truth.tokens == tuple(expected.sample_tokens)
+    for token in truth.tokens:
+        assert len(truth.boxes[token]) == len(expected[token]) > 0
+        for ours, theirs in zip(truth.boxes[token], expected[token], strict=True):
+            np.testing.assert_array_equal(ours.velocity, theirs.velocity)
+            ours_record, record = ours.serialize(), theirs.serialize()
+            for name in set(record) - {"velocity"}:
+                assert np.array_equal(ours_record[name], record[name]), name
+
+
+def test_equals_the_devkit_on_imperfect_detections(
+    small_root: Path, tmp_path: Path, truth: GroundTruth, frames: list[Frame]
+) -> None:
+    metric = filled(truth, frames, noisy_detections(frames))
+    ours = metric.compute()
+    assert 0.05 < ours["mAP"] < 0.9
+    assert (ours["frames"], ours["frames_of_split"]) == (3, 3)
+    assert_equal_to(official(small_root, "mini_val", metric.results(), tmp_path), ours)
+
+
+def test_order_of_arrival_and_repetition_do_not_matter(truth: GroundTruth, frames: list[Frame]) -> None:
+    found = noisy_detections(frames)
+    expected = filled(truth, frames, found).compute()
+    metric = filled(truth, frames[::-1], found[::-1])
+    other = noisy_detections(frames, seed=1)
+    metric.update([other[0]], [frames[0].token], frames[0].lidar2global[None])  # frame 0 once more
+    assert metric.compute() == pytest.approx(expected, abs=0, nan_ok=True)
+    metric.reset()
+    metric.update(found, [frame.token for frame in frames], torch.stack([f.lidar2global for f in frames]))
+    assert metric.compute() == pytest.approx(expected, abs=0, nan_ok=True)
+
+
+def test_bike_racks_are_filtered_as_by_the_devkit(
+    small_root: Path, tmp_path: Path, frames: list[Frame]
+) -> None:
+    """A rack put over a bicycle or motorcycle removes it from both sides."""
+    root = tmp_path / "root"
+    for folder in ("v1.0-mini", "maps"):
+        shutil.copytree(small_root / folder, root / folder)
+    tables = root / "v1.0-mini"
+    categories = json.loads((tables / "category.json").read_text())
+    rack = next((c for c in categories if c["name"] == "static_object.bicycle_rack"), None)
+    if rack is None:
+        rack = {**categories[0], "token": "rack", "name": "static_object.bicycle_rack"}
+        categories.append(rack)
+        (tables / "category.json").write_text(json.dumps(categories))
+    records = json.loads((tables / "sample_annotation.json").read_text())
+    instances = json.loads((tables / "instance.json").read_text())
+    names = {c["token"]: c["name"] for c in categories}
+    kinds = {i["token"]: names[i["category_token"]] for i in instances}
+    cycles = [r for r in records if kinds[r["instance_token"]] in ("vehicle.bicycle", "vehicle.motorcycle")]
+    assert cycles, "no cycle in the tiny data set"
+    for number, record in enumerate(cycles):
+        instance = {
+            **instances[0],
+            "token": f"rack{number}",
+            "category_token": rack["token"],
+            "nbr_annotations": 1,
+        }
+        instance |= {"first_annotation_token": f"stand{number}", "last_annotation_token": f"stand{number}"}
+        instances.append(instance)
+        records.append(
+            {**record, "token": f"stand{number}", "instance_token": f"rack{number}", "size": [3, 3, 3]}
+            | {"prev": "", "next": "", "attribute_tokens": []}
+        )
+    (tables / "sample_annotation.json").write_text(json.dumps(records))
+    (tables / "instance.json").write_text(json.dumps(instances))
+    truth = load_ground_truth(root, "v1.0-mini", "mini_val", tmp_path / "cache")
+    assert any(truth.bike_racks.values())
+    metric = filled(truth, frames, noisy_detections(frames))
+    ours = metric.compute()
+    assert_equal_to(official(root, "mini_val", metric.results(), tmp_path), ours)
+    assert ours["AP/bicycle"] == ours["AP/motorcycle"] == 0
+    without_racks = evaluate_boxes(
+        load_ground_truth(small_root, "v1.0-mini", "mini_val", tmp_path / "cache"),
+        {token: [DetectionBox.deserialize(e) for e in boxes] for token, boxes in metric.results().items()},
+    )
+    assert without_racks["AP/bicycle"] + without_racks["AP/motorcycle"] > 0
+
+
+def perfect(frames: list[Frame], truth: GroundTruth) -> list[Detections]:
+    """The frames' own boxes, but those the evaluation leaves out for lack of points; scores all differ."""
+    found = []
+    score = 1.0
+    for frame in frames:
+        counted = torch.tensor([box.num_pts > 0 for box in truth.boxes[frame.token]])
+        scores = score - 1e-4 * torch.arange(int(counted.sum()))
+        score = float(scores[-1]) - 1e-4
+        found.append(Detections(frame.boxes[counted], scores, frame.labels[counted]))
+    return found
+
+
+def devkit_perfect(root: Path, split: str, truth: GroundTruth, folder: Path) -> dict[str, Any]:
+    """What the devkit gives for its own ground truth as a submission, velocities where it has them."""
+    results: dict[str, Any] = {}
+    score = 1.0
+    for token in truth.tokens:
+        results[token] = []
+        for box in truth.boxes[token]:
+            if box.num_pts == 0:
+                continue
+            score -= 1e-4
+            entry = box.serialize()
+            entry["velocity"] = [0.0 if math.isnan(value) else value for value in box.velocity]
+            results[token].append({**entry, "detection_score": score})
+            del results[token][-1]["ego_translation"], results[token][-1]["num_pts"]
+    return official(root, split, results, folder)
+
+
+def check_perfect(root: Path, split: str, cache: Path, folder: Path) -> dict[str, float]:
+    truth = load_ground_truth(root, "v1.0-mini", split, cache)
+    frames = frames_of(root, cache, split)
+    ours = filled(truth, frames, perfect(frames, truth)).compute()
+    expected = devkit_perfect(root, split, truth, folder)
+    assert ours["mAP"] == pytest.approx(expected["mean_ap"], abs=1e-6)
+    present = [label for label in CLASSES if expected["mean_dist_aps"][label] > 0]
+    assert ours["mAP"] == pytest.approx(len(present) / 10, abs=1e-6)
+    for label in present:
+        assert ours[f"AP/{label}"] == pytest.approx(1.0, abs=1e-6)
+        assert ours[f"ATE/{label}"] < 1e-3
+        assert ours[f"ASE/{label}"] < 1e-3
+        if label != "traffic_cone":
+            assert ours[f"AOE/{label}"] < 5e-3
+    for key, name in ERRORS.items():
+        if name in ("ATE", "ASE", "AOE"):
+            assert ours[f"m{name}"] == pytest.approx(expected["tp_errors"][key], abs=5e-3)
+    return {**ours, "present": float(len(present)), "expected_mAVE": expected["tp_errors"]["vel_err"]}
+
+
+def test_ground_truth_scores_as_perfect_on_synthetic_data(
+    small_root: Path, cache: Path, tmp_path: Path
+) -> None:
+    ours = check_perfect(small_root, "mini_val", cache, tmp_path)
+    assert ours["present"] >= 5
+    assert ours["mAVE"] == pytest.approx(ours["expected_mAVE"], abs=0.02)
+    moving = [label for label in CLASSES if 0 <= ours[f"AVE/{label}"] < 1]
+    assert len(moving) >= 3
+    for label in moving:
+        assert ours[f"AVE/{label}"] < 0.02
+
+
+@needs_keyframe
+def test_ground_truth_scores_as_perfect_on_real_keyframe(cache: Path, tmp_path: Path) -> None:
+    # Classes are evaluated within 30 to 50 m of the car: of the keyframe's eight classes the bus, the bicycle
+    # and the construction vehicle are further away, so five remain.
+    ours = check_perfect(KEYFRAME, "mini_train", cache, tmp_path)
+    assert ours["mAP"] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_part_of_a_split_says_so(truth: GroundTruth, frames: list[Frame]) -> None:
+    found = perfect(frames, truth)
+    part = filled(truth, frames[:1], found[:1]).compute()
+    assert (part["frames"], part["frames_of_split"]) == (1, 3)
+    names = {CLASSES[label] for label in found[0].labels}
+    assert part["mAP"] <= len(names) / 10 + 1e-6
+    assert part["AP/car"] == pytest.approx(1.0)
+    console = Console(file=io.StringIO(), width=120)
+    print_metrics(part, console=console)
+    assert "frames: 1 of 3" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_nothing_found_scores_nothing(truth: GroundTruth, frames: list[Frame]) -> None:
+    empty = Detections(torch.zeros(0, 9), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    metrics = filled(truth, frames, [empty] * 3).compute()
+    assert metrics["mAP"] == 0
+    assert metrics["NDS"] == 0
+    assert metrics["mATE"] == 1
+
+
+def test_refusals(truth: GroundTruth, frames: list[Frame]) -> None:
+    metric = NuScenesMetric(truth)
+    found = perfect(frames, truth)[0]
+    with pytest.raises(DataError, match=r"sample stranger is not in split mini_val of v1\.0-mini"):
+        metric.update([found], ["stranger"], frames[0].lidar2global[None])
+    broken = found.replace(boxes=found.boxes * float("nan"))
+    with pytest.raises(DataError, match=f"detections of sample {frames[0].token} are not finite"):
+        metric.update([broken], [frames[0].token], frames[0].lidar2global[None])
+    with pytest.raises(DataError, match="no frame of split mini_val"):
+        evaluate_boxes(truth, {})
+
+
+def test_ground_truth_loads_when_first_needed(truth: GroundTruth, frames: list[Frame]) -> None:
+    calls = []
+
+    def load() -> GroundTruth:
+        calls.append(1)
+        return truth
+
+    metric = NuScenesMetric(load)
+    assert not calls
+    found = perfect(frames, truth)
+    metric.update(found[:1], [frames[0].token], frames[0].lidar2global[None])
+    metric.compute()
+    assert len(calls) == 1
+
+
+def _rank(rank: int, port: int, truth: GroundTruth, frames: list[Frame], folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    found = noisy_detections(frames)
+    # Three frames on two ranks; the padded frame that a distributed sampler would repeat comes twice.
+    own = [0, 2] if rank == 0 else [1, 0]
+    metric = filled(truth, [frames[i] for i in own], [found[i] for i in own])
+    torch.save(metric.compute(), Path(folder) / f"uneven{rank}.pt")
+    metric.write(Path(folder) / "results_nusc.json", use_camera=True, use_lidar=True)
+    lonely = filled(truth, frames if rank == 0 else [], found if rank == 0 else [])
+    torch.save(lonely.compute(), Path(folder) / f"lonely{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_make_the_devkits_number(
+    small_root: Path, tmp_path: Path, truth: GroundTruth, frames: list[Frame]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Forked, as a fresh interpreter would spend most of the time importing.
+    arguments = (port, truth, frames, str(tmp_path))
+    torch.multiprocessing.start_processes(_rank, arguments, nprocs=2, start_method="fork")
+    devkit = official(
+        small_root, "mini_val", filled(truth, frames, noisy_detections(frames)).results(), tmp_path / "one"
+    )
+    for name in ("uneven", "lonely"):
+        for rank in range(2):
+            assert_equal_to(devkit, torch.load(tmp_path / f"{name}{rank}.pt"))
+    assert (tmp_path / "results_nusc.json").is_file()
+
+
+def test_metrics_go_to_disk_and_back(tmp_path: Path) -> None:
+    metrics = {"mAP": 0.25, "AOE/traffic_cone": math.nan}
+    path = write_metrics(metrics, tmp_path / "run" / "metrics.json")
+    assert "null" in path.read_text()
+    assert "NaN" not in path.read_text()
+    assert read_metrics(path) == pytest.approx(metrics, nan_ok=True)
