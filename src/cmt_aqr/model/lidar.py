@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cmt_aqr.constants import POINT_FEATURES
 from cmt_aqr.geometry.grid import BEVGrid
+from cmt_aqr.model.pointwise import replace_pointwise_convolutions
 from cmt_aqr.model.sparse import (
     Sites,
     SparseBatchNorm,
@@ -286,6 +287,7 @@ class LidarBranch(nn.Module):
         self.neck = SECONDFPN(backbone_channels, neck_channels, scales, norm_eps, norm_momentum)
         self.out_channels = sum(neck_channels)
         self._check_resolution(first, scales[-1])
+        replace_pointwise_convolutions(self.neck)
         for dense in (self.backbone, self.neck):
             dense.to(memory_format=torch.channels_last)
 
