@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cmt_aqr.model.pointwise import PointwiseConv2d, product, replace_pointwise_convolutions
+from cmt_aqr.model.pointwise import PointwiseConv2d, linear, replace_pointwise_convolutions
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -53,7 +53,17 @@ def test_replacing_keeps_names_and_parameters() -> None:
     assert replaced == ["0.0", "1"]
 
 
-@pytest.mark.parametrize("rows", [0, 1, 37])
-def test_product(rows: int) -> None:
-    x, weight = torch.randn(rows, 5), torch.randn(8, 5)
-    torch.testing.assert_close(product(x, weight), x @ weight.T)
+@pytest.mark.parametrize("shape", [(0, 6), (1, 6), (37, 6), (2, 3, 5, 6)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(shape: tuple[int, ...], bias: bool) -> None:
+    layer = nn.Linear(6, 8, bias=bias)
+    x = torch.randn(shape)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    expected = layer(inputs[0])
+    result = linear(inputs[1], layer.weight, layer.bias)
+    torch.testing.assert_close(result, expected)
+    upstream = torch.randn(expected.shape)
+    theirs = torch.autograd.grad(expected, [inputs[0], *layer.parameters()], upstream)
+    ours = torch.autograd.grad(result, [inputs[1], *layer.parameters()], upstream)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

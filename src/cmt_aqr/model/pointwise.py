@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 
 def applies(x: Tensor) -> bool:
@@ -27,18 +28,19 @@ def applies(x: Tensor) -> bool:
     )
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T without gradient: (row, in) and (out, in) give (row, out)."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``functional.linear`` through oneDNN where it can: (..., in) and (out, in) give (..., out)."""
     if not applies(x):
-        return x @ weight.T
-    image = x.contiguous().view(1, len(x), 1, x.shape[1]).permute(0, 3, 1, 2)  # channels-last by its strides
-    result = _convolve(image, weight[:, :, None, None], None, (1, 1))
-    return result.permute(0, 2, 3, 1).reshape(len(x), len(weight))
+        return functional.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    image = rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2)  # channels-last by its strides
+    result = _PointwiseConvolution.apply(image, weight[:, :, None, None], bias)
+    return result.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     weight = weight.contiguous(memory_format=torch.channels_last)
-    return torch.mkldnn_convolution(x, weight, bias, (0, 0), stride, (1, 1), 1)
+    return torch.mkldnn_convolution(x, weight, bias, (0, 0), (1, 1), (1, 1), 1)
 
 
 class _PointwiseConvolution(torch.autograd.Function):
@@ -47,7 +49,7 @@ class _PointwiseConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _convolve(x, weight, bias, (1, 1))
+        return _convolve(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -56,7 +58,7 @@ class _PointwiseConvolution(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         x_gradient = weight_gradient = bias_gradient = None
         if ctx.needs_input_grad[0]:
-            x_gradient = _convolve(gradient, weight.transpose(0, 1), None, (1, 1))
+            x_gradient = _convolve(gradient, weight.transpose(0, 1), None)
         rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)
         if ctx.needs_input_grad[1]:
             weight_gradient = (rows.T @ x.permute(0, 2, 3, 1).flatten(0, 2))[:, :, None, None]
@@ -82,13 +84,12 @@ class PointwiseConv2d(nn.Conv2d):
         own.weight, own.bias = conv.weight, conv.bias
         return own
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve (image, in, h, w)."""
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not applies(input) or input.dim() != 4:
-            return super().forward(input)
+            return super()._conv_forward(input, weight, bias)
         x = input[:, :, :: self.stride[0], :: self.stride[1]]
         x = x.contiguous(memory_format=torch.channels_last)
-        return _PointwiseConvolution.apply(x, self.weight, self.bias)
+        return _PointwiseConvolution.apply(x, weight, bias)
 
 
 def replace_pointwise_convolutions(model: nn.Module) -> None:

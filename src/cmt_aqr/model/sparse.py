@@ -424,10 +424,10 @@ class SparseTensor:
         depth, height, width = self.sites.shape
         sample, z, y, x = self.sites.coords.unbind(1)
         channels = self.features.shape[1]
-        cells = self.features.new_zeros((self.sites.batch_size * height * width * depth, channels))
-        cells = cells.index_copy(0, ((sample * height + y) * width + x) * depth + z, self.features)
-        cells = cells.view(self.sites.batch_size, height, width, depth, channels)
-        return cells.transpose(3, 4).contiguous().permute(0, 3, 4, 1, 2)
+        cells = self.features.new_zeros((self.sites.batch_size * height * width, channels, depth))
+        cells[(sample * height + y) * width + x, :, z] = self.features
+        cells = cells.view(self.sites.batch_size, height, width, channels, depth)
+        return cells.permute(0, 3, 4, 1, 2)
 
 
 class _SparseConv3d(nn.Module):
