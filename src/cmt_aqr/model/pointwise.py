@@ -73,14 +73,8 @@ class PointwiseConv2d(nn.Conv2d):
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Self:
         """Take over the parameters of a 1 x 1 convolution without padding, groups or dilation."""
-        own = cls(
-            conv.in_channels,
-            conv.out_channels,
-            1,
-            stride=conv.stride,
-            bias=conv.bias is not None,
-            device="meta",
-        )
+        stride, bias = (conv.stride[0], conv.stride[1]), conv.bias is not None
+        own = cls(conv.in_channels, conv.out_channels, 1, stride, bias=bias, device="meta")
         own.weight, own.bias = conv.weight, conv.bias
         return own
 
