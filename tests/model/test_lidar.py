@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from cmt_aqr.geometry.grid import BEVGrid
-from cmt_aqr.model.lidar import LidarBranch
+from cmt_aqr.model.lidar import ConvNormActs, LidarBranch
 
 GRID = BEVGrid((-6.4, -6.4, -5.0, 6.4, 6.4, 3.0), (0.2, 0.2, 0.2), (41, 64, 64), 8)
 TINY = {
@@ -93,6 +94,22 @@ def test_norm_settings_reach_every_batch_norm() -> None:
     norms = [m for m in branch.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     assert len(norms) > 15
     assert {(m.eps, m.momentum) for m in norms} == {(1e-4, 0.2)}
+
+
+@pytest.mark.parametrize(
+    "conv", [nn.Conv2d(4, 6, 3, 2, 1, bias=False), nn.ConvTranspose2d(4, 6, 2, 2, bias=False)]
+)
+def test_batch_norm_in_eval_mode_joins_the_convolution(conv: nn.Module) -> None:
+    norm = nn.BatchNorm2d(6, eps=1e-3)
+    with torch.no_grad():
+        for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            value.uniform_(0.5, 2)
+    layers = ConvNormActs(conv, norm, nn.ReLU()).eval()
+    x = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(layers(x), torch.relu(norm(conv(x))), rtol=1e-4, atol=1e-5)
+    mean = norm.running_mean.clone()
+    layers.train()(x)
+    assert not torch.equal(norm.running_mean, mean)
 
 
 def test_max_voxels_follow_the_mode() -> None:

@@ -16,7 +16,6 @@ from cmt_aqr.model.sparse import (
     SparseTensor,
     StridedSparseConv3d,
     SubmanifoldConv3d,
-    plan_pairs,
     sparse_convolution,
 )
 
@@ -75,17 +74,14 @@ def compare_with_dense(features: Tensor, weight: Tensor, sites: Sites, mode: Any
 @pytest.fixture(params=["pairs", "neighbours"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to compute, on the CPU; small chunks so that there are several."""
+    monkeypatch.setattr(sparse, "CHUNK_BYTES", 1000)
+    ways = {
+        "pairs": lambda f, w, rulebook: sparse._convolve_pairs(f, w, rulebook.pairs(w.shape[2])),
+        "neighbours": lambda f, w, rulebook: sparse._convolve_neighbours(f, w, rulebook.neighbours),
+    }
+    monkeypatch.setattr(sparse, "_convolve", ways[request.param])
     if request.param == "neighbours":
-        monkeypatch.setattr(
-            sparse, "_convolve", lambda f, w, rulebook: sparse._convolve_neighbours(f, w, rulebook.neighbours)
-        )
         monkeypatch.setattr(sparse, "_weight_gradient", sparse._weight_gradient_neighbours)
-    else:
-        monkeypatch.setattr(
-            sparse,
-            "plan_pairs",
-            lambda neighbours, inputs: plan_pairs(neighbours, inputs, pairs_per_chunk=50),
-        )
     return request.param
 
 
@@ -104,10 +100,12 @@ def test_equals_dense_convolution(
 
 
 def test_equals_dense_convolution_at_the_default_chunk_size() -> None:
-    sites = random_sites((11, 40, 40), 2, 0.25)
-    assert len(sites.submanifold.pairs.chunks) > 1
-    features = torch.randn(len(sites), 3, dtype=torch.float64)
-    compare_with_dense(features, torch.randn(3, 3, 3, 3, 2, dtype=torch.float64), sites, "submanifold", 1e-10)
+    sites = random_sites((11, 40, 40), 2, 0.4)
+    assert len(sites.submanifold.pairs(32).chunks) > 1
+    features = torch.randn(len(sites), 2, dtype=torch.float64)
+    compare_with_dense(
+        features, torch.randn(3, 3, 3, 2, 32, dtype=torch.float64), sites, "submanifold", 1e-10
+    )
 
 
 @pytest.mark.parametrize("mode", STRIDED)

@@ -8,13 +8,11 @@ layers of a resolution share one.
 Sites are kept sorted by (sample, z, y, x). Their linear keys are then sorted as well, and a neighbour is
 found by binary search instead of a hash table or a dense grid.
 
-Two ways to compute, same result up to rounding:
+Two ways to compute, same result up to rounding, both deterministic (no atomic additions of floats):
 
-- on a CPU, gather-multiply-reduce over the pairs that exist, in chunks small enough for the cache;
-- elsewhere, one gather and one matrix product for each kernel offset over all outputs, missing inputs being a
+- *pairs*, on a CPU: gather the pairs that exist, multiply, and sum by output, in chunks that fit the cache;
+- *neighbours*, elsewhere: one gather and one product for each offset over all outputs, missing inputs being a
   row of zeros. It multiplies more, but every shape is known, so nothing waits for the device.
-
-Both are deterministic: no atomic additions of floats.
 """
 
 from __future__ import annotations
@@ -31,8 +29,9 @@ from torch.nn import functional
 
 Triple = tuple[int, int, int]
 
-PAIRS_PER_CHUNK = 32_768
-"""Pairs multiplied before they are summed: few enough that the products stay in the cache."""
+CHUNK_BYTES = 8 * 2**20
+"""Products held before they are summed: few enough to stay in the cache and to reuse memory (glibc maps, and
+the kernel clears, every block above 32 MB anew)."""
 
 
 @dataclass(frozen=True)
@@ -102,34 +101,57 @@ class Rulebook:
         return transposed.flip(0) if self.reverse_neighbours is None else transposed
 
     @cached_property
-    def pairs(self) -> PairPlan:
-        """The pairs that exist, in chunks. Reading their number waits for the device."""
-        return plan_pairs(self.neighbours, self.inputs)
+    def exists(self) -> Tensor:
+        """(offset, output) bool: whether there is an input."""
+        return self.neighbours != self.inputs
+
+    @cached_property
+    def pair_count(self) -> int:
+        """Number of existing pairs. Reading it waits for the device."""
+        return int(self.exists.sum())
+
+    def pairs(self, channels: int) -> PairPlan:
+        """The existing pairs, in chunks whose products of ``channels`` values fit :data:`CHUNK_BYTES`."""
+        size = max(1, CHUNK_BYTES // (4 * channels))
+        if size not in self._plans:
+            self._plans[size] = plan_pairs(self.neighbours, self.exists, self.pair_count, size)
+        return self._plans[size]
+
+    @cached_property
+    def _plans(self) -> dict[int, PairPlan]:
+        return {}
 
 
-def plan_pairs(neighbours: Tensor, inputs: int, pairs_per_chunk: int = PAIRS_PER_CHUNK) -> PairPlan:
-    """Order the existing pairs of ``neighbours`` (offset, output) by (chunk, offset, output).
+def plan_pairs(neighbours: Tensor, exists: Tensor, pair_count: int, pairs_per_chunk: int) -> PairPlan:
+    """Order the existing pairs by (chunk, offset, output).
 
     A chunk is a run of outputs with about ``pairs_per_chunk`` pairs.
+
+    Args:
+        neighbours: (offset, output) input of each pair.
+        exists: (offset, output) whether there is one.
+        pair_count: how many there are.
+        pairs_per_chunk: how many a chunk should have.
     """
     offsets, outputs = neighbours.shape
-    exists = neighbours != inputs
-    number = max(1, math.ceil(int(exists.sum()) / pairs_per_chunk))
+    number = max(1, math.ceil(pair_count / pairs_per_chunk))
     rows = max(1, math.ceil(outputs / number))
     number = math.ceil(outputs / rows)
 
-    def chunked(values: Tensor, fill: int) -> Tensor:  # (offset, output) -> (chunk, offset, row)
-        padded = functional.pad(values, (0, number * rows - outputs), value=fill)
-        return padded.view(offsets, number, rows).transpose(0, 1).contiguous()
+    padded = functional.pad(exists, (0, number * rows - outputs))
+    chunked = padded.view(offsets, number, rows).transpose(0, 1).contiguous()  # (chunk, offset, row)
+    cell = chunked.flatten().nonzero().squeeze(1)
+    chunk_offset, row = cell // rows, cell % rows
+    output = (chunk_offset // offsets) * rows + row
+    inputs = neighbours.flatten()[(chunk_offset % offsets) * outputs + output]
 
-    exists = chunked(exists, False)
-    where = exists.flatten(1).cumsum(1).view_as(exists) - 1
-    by_row = exists.transpose(1, 2)
+    where = chunked.flatten(1).cumsum(1, dtype=torch.int32).view_as(chunked) - 1
+    by_row = chunked.transpose(1, 2).contiguous()  # (chunk, row, offset)
+    by_output = where.transpose(1, 2).flatten()[by_row.flatten().nonzero().squeeze(1)]
     per_row = by_row.sum(2)
-    output_ids = torch.arange(number * rows, device=neighbours.device).view(number, 1, rows)
 
     chunks, pair = [], 0
-    for chunk, counts in enumerate(exists.sum(2).tolist()):
+    for chunk, counts in enumerate(chunked.sum(2).tolist()):
         first, spans = pair, []
         for offset, count in enumerate(counts):
             if count:
@@ -138,9 +160,9 @@ def plan_pairs(neighbours: Tensor, inputs: int, pairs_per_chunk: int = PAIRS_PER
         last_row = min((chunk + 1) * rows, outputs)
         chunks.append(Chunk((chunk * rows, last_row), (first, pair), tuple(spans)))
     return PairPlan(
-        inputs=chunked(neighbours, inputs)[exists],
-        outputs=output_ids.expand_as(exists)[exists],
-        by_output=where.transpose(1, 2)[by_row],
+        inputs=inputs,
+        outputs=output,
+        by_output=by_output.long(),
         bag_starts=(per_row.cumsum(1) - per_row).flatten()[:outputs],
         chunks=tuple(chunks),
     )
@@ -177,13 +199,13 @@ def _convolve_neighbours(features: Tensor, weight: Tensor, neighbours: Tensor) -
 
 def _convolve(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
     if features.device.type == "cpu":
-        return _convolve_pairs(features, weight, rulebook.pairs)
+        return _convolve_pairs(features, weight, rulebook.pairs(weight.shape[2]))
     return _convolve_neighbours(features, weight, rulebook.neighbours)
 
 
 def _weight_gradient_pairs(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
     """Gradient (offset, in, out) of the kernel, from the existing pairs."""
-    plan, offsets = rulebook.pairs, len(rulebook.neighbours)
+    plan, offsets = rulebook.pairs(gradient.shape[1]), len(rulebook.neighbours)
     result = features.new_zeros((offsets, features.shape[1], gradient.shape[1]))
     for chunk in plan.chunks:
         for offset, start, stop in chunk.offsets:
@@ -305,7 +327,7 @@ class Sites:
                 found = searched[position] == target + dx
                 connect(15 + 3 * row + dx, position, found)
                 position = position + found
-        return Rulebook(table[:, :number], number, None)
+        return Rulebook(table[:, :number].contiguous(), number, None)
 
     def strided(self, kernel: Triple, stride: Triple, padding: Triple) -> tuple[Sites, Rulebook]:
         """Sites and rulebook of a strided convolution: every output that an occupied site reaches.
@@ -402,10 +424,10 @@ class SparseTensor:
         depth, height, width = self.sites.shape
         sample, z, y, x = self.sites.coords.unbind(1)
         channels = self.features.shape[1]
-        cells = self.features.new_zeros((self.sites.batch_size * height * width * depth, channels))
-        cells = cells.index_copy(0, ((sample * height + y) * width + x) * depth + z, self.features)
-        cells = cells.view(self.sites.batch_size, height, width, depth, channels)
-        return cells.transpose(3, 4).contiguous().permute(0, 3, 4, 1, 2)
+        cells = self.features.new_zeros((self.sites.batch_size * height * width, channels, depth))
+        cells[(sample * height + y) * width + x, :, z] = self.features
+        cells = cells.view(self.sites.batch_size, height, width, channels, depth)
+        return cells.permute(0, 3, 4, 1, 2)
 
 
 class _SparseConv3d(nn.Module):
