@@ -103,9 +103,7 @@ def test_headings_and_velocities_follow_the_motion(frame: Frame, flips: tuple[bo
     front = box_corners(frame.boxes)[:, [0, 1, 4, 5]].mean(dim=1)
     as_points = torch.cat((front, torch.zeros(len(front), 2)), dim=1)
     expected = move(frame.replace(points=as_points)).points[:, :3]
-    torch.testing.assert_close(
-        box_corners(moved.boxes)[:, [0, 1, 4, 5]].mean(dim=1), expected, atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(box_corners(moved.boxes)[:, [0, 1, 4, 5]].mean(dim=1), expected, atol=1e-4, rtol=0)
     assert (moved.boxes[:, 6].abs() <= math.pi).all()
     # Where a box will be in half a second, moved, is where the moved box will be.
     later = frame.boxes.clone()
@@ -154,9 +152,7 @@ def test_marked_pixels_move_as_lidar2img_says(frame: Frame, seed: int) -> None:
 
 def test_flip_and_zoom_are_drawn_and_cropped_pictures_filled_up(frame: Frame) -> None:
     plain = ImageProcessing((64, 160), (0, 0, 0), (1, 1, 1))(frame, generator())
-    flipped = ImageProcessing((64, 160), (0, 0, 0), (1, 1, 1), ImageAugmentation(flip=1.0))(
-        frame, generator()
-    )
+    flipped = ImageProcessing((64, 160), (0, 0, 0), (1, 1, 1), ImageAugmentation(flip=1.0))(frame, generator())
     assert plain.images is not None
     assert flipped.images is not None
     torch.testing.assert_close(flipped.images, plain.images.flip(-1))
@@ -176,9 +172,7 @@ def test_test_time_crop_is_the_bottom_and_the_middle(frame: Frame) -> None:
     torch.testing.assert_close(tall.images, frame.images[:, :, :, 30:130].float())
     mean, std = (10.0, 20.0, 30.0), (2.0, 4.0, 8.0)
     normal = ImageProcessing((64, 160), mean, std)(frame, generator())
-    expected = (frame.images[:, :, 26:] - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
-        :, None, None
-    ]
+    expected = (frame.images[:, :, 26:] - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     torch.testing.assert_close(normal.images, expected)
 
 

@@ -31,9 +31,7 @@ def composed(name: str, *overrides: str) -> Any:
 
 
 def test_configuration_builds_and_loads(small_root: Path, tmp_path: Path) -> None:
-    config = composed(
-        "synthetic", f"root={small_root}", f"cache_dir={tmp_path}", "num_workers=0", "batch_size=3"
-    )
+    config = composed("synthetic", f"root={small_root}", f"cache_dir={tmp_path}", "num_workers=0", "batch_size=3")
     data = hydra.utils.instantiate(config)
     assert isinstance(data, NuScenesDataModule)
     assert data.seed == 5
@@ -89,9 +87,7 @@ def test_tables_are_let_go_of(small_root: Path, tmp_path: Path, monkeypatch: pyt
     data = datamodule(small_root, tmp_path)
     data.prepare_data()
     for module in ("index", "ground_truth"):
-        monkeypatch.setattr(
-            f"cmt_aqr.data.{module}.open_tables", lambda *_: pytest.fail("read the tables again")
-        )
+        monkeypatch.setattr(f"cmt_aqr.data.{module}.open_tables", lambda *_: pytest.fail("read the tables again"))
     data.setup()
     data.ground_truth()
     first = open_tables(small_root, "v1.0-mini")

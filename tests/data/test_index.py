@@ -111,9 +111,7 @@ def test_sweeps_follow_the_devkit_back_in_time(small_root: Path, tmp_path: Path)
     assert longest == 5
 
 
-def test_second_load_reads_no_table(
-    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_load_reads_no_table(small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_index(small_root, "v1.0-mini", "mini_val", tmp_path)
     monkeypatch.setattr(index_module, "open_tables", lambda *_: pytest.fail("the tables were read again"))
     second = load_index(small_root, "v1.0-mini", "mini_val", tmp_path)

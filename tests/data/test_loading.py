@@ -45,9 +45,7 @@ def test_ranks_make_the_batches_of_one_process_with_a_larger_batch() -> None:
         assert sorted(together) == sorted(whole[6 * step : 6 * step + 6])
 
 
-@pytest.mark.parametrize(
-    ("frames", "ranks", "expected"), [(1, 1, 1), (1, 2, 1), (3, 2, 2), (5, 2, 3), (6, 2, 3)]
-)
+@pytest.mark.parametrize(("frames", "ranks", "expected"), [(1, 1, 1), (1, 2, 1), (3, 2, 2), (5, 2, 3), (6, 2, 3)])
 def test_few_frames_still_make_one_step(frames: int, ranks: int, expected: int) -> None:
     samplers = [FrameSampler(frames, 3, True, num_replicas=ranks, rank=rank) for rank in range(ranks)]
     assert {len(keys_of(sampler)) for sampler in samplers} == {len(samplers[0])} == {expected}

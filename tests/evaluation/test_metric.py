@@ -150,9 +150,7 @@ def test_order_of_arrival_and_repetition_do_not_matter(truth: GroundTruth, frame
     assert metric.compute() == pytest.approx(expected, abs=0, nan_ok=True)
 
 
-def test_bike_racks_are_filtered_as_by_the_devkit(
-    small_root: Path, tmp_path: Path, frames: list[Frame]
-) -> None:
+def test_bike_racks_are_filtered_as_by_the_devkit(small_root: Path, tmp_path: Path, frames: list[Frame]) -> None:
     """A rack put over a bicycle or motorcycle removes it from both sides."""
     root = tmp_path / "root"
     for folder in ("v1.0-mini", "maps"):
@@ -247,9 +245,7 @@ def check_perfect(root: Path, split: str, cache: Path, folder: Path) -> dict[str
     return {**ours, "present": float(len(present)), "expected_mAVE": expected["tp_errors"]["vel_err"]}
 
 
-def test_ground_truth_scores_as_perfect_on_synthetic_data(
-    small_root: Path, cache: Path, tmp_path: Path
-) -> None:
+def test_ground_truth_scores_as_perfect_on_synthetic_data(small_root: Path, cache: Path, tmp_path: Path) -> None:
     ours = check_perfect(small_root, "mini_val", cache, tmp_path)
     assert ours["present"] >= 5
     assert ours["mAVE"] == pytest.approx(ours["expected_mAVE"], abs=0.02)
@@ -316,9 +312,7 @@ def test_ground_truth_loads_when_first_needed(truth: GroundTruth, frames: list[F
 
 def _rank(rank: int, port: int, truth: GroundTruth, frames: list[Frame], folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     found = noisy_detections(frames)
     # Three frames on two ranks; the padded frame that a distributed sampler would repeat comes twice.
     own = [0, 2] if rank == 0 else [1, 0]

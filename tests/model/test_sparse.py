@@ -103,9 +103,7 @@ def test_equals_dense_convolution_at_the_default_chunk_size() -> None:
     sites = random_sites((11, 40, 40), 2, 0.4)
     assert len(sites.submanifold.pairs(32).chunks) > 1
     features = torch.randn(len(sites), 2, dtype=torch.float64)
-    compare_with_dense(
-        features, torch.randn(3, 3, 3, 2, 32, dtype=torch.float64), sites, "submanifold", 1e-10
-    )
+    compare_with_dense(features, torch.randn(3, 3, 3, 2, 32, dtype=torch.float64), sites, "submanifold", 1e-10)
 
 
 @pytest.mark.parametrize("mode", STRIDED)

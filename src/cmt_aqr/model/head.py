@@ -87,7 +87,15 @@ class TaskHead(nn.Module):
 
 
 def _embedding(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
+    """Two layers that keep the scale of their input (He et al., ICCV 2015).
+
+    PyTorch's default start would make all position embeddings so small that attention cannot tell near
+    from far, and a run from nothing spends its first thousand steps on learning to.
+    """
+    layers = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
+    for layer in (layers[0], layers[2]):
+        nn.init.kaiming_normal_(layer.weight)
+    return layers
 
 
 class Head(nn.Module):

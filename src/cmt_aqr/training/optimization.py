@@ -134,7 +134,7 @@ class OptimizerSettings:
     ) -> tuple[Optimizer, LRScheduler]:
         """Optimiser and scheduler for a run of ``steps`` steps of ``samples`` samples."""
         groups = parameter_groups(model, self.scaled_lr(samples), self.weight_decay, multipliers)
-        optimizer = AdamW(groups, betas=(0.9, 0.999), weight_decay=self.weight_decay)
+        optimizer = AdamW(groups, betas=(0.9, 0.999), weight_decay=self.weight_decay, fused=True)
         if self.schedule == "constant":
             return optimizer, ConstantWithWarmup(optimizer, steps, self.warmup)
         return optimizer, OneCycle(optimizer, steps, self.peak, self.final, self.warmup, self.lowest_beta)
