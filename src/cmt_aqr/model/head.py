@@ -86,6 +86,11 @@ class TaskHead(nn.Module):
         }
 
 
+def _waits_for_nothing(device: torch.device) -> bool:
+    """Whether picking out rows by a mask costs no wait for the device, so that it pays to compute fewer."""
+    return device.type == "cpu"
+
+
 def _embedding(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """Two layers that keep the scale of their input (He et al., ICCV 2015).
 
@@ -233,8 +238,7 @@ class Head(nn.Module):
         unit = 1 + (depth - depth.detach()) / depth.detach().clamp(min=1e-6)
         rays = torch.cat((pixels, unit[..., None]), dim=-1)
         batch, _, queries = seen.shape
-        if seen.device.type != "cpu":
-            # Picking out the seen pairs would make the host wait for the device: there, compute all.
+        if not _waits_for_nothing(seen.device):
             embedded = self._embed_rays(torch.where(seen[..., None], rays, 0.0), img2lidar)
             return (embedded * seen[..., None]).sum(dim=1)
         sample, view, query = seen.nonzero(as_tuple=True)

@@ -1,0 +1,117 @@
+import pytest
+import torch
+from torch import Tensor
+
+from cmt_aqr.geometry import BEVGrid
+from cmt_aqr.model.head import GroupLayerNorm, Head, TaskHead
+from cmt_aqr.model.positions import ray_points, sine_embedding
+
+GRID = BEVGrid((-8, -8, -5, 8, 8, 3), (0.5, 0.5, 1.0), (9, 32, 32), 8)
+
+
+def small_head() -> Head:
+    torch.manual_seed(0)
+    return Head(GRID, embed_dims=16, layers=2, queries=20, bev_channels=8, depths=4, rv_hidden=16, task_hidden=8)
+
+
+def cameras() -> Tensor:
+    """Six pinholes at the origin, each turned by 60 degrees, images of 32 x 64."""
+    matrices = []
+    for view in range(6):
+        angle = torch.tensor(view * torch.pi / 3)
+        forward = torch.stack((angle.sin(), angle.cos(), torch.tensor(0.0)))
+        right = torch.stack((angle.cos(), -angle.sin(), torch.tensor(0.0)))
+        rotation = torch.stack((right, torch.tensor([0.0, 0.0, -1.0]), forward))
+        intrinsic = torch.tensor([[40.0, 0, 32], [0, 40.0, 16], [0, 0, 1]])
+        matrix = torch.eye(4)
+        matrix[:3, :3] = intrinsic @ rotation
+        matrices.append(matrix)
+    return torch.stack(matrices)[None]
+
+
+def test_sine_embedding_by_hand() -> None:
+    embedded = sine_embedding(torch.tensor([[0.25, 0.5]], dtype=torch.float64), 4)[0]
+    # y first; denominators 1, 1, 1.5, 1.5; sine on even, cosine on odd positions.
+    y = torch.tensor(torch.pi, dtype=torch.float64)
+    x = y / 2
+    expected = [
+        y.sin(),
+        y.cos(),
+        (y / 1.5).sin(),
+        (y / 1.5).cos(),
+        x.sin(),
+        x.cos(),
+        (x / 1.5).sin(),
+        (x / 1.5).cos(),
+    ]
+    torch.testing.assert_close(embedded, torch.stack(expected))
+
+
+def test_points_on_a_ray_project_back_to_its_pixel() -> None:
+    matrix = cameras()[0, 1]
+    pixel = torch.tensor([[10.0, 20.0, 1.0]])
+    points = ray_points(pixel, torch.linalg.inv(matrix), torch.tensor([2.0, 5.0]))[0]
+    projected = points @ matrix[:3, :3].T + matrix[:3, 3]
+    torch.testing.assert_close(projected[:, 2], torch.tensor([2.0, 5.0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(projected[:, :2] / projected[:, 2:], pixel[:, :2].expand(2, 2), atol=1e-3, rtol=0)
+
+
+def test_query_embedding_adds_the_ray_of_every_view_that_sees_the_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, matrices = small_head(), cameras()
+    inverse = torch.linalg.inv(matrices)
+    reference = torch.rand(1, 20, 3)
+    found = head.query_embedding(reference, matrices, inverse, (32, 64))[0]
+    low, high = torch.tensor(GRID.point_range[:3]), torch.tensor(GRID.point_range[3:])
+    expected = head.bev_embedding(sine_embedding(reference[0, :, :2], 16))
+    views = 0
+    for q, unit in enumerate(reference[0]):
+        point = unit * (high - low) + low
+        for view in range(6):
+            u, v, depth = (matrices[0, view, :3, :3] @ point + matrices[0, view, :3, 3]).tolist()
+            if depth > 0 and 0 <= u / depth < 64 and 0 <= v / depth < 32:
+                ray = torch.tensor([[u / depth, v / depth, 1.0]])
+                depths = 1 + torch.arange(4) * (8 - 1) / 4
+                samples = (ray_points(ray, inverse[0, view], depths)[0] - low) / (high - low)
+                expected[q] = expected[q] + head.rv_embedding(samples.flatten())
+                views += 1
+    assert views >= 8
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    monkeypatch.setattr("cmt_aqr.model.head._waits_for_nothing", lambda _: False)  # as on a GPU
+    torch.testing.assert_close(head.query_embedding(reference, matrices, inverse, (32, 64))[0], found)
+
+
+def test_bev_positions_are_kept_without_gradients_and_renewed_with_the_weights() -> None:
+    head = small_head()
+    with torch.no_grad():
+        first = head.bev_position()
+        assert head.bev_position() is first
+        head.bev_embedding[2].bias += 1.0
+        torch.testing.assert_close(head.bev_position(), first + 1)
+    assert head.bev_position().requires_grad
+
+
+def test_group_norm_is_a_layer_norm_of_each_group() -> None:
+    norm = GroupLayerNorm(12, groups=3)
+    hidden = torch.randn(2, 12, 5)
+    plain = torch.nn.functional.layer_norm(hidden.unflatten(1, (3, 4)).transpose(2, 3), (4,), eps=1e-6)
+    torch.testing.assert_close(norm(hidden), plain.transpose(2, 3).flatten(1, 2))
+
+
+def test_each_layer_has_its_own_task_weights() -> None:
+    head = TaskHead(embed_dims=8, layers=3, hidden=4)
+    decoded = torch.randn(3, 2, 5, 8)
+    changed = decoded.clone()
+    changed[1] += 1.0
+    before, after = head(decoded)["center"], head(changed)["center"]
+    assert torch.equal(before[[0, 2]], after[[0, 2]]) and not torch.allclose(before[1], after[1])
+    assert before.shape == (3, 2, 5, 2)
+
+
+def test_logits_start_at_the_prior() -> None:
+    logits = TaskHead(embed_dims=8, layers=1, prior=0.1).get_submodule("cls_logits.3")
+    assert torch.sigmoid(logits.get_parameter("bias")).mean().item() == pytest.approx(0.1)
+
+
+def test_even_task_kernels_are_refused() -> None:
+    with pytest.raises(ValueError, match="task_kernel=2"):
+        TaskHead(embed_dims=8, layers=1, kernel=2)
