@@ -32,8 +32,8 @@ class Attention(nn.Module):
     def start_local(self) -> None:
         """Give keys the queries' projection, so that a query first looks where its position resembles a key's.
 
-        A run from nothing then need not learn first what "near" means: after 300 steps of two frames of the
-        embedded data, mAP was 0.003 with and 0.0003 without this and the embeddings' wider start.
+        Together with embeddings that tell places apart, a run from nothing need not learn first what "near"
+        means.
         """
         query, key, _ = self.in_proj_weight.chunk(3)
         nn.init.xavier_uniform_(query)

@@ -92,15 +92,31 @@ def _waits_for_nothing(device: torch.device) -> bool:
 
 
 def _embedding(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two layers that keep the scale of their input (He et al., ICCV 2015).
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
 
-    PyTorch's default start would make all position embeddings so small that attention cannot tell near
-    from far, and a run from nothing spends its first thousand steps on learning to.
+
+@torch.no_grad()
+def _tell_apart(layers: nn.Sequential, inputs: Tensor, scale: float) -> None:
+    """Start an embedding so that it tells its inputs apart.
+
+    The position encodings change slowly over the range and have a large common part: under PyTorch's default
+    start all cells look alike to attention, and a run from nothing first spends thousands of steps on
+    learning what "near" means. Here every hidden unit has mean 0 and deviation 1 over the inputs, and every
+    output mean 0 and deviation ``scale`` (data-dependent start, Krähenbühl et al., ICLR 2016).
+
+    Args:
+        layers: linear, ReLU, linear.
+        inputs: (sample, channel), spread over what the embedding will see.
+        scale: deviation of the outputs.
     """
-    layers = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
-    for layer in (layers[0], layers[2]):
+    for layer, deviation in ((layers[0], 1.0), (layers[2], scale)):
+        if not isinstance(layer, nn.Linear):
+            raise TypeError("an embedding is linear, ReLU, linear")
         nn.init.kaiming_normal_(layer.weight)
-    return layers
+        spread, mean = torch.std_mean(layer(inputs), dim=0)
+        layer.weight.mul_(deviation / spread.clamp(min=1e-6)[:, None])
+        layer.bias.copy_((layer.bias - mean) * deviation / spread.clamp(min=1e-6))
+        inputs = functional.relu(layer(inputs))
 
 
 class Head(nn.Module):
@@ -154,7 +170,20 @@ class Head(nn.Module):
         if cameras:
             self.rv_embedding = _embedding(3 * depths, rv_hidden, embed_dims)
         self.task = TaskHead(embed_dims, layers, classes, task_hidden, task_kernel, prior)
+        self._start_embeddings()
         self._bev_positions: tuple[object, Tensor] | None = None
+
+    def _start_embeddings(self, scale: float = 2.0) -> None:
+        """Let both embeddings tell places apart from the first step on."""
+        _tell_apart(self.bev_embedding, sine_embedding(torch.rand(2048, 2), self.embed_dims), scale)
+        if hasattr(self, "rv_embedding"):
+            # Rays from the origin in all horizontal directions, up to 20 degrees up or down.
+            azimuth, slope = 2 * math.pi * torch.rand(2048), 0.7 * torch.rand(2048) - 0.35
+            rays = torch.stack((azimuth.sin(), azimuth.cos(), slope), dim=-1)
+            low, high = torch.tensor(self.point_range[:3]), torch.tensor(self.point_range[3:])
+            depths = depth_bins(self.depths, self.nearest_depth, self.point_range[3], rays.device)
+            points = ray_points(rays, torch.eye(4), depths)
+            _tell_apart(self.rv_embedding, ((points - low) / (high - low)).flatten(1), scale)
 
     @property
     def point_range(self) -> Sequence[float]:
