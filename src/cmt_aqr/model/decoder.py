@@ -97,7 +97,13 @@ class DecoderLayer(nn.Module):
     """Self attention, cross attention, feed-forward; each added to its input, then normalised."""
 
     def __init__(
-        self, embed_dims: int, heads: int, feedforward: int, dropout: float, attention_dropout: float
+        self,
+        embed_dims: int,
+        heads: int,
+        feedforward: int,
+        dropout: float,
+        attention_dropout: float,
+        feedforward_dropout: float,
     ) -> None:
         super().__init__()
         self.self_attention = Attention(embed_dims, heads, attention_dropout)
@@ -109,6 +115,7 @@ class DecoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(embed_dims)
         self.norm3 = nn.LayerNorm(embed_dims)
         self.dropout = nn.Dropout(dropout)
+        self.feedforward_dropout = nn.Dropout(feedforward_dropout)
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -126,8 +133,8 @@ class DecoderLayer(nn.Module):
         query = self.norm1(query + self.dropout(self.self_attention(placed, placed, query, forbidden)))
         placed = query + query_embedding
         query = self.norm2(query + self.dropout(self.cross_attention(placed, keys, memory)))
-        hidden = self.dropout(functional.relu(self.linear1(query)))
-        return self.norm3(query + self.dropout(self.linear2(hidden)))
+        hidden = self.feedforward_dropout(functional.relu(self.linear1(query)))
+        return self.norm3(query + self.feedforward_dropout(self.linear2(hidden)))
 
 
 class Decoder(nn.Module):
@@ -138,9 +145,10 @@ class Decoder(nn.Module):
         layers: number of layers.
         heads: attention heads.
         feedforward: hidden channels of the feed-forward networks.
-        dropout: on the residual branches.
+        dropout: on the residual branches of both attentions.
         attention_dropout: on the attention weights. Free on a GPU; on a CPU it costs several times the
             attention itself.
+        feedforward_dropout: within and after the feed-forward networks; the published recipe has none there.
     """
 
     def __init__(
@@ -151,9 +159,10 @@ class Decoder(nn.Module):
         feedforward: int = 1024,
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
+        feedforward_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        sizes = (embed_dims, heads, feedforward, dropout, attention_dropout)
+        sizes = (embed_dims, heads, feedforward, dropout, attention_dropout, feedforward_dropout)
         self.layers = nn.ModuleList(DecoderLayer(*sizes) for _ in range(layers))
         self.norm = nn.LayerNorm(embed_dims)
 
