@@ -1,6 +1,5 @@
 """The whole published model on the real keyframe: from files on disk to boxes, number for number."""
 
-from pathlib import Path
 
 import hydra
 import numpy as np
