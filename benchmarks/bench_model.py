@@ -196,17 +196,18 @@ def measure(step: Callable[[], None], clock: Clock, repeats: int, title: str) ->
         if run == 1 and clock.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(clock.device)
         clock.spent = {}
-        begin = clock.now()
+        begin, cpu = clock.now(), time.process_time()
         step()
-        runs.append({"total": clock.now() - begin, **clock.spent})
+        runs.append({"total": clock.now() - begin, "cpu": time.process_time() - cpu, **clock.spent})
     runs = runs[1:]
     totals = sorted(run["total"] for run in runs)
     print(
         f"\n{title}: {statistics.median(totals):.3f} s, median of {repeats} ({totals[0]:.3f} to {totals[-1]:.3f})"
     )
     for name in runs[0]:
-        if name != "total":
+        if name not in ("total", "cpu"):
             print(f"  {name:<10} {statistics.median(run[name] for run in runs):7.3f} s")
+    print(f"  all CPU threads together {statistics.median(run['cpu'] for run in runs):.3f} s of computing")
     print(f"  peak memory {peak_memory(clock.device):.2f} GB{'' if clock.device.type == 'cuda' else ' (process)'}")
 
 

@@ -63,3 +63,17 @@ def test_one_sensor_is_enough_and_the_other_one_is_not_read(
         assert not hasattr(detector.head, "shared_conv")
     if not cameras:
         assert not hasattr(detector.head, "rv_embedding")
+
+
+def test_what_evaluation_keeps_serves_training_too() -> None:
+    """Lightning evaluates in inference mode, whose tensors may take no part in a backward pass."""
+    detector = network("model=cmt_lidar", "aqr=none", *SMALL)
+    frames = batch(cameras=False)
+    with torch.inference_mode():
+        before = detector(frames).matching.logits.clone()
+        assert torch.equal(detector(frames).matching.logits, before)
+    detector(frames).matching.logits.sum().backward()
+    with torch.no_grad():
+        for parameter in detector.head.bev_embedding.parameters():
+            parameter -= 1e-3 * parameter.grad  # type: ignore[operator]
+        assert not torch.equal(detector(frames).matching.logits, before)

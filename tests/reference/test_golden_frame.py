@@ -1,6 +1,5 @@
 """The whole published model on the real keyframe: from files on disk to boxes, number for number."""
 
-
 import hydra
 import numpy as np
 import pytest

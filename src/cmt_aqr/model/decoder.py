@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from cmt_aqr.model.pointwise import PointwiseLinear, linear
+
 
 class Attention(nn.Module):
     """Multi-head attention over PyTorch's fused kernel, with one packed input projection.
@@ -23,7 +25,7 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dims, embed_dims))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dims))
-        self.out_proj = nn.Linear(embed_dims, embed_dims)
+        self.out_proj = PointwiseLinear(embed_dims, embed_dims)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
@@ -56,7 +58,7 @@ class Attention(nn.Module):
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
-            self._split(functional.linear(tokens, weight, bias))
+            self._split(linear(tokens, weight, bias))
             for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         allowed = None if forbidden is None else ~forbidden
@@ -109,16 +111,16 @@ class DecoderLayer(nn.Module):
         self.self_attention = Attention(embed_dims, heads, attention_dropout)
         self.cross_attention = Attention(embed_dims, heads, attention_dropout)
         self.cross_attention.start_local()
-        self.linear1 = nn.Linear(embed_dims, feedforward)
-        self.linear2 = nn.Linear(feedforward, embed_dims)
+        self.linear1 = PointwiseLinear(embed_dims, feedforward)
+        self.linear2 = PointwiseLinear(feedforward, embed_dims)
         self.norm1 = nn.LayerNorm(embed_dims)
         self.norm2 = nn.LayerNorm(embed_dims)
         self.norm3 = nn.LayerNorm(embed_dims)
         self.dropout = nn.Dropout(dropout)
         self.feedforward_dropout = nn.Dropout(feedforward_dropout)
-        for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for layer in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(
         self,
