@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from cmt_aqr.model.pointwise import PointwiseLinear, linear
+
 
 class Attention(nn.Module):
     """Multi-head attention over PyTorch's fused kernel, with one packed input projection.
@@ -23,7 +25,7 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dims, embed_dims))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dims))
-        self.out_proj = nn.Linear(embed_dims, embed_dims)
+        self.out_proj = PointwiseLinear(embed_dims, embed_dims)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
@@ -56,7 +58,7 @@ class Attention(nn.Module):
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
-            self._split(functional.linear(tokens, weight, bias))
+            self._split(linear(tokens, weight, bias))
             for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         allowed = None if forbidden is None else ~forbidden
@@ -97,21 +99,28 @@ class DecoderLayer(nn.Module):
     """Self attention, cross attention, feed-forward; each added to its input, then normalised."""
 
     def __init__(
-        self, embed_dims: int, heads: int, feedforward: int, dropout: float, attention_dropout: float
+        self,
+        embed_dims: int,
+        heads: int,
+        feedforward: int,
+        dropout: float,
+        attention_dropout: float,
+        feedforward_dropout: float,
     ) -> None:
         super().__init__()
         self.self_attention = Attention(embed_dims, heads, attention_dropout)
         self.cross_attention = Attention(embed_dims, heads, attention_dropout)
         self.cross_attention.start_local()
-        self.linear1 = nn.Linear(embed_dims, feedforward)
-        self.linear2 = nn.Linear(feedforward, embed_dims)
+        self.linear1 = PointwiseLinear(embed_dims, feedforward)
+        self.linear2 = PointwiseLinear(feedforward, embed_dims)
         self.norm1 = nn.LayerNorm(embed_dims)
         self.norm2 = nn.LayerNorm(embed_dims)
         self.norm3 = nn.LayerNorm(embed_dims)
         self.dropout = nn.Dropout(dropout)
-        for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        self.feedforward_dropout = nn.Dropout(feedforward_dropout)
+        for layer in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(
         self,
@@ -126,8 +135,8 @@ class DecoderLayer(nn.Module):
         query = self.norm1(query + self.dropout(self.self_attention(placed, placed, query, forbidden)))
         placed = query + query_embedding
         query = self.norm2(query + self.dropout(self.cross_attention(placed, keys, memory)))
-        hidden = self.dropout(functional.relu(self.linear1(query)))
-        return self.norm3(query + self.dropout(self.linear2(hidden)))
+        hidden = self.feedforward_dropout(functional.relu(self.linear1(query)))
+        return self.norm3(query + self.feedforward_dropout(self.linear2(hidden)))
 
 
 class Decoder(nn.Module):
@@ -138,9 +147,10 @@ class Decoder(nn.Module):
         layers: number of layers.
         heads: attention heads.
         feedforward: hidden channels of the feed-forward networks.
-        dropout: on the residual branches.
+        dropout: on the residual branches of both attentions.
         attention_dropout: on the attention weights. Free on a GPU; on a CPU it costs several times the
             attention itself.
+        feedforward_dropout: within and after the feed-forward networks; the published recipe has none there.
     """
 
     def __init__(
@@ -151,9 +161,10 @@ class Decoder(nn.Module):
         feedforward: int = 1024,
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
+        feedforward_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        sizes = (embed_dims, heads, feedforward, dropout, attention_dropout)
+        sizes = (embed_dims, heads, feedforward, dropout, attention_dropout, feedforward_dropout)
         self.layers = nn.ModuleList(DecoderLayer(*sizes) for _ in range(layers))
         self.norm = nn.LayerNorm(embed_dims)
 

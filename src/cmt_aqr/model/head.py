@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmt_aqr.geometry import BEVGrid, inverse_sigmoid, pixel_of_cell, project_to_images
+from cmt_aqr.model.pointwise import PointwiseLinear
 from cmt_aqr.model.positions import depth_bins, ray_points, sine_embedding
 from cmt_aqr.structures import QueryOutputs
 
@@ -92,7 +93,7 @@ def _waits_for_nothing(device: torch.device) -> bool:
 
 
 def _embedding(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
+    return nn.Sequential(PointwiseLinear(inputs, hidden), nn.ReLU(inplace=True), PointwiseLinear(hidden, outputs))
 
 
 @torch.no_grad()
@@ -138,6 +139,10 @@ class Head(nn.Module):
         prior: class probability that the logits start at.
     """
 
+    low: Tensor
+    extent: Tensor
+    ray_depths: Tensor
+
     def __init__(
         self,
         grid: BEVGrid,
@@ -157,8 +162,6 @@ class Head(nn.Module):
         super().__init__()
         self.grid = grid
         self.embed_dims = embed_dims
-        self.depths = depths
-        self.nearest_depth = nearest_depth
         self.reference_points = nn.Parameter(torch.rand(queries, 3))
         self.bev_embedding = _embedding(2 * embed_dims, embed_dims, embed_dims)
         if bev_channels is not None:
@@ -170,8 +173,17 @@ class Head(nn.Module):
         if cameras:
             self.rv_embedding = _embedding(3 * depths, rv_hidden, embed_dims)
         self.task = TaskHead(embed_dims, layers, classes, task_hidden, task_kernel, prior)
-        self._start_embeddings()
+        # Buffers, so that no step copies a constant to the device; the table of sines is large, so it is made
+        # when it is needed and no buffer, which DDP would send around.
+        low, high = torch.tensor(grid.point_range, dtype=torch.float32).view(2, 3)
+        self.register_buffer("low", low.clone(), persistent=False)
+        self.register_buffer("extent", high - low, persistent=False)
+        self.register_buffer(
+            "ray_depths", depth_bins(depths, nearest_depth, grid.point_range[3]), persistent=False
+        )
+        self._bev_sines: Tensor | None = None
         self._bev_positions: tuple[object, Tensor] | None = None
+        self._start_embeddings()
 
     def _start_embeddings(self, scale: float = 2.0) -> None:
         """Let both embeddings tell places apart from the first step on."""
@@ -180,10 +192,8 @@ class Head(nn.Module):
             # Rays from the origin in all horizontal directions, up to 20 degrees up or down.
             azimuth, slope = 2 * math.pi * torch.rand(2048), 0.7 * torch.rand(2048) - 0.35
             rays = torch.stack((azimuth.sin(), azimuth.cos(), slope), dim=-1)
-            low, high = torch.tensor(self.point_range[:3]), torch.tensor(self.point_range[3:])
-            depths = depth_bins(self.depths, self.nearest_depth, self.point_range[3], rays.device)
-            points = ray_points(rays, torch.eye(4), depths)
-            _tell_apart(self.rv_embedding, ((points - low) / (high - low)).flatten(1), scale)
+            points = ray_points(rays, torch.eye(4), self.ray_depths)
+            _tell_apart(self.rv_embedding, ((points - self.low) / self.extent).flatten(1), scale)
 
     @property
     def point_range(self) -> Sequence[float]:
@@ -211,17 +221,16 @@ class Head(nn.Module):
 
     def _compute_bev_position(self) -> Tensor:
         device = self.reference_points.device
+        if self._bev_sines is None or self._bev_sines.device != device:
+            with torch.inference_mode(False):  # kept for training, too
+                self._bev_sines = sine_embedding(self.grid.unit_cell_centres(device), self.embed_dims)
         with torch.autocast(device.type, enabled=False):
-            centres = self.grid.unit_cell_centres(device)
-            return self.bev_embedding(sine_embedding(centres, self.embed_dims))
+            return self.bev_embedding(self._bev_sines)
 
     def _embed_rays(self, rays: Tensor, img2lidar: Tensor) -> Tensor:
         """Embed rays (..., pixel, 3) as (u, v, 1), given img2lidar (..., 4, 4): (..., pixel, channel)."""
-        low, high = self.point_range[:3], self.point_range[3:]
-        depths = depth_bins(self.depths, self.nearest_depth, high[0], rays.device)
-        scale = rays.new_tensor([1 / (b - a) for a, b in zip(low, high, strict=True)])
-        points = ray_points(rays, img2lidar, depths)
-        return self.rv_embedding(((points - rays.new_tensor(low)) * scale).flatten(-2))
+        points = ray_points(rays, img2lidar, self.ray_depths)
+        return self.rv_embedding(((points - self.low) / self.extent).flatten(-2))
 
     def image_position(self, img2lidar: Tensor, image_size: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
         """Position embedding (batch, view, cell, channel) of the image cells, row-major.
@@ -260,9 +269,8 @@ class Head(nn.Module):
     def _camera_query_embedding(
         self, reference_points: Tensor, lidar2img: Tensor, img2lidar: Tensor, image_size: tuple[int, int]
     ) -> Tensor:
-        low = reference_points.new_tensor(self.point_range[:3])
-        high = reference_points.new_tensor(self.point_range[3:])
-        pixels, depth, seen = project_to_images(reference_points * (high - low) + low, lidar2img, image_size)
+        places = reference_points * self.extent + self.low
+        pixels, depth, seen = project_to_images(places, lidar2img, image_size)
         # The third coordinate is 1, but in the release it carries the gradient of depth / depth.detach().
         unit = 1 + (depth - depth.detach()) / depth.detach().clamp(min=1e-6)
         rays = torch.cat((pixels, unit[..., None]), dim=-1)
@@ -285,8 +293,7 @@ class Head(nn.Module):
             outputs = self.task(decoded.float())
             offset = torch.cat((outputs["center"], outputs["height"]), dim=-1)
             unit = (offset + inverse_sigmoid(reference_points.float())).sigmoid()
-            low, high = unit.new_tensor(self.point_range[:3]), unit.new_tensor(self.point_range[3:])
-            place = unit * (high - low) + low
+            place = unit * self.extent + self.low
             codes = torch.cat((place, outputs["dim"], outputs["rot"], outputs["vel"]), dim=-1)
         return QueryOutputs(codes=codes, logits=outputs["cls_logits"])
 

@@ -38,6 +38,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return result.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
 
 
+class PointwiseLinear(nn.Linear):
+    """A linear layer that goes through oneDNN where it can."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return linear(input, self.weight, self.bias)
+
+
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     weight = weight.contiguous(memory_format=torch.channels_last)
     return torch.mkldnn_convolution(x, weight, bias, (0, 0), (1, 1), (1, 1), 1)

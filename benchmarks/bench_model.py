@@ -1,0 +1,259 @@
+"""Time a published-size model on one frame: forward in eval mode, a training step, peak memory, and by part.
+
+    python benchmarks/bench_model.py --root ../nuscenes --model cmt_r50 --aqr none
+    python benchmarks/bench_model.py --device cuda --precision bf16 --attention-dropout 0.1 --repeats 20
+
+The frame is the first of the data under --root (nuScenes format, with its own sweep only), or a random one where
+there is none. Times are medians, in seconds, after one call that does not count; batch 1. Weights are fresh: they
+do not change what is computed. A training step is the forward pass with denoising queries, the losses and the
+backward pass; what is computed again in the backward pass counts there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from cmt_aqr.data.collate import collate
+from cmt_aqr.model.cmt import CMT
+from cmt_aqr.structures import Batch
+from cmt_aqr.training.denoising import Denoising
+from cmt_aqr.training.losses import Criterion
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("lidar", "image", "aqr", "decoder")
+REST = "head"
+"""What the four parts leave of a forward pass: position encodings, shared convolution, outputs."""
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments()
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    config = composed(options)
+    batch, origin = read_frame(config, options.root)
+    batch = batch.to(device)
+    model: CMT = hydra.utils.instantiate(config.model.network).to(device)
+    model.train()
+    if options.checkpointing and model.image is not None:
+        model.image.backbone.set_grad_checkpointing(True)  # type: ignore[operator, union-attr]
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{options.threads} threads"
+    print(
+        f"{options.model}, aqr={options.aqr}, {options.precision}, torch {torch.__version__}, {platform.machine()}"
+    )
+    print(f"{where}; {origin}: {batch.point_counts[0]:,} points, {batch.box_counts[0]} boxes, batch 1")
+
+    clock = Clock(model, device)
+    with autocast(device, options.precision):
+        evaluation(model, batch, clock, options.repeats)
+        if options.train_repeats:
+            training(model, batch, clock, options.train_repeats)
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--root", type=Path, default=ROOT.parent / "shared" / "nuscenes-keyframe")
+    parser.add_argument("--model", default="cmt_r50", help="an option of conf/model")
+    parser.add_argument("--aqr", default="none", choices=["none", "default"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="fp32", choices=list(DTYPES))
+    parser.add_argument("--repeats", type=int, default=5, help="forward passes in eval mode")
+    parser.add_argument("--train-repeats", type=int, default=3, help="training steps; 0: none")
+    parser.add_argument("--attention-dropout", type=float, default=None, help="default: 0 on a CPU, else 0.1")
+    parser.add_argument("--checkpointing", action="store_true", help="compute the image backbone again")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    if options.repeats < 1:
+        parser.error("--repeats: at least 1")
+    if options.attention_dropout is None:
+        options.attention_dropout = 0.0 if options.device == "cpu" else 0.1
+    return options
+
+
+def composed(options: argparse.Namespace) -> DictConfig:
+    """The configuration of a training run of this model on this data."""
+    overrides = [
+        f"model={options.model}",
+        f"aqr={options.aqr}",
+        f"model.attention_dropout={options.attention_dropout}",
+        "data=nuscenes",
+        f"data.root={options.root}",
+        "data.version=v1.0-mini",
+        "data.val_split=mini_train",
+        "data.train_split=mini_train",
+        "data.sweeps=0",
+    ]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return hydra.compose("train", overrides)
+
+
+def read_frame(config: DictConfig, root: Path) -> tuple[Batch, str]:
+    """The first frame with test-time processing, or a random one; and a word on its origin."""
+    if not root.is_dir():
+        return random_frame(config), "a random frame"
+    data = hydra.utils.instantiate(config.data)
+    data.setup("validate")
+    frame = data.dataset("val")[0]
+    low, high = (frame.boxes.new_tensor(config.model.grid.point_range[i : i + 3]) for i in (0, 3))
+    kept = ((frame.boxes[:, :3] > low) & (frame.boxes[:, :3] < high)).all(dim=1) & (frame.box_points > 0)
+    frame = frame.replace(boxes=frame.boxes[kept], labels=frame.labels[kept], box_points=frame.box_points[kept])
+    return collate([frame]), f"frame {frame.token[:8]} of {root.name}"
+
+
+def random_frame(config: DictConfig, points: int = 30_000, boxes: int = 40) -> Batch:
+    """Points that thin out with distance, noise for pictures, six cameras around the car."""
+    angle, distance = 2 * math.pi * torch.rand(points), 1 + 50 * torch.rand(points) ** 2
+    height = -1.8 + 3 * torch.rand(points) ** 3
+    cloud = torch.stack((distance * angle.cos(), distance * angle.sin(), height), dim=1)
+    rows, columns = config.model.image_size
+    focal = 0.8 * columns
+    lidar2img = torch.zeros(1, 6, 4, 4)
+    for view in range(6):
+        towards = torch.tensor([math.sin(view * math.pi / 3), math.cos(view * math.pi / 3)])
+        across = torch.stack((towards[1], -towards[0]))
+        lidar2img[0, view, 0, :2] = focal * across + columns / 2 * towards
+        lidar2img[0, view, 1, :2] = rows / 2 * towards
+        lidar2img[0, view, 1, 2] = -focal
+        lidar2img[0, view, 2, :2] = towards
+        lidar2img[0, view, 3, 3] = 1
+    sizes = torch.tensor([4.6, 1.9, 1.7, 0.0, 0.0, 0.0]).expand(boxes, 6)
+    return Batch(
+        tokens=("random",),
+        points=torch.cat((cloud, 255 * torch.rand(points, 1), torch.zeros(points, 1)), dim=1)
+        if config.data.lidar
+        else torch.zeros(0, 5),
+        point_counts=(points if config.data.lidar else 0,),
+        images=torch.randn(1, 6, 3, rows, columns) if config.data.cameras else None,
+        lidar2img=lidar2img,
+        boxes=torch.cat((40 * torch.rand(boxes, 2) - 20, -torch.ones(boxes, 1), sizes), dim=1),
+        labels=torch.randint(10, (boxes,)),
+        box_counts=(boxes,),
+        lidar2global=torch.eye(4, dtype=torch.float64)[None],
+    )
+
+
+class Clock:
+    """Reads the time, when the device is done, and adds up what passes in the parts of a model."""
+
+    def __init__(self, model: CMT, device: torch.device) -> None:
+        self.device = device
+        self.spent: dict[str, float] = {}
+        self._start: dict[str, float] = {}
+        for name in PARTS:
+            part = getattr(model, name)
+            if isinstance(part, nn.Module):
+                part.register_forward_pre_hook(lambda *_, name=name: self._enter(name))
+                part.register_forward_hook(lambda *_, name=name: self._leave(name))
+
+    def now(self) -> float:
+        """Seconds, all work handed to the device being done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _enter(self, name: str) -> None:
+        self._start[name] = self.now()
+
+    def _leave(self, name: str) -> None:
+        self.spent[name] = self.spent.get(name, 0.0) + self.now() - self._start[name]
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Time a forward pass by part; what no part accounts for goes to the head."""
+        begin, before = self.now(), sum(self.spent.values())
+        yield
+        total = self.now() - begin
+        self.spent[REST] = self.spent.get(REST, 0.0) + total - (sum(self.spent.values()) - before)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time anything else."""
+        self._enter(name)
+        yield
+        self._leave(name)
+
+
+def measure(step: Callable[[], None], clock: Clock, repeats: int, title: str) -> None:
+    """Call ``step``, once for nothing and then ``repeats`` times, and print medians and peak memory."""
+    runs = []
+    for run in range(repeats + 1):
+        if run == 1 and clock.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(clock.device)
+        clock.spent = {}
+        begin, cpu = clock.now(), time.process_time()
+        step()
+        runs.append({"total": clock.now() - begin, "cpu": time.process_time() - cpu, **clock.spent})
+    runs = runs[1:]
+    totals = sorted(run["total"] for run in runs)
+    print(
+        f"\n{title}: {statistics.median(totals):.3f} s, median of {repeats} ({totals[0]:.3f} to {totals[-1]:.3f})"
+    )
+    for name in runs[0]:
+        if name not in ("total", "cpu"):
+            print(f"  {name:<10} {statistics.median(run[name] for run in runs):7.3f} s")
+    print(f"  all CPU threads together {statistics.median(run['cpu'] for run in runs):.3f} s of computing")
+    print(f"  peak memory {peak_memory(clock.device):.2f} GB{'' if clock.device.type == 'cuda' else ' (process)'}")
+
+
+def peak_memory(device: torch.device) -> float:
+    """Gigabytes: allocated on a GPU since the last reset, or of the process since it started."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision as the trainer's ``16-mixed`` and ``bf16-mixed`` set it up."""
+    dtype = DTYPES[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def evaluation(model: CMT, batch: Batch, clock: Clock, repeats: int) -> None:
+    """A forward pass in eval mode."""
+    model.eval()
+
+    @torch.no_grad()
+    def step() -> None:
+        with clock.forward():
+            model(batch)
+
+    measure(step, clock, repeats, "Forward in eval mode")
+
+
+def training(model: CMT, batch: Batch, clock: Clock, repeats: int) -> None:
+    """Forward pass with denoising queries, losses, backward pass."""
+    model.train()
+    criterion = Criterion().to(batch.points.device)
+    queries, point_range = len(model.head.reference_points), tuple(model.head.point_range)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        targets = Denoising()(batch, queries, point_range)
+        with clock.forward():
+            predictions = model(batch, None if targets is None else targets.queries)
+        with clock.part("criterion"):
+            losses = criterion(predictions, batch, targets)
+        with clock.part("backward"):
+            torch.stack(list(losses.values())).sum().backward()
+
+    measure(step, clock, repeats, "Training step")
+
+
+if __name__ == "__main__":
+    main()
