@@ -162,6 +162,17 @@ class Head(nn.Module):
         super().__init__()
         self.grid = grid
         self.embed_dims = embed_dims
+        self.depths = depths
+        self.nearest_depth = nearest_depth
+        # Buffers, so that no step copies a constant to the device; the table of sines is large, so it is made
+        # when it is needed and no buffer, which DDP would send around.
+        low, high = torch.tensor(grid.point_range, dtype=torch.float32).view(2, 3)
+        self.register_buffer("low", low.clone(), persistent=False)
+        self.register_buffer("extent", high - low, persistent=False)
+        self.register_buffer(
+            "ray_depths", depth_bins(depths, nearest_depth, grid.point_range[3]), persistent=False
+        )
+        self._bev_sines: Tensor | None = None
         self.reference_points = nn.Parameter(torch.rand(queries, 3))
         self.bev_embedding = _embedding(2 * embed_dims, embed_dims, embed_dims)
         if bev_channels is not None:
@@ -173,15 +184,6 @@ class Head(nn.Module):
         if cameras:
             self.rv_embedding = _embedding(3 * depths, rv_hidden, embed_dims)
         self.task = TaskHead(embed_dims, layers, classes, task_hidden, task_kernel, prior)
-        # Buffers, so that no step copies a constant to the device; the table of sines is large, so it is made
-        # when it is needed and no buffer, which DDP would send around.
-        low, high = torch.tensor(grid.point_range, dtype=torch.float32).view(2, 3)
-        self.register_buffer("low", low.clone(), persistent=False)
-        self.register_buffer("extent", high - low, persistent=False)
-        self.register_buffer(
-            "ray_depths", depth_bins(depths, nearest_depth, grid.point_range[3]), persistent=False
-        )
-        self._bev_sines: Tensor | None = None
         self._bev_positions: tuple[object, Tensor] | None = None
         self._start_embeddings()
 

@@ -1,0 +1,65 @@
+"""The experiments compose, and the published ones say what CMT's release says."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from cmt_aqr.configuration import multipliers, optimizer_settings
+from tests.composed import CONF, composed
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+# Learning rate for 16 frames, peak, factor of the image backbone, masked-modal training, objects pasted, rotation.
+PUBLISHED = {
+    "cmt_voxel0100_r50_800x320_cbgs": (1.4e-4, 6, 0.01, True, True, 0.785),
+    "cmt_aqr_voxel0100_r50_800x320_cbgs": (1.4e-4, 6, 0.01, True, True, 0.785),
+    "cmt_voxel0075_vov_1600x640_cbgs": (1e-4, 8, 0.01, True, True, 0.785),
+    "cmt_lidar_voxel0075_cbgs": (1e-4, 6, 1.0, False, True, 0.785),
+    "cmt_camera_vov_1600x640_cbgs": (1e-4, 8, 0.01, False, False, 0.3925),
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_without_loose_ends(name: str) -> None:
+    config = composed(f"experiment={name}", "data.root=/data/nuscenes")
+    # Callbacks and loggers name the run's folder, which exists in a run only.
+    config = OmegaConf.masked_copy(config, [key for key in config if key not in ("callbacks", "logger")])
+    OmegaConf.resolve(config)
+    assert not OmegaConf.missing_keys(config)
+    assert optimizer_settings(config).lr > 0
+    assert multipliers(config).lr
+
+
+@pytest.mark.parametrize(("name", "values"), PUBLISHED.items())
+def test_published_recipes(name: str, values: tuple) -> None:
+    lr, peak, backbone, masked, pasted, rotation = values
+    config = composed(f"experiment={name}", "data.root=/data/nuscenes")
+    settings, factors = optimizer_settings(config), multipliers(config)
+    assert (settings.scaled_lr(16), settings.peak, settings.final) == (lr, peak, 1e-4)
+    assert settings.scaled_lr(4) == pytest.approx(lr / 4)
+    assert (settings.warmup, settings.lowest_beta, settings.weight_decay) == (0.4, 0.805, 0.01)
+    assert factors.lr["img_backbone"] == backbone
+    assert factors.lr["img_neck"] == (0.1 if backbone < 1 else 1.0)
+    assert factors.weight_decay["img_backbone"] == (5.0 if backbone < 1 else 1.0)
+    assert factors.lr["transformer"] == factors.lr["pts_backbone"] == 1.0
+    assert config.trainer.max_epochs == 20
+    assert config.trainer.gradient_clip_val == 35
+    assert (config.data.train_transforms.mask_modality is not None) == masked
+    assert config.data.scene_augmentation.rotation == [-rotation, rotation]
+    assert dict(config.recipe) | {"cbgs": True, "ground_truth_sampling": pasted} == dict(config.recipe)
+    assert (config.aqr is not None) == ("aqr" in name)
+    assert config.model.network.decoder.feedforward_dropout == 0
+    assert config.model.network.decoder.attention_dropout == 0.1
+
+
+@pytest.mark.parametrize("preset", ["conservative", "recommended", "aggressive"])
+def test_aqr_presets_go_together(preset: str) -> None:
+    together = composed(f"experiment=aqr_{preset}")
+    apart = composed(f"renderer={preset}", f"modulator={preset}", f"lr_mult={preset}")
+    for group in ("renderer", "modulator", "lr_mult"):
+        assert together[group] == apart[group]
+
+
+def test_the_command_line_wins_over_an_experiment() -> None:
+    config = composed("experiment=aqr_from_cmt", "model=tiny", "data=synthetic", "weights=some.ckpt")
+    assert config.model.network.image.backbone == composed().model.network.image.backbone
+    assert config.data.root == "data/synthetic"
+    assert config.recipe.needs_weights
