@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from cmt_aqr.aqr import AQR, Renderer
 from cmt_aqr.training.module import DetectorModule
 
 
@@ -51,12 +52,12 @@ class ClampSchedule(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse a schedule without anything to clamp."""
-        if self.milestones and _renderer(pl_module) is None:
+        if self.milestones and renderer_of(pl_module) is None:
             raise ValueError("clamp_schedule has milestones but aqr=none has nothing to clamp: drop one of them")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set the epoch's clamp and log it."""
-        renderer = _renderer(pl_module)
+        renderer = renderer_of(pl_module)
         if renderer is None:
             return
         value = self.value_at(trainer.current_epoch)
@@ -70,7 +71,17 @@ class ClampSchedule(L.Callback):
         return {"milestones": dict(self.milestones), "mode": self.mode}
 
 
-def _renderer(module: L.LightningModule) -> Any:
+def renderer_of(module: L.LightningModule) -> Renderer | None:
+    """The renderer whose clamp is scheduled, or ``None`` without AQR.
+
+    Raises:
+        TypeError: for another module than a DetectorModule, or another router than AQR.
+    """
     if not isinstance(module, DetectorModule):
-        raise TypeError(f"ClampSchedule works on a DetectorModule, not on {type(module).__name__}")
-    return None if module.model.aqr is None else module.model.aqr.renderer
+        raise TypeError(f"a clamp belongs to a DetectorModule, not to {type(module).__name__}")
+    aqr = module.model.aqr
+    if aqr is None:
+        return None
+    if not isinstance(aqr, AQR):
+        raise TypeError(f"a clamp belongs to AQR, not to {type(aqr).__name__}")
+    return aqr.renderer

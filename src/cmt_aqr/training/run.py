@@ -13,15 +13,16 @@ from typing import Any
 import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from cmt_aqr.configuration import build, multipliers, optimizer_settings
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.table import metrics_table, write_metrics
 from cmt_aqr.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from cmt_aqr.training.clamp import renderer_of
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.module import DetectorModule
+from cmt_aqr.visual.console import console
 from cmt_aqr.weights import load_weights
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "timm", "nuscenes-devkit", "numpy", "scipy")
@@ -72,8 +73,9 @@ def evaluate(config: DictConfig, folder: Path, clamp_given: bool) -> dict[str, f
     data = build(config.data)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
     load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path))
-    if clamp_given and module.model.aqr is not None:
-        module.model.aqr.renderer.set_clamp(config.renderer.max_weight_clamp)
+    renderer = renderer_of(module)
+    if clamp_given and renderer is not None:
+        renderer.set_clamp(config.renderer.max_weight_clamp)
     trainer.validate(module, datamodule=data, verbose=False)
     return report(trainer, module, folder)
 
@@ -104,9 +106,10 @@ def start_from_weights(config: DictConfig, module: DetectorModule) -> None:
     if config.weights is None:
         return
     report = load_weights(module.model, Path(config.weights))
-    Console().print(report.table())
-    if module.model.aqr is not None:
-        module.model.aqr.renderer.set_clamp(config.renderer.max_weight_clamp)
+    console().print(report.table())
+    renderer = renderer_of(module)
+    if renderer is not None:
+        renderer.set_clamp(config.renderer.max_weight_clamp)
 
 
 def load_checkpoint_weights(module: DetectorModule, checkpoint: dict[str, Any], path: Path) -> None:
@@ -124,9 +127,9 @@ def report(trainer: L.Trainer, module: DetectorModule, folder: Path) -> dict[str
         raise RuntimeError("the run ended without an evaluation")
     _, metrics = module.evaluated
     if trainer.is_global_zero:
-        Console().print(metrics_table(metrics))
+        console().print(metrics_table(metrics))
         path = write_metrics(metrics, folder / "metrics.json")
-        Console().print(f"Metrics are in {path}; the run's folder is {folder}")
+        console().print(f"Metrics are in {path}; the run's folder is {folder}", soft_wrap=True)
     return metrics
 
 
