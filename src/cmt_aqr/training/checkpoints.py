@@ -42,6 +42,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def saved_config(path: Path) -> dict[str, Any]:
+    """The composed configuration that a checkpoint was trained with.
+
+    Raises:
+        UserError: see :func:`read_checkpoint`; also where the checkpoint holds no configuration.
+    """
+    config = read_checkpoint(path).get("config")
+    if not config:
+        raise UserError(f"ckpt_path={path}: the checkpoint holds no configuration")
+    return config
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name in the same folder, then renames; reads with ``weights_only=True``."""
 
@@ -147,9 +159,9 @@ class Checkpoints(Checkpoint):
         self.best_score = float(state_dict["best_score"])
 
     def _save_best(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.best)
+        trainer.save_checkpoint(self.best, weights_only=False)
         self._improved = False
 
     def _save_last(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.last)
+        trainer.save_checkpoint(self.last, weights_only=False)
         self._step_of_last = trainer.global_step

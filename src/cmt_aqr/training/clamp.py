@@ -55,6 +55,12 @@ class ClampSchedule(L.Callback):
         if self.milestones and renderer_of(pl_module) is None:
             raise ValueError("clamp_schedule has milestones but aqr=none has nothing to clamp: drop one of them")
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set the clamp of the epoch that a run goes on in: within an epoch, none starts."""
+        renderer, value = renderer_of(pl_module), self.value_at(trainer.current_epoch)
+        if renderer is not None and value is not None:
+            renderer.set_clamp(value)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set the epoch's clamp and log it."""
         renderer = renderer_of(pl_module)
@@ -69,6 +75,23 @@ class ClampSchedule(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Milestones and mode, to tell on a resume what the run was following."""
         return {"milestones": dict(self.milestones), "mode": self.mode}
+
+
+class GivenClamp(L.Callback):
+    """Puts a clamp that was given on the command line in place of the checkpoint's, when a run goes on.
+
+    Args:
+        value: the clamp; ``None``: no limit.
+    """
+
+    def __init__(self, value: float | None) -> None:
+        self.value = value
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set it, after the checkpoint was loaded."""
+        renderer = renderer_of(pl_module)
+        if renderer is not None:
+            renderer.set_clamp(self.value)
 
 
 def renderer_of(module: L.LightningModule) -> Renderer | None:
