@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cmt_aqr.errors import UserError
@@ -58,6 +58,9 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
                 sys.exit(f"error: {error}")
 
         def main() -> None:
+            if not any(flag in sys.argv for flag in _FLAGS_WITH_VALUES):
+                # argparse refuses overrides on both sides of a flag such as -m.
+                sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("-"))
             try:
                 check_overrides(config_dir, config_name, sys.argv[1:])
             except UserError as error:

@@ -3,6 +3,7 @@
 import csv
 import json
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def test_a_run_leaves_what_it_did_in_its_folder(trained: tuple[Path, str]) -> No
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["model"]["queries"] == 20 and config["trainer"]["max_steps"] == 2
     record = json.loads((folder / "record.json").read_text())
-    assert "trainer.max_steps=2" in record["overrides"] and record["versions"]["torch"] == torch.__version__
+    assert "trainer.max_steps=2" in record["overrides"] and record["versions"]["torch"] == version("torch")
     with (folder / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert any(row["val/NDS"] and float(row["val/NDS"]) == pytest.approx(metrics["NDS"], abs=1e-6) for row in rows)
@@ -137,5 +138,3 @@ def test_two_processes_train_together(workplace: Path) -> None:
     metrics = metrics_of(workplace / "ddp")
     assert metrics["frames"] == 3
     assert read_checkpoint(workplace / "ddp" / "checkpoints" / "last.ckpt")["global_step"] == 2
-
-

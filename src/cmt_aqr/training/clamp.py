@@ -29,6 +29,7 @@ class ClampSchedule(L.Callback):
     def __init__(self, milestones: Mapping[int, float] | None = None, mode: str = "step") -> None:
         self.milestones = {int(epoch): float(value) for epoch, value in (milestones or {}).items()}
         self.mode = mode
+        self._current: float | None = None
         epochs = list(self.milestones)
         if mode not in ("step", "linear"):
             raise ValueError(f"clamp_schedule.mode={mode}: must be step or linear")
@@ -57,20 +58,29 @@ class ClampSchedule(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set the clamp of the epoch that a run goes on in: within an epoch, none starts."""
-        renderer, value = renderer_of(pl_module), self.value_at(trainer.current_epoch)
-        if renderer is not None and value is not None:
-            renderer.set_clamp(value)
+        self._set(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Set the epoch's clamp and log it."""
+        """Set the epoch's clamp."""
+        self._set(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the clamp, with the losses of the step."""
+        if self._current is not None:
+            pl_module.log("aqr/max_weight_clamp", self._current, batch_size=1)
+
+    def _set(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         renderer = renderer_of(pl_module)
         if renderer is None:
             return
         value = self.value_at(trainer.current_epoch)
         if value is not None:
             renderer.set_clamp(value)
-        current = renderer.max_weight_clamp
-        pl_module.log("aqr/max_weight_clamp", float("inf") if current is None else float(current))
+        # Kept as a number, because reading the renderer's buffer would wait for the device in every step.
+        limit = renderer.max_weight_clamp
+        self._current = float("inf") if limit is None else limit
 
     def state_dict(self) -> dict[str, Any]:
         """Milestones and mode, to tell on a resume what the run was following."""

@@ -44,9 +44,9 @@ def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, f
     write_record(config, folder, overrides)
     L.seed_everything(config.seed, workers=True, verbose=False)
     callbacks = [build(callback) for callback in config.callbacks.values() if callback is not None]
-    callbacks.append(build(config.clamp_schedule))
     if config.ckpt_path and clamp_given(overrides) and config.aqr is not None:
         callbacks.append(GivenClamp(config.renderer.max_weight_clamp))
+    callbacks.append(build(config.clamp_schedule))
     loggers = [build(logger) for logger in config.logger.values() if logger is not None]
     trainer = build(config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
     data = build(config.data)
