@@ -17,7 +17,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -86,6 +86,8 @@ def hide_noise() -> None:
     logging.getLogger("lightning").handlers.clear()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: not any(part in record.getMessage() for part in _NOISE))
+    # Frozen modules, and batch norms with norm_eval, are in eval mode on purpose.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
     # Lightning's own use of a class that PyTorch is about to replace.
     warnings.filterwarnings("ignore", message=r"`?isinstance\(treespec, LeafSpec\)")
 
@@ -116,11 +118,19 @@ def check_overrides(config_dir: Path, config_name: str, arguments: list[str]) ->
 
 def _without_sweeps(overrides: list[str]) -> Iterator[str]:
     """The overrides, with the first value of each sweep in place of the sweep."""
-    for override in OverridesParser.create().parse_overrides(overrides):
+    parser = OverridesParser.create()
+    for item in overrides:
+        try:
+            override = parser.parse_override(item)
+        except OverrideParseException as error:
+            raise UserError(
+                f"{item}: cannot be read as key=value or group=option; quote what the shell would change, "
+                "as in 'key=[1,2]'"
+            ) from error
         if override.is_sweep_override():
             yield f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
         else:
-            yield str(override.input_line)
+            yield item
 
 
 def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
