@@ -17,7 +17,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -122,7 +122,7 @@ def _without_sweeps(overrides: list[str]) -> Iterator[str]:
     for item in overrides:
         try:
             override = parser.parse_override(item)
-        except OverrideParseException as error:
+        except HydraException as error:
             raise UserError(
                 f"{item}: cannot be read as key=value or group=option; quote what the shell would change, "
                 "as in 'key=[1,2]'"

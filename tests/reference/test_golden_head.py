@@ -68,7 +68,7 @@ def model_and_batch(golden: dict[str, np.ndarray]) -> tuple[CMT, Batch]:
     official = {k: v for k, v in official_state_dict("cmt_voxel0100_r50_800x320").items() if "pts_bbox_head" in k}
     rule = official["pts_bbox_head.reference_points.weight"]
     official["pts_bbox_head.reference_points.weight"] = _reference_points(60, rule)
-    load_weights(model, official, allow=("lidar", "image"))
+    load_weights(model, official)  # the stand-ins for the branches have no weights
     boxes = [torch.from_numpy(golden[f"gt_boxes_{i}"]) for i in (0, 1)]
     height, width = golden["image_size_hw"]
     batch = Batch(
