@@ -6,10 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cmt_aqr.command import command
-from cmt_aqr.configuration import check_config, with_overrides
 from cmt_aqr.errors import UserError
-from cmt_aqr.training.checkpoints import read_checkpoint
-from cmt_aqr.training.run import evaluate
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -17,17 +14,18 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 @command(CONF, "evaluate")
 def main(config: DictConfig) -> float:
     """Take the checkpoint's configuration, apply this command's overrides, evaluate; returns NDS."""
-    hydra = HydraConfig.get()
+    # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
+    from cmt_aqr.configuration import check_config, with_overrides
+    from cmt_aqr.training.checkpoints import saved_config
+    from cmt_aqr.training.run import evaluate
+
     if config.ckpt_path is None:
         raise UserError("ckpt_path is missing: python scripts/evaluate.py ckpt_path=outputs/.../last.ckpt")
+    hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
-    saved = read_checkpoint(Path(config.ckpt_path)).get("config")
-    if not saved:
-        raise UserError(f"ckpt_path={config.ckpt_path}: the checkpoint holds no configuration")
-    merged = with_overrides(saved, config, overrides)
+    merged = with_overrides(saved_config(Path(config.ckpt_path)), config, overrides)
     check_config(merged)
-    clamp_given = any(item.startswith(("renderer=", "renderer.max_weight_clamp=")) for item in overrides)
-    return evaluate(merged, Path(hydra.runtime.output_dir), clamp_given)["NDS"]
+    return evaluate(merged, Path(hydra.runtime.output_dir), overrides)["NDS"]
 
 
 if __name__ == "__main__":

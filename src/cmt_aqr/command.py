@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import functools
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cmt_aqr.errors import UserError
@@ -47,6 +49,7 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
     def wrap(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(function)
         def job(config: DictConfig) -> Any:
+            hide_noise()
             try:
                 return function(config)
             except UserError as error:
@@ -55,6 +58,9 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
                 sys.exit(f"error: {error}")
 
         def main() -> None:
+            if not any(flag in sys.argv for flag in _FLAGS_WITH_VALUES):
+                # argparse refuses overrides on both sides of a flag such as -m.
+                sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("-"))
             try:
                 check_overrides(config_dir, config_name, sys.argv[1:])
             except UserError as error:
@@ -66,6 +72,24 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
         return main
 
     return wrap
+
+
+_NOISE = ("litlogger", "Loading `train_dataloader` to estimate", "TPU available")
+"""Parts of messages of Lightning that tell a user of ours nothing."""
+
+
+def hide_noise() -> None:
+    """Drop messages of libraries about themselves; their warnings about a run stay."""
+    # Lightning prints what it logs, and so does Hydra, whose format has the time and goes to the log file, too.
+    import lightning  # noqa: F401  # its handler is there only after the import
+
+    logging.getLogger("lightning").handlers.clear()
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: not any(part in record.getMessage() for part in _NOISE))
+    # Frozen modules, and batch norms with norm_eval, are in eval mode on purpose.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
+    # Lightning's own use of a class that PyTorch is about to replace.
+    warnings.filterwarnings("ignore", message=r"`?isinstance\(treespec, LeafSpec\)")
 
 
 def _full_errors() -> bool:
@@ -94,16 +118,30 @@ def check_overrides(config_dir: Path, config_name: str, arguments: list[str]) ->
 
 def _without_sweeps(overrides: list[str]) -> Iterator[str]:
     """The overrides, with the first value of each sweep in place of the sweep."""
-    for override in OverridesParser.create().parse_overrides(overrides):
+    parser = OverridesParser.create()
+    for item in overrides:
+        try:
+            override = parser.parse_override(item)
+        except HydraException as error:
+            raise UserError(
+                f"{item}: cannot be read as key=value or group=option; quote what the shell would change, "
+                "as in 'key=[1,2]'"
+            ) from error
         if override.is_sweep_override():
             yield f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
         else:
-            yield str(override.input_line)
+            yield item
 
 
 def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     """One sentence out of Hydra's several lines, with the nearest existing key where a key is unknown."""
     text = " ".join(str(error).split())
+    option = re.search(
+        r"Could not find '([^']+)/([^'/]+)'.*Available options in '[^']+': (.*?)( Config search|$)", text
+    )
+    if option is not None:
+        group, choice, options = option.group(1), option.group(2), option.group(3).split()
+        return f"{group}={choice}: there is no such option; choose from {', '.join(options)}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown is None:
         return text
@@ -126,10 +164,11 @@ def _composed(config_name: str, overrides: list[str]) -> DictConfig:
 
 def flatten(config: DictConfig, prefix: str = "") -> Iterator[str]:
     """Dotted names of all keys of a configuration, groups and leaves."""
-    for key in config:
-        name = f"{prefix}{key}"
+    for key in config.keys():  # noqa: SIM118  # items() would resolve interpolations
+        name = f"{prefix}{key!s}"
         yield name
-        if not OmegaConf.is_interpolation(config, key) and OmegaConf.is_dict(config._get_node(key)):
-            child = config._get_node(key)
-            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-                yield from flatten(child, f"{name}.")
+        child = config._get_node(key)
+        if isinstance(child, DictConfig) and not (
+            child._is_none() or child._is_missing() or child._is_interpolation()
+        ):
+            yield from flatten(child, f"{name}.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
@@ -20,8 +22,13 @@ def build(config: DictConfig | None, **arguments: Any) -> Any:
         return hydra.utils.instantiate(config, **arguments)
     except InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, ValueError | FileNotFoundError):
-            raise UserError(str(cause)) from error
+        if isinstance(cause, ValueError | FileNotFoundError | MisconfigurationException):
+            raise UserError(" ".join(str(cause).split())) from error
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
+        if isinstance(cause, TypeError) and unknown and config is not None:
+            raise UserError(
+                f"{unknown[1]} is no setting of {config.get('_target_')}: drop or rename it"
+            ) from error
         raise
 
 
@@ -45,33 +52,57 @@ def check_config(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     Raises:
         UserError: naming key, value and what is allowed.
     """
-    given = {item.lstrip("+~").split("=")[0] for item in overrides}
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{missing[0]} has no default: give {missing[0]}=...")
     _check_numbers(config)
-    _check_contradictions(config, given)
+    _check_contradictions(config, set(override_keys(overrides)))
     optimizer_settings(config)
     multipliers(config)
-    for group in ("renderer", "modulator", "clamp_schedule"):
+    for group in ("renderer", "modulator", "aqr", "clamp_schedule", "data", "callbacks"):
         build(config[group])
 
 
+def override_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys and groups that command-line overrides name: ``+a.b=1`` is ``a.b``, ``~c`` is ``c``."""
+    return [item.lstrip("+~").split("=")[0].split("@")[0].replace("/", ".") for item in overrides]
+
+
+def clamp_given(overrides: Sequence[str]) -> bool:
+    """Whether the command line sets the clamp, by its value or by a renderer preset."""
+    return bool({"renderer", "renderer.max_weight_clamp"} & set(override_keys(overrides)))
+
+
+_LOWEST = {
+    "seed": 0,
+    "data.batch_size": 1,
+    "data.num_workers": 0,
+    "evaluation.max_detections": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.log_every_n_steps": 1,
+    "model.layers": 1,
+    "model.queries": 1,
+    "training.denoising.groups": 0,
+}
+"""Whole numbers, and the lowest that each may be."""
+
+
 def _check_numbers(config: DictConfig) -> None:
-    lowest = {
-        "seed": 0,
-        "data.batch_size": 1,
-        "data.num_workers": 0,
-        "evaluation.max_detections": 1,
-        "trainer.accumulate_grad_batches": 1,
-        "model.layers": 1,
-        "model.queries": 1,
-        "training.denoising.groups": 0,
-    }
-    for key, least in lowest.items():
+    for key, least in _LOWEST.items():
         value = OmegaConf.select(config, key)
-        if not isinstance(value, int) or value < least:
+        if not _is_whole(value) or value < least:
             raise UserError(f"{key}={value}: must be a whole number of {least} or more")
     epochs, steps = config.trainer.max_epochs, config.trainer.max_steps
-    if (epochs is None or epochs < 0) and steps < 0:
+    for key, value in (("trainer.max_epochs", epochs), ("trainer.max_steps", steps)):
+        if not (_is_whole(value) and value >= -1) and not (key == "trainer.max_epochs" and value is None):
+            raise UserError(f"{key}={value}: must be a whole number, or -1 for no limit")
+    if epochs in (None, -1) and steps == -1:
         raise UserError(f"trainer.max_epochs={epochs} and trainer.max_steps={steps}: one must set an end")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_contradictions(config: DictConfig, given: set[str]) -> None:
@@ -120,10 +151,13 @@ def with_overrides(saved: dict[str, Any], composed: DictConfig, overrides: Seque
         UserError: for ``experiment=``, which would replace what the checkpoint was trained with.
     """
     config = OmegaConf.create(saved)
-    keys = [item.lstrip("+~").split("=")[0].split("@")[0] for item in overrides]
+    keys = override_keys(overrides)
     if "experiment" in keys:
-        raise UserError("experiment= cannot be changed after training: override single values or data= instead")
-    for key in ["ckpt_path", "name", *keys]:
-        value = OmegaConf.select(composed, key.replace("/", "."))
-        OmegaConf.update(config, key.replace("/", "."), value, merge=False, force_add=True)
+        raise UserError(
+            "experiment= with ckpt_path=: the checkpoint brings its configuration along; drop experiment=, and "
+            "override single values or groups"
+        )
+    # weights= started the run that the checkpoint goes on with; it must not be loaded again.
+    for key in ["ckpt_path", "weights", "name", *keys]:
+        OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False, force_add=True)
     return config

@@ -72,7 +72,9 @@ def test_image_cell_is_the_nearest_of_a_view_that_sees_the_point() -> None:
 
 def test_a_pixel_beyond_the_last_cells_centre_belongs_to_the_last_cell() -> None:
     lidar2img = torch.eye(4)[None, None]
-    pixel = torch.tensor([[[79.9, 47.9, 1.0], [80.0, 10.0, 1.0], [-0.1, 10.0, 1.0]]])
+    # (u, v, 1) metres at depth 1 are pixel (u, v), less the millionth by which the division moves the depth:
+    # at the border, 80 / (1 + 1e-6) would still be inside, and 80.001 / (1 + 1e-6) is not.
+    pixel = torch.tensor([[[79.9, 47.9, 1.0], [80.001, 10.0, 1.0], [-0.1, 10.0, 1.0]]])
     placement = place_on_images(pixel, lidar2img, IMAGE_SIZE, IMAGE_MAP)
     assert placement.inside[0, 0].tolist() == [True, False, False]
     assert placement.cell[0, 0, 0].tolist() == [9, 5]

@@ -1,11 +1,13 @@
 import os
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from cmt_aqr.training.checkpoints import AtomicCheckpointIO, Checkpoints, read_checkpoint
 
 
 class Bomb:
@@ -49,3 +51,70 @@ def test_missing_truncated_and_foreign_files_say_so(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(1)}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match="not a checkpoint of a training run"):
         read_checkpoint(tmp_path / "weights.pth")
+
+
+class Scored(L.LightningModule):
+    """Logs the scores that it is given, one an evaluation."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.scores = list(scores)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        pass
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/NDS", self.scores.pop(0))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(folder: Path, scores: list[float], ckpt: Path | None = None, **settings: Any) -> list[int]:
+    """Steps of last.ckpt and best.ckpt after a run of three steps an epoch."""
+    checkpoints = Checkpoints(folder, every_n_steps=settings.pop("every_n_steps", None))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[checkpoints],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+    loader = torch.utils.data.DataLoader(torch.ones(3, 1))
+    module = Scored(scores)
+    trainer.fit(module, loader, loader, ckpt_path=ckpt, weights_only=True)
+    if module.scores:
+        trainer.validate(module, loader, verbose=False)
+    return [read_checkpoint(path)["global_step"] for path in (checkpoints.last, checkpoints.best)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_last_is_of_the_last_epoch_even_if_another_was_the_best(tmp_path: Path) -> None:
+    assert fit(tmp_path, [0.1, 0.3, 0.2], max_epochs=3) == [9, 6]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_resumed_run_in_another_folder_knows_the_best_score(tmp_path: Path) -> None:
+    fit(tmp_path / "a", [0.3, 0.1], max_epochs=2)
+    last = tmp_path / "a" / "last.ckpt"
+    assert fit(tmp_path / "b", [0.2, 0.4], last, max_epochs=4) == [12, 12]
+    with pytest.raises(UserError, match=r"best\.ckpt: there is no such file"):
+        fit(tmp_path / "c", [0.2, 0.25], last, max_epochs=4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_fit_that_ends_within_an_epoch_has_both_files(tmp_path: Path) -> None:
+    assert fit(tmp_path, [0.1, 0.2], max_steps=5, max_epochs=-1) == [5, 5]
+    assert fit(tmp_path / "worse", [0.2, 0.1], max_steps=5, max_epochs=-1) == [5, 3]
+
+
+@pytest.mark.parametrize("interval", ["every_n_epochs", "every_n_steps"])
+def test_intervals_below_1_are_refused(interval: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"callbacks\.checkpoint\.{interval}=0"):
+        Checkpoints(tmp_path, **{interval: 0})

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from cmt_aqr.errors import UserError
 
@@ -38,6 +42,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def saved_config(path: Path) -> dict[str, Any]:
+    """The composed configuration that a checkpoint was trained with.
+
+    Raises:
+        UserError: see :func:`read_checkpoint`; also where the checkpoint holds no configuration.
+    """
+    config = read_checkpoint(path).get("config")
+    if not config:
+        raise UserError(f"ckpt_path={path}: the checkpoint holds no configuration")
+    return config
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name in the same folder, then renames; reads with ``weights_only=True``."""
 
@@ -58,3 +74,94 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint, see :func:`read_checkpoint`."""
         return read_checkpoint(Path(path))
+
+
+class Checkpoints(Checkpoint):
+    """Keeps ``last.ckpt``, to go on from, and ``best.ckpt``, of the best evaluation.
+
+    Lightning's ``ModelCheckpoint`` with ``save_last`` writes ``last.ckpt`` only when the monitored metric
+    improved, so that a run would go on from an old epoch; and its best score is forgotten by a resumed run
+    that has a folder of its own.
+
+    Args:
+        folder: where the two files go.
+        monitor: logged metric that decides which evaluation is the best; the higher, the better.
+        every_n_epochs: epochs from one ``last.ckpt`` to the next.
+        every_n_steps: write ``last.ckpt`` after so many steps, too; ``None``: only at the end of epochs.
+
+    Raises:
+        ValueError: for intervals below 1.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        monitor: str = "val/NDS",
+        every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+    ) -> None:
+        for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"callbacks.checkpoint.{name}={value}: must be a whole number of 1 or more")
+        self.last = Path(folder) / "last.ckpt"
+        self.best = Path(folder) / "best.ckpt"
+        self.monitor = monitor
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self.best_score = float("-inf")
+        self._improved = False
+        self._step_of_last: int | None = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write ``last.ckpt`` every ``every_n_steps``; gradient accumulation has batches without a step."""
+        step = trainer.global_step
+        if self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._step_of_last:
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """See whether this is the best evaluation so far."""
+        score = trainer.callback_metrics.get(self.monitor)
+        if trainer.sanity_checking or score is None or not score > self.best_score:
+            return
+        self.best_score = float(score)
+        if trainer.state.fn == TrainerFn.FITTING:
+            # Written where the epoch ends, from where training can go on; an evaluation within an epoch is
+            # followed by a batch instead.
+            self._improved = True
+            if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+                self._save_best(trainer)
+        elif self._step_of_last == trainer.global_step and trainer.is_global_zero:
+            # The evaluation after a fit that ended within an epoch: these are the weights of last.ckpt.
+            temporary = self.best.with_name(f".{self.best.name}.{os.getpid()}.tmp")
+            shutil.copyfile(self.last, temporary)
+            temporary.replace(self.best)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write ``best.ckpt`` after the best evaluation, and ``last.ckpt``."""
+        if self._improved:
+            self._save_best(trainer)
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._save_last(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write ``last.ckpt`` if it is not of the last step."""
+        if self._step_of_last != trainer.global_step:
+            self._save_last(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score, so that a resumed run does not call a worse one the best."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best score over."""
+        self.best_score = float(state_dict["best_score"])
+
+    def _save_best(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.best, weights_only=False)
+        self._improved = False
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.last, weights_only=False)
+        self._step_of_last = trainer.global_step

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from cmt_aqr.aqr import AQR, Renderer
 from cmt_aqr.training.module import DetectorModule
 
 
@@ -28,6 +29,7 @@ class ClampSchedule(L.Callback):
     def __init__(self, milestones: Mapping[int, float] | None = None, mode: str = "step") -> None:
         self.milestones = {int(epoch): float(value) for epoch, value in (milestones or {}).items()}
         self.mode = mode
+        self._current: float | None = None
         epochs = list(self.milestones)
         if mode not in ("step", "linear"):
             raise ValueError(f"clamp_schedule.mode={mode}: must be step or linear")
@@ -51,26 +53,68 @@ class ClampSchedule(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse a schedule without anything to clamp."""
-        if self.milestones and _renderer(pl_module) is None:
+        if self.milestones and renderer_of(pl_module) is None:
             raise ValueError("clamp_schedule has milestones but aqr=none has nothing to clamp: drop one of them")
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set the clamp of the epoch that a run goes on in: within an epoch, none starts."""
+        self._set(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Set the epoch's clamp and log it."""
-        renderer = _renderer(pl_module)
+        """Set the epoch's clamp."""
+        self._set(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the clamp, with the losses of the step."""
+        if self._current is not None:
+            pl_module.log("aqr/max_weight_clamp", self._current, batch_size=1)
+
+    def _set(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        renderer = renderer_of(pl_module)
         if renderer is None:
             return
         value = self.value_at(trainer.current_epoch)
         if value is not None:
             renderer.set_clamp(value)
-        current = renderer.max_weight_clamp
-        pl_module.log("aqr/max_weight_clamp", float("inf") if current is None else float(current))
+        # Kept as a number, because reading the renderer's buffer would wait for the device in every step.
+        limit = renderer.max_weight_clamp
+        self._current = float("inf") if limit is None else limit
 
     def state_dict(self) -> dict[str, Any]:
         """Milestones and mode, to tell on a resume what the run was following."""
         return {"milestones": dict(self.milestones), "mode": self.mode}
 
 
-def _renderer(module: L.LightningModule) -> Any:
+class GivenClamp(L.Callback):
+    """Puts a clamp that was given on the command line in place of the checkpoint's, when a run goes on.
+
+    Args:
+        value: the clamp; ``None``: no limit.
+    """
+
+    def __init__(self, value: float | None) -> None:
+        self.value = value
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set it, after the checkpoint was loaded."""
+        renderer = renderer_of(pl_module)
+        if renderer is not None:
+            renderer.set_clamp(self.value)
+
+
+def renderer_of(module: L.LightningModule) -> Renderer | None:
+    """The renderer whose clamp is scheduled, or ``None`` without AQR.
+
+    Raises:
+        TypeError: for another module than a DetectorModule, or another router than AQR.
+    """
     if not isinstance(module, DetectorModule):
-        raise TypeError(f"ClampSchedule works on a DetectorModule, not on {type(module).__name__}")
-    return None if module.model.aqr is None else module.model.aqr.renderer
+        raise TypeError(f"a clamp belongs to a DetectorModule, not to {type(module).__name__}")
+    aqr = module.model.aqr
+    if aqr is None:
+        return None
+    if not isinstance(aqr, AQR):
+        raise TypeError(f"a clamp belongs to AQR, not to {type(aqr).__name__}")
+    return aqr.renderer

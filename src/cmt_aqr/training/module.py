@@ -66,6 +66,8 @@ class DetectorModule(L.LightningModule):
         for name, parameter in model.named_parameters():
             if module_of(name) in multipliers.frozen():
                 parameter.requires_grad_(False)
+        # Lightning leaves modules in the mode it finds them in.
+        self.train(self.training)
 
     def _parts(self) -> list[tuple[str, nn.Module]]:
         """Submodules of the model with the multiplier name that all their parameters go by."""
@@ -131,8 +133,13 @@ class DetectorModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule, stepped every step."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        # Counting made the training loader, before the checkpoint was read. Lightning puts only a loader that
+        # it makes afterwards where the checkpoint stands; with this one, a run that goes on within an epoch
+        # would begin the epoch anew.
+        self.trainer.fit_loop._combined_loader = None
         optimizer, scheduler = self.optimizer_settings.build(
-            self.model, self.multipliers, self.samples_per_step, int(self.trainer.estimated_stepping_batches)
+            self.model, self.multipliers, self.samples_per_step, steps
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ from typing import Any
 import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
-from cmt_aqr.configuration import build, multipliers, optimizer_settings
+from cmt_aqr.configuration import build, clamp_given, multipliers, optimizer_settings
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.table import metrics_table, write_metrics
 from cmt_aqr.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from cmt_aqr.training.clamp import GivenClamp, renderer_of
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.module import DetectorModule
+from cmt_aqr.visual.console import console
 from cmt_aqr.weights import load_weights
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "timm", "nuscenes-devkit", "numpy", "scipy")
@@ -42,25 +44,31 @@ def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, f
     write_record(config, folder, overrides)
     L.seed_everything(config.seed, workers=True, verbose=False)
     callbacks = [build(callback) for callback in config.callbacks.values() if callback is not None]
+    if config.ckpt_path and clamp_given(overrides) and config.aqr is not None:
+        callbacks.append(GivenClamp(config.renderer.max_weight_clamp))
     callbacks.append(build(config.clamp_schedule))
     loggers = [build(logger) for logger in config.logger.values() if logger is not None]
     trainer = build(config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
     data = build(config.data)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
     start_from_weights(config, module)
+    if config.ckpt_path:
+        # Before Lightning does: a checkpoint of another model is then refused in one sentence.
+        load_checkpoint_weights(module, read_checkpoint(Path(config.ckpt_path)), Path(config.ckpt_path))
     trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     if module.evaluated is None or module.evaluated[0] != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
     return report(trainer, module, folder)
 
 
-def evaluate(config: DictConfig, folder: Path, clamp_given: bool) -> dict[str, float]:
+def evaluate(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Evaluate a checkpoint.
 
     Args:
         config: the run's configuration with the evaluation's overrides; ``ckpt_path`` names the checkpoint.
         folder: where ``metrics.json`` goes.
-        clamp_given: whether ``renderer.max_weight_clamp`` was overridden; else the checkpoint's clamp holds.
+        overrides: as given on the command line. Without one of ``renderer.max_weight_clamp`` the checkpoint's
+            clamp holds.
 
     Returns:
         The official metrics.
@@ -72,8 +80,9 @@ def evaluate(config: DictConfig, folder: Path, clamp_given: bool) -> dict[str, f
     data = build(config.data)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
     load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path))
-    if clamp_given and module.model.aqr is not None:
-        module.model.aqr.renderer.set_clamp(config.renderer.max_weight_clamp)
+    renderer = renderer_of(module)
+    if clamp_given(overrides) and renderer is not None:
+        renderer.set_clamp(config.renderer.max_weight_clamp)
     trainer.validate(module, datamodule=data, verbose=False)
     return report(trainer, module, folder)
 
@@ -84,6 +93,10 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
     plain = OmegaConf.to_container(config, resolve=True)
     if not isinstance(plain, dict):
         raise TypeError("a configuration is a mapping")
+    # The folders of callbacks and loggers belong to this run; one that goes on from its checkpoint has its own.
+    written_out = OmegaConf.to_container(config, resolve=False)
+    if isinstance(written_out, dict):
+        plain.update({group: written_out[group] for group in ("callbacks", "logger")})
     denoising = Denoising(**plain["training"]["denoising"])
     return DetectorModule(
         model=build(config.model.network),
@@ -104,9 +117,10 @@ def start_from_weights(config: DictConfig, module: DetectorModule) -> None:
     if config.weights is None:
         return
     report = load_weights(module.model, Path(config.weights))
-    Console().print(report.table())
-    if module.model.aqr is not None:
-        module.model.aqr.renderer.set_clamp(config.renderer.max_weight_clamp)
+    console().print(report.table())
+    renderer = renderer_of(module)
+    if renderer is not None:
+        renderer.set_clamp(config.renderer.max_weight_clamp)
 
 
 def load_checkpoint_weights(module: DetectorModule, checkpoint: dict[str, Any], path: Path) -> None:
@@ -124,9 +138,9 @@ def report(trainer: L.Trainer, module: DetectorModule, folder: Path) -> dict[str
         raise RuntimeError("the run ended without an evaluation")
     _, metrics = module.evaluated
     if trainer.is_global_zero:
-        Console().print(metrics_table(metrics))
+        console().print(metrics_table(metrics))
         path = write_metrics(metrics, folder / "metrics.json")
-        Console().print(f"Metrics are in {path}; the run's folder is {folder}")
+        console().print(f"Metrics are in {path}; the run's folder is {folder}", soft_wrap=True)
     return metrics
 
 

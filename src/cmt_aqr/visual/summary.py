@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import lightning as L
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.optimization import MODULES, Multipliers, OptimizerSettings, module_of
+from cmt_aqr.visual.console import console
 
 
 def parameter_table(model: nn.Module, optimizer: OptimizerSettings, factors: Multipliers, samples: int) -> Table:
@@ -40,4 +40,4 @@ class ParameterSummary(L.Callback):
         """Print the table, on one process."""
         if trainer.is_global_zero and isinstance(pl_module, DetectorModule):
             settings, factors = pl_module.optimizer_settings, pl_module.multipliers
-            Console().print(parameter_table(pl_module.model, settings, factors, pl_module.samples_per_step))
+            console().print(parameter_table(pl_module.model, settings, factors, pl_module.samples_per_step))

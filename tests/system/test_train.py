@@ -1,0 +1,140 @@
+"""Training, evaluating and sweeping, as commands."""
+
+import csv
+import json
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from cmt_aqr.constants import CLASSES
+from cmt_aqr.training.checkpoints import read_checkpoint
+from cmt_aqr.weights import convert, naming_of, save_pickled
+from tests.system.commands import arguments, environment, run_command
+
+pytestmark = pytest.mark.system
+
+
+def metrics_of(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_run_leaves_what_it_did_in_its_folder(trained: tuple[Path, str]) -> None:
+    folder, printed = trained
+    metrics = metrics_of(folder)
+    expected = {"mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE", *(f"AP/{name}" for name in CLASSES)}
+    assert expected <= set(metrics)
+    assert f"{metrics['mAP']:.4f}" in printed and f"{metrics['NDS']:.4f}" in printed and "pedestrian" in printed
+    for name in ("last", "best"):
+        assert read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")["global_step"] == 2
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model"]["queries"] == 20 and config["trainer"]["max_steps"] == 2
+    record = json.loads((folder / "record.json").read_text())
+    assert "trainer.max_steps=2" in record["overrides"] and record["versions"]["torch"] == version("torch")
+    with (folder / "csv" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert any(row["val/NDS"] and float(row["val/NDS"]) == pytest.approx(metrics["NDS"], abs=1e-6) for row in rows)
+    assert list((folder / "tensorboard").glob("events.*"))
+
+
+def test_a_run_shows_no_noise_and_cuts_no_table(trained: tuple[Path, str]) -> None:
+    _, printed = trained
+    for noise in ("litlogger", "LeafSpec", "to estimate", "weights_only", "could not find the monitored key"):
+        assert noise not in printed
+    assert "…" not in printed
+    assert printed.count("`max_steps=2` reached") == 1
+
+
+def test_evaluating_a_checkpoint_gives_the_run_s_numbers(workplace: Path, trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    again = workplace / "evaluated"
+    done = run_command(
+        workplace, "evaluate", f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", f"hydra.run.dir={again}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(again) == metrics_of(folder)
+
+
+def test_a_sweep_makes_a_folder_for_each_run(workplace: Path) -> None:
+    """And a run that is refused does not stop those after it; the command says so at its end."""
+    folder = workplace / "sweep"
+    done = run_command(
+        workplace,
+        "train",
+        "-m",
+        "renderer.max_weight_clamp=1.5,-1.0,2.0",
+        "trainer.max_steps=2",
+        f"hydra.sweep.dir={folder}",
+    )
+    assert done.returncode != 0
+    assert "renderer.max_weight_clamp=-1.0: must be" in done.stderr
+    for number, clamp in ((0, 1.5), (2, 2.0)):
+        config = yaml.safe_load((folder / str(number) / "config.yaml").read_text())
+        assert config["renderer"]["max_weight_clamp"] == clamp
+        assert set(metrics_of(folder / str(number))) >= {"mAP", "NDS"}
+    assert not (folder / "1" / "metrics.json").exists()
+
+
+def test_one_sensor_is_enough(workplace: Path) -> None:
+    running = {
+        name: subprocess.Popen(
+            arguments("train", f"model=tiny_{name}", off, "trainer.max_steps=1", f"hydra.run.dir={name}"),
+            cwd=workplace,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name, off in (("lidar", "data.cameras=false"), ("camera", "data.lidar=false"))
+    }
+    for name, process in running.items():
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+        assert 0 <= metrics_of(workplace / name)["NDS"] <= 1
+
+
+def test_a_frozen_backbone_keeps_the_weights_it_was_given(workplace: Path, trained: tuple[Path, str]) -> None:
+    """From a file with official names and without AQR, into a model with AQR: one step changes all but it."""
+    state = read_checkpoint(trained[0] / "checkpoints" / "last.ckpt")["state_dict"]
+    ours = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    plain = {name: value for name, value in ours.items() if not name.startswith("aqr.")}
+    official = convert(plain, "official")
+    assert naming_of(official) == "official"
+    save_pickled(official, workplace / "cmt.pth")
+    done = run_command(
+        workplace,
+        "train",
+        "weights=cmt.pth",
+        "lr_mult.img_backbone=0",
+        "trainer.max_steps=1",
+        "hydra.run.dir=from_weights",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "starts fresh" in done.stdout
+    after = read_checkpoint(workplace / "from_weights" / "checkpoints" / "last.ckpt")["state_dict"]
+    backbone = [name for name in plain if name.startswith("image.backbone.")]
+    assert any(name.endswith("running_mean") for name in backbone)
+    for name in backbone:
+        assert torch.equal(after[f"model.{name}"], plain[name]), name
+    for name in ("decoder", "lidar", "image.neck", "head.task"):
+        members = [key for key in plain if key.startswith(f"{name}.")]
+        assert any(not torch.equal(after[f"model.{key}"], plain[key]) for key in members), name
+
+
+def test_two_processes_train_together(workplace: Path) -> None:
+    done = run_command(
+        workplace,
+        "train",
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "trainer.max_steps=2",
+        "hydra.run.dir=ddp",
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = metrics_of(workplace / "ddp")
+    assert metrics["frames"] == 3
+    assert read_checkpoint(workplace / "ddp" / "checkpoints" / "last.ckpt")["global_step"] == 2

@@ -1,0 +1,99 @@
+"""What the LightningModule freezes, and clamps when a run goes on."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import hydra
+import lightning as L
+import pytest
+from torch import nn
+
+from cmt_aqr.configuration import build, multipliers, optimizer_settings
+from cmt_aqr.training.clamp import ClampSchedule, GivenClamp, renderer_of
+from cmt_aqr.training.module import DetectorModule
+from cmt_aqr.training.optimization import MODULES, module_of
+from tests.system.commands import SMALL
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def detector(*overrides: str) -> DetectorModule:
+    small = [item for item in SMALL if "aqr=none" not in overrides or not item.startswith("aqr.")]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", [*small, *overrides])
+    return DetectorModule(
+        build(config.model.network), cast(Any, None), None, optimizer_settings(config), multipliers(config)
+    )
+
+
+def test_every_parameter_belongs_to_one_part_of_its_own_name() -> None:
+    module = detector()
+    parts = module._parts()
+    owner: dict[int, str] = {}
+    for name, part in parts:
+        for parameter in part.parameters():
+            assert id(parameter) not in owner
+            owner[id(parameter)] = name
+    for name, parameter in module.model.named_parameters():
+        if id(parameter) in owner:
+            assert owner[id(parameter)] == module_of(name), name
+        else:
+            # Bare parameters of the head have no mode to switch.
+            assert name.startswith("head.") and name.count(".") == 1, name
+    assert {name for name, _ in parts} == set(MODULES)
+
+
+@pytest.mark.parametrize("frozen", sorted(MODULES))
+def test_a_multiplier_of_0_freezes_one_module_and_its_statistics(frozen: str) -> None:
+    module = detector(f"lr_mult.{frozen}=0")
+    for name, parameter in module.model.named_parameters():
+        assert parameter.requires_grad == (module_of(name) != frozen), name
+    for mode in (True, False, True):
+        for name, part in module._parts():
+            norms = [m for m in part.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+            assert all(norm.training == (mode and name != frozen) for norm in norms), name
+            assert part.training == (mode and name != frozen), name
+        module.train(not mode)
+    groups = module.optimizer_settings.build(module.model, module.multipliers, 1, 10)[0].param_groups
+    assert {group["name"] for group in groups} == set(MODULES) - {frozen}
+
+
+def at_epoch(epoch: int) -> L.Trainer:
+    return cast(L.Trainer, SimpleNamespace(current_epoch=epoch))
+
+
+def test_a_run_that_goes_on_within_a_stage_has_the_stage_s_clamp() -> None:
+    module = detector("renderer.max_weight_clamp=9.0")
+    schedule = ClampSchedule({0: 2.5, 6: 2.0, 16: 1.5})
+    for epoch, clamp in ((9, 2.0), (16, 1.5), (5, 2.5)):
+        schedule.on_train_start(at_epoch(epoch), module)
+        assert renderer_of(module).max_weight_clamp == clamp
+
+
+def test_without_milestones_the_clamp_stays_and_one_that_is_given_counts() -> None:
+    module = detector("renderer.max_weight_clamp=1.75")
+    ClampSchedule().on_train_start(at_epoch(3), module)
+    assert renderer_of(module).max_weight_clamp == 1.75
+    GivenClamp(1.25).on_train_start(at_epoch(3), module)
+    assert renderer_of(module).max_weight_clamp == 1.25
+    GivenClamp(None).on_train_start(at_epoch(3), module)
+    assert renderer_of(module).max_weight_clamp is None
+
+
+def test_the_clamp_travels_with_the_weights() -> None:
+    source, target = detector(), detector()
+    renderer_of(source).set_clamp(1.5)
+    target.load_state_dict(source.state_dict())
+    assert renderer_of(target).max_weight_clamp == 1.5
+
+
+def test_without_aqr_there_is_nothing_to_clamp() -> None:
+    module = detector("aqr=none")
+    assert renderer_of(module) is None
+    ClampSchedule().on_train_start(at_epoch(0), module)
+    with pytest.raises(ValueError, match="nothing to clamp"):
+        ClampSchedule({0: 2.0}).on_fit_start(at_epoch(0), module)
+    module.model.aqr = nn.Linear(1, 1)
+    with pytest.raises(TypeError, match="belongs to AQR, not to Linear"):
+        renderer_of(module)
