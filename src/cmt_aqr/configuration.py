@@ -57,6 +57,7 @@ def check_config(config: DictConfig, overrides: Sequence[str] = ()) -> None:
         raise UserError(f"{missing[0]} has no default: give {missing[0]}=...")
     _check_numbers(config)
     _check_contradictions(config, set(override_keys(overrides)))
+    _check_recipe(config)
     optimizer_settings(config)
     multipliers(config)
     for group in ("renderer", "modulator", "aqr", "clamp_schedule", "data", "callbacks"):
@@ -91,6 +92,8 @@ _LOWEST = {
 def _check_numbers(config: DictConfig) -> None:
     for key, least in _LOWEST.items():
         value = OmegaConf.select(config, key)
+        if value is None and key == "trainer.check_val_every_n_epoch":
+            continue  # Lightning then evaluates by steps: +trainer.val_check_interval
         if not _is_whole(value) or value < least:
             raise UserError(f"{key}={value}: must be a whole number of {least} or more")
     epochs, steps = config.trainer.max_epochs, config.trainer.max_steps
@@ -99,6 +102,19 @@ def _check_numbers(config: DictConfig) -> None:
             raise UserError(f"{key}={value}: must be a whole number, or -1 for no limit")
     if epochs in (None, -1) and steps == -1:
         raise UserError(f"trainer.max_epochs={epochs} and trainer.max_steps={steps}: one must set an end")
+
+
+def _check_recipe(config: DictConfig) -> None:
+    recipe = config.recipe
+    missing = [name for name in ("cbgs", "ground_truth_sampling") if recipe[name]]
+    if missing:
+        without = " ".join(f"recipe.{name}=false" for name in missing)
+        raise UserError(
+            f"recipe.{missing[0]}=true: this recipe asks for {' and '.join(missing)}, not built yet; "
+            f"to train without, add {without}"
+        )
+    if recipe.needs_weights and config.weights is None and config.ckpt_path is None:
+        raise UserError("weights=null: this experiment starts from trained weights; add weights=FILE")
 
 
 def _is_whole(value: Any) -> bool:

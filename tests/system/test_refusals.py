@@ -67,6 +67,11 @@ MISTAKES = [
     (["optimizer.schedule=cosine"], ["optimizer.schedule=cosine", "one_cycle or constant"]),
     (["trainer.max_epochs=-1"], ["trainer.max_epochs=-1", "must set an end"]),
     (["trainer.max_steps=few"], ["trainer.max_steps=few", "whole number"]),
+    (
+        ["experiment=cmt_voxel0100_r50_800x320_cbgs"],
+        ["recipe.cbgs=true", "add recipe.cbgs=false recipe.ground_truth_sampling=false"],
+    ),
+    (["experiment=aqr_from_cmt"], ["weights=null", "add weights=FILE"]),
     (["callbacks.checkpoint.every_n_steps=0"], ["callbacks.checkpoint.every_n_steps=0", "1 or more"]),
 ]
 
@@ -77,6 +82,8 @@ def test_a_mistake_is_explained_in_one_sentence(
 ) -> None:
     """There are no data, so a command that came as far as reading would complain of those instead."""
     nowhere = [] if "data=nuscenes" in overrides else ["data=nuscenes", "data.root=/nowhere"]
+    if overrides[0].startswith("experiment="):
+        nowhere = ["data.root=/nowhere"]  # the experiment chooses the data
     said = sentence(monkeypatch, tmp_path, "train", *nowhere, *overrides)
     for part in parts:
         assert part in said
