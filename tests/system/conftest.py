@@ -11,7 +11,7 @@ __all__ = ["small_root"]
 
 
 @pytest.fixture(scope="session")
-def workplace(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder where commands run; ``data`` in it is the tiny data set."""
     folder = tmp_path_factory.mktemp("commands")
     (folder / "data").symlink_to(small_root)
@@ -19,9 +19,9 @@ def workplace(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
-def trained(workplace: Path) -> tuple[Path, str]:
+def trained(run_folder: Path) -> tuple[Path, str]:
     """The folder of a run of two steps, and what it printed."""
-    folder = workplace / "trained"
-    done = run_command(workplace, "train", f"hydra.run.dir={folder}", "trainer.max_steps=2")
+    folder = run_folder / "trained"
+    done = run_command(run_folder, "train", f"hydra.run.dir={folder}", "trainer.max_steps=2")
     assert done.returncode == 0, done.stderr
     return folder, done.stdout + done.stderr

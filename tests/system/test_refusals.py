@@ -98,22 +98,22 @@ def test_a_mistake_is_explained_in_one_sentence(
     ],
 )
 def test_missing_data_are_named(
-    override: str, part: str, monkeypatch: pytest.MonkeyPatch, workplace: Path, tmp_path: Path
+    override: str, part: str, monkeypatch: pytest.MonkeyPatch, run_folder: Path, tmp_path: Path
 ) -> None:
     small = [item for item in SMALL if not item.startswith(("data.root", "data.cache_dir"))]
-    data = ["data=nuscenes", f"data.root={workplace / 'data'}", "data.version=v1.0-mini"]
+    data = ["data=nuscenes", f"data.root={run_folder / 'data'}", "data.version=v1.0-mini"]
     splits = ["data.train_split=mini_train", "data.val_split=mini_val"]
     said = sentence(monkeypatch, tmp_path, "train", *small, *data, *splits, override)
     assert part in said
 
 
-def test_a_missing_table_is_named(monkeypatch: pytest.MonkeyPatch, workplace: Path, tmp_path: Path) -> None:
+def test_a_missing_table_is_named(monkeypatch: pytest.MonkeyPatch, run_folder: Path, tmp_path: Path) -> None:
     tables = tmp_path / "data" / "v1.0-mini"
     tables.mkdir(parents=True)
-    for path in (workplace / "data" / "v1.0-mini").iterdir():
+    for path in (run_folder / "data" / "v1.0-mini").iterdir():
         if path.name != "sample_data.json":
             (tables / path.name).symlink_to(path)
-    (tmp_path / "data" / "samples").symlink_to(workplace / "data" / "samples")
+    (tmp_path / "data" / "samples").symlink_to(run_folder / "data" / "samples")
     said = sentence(monkeypatch, tmp_path, "train", *SMALL)
     assert "sample_data.json" in said
 
@@ -125,13 +125,13 @@ def test_evaluation_needs_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "holds no configuration" in sentence(monkeypatch, tmp_path, "evaluate", "ckpt_path=bare.ckpt")
 
 
-def test_in_a_process_of_its_own_it_is_one_line_on_stderr_and_status_1(workplace: Path) -> None:
+def test_in_a_process_of_its_own_it_is_one_line_on_stderr_and_status_1(run_folder: Path) -> None:
     for override in ("renderer.max_wieght_clamp=2", "renderer.max_weight_clamp=-2"):
-        done = run_command(workplace, "train", override, "hydra.run.dir=refused", "data.root=nowhere")
+        done = run_command(run_folder, "train", override, "hydra.run.dir=refused", "data.root=nowhere")
         assert done.returncode == 1
         assert done.stdout == ""
         assert done.stderr.startswith(f"error: {override}") and done.stderr.count("\n") == 1
-    assert not (workplace / "nowhere").exists()
+    assert not (run_folder / "nowhere").exists()
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_in_a_process_of_its_own_it_is_one_line_on_stderr_and_status_1(workplace
         ("evaluate", ["ckpt_path=", "data: nuscenes, synthetic", "metrics.json"]),
     ],
 )
-def test_help_teaches_and_fits_on_a_screen(script: str, taught: list[str], workplace: Path) -> None:
+def test_help_teaches_and_fits_on_a_screen(script: str, taught: list[str], run_folder: Path) -> None:
     done = subprocess.run(
         [*arguments(script)[:2], "--help"],
-        cwd=workplace,
+        cwd=run_folder,
         env=environment(),
         capture_output=True,
         text=True,

@@ -59,19 +59,19 @@ def assert_same(left: Any, right: Any, where: str = "") -> None:
 
 
 @pytest.fixture(scope="module")
-def unbroken(workplace: Path) -> Path:
-    done = run_command(workplace, "train", *LONG, "hydra.run.dir=unbroken")
+def unbroken(run_folder: Path) -> Path:
+    done = run_command(run_folder, "train", *LONG, "hydra.run.dir=unbroken")
     assert done.returncode == 0, done.stderr
-    return workplace / "unbroken"
+    return run_folder / "unbroken"
 
 
 # One checkpoint within an epoch, one at an epoch's end: three steps make an epoch.
 @pytest.mark.parametrize("step", [4, 6])
-def test_killed_and_resumed_is_as_if_nothing_had_happened(workplace: Path, unbroken: Path, step: int) -> None:
-    killed = workplace / f"killed{step}"
+def test_killed_and_resumed_is_as_if_nothing_had_happened(run_folder: Path, unbroken: Path, step: int) -> None:
+    killed = run_folder / f"killed{step}"
     command = arguments("train", *LONG, f"hydra.run.dir={killed}")
-    with (workplace / "killed.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=workplace, env=environment(), stdout=log, stderr=log)
+    with (run_folder / "killed.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=run_folder, env=environment(), stdout=log, stderr=log)
         try:
             wait_for_step(killed / "checkpoints" / "last.ckpt", step, process)
         finally:
@@ -82,10 +82,10 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(workplace: Path, unbro
     stopped = read_checkpoint(last)["global_step"]
     assert step <= stopped < 9
     # Its configuration comes with it, so nothing else has to be given.
-    resumed = workplace / f"resumed{step}"
+    resumed = run_folder / f"resumed{step}"
     done = subprocess.run(
         [arguments("train")[0], arguments("train")[1], f"ckpt_path={last}", f"hydra.run.dir={resumed}"],
-        cwd=workplace,
+        cwd=run_folder,
         env=environment(),
         capture_output=True,
         text=True,

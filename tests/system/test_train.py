@@ -48,21 +48,21 @@ def test_a_run_shows_no_noise_and_cuts_no_table(trained: tuple[Path, str]) -> No
     assert printed.count("`max_steps=2` reached") == 1
 
 
-def test_evaluating_a_checkpoint_gives_the_run_s_numbers(workplace: Path, trained: tuple[Path, str]) -> None:
+def test_evaluating_a_checkpoint_gives_the_run_s_numbers(run_folder: Path, trained: tuple[Path, str]) -> None:
     folder, _ = trained
-    again = workplace / "evaluated"
+    again = run_folder / "evaluated"
     done = run_command(
-        workplace, "evaluate", f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", f"hydra.run.dir={again}"
+        run_folder, "evaluate", f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", f"hydra.run.dir={again}"
     )
     assert done.returncode == 0, done.stderr
     assert metrics_of(again) == metrics_of(folder)
 
 
-def test_a_sweep_makes_a_folder_for_each_run(workplace: Path) -> None:
+def test_a_sweep_makes_a_folder_for_each_run(run_folder: Path) -> None:
     """And a run that is refused does not stop those after it; the command says so at its end."""
-    folder = workplace / "sweep"
+    folder = run_folder / "sweep"
     done = run_command(
-        workplace,
+        run_folder,
         "train",
         "-m",
         "renderer.max_weight_clamp=1.5,-1.0,2.0",
@@ -78,11 +78,11 @@ def test_a_sweep_makes_a_folder_for_each_run(workplace: Path) -> None:
     assert not (folder / "1" / "metrics.json").exists()
 
 
-def test_one_sensor_is_enough(workplace: Path) -> None:
+def test_one_sensor_is_enough(run_folder: Path) -> None:
     running = {
         name: subprocess.Popen(
             arguments("train", f"model=tiny_{name}", off, "trainer.max_steps=1", f"hydra.run.dir={name}"),
-            cwd=workplace,
+            cwd=run_folder,
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -93,19 +93,19 @@ def test_one_sensor_is_enough(workplace: Path) -> None:
     for name, process in running.items():
         printed, _ = process.communicate(timeout=300)
         assert process.returncode == 0, printed
-        assert 0 <= metrics_of(workplace / name)["NDS"] <= 1
+        assert 0 <= metrics_of(run_folder / name)["NDS"] <= 1
 
 
-def test_a_frozen_backbone_keeps_the_weights_it_was_given(workplace: Path, trained: tuple[Path, str]) -> None:
+def test_a_frozen_backbone_keeps_the_weights_it_was_given(run_folder: Path, trained: tuple[Path, str]) -> None:
     """From a file with official names and without AQR, into a model with AQR: one step changes all but it."""
     state = read_checkpoint(trained[0] / "checkpoints" / "last.ckpt")["state_dict"]
     ours = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     plain = {name: value for name, value in ours.items() if not name.startswith("aqr.")}
     official = convert(plain, "official")
     assert naming_of(official) == "official"
-    save_pickled(official, workplace / "cmt.pth")
+    save_pickled(official, run_folder / "cmt.pth")
     done = run_command(
-        workplace,
+        run_folder,
         "train",
         "weights=cmt.pth",
         "lr_mult.img_backbone=0",
@@ -114,7 +114,7 @@ def test_a_frozen_backbone_keeps_the_weights_it_was_given(workplace: Path, train
     )
     assert done.returncode == 0, done.stderr
     assert "starts fresh" in done.stdout
-    after = read_checkpoint(workplace / "from_weights" / "checkpoints" / "last.ckpt")["state_dict"]
+    after = read_checkpoint(run_folder / "from_weights" / "checkpoints" / "last.ckpt")["state_dict"]
     backbone = [name for name in plain if name.startswith("image.backbone.")]
     assert any(name.endswith("running_mean") for name in backbone)
     for name in backbone:
@@ -124,9 +124,9 @@ def test_a_frozen_backbone_keeps_the_weights_it_was_given(workplace: Path, train
         assert any(not torch.equal(after[f"model.{key}"], plain[key]) for key in members), name
 
 
-def test_two_processes_train_together(workplace: Path) -> None:
+def test_two_processes_train_together(run_folder: Path) -> None:
     done = run_command(
-        workplace,
+        run_folder,
         "train",
         "trainer=ddp",
         "trainer.accelerator=cpu",
@@ -135,6 +135,6 @@ def test_two_processes_train_together(workplace: Path) -> None:
         "hydra.run.dir=ddp",
     )
     assert done.returncode == 0, done.stderr
-    metrics = metrics_of(workplace / "ddp")
+    metrics = metrics_of(run_folder / "ddp")
     assert metrics["frames"] == 3
-    assert read_checkpoint(workplace / "ddp" / "checkpoints" / "last.ckpt")["global_step"] == 2
+    assert read_checkpoint(run_folder / "ddp" / "checkpoints" / "last.ckpt")["global_step"] == 2
