@@ -96,6 +96,9 @@ def _check_numbers(config: DictConfig) -> None:
             continue  # Lightning then evaluates by steps: +trainer.val_check_interval
         if not _is_whole(value) or value < least:
             raise UserError(f"{key}={value}: must be a whole number of {least} or more")
+    threshold = OmegaConf.select(config, "evaluation.score_threshold", default=0.0)
+    if not isinstance(threshold, int | float) or not 0 <= threshold < 1:
+        raise UserError(f"evaluation.score_threshold={threshold}: must be a number of 0 or more and below 1")
     epochs, steps = config.trainer.max_epochs, config.trainer.max_steps
     for key, value in (("trainer.max_epochs", epochs), ("trainer.max_steps", steps)):
         if not (_is_whole(value) and value >= -1) and not (key == "trainer.max_epochs" and value is None):

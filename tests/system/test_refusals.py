@@ -65,6 +65,7 @@ MISTAKES = [
     (["data.cameras=false", "data.lidar=false"], ["data.cameras=false and data.lidar=false", "at least one"]),
     (["optimizer.lr=-1"], ["optimizer.lr=-1", "above 0"]),
     (["optimizer.schedule=cosine"], ["optimizer.schedule=cosine", "one_cycle or constant"]),
+    (["evaluation.score_threshold=1.5"], ["evaluation.score_threshold=1.5", "0 or more and below 1"]),
     (["trainer.max_epochs=-1"], ["trainer.max_epochs=-1", "must set an end"]),
     (["trainer.max_steps=few"], ["trainer.max_steps=few", "whole number"]),
     (

@@ -15,6 +15,7 @@ def decode(
     outputs: QueryOutputs,
     max_detections: int = 300,
     centre_range: Sequence[float] = CENTRE_RANGE,
+    score_threshold: float = 0.0,
 ) -> list[Detections]:
     """Detections of every frame, best first.
 
@@ -25,6 +26,7 @@ def decode(
         outputs: of the matching queries; only the last layer is read.
         max_detections: at most this many boxes a frame.
         centre_range: x0, y0, z0, x1, y1, z1 in metres, LiDAR frame.
+        score_threshold: boxes scored lower are dropped; 0 keeps all, as CMT's release does.
 
     Returns:
         One :class:`Detections` a frame, on the outputs' device.
@@ -38,6 +40,7 @@ def decode(
     boxes = decode_boxes(codes)
     low, high = boxes.new_tensor(centre_range[:3]), boxes.new_tensor(centre_range[3:])
     kept = ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(dim=-1)
+    kept &= scores >= score_threshold
     return [
         Detections(boxes=boxes[i, kept[i]], scores=scores[i, kept[i]], labels=labels[i, kept[i]])
         for i in range(len(boxes))

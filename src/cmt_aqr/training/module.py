@@ -30,6 +30,7 @@ class DetectorModule(L.LightningModule):
         metric: nuScenes' official metric; ``None`` for a module that only trains.
         samples_per_step: frames a step over all processes, for the learning rate's scale.
         max_detections: boxes kept a frame in evaluation.
+        score_threshold: boxes scored lower are dropped in evaluation.
         seed: of dropout and denoising noise, together with the step.
         config: the composed configuration, kept in every checkpoint.
     """
@@ -46,6 +47,7 @@ class DetectorModule(L.LightningModule):
         metric: NuScenesMetric | None = None,
         samples_per_step: int = 1,
         max_detections: int = 300,
+        score_threshold: float = 0.0,
         seed: int = 0,
         config: dict[str, Any] | None = None,
     ) -> None:
@@ -58,6 +60,7 @@ class DetectorModule(L.LightningModule):
         self.metric = metric
         self.samples_per_step = samples_per_step
         self.max_detections = max_detections
+        self.score_threshold = score_threshold
         self.seed = seed
         self.config = config or {}
         self.evaluated: tuple[int, dict[str, float]] | None = None
@@ -115,7 +118,7 @@ class DetectorModule(L.LightningModule):
         """Decode a batch and hand it to the metric."""
         if self.metric is None:
             raise RuntimeError("this DetectorModule was built without a metric and cannot evaluate")
-        detections = decode(self.model(batch).matching, self.max_detections)
+        detections = decode(self.model(batch).matching, self.max_detections, score_threshold=self.score_threshold)
         self.metric.update(detections, batch.tokens, batch.lidar2global)
 
     def on_validation_epoch_end(self) -> None:

@@ -107,6 +107,7 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
         metric=data.metric(),
         samples_per_step=samples,
         max_detections=config.evaluation.max_detections,
+        score_threshold=config.evaluation.get("score_threshold", 0.0),
         seed=config.seed,
         config={str(key): value for key, value in plain.items()},
     )
