@@ -25,7 +25,7 @@ def composed(name: str, *overrides: str) -> Any:
     model = {
         "image_size": [64, 160],
         "grid": {"point_range": list(RANGE)},
-        "network": {"head": {"cameras": True}},
+        "network": {"head": {"cameras": True, "bev_channels": 64}},
     }
     return OmegaConf.create({"data": OmegaConf.to_container(group), "model": model, "seed": 5}).data
 
