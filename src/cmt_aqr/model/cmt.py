@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmt_aqr.geometry import to_metres
 from cmt_aqr.model.decoder import Decoder
 from cmt_aqr.model.head import Head
 from cmt_aqr.structures import AQROutput, Batch, DenoisingQueries, Predictions, QueryOutputs
@@ -73,7 +72,7 @@ class CMT(nn.Module):
             drawing = slice(self._first_drawing(extra), None)
             routed = self.aqr(
                 query_embedding=query_embedding[:, drawing],
-                reference_points=to_metres(reference_points[:, drawing], self.head.point_range),
+                reference_points=self.head.to_metres(reference_points[:, drawing]),
                 bev_features=bev,
                 image_features=images,
                 bev_position=bev_position,

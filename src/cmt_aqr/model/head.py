@@ -202,6 +202,10 @@ class Head(nn.Module):
         """The range (x0, y0, z0, x1, y1, z1) in metres that [0, 1] stands for."""
         return self.grid.point_range
 
+    def to_metres(self, unit: Tensor) -> Tensor:
+        """Points (..., 3) of the unit cube in metres, LiDAR frame, with the range already on the device."""
+        return unit * self.extent + self.low
+
     def all_reference_points(self, batch: int, extra: Tensor | None) -> Tensor:
         """Reference points (batch, query, 3) in (0, 1), those of ``extra`` (batch, any, 3) first."""
         points = self.reference_points.expand(batch, -1, -1)
@@ -271,7 +275,7 @@ class Head(nn.Module):
     def _camera_query_embedding(
         self, reference_points: Tensor, lidar2img: Tensor, img2lidar: Tensor, image_size: tuple[int, int]
     ) -> Tensor:
-        places = reference_points * self.extent + self.low
+        places = self.to_metres(reference_points)
         pixels, depth, seen = project_to_images(places, lidar2img, image_size)
         # The third coordinate is 1, but in the release it carries the gradient of depth / depth.detach().
         unit = 1 + (depth - depth.detach()) / depth.detach().clamp(min=1e-6)
@@ -295,7 +299,7 @@ class Head(nn.Module):
             outputs = self.task(decoded.float())
             offset = torch.cat((outputs["center"], outputs["height"]), dim=-1)
             unit = (offset + inverse_sigmoid(reference_points.float())).sigmoid()
-            place = unit * self.extent + self.low
+            place = self.to_metres(unit)
             codes = torch.cat((place, outputs["dim"], outputs["rot"], outputs["vel"]), dim=-1)
         return QueryOutputs(codes=codes, logits=outputs["cls_logits"])
 
