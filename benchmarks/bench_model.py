@@ -5,8 +5,9 @@
 
 The frame is the first of the data under --root (nuScenes format, with its own sweep only), or a random one where
 there is none. Times are medians, in seconds, after one call that does not count; batch 1. Weights are fresh: they
-do not change what is computed. A training step is the forward pass with denoising queries, the losses and the
-backward pass; what is computed again in the backward pass counts there.
+do not change what is computed. Freed memory is kept, as in training and evaluation. A training step is the forward
+pass with denoising queries, the losses and the backward pass; what is computed again in the backward pass counts
+there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from cmt_aqr.data.collate import collate
+from cmt_aqr.memory import keep_freed_memory
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.denoising import Denoising
@@ -42,6 +44,7 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def main() -> None:
     """Measure and print."""
     options = arguments()
+    keep_freed_memory()
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)

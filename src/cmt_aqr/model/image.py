@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cmt_aqr.model import vovnet
+from cmt_aqr.model.folding import fold_batch_norms
 from cmt_aqr.model.pointwise import replace_pointwise_convolutions
 
 
@@ -71,6 +72,7 @@ class ImageBranch(nn.Module):
         network.set_grad_checkpointing(checkpointing)
         self.backbone: nn.Module = network
         self.neck = ImageNeck(network.feature_info.channels(), out_channels)
+        fold_batch_norms(self.backbone)
         replace_pointwise_convolutions(self)
         self.norm_eval = norm_eval
         self.out_channels = out_channels

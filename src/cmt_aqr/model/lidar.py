@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from cmt_aqr.constants import POINT_FEATURES
 from cmt_aqr.geometry.grid import BEVGrid
+from cmt_aqr.model.folding import folded
 from cmt_aqr.model.pointwise import replace_pointwise_convolutions
 from cmt_aqr.model.sparse import (
     Sites,
@@ -164,15 +165,10 @@ class ConvNormActs(nn.Sequential):
 
 def _convolve_normalised(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
     """``norm(conv(x))`` for a convolution without bias and a batch norm in eval mode."""
-    assert norm.running_var is not None
-    assert norm.running_mean is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    shift = norm.bias - norm.running_mean * scale
     if isinstance(conv, nn.ConvTranspose2d):  # kernel (in, out, h, w)
-        return functional.conv_transpose2d(x, conv.weight * scale[:, None, None], shift, conv.stride)
+        return functional.conv_transpose2d(x, *folded(conv.weight, norm, dim=1), conv.stride)
     assert isinstance(conv, nn.Conv2d)
-    kernel = conv.weight * scale[:, None, None, None]
-    return conv._conv_forward(x, kernel, shift)
+    return conv._conv_forward(x, *folded(conv.weight, norm))
 
 
 class SECOND(nn.Module):

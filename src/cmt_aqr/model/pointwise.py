@@ -46,6 +46,14 @@ class PointwiseLinear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+def convolve_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
+    """``functional.conv2d`` with a 1 x 1 kernel, through oneDNN where it can."""
+    if not applies(x) or x.dim() != 4:
+        return functional.conv2d(x, weight, bias, stride)
+    x = x[:, :, :: stride[0], :: stride[1]].contiguous(memory_format=torch.channels_last)
+    return _PointwiseConvolution.apply(x, weight, bias)
+
+
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     weight = weight.contiguous(memory_format=torch.channels_last)
     return torch.mkldnn_convolution(x, weight, bias, (0, 0), (1, 1), (1, 1), 1)
@@ -87,22 +95,18 @@ class PointwiseConv2d(nn.Conv2d):
         return own
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not applies(input) or input.dim() != 4:
-            return super()._conv_forward(input, weight, bias)
-        x = input[:, :, :: self.stride[0], :: self.stride[1]]
-        x = x.contiguous(memory_format=torch.channels_last)
-        return _PointwiseConvolution.apply(x, weight, bias)
+        return convolve_pointwise(input, weight, bias, (self.stride[0], self.stride[1]))
 
 
 def replace_pointwise_convolutions(model: nn.Module) -> None:
     """Make every plain 1 x 1 convolution a :class:`PointwiseConv2d`; names and parameters stay."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d) and _is_plain_pointwise(child):
+            if isinstance(child, nn.Conv2d) and is_plain_pointwise(child):
                 setattr(parent, name, PointwiseConv2d.of(child))
 
 
-def _is_plain_pointwise(conv: nn.Conv2d) -> bool:
+def is_plain_pointwise(conv: nn.Conv2d) -> bool:
     """Whether it has a 1 x 1 kernel and nothing unusual; subclasses may do something else and are left."""
     settings = (conv.kernel_size, conv.padding, conv.dilation, conv.groups)
     return type(conv) is nn.Conv2d and settings == ((1, 1), (0, 0), (1, 1), 1)

@@ -19,6 +19,7 @@ from cmt_aqr.configuration import build, clamp_given, multipliers, optimizer_set
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.table import metrics_table, write_metrics
+from cmt_aqr.memory import keep_freed_memory
 from cmt_aqr.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 from cmt_aqr.training.clamp import GivenClamp, renderer_of
 from cmt_aqr.training.denoising import Denoising
@@ -42,6 +43,7 @@ def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, f
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_record(config, folder, overrides)
+    keep_freed_memory()
     L.seed_everything(config.seed, workers=True, verbose=False)
     callbacks = [build(callback) for callback in config.callbacks.values() if callback is not None]
     if config.ckpt_path and clamp_given(overrides) and config.aqr is not None:
@@ -74,6 +76,7 @@ def evaluate(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) ->
         The official metrics.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     checkpoint = read_checkpoint(Path(config.ckpt_path))
     callbacks = [build(config.callbacks.progress)] if config.callbacks.get("progress") else []
     trainer = build(config.trainer, callbacks=callbacks, logger=False, enable_checkpointing=False)
