@@ -1,7 +1,7 @@
 """Time a published-size model on one frame: forward in eval mode, a training step, peak memory, and by part.
 
     python benchmarks/bench_model.py --root ../nuscenes --model cmt_r50 --aqr none
-    python benchmarks/bench_model.py --device cuda --precision bf16 --attention-dropout 0.1 --repeats 20
+    python benchmarks/bench_model.py --device cuda --precision bf16 --repeats 20
 
 The frame is the first of the data under --root (nuScenes format, with its own sweep only), or a random one where
 there is none. Times are medians, in seconds, after one call that does not count; batch 1. Weights are fresh: they
@@ -78,14 +78,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="fp32", choices=list(DTYPES))
     parser.add_argument("--repeats", type=int, default=5, help="forward passes in eval mode")
     parser.add_argument("--train-repeats", type=int, default=3, help="training steps; 0: none")
-    parser.add_argument("--attention-dropout", type=float, default=None, help="default: 0 on a CPU, else 0.1")
     parser.add_argument("--checkpointing", action="store_true", help="compute the image backbone again")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error("--repeats: at least 1")
-    if options.attention_dropout is None:
-        options.attention_dropout = 0.0 if options.device == "cpu" else 0.1
     return options
 
 
@@ -94,7 +91,6 @@ def composed(options: argparse.Namespace) -> DictConfig:
     overrides = [
         f"model={options.model}",
         f"aqr={options.aqr}",
-        f"model.attention_dropout={options.attention_dropout}",
         "data=nuscenes",
         f"data.root={options.root}",
         "data.version=v1.0-mini",

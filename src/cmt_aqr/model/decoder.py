@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from cmt_aqr.model.pointwise import PointwiseLinear, linear
 
@@ -17,7 +16,7 @@ class Attention(nn.Module):
         dropout: of the attention weights, in training.
     """
 
-    def __init__(self, embed_dims: int, heads: int, dropout: float) -> None:
+    def __init__(self, embed_dims: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if embed_dims % heads:
             raise ValueError(f"model.embed_dims={embed_dims} must be a multiple of model.heads={heads}")
@@ -63,36 +62,8 @@ class Attention(nn.Module):
         )
         allowed = None if forbidden is None else ~forbidden
         dropout = self.dropout if self.training else 0.0
-        if dropout > 0 and q.device.type == "cpu":
-            attended = _attend_in_blocks(q, k, v, allowed, dropout)
-        else:
-            attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
-
-
-_BLOCK = 128
-"""Queries attended to at once where PyTorch has no fused kernel."""
-
-
-def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float) -> Tensor:
-    """Attention with dropout on the CPU, whose fused kernel knows none.
-
-    The plain kernel would keep every weight of 1,300 queries over 22,384 cells for the backward pass, 1 GB a
-    layer several times over; here a block of queries is computed at a time, and again in the backward pass.
-    """
-    parts = [
-        checkpoint(
-            functional.scaled_dot_product_attention,
-            q[:, :, start : start + _BLOCK],
-            k,
-            v,
-            None if allowed is None else allowed[start : start + _BLOCK],
-            dropout,
-            use_reentrant=False,
-        )
-        for start in range(0, q.shape[2], _BLOCK)
-    ]
-    return torch.cat(parts, dim=2)
 
 
 class DecoderLayer(nn.Module):
@@ -109,7 +80,7 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.self_attention = Attention(embed_dims, heads, attention_dropout)
-        self.cross_attention = Attention(embed_dims, heads, attention_dropout)
+        self.cross_attention = Attention(embed_dims, heads)
         self.cross_attention.start_local()
         self.linear1 = PointwiseLinear(embed_dims, feedforward)
         self.linear2 = PointwiseLinear(feedforward, embed_dims)
@@ -148,8 +119,9 @@ class Decoder(nn.Module):
         heads: attention heads.
         feedforward: hidden channels of the feed-forward networks.
         dropout: on the residual branches of both attentions.
-        attention_dropout: on the attention weights. Free on a GPU; on a CPU it costs several times the
-            attention itself.
+        attention_dropout: on the weights of the self attention. The cross attention has none: the release's
+            configuration asks for it, but its attention takes the number for another argument (``bias``), so
+            the published models were trained without.
         feedforward_dropout: within and after the feed-forward networks; the published recipe has none there.
     """
 
