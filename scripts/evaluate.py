@@ -15,7 +15,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def main(config: DictConfig) -> float:
     """Take the checkpoint's configuration, apply this command's overrides, evaluate; returns NDS."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
-    from cmt_aqr.configuration import check_config, with_overrides
+    from cmt_aqr.configuration import check_config, override_keys, with_overrides
     from cmt_aqr.training.checkpoints import saved_config
     from cmt_aqr.training.run import evaluate
 
@@ -23,6 +23,8 @@ def main(config: DictConfig) -> float:
         raise UserError("ckpt_path is missing: python scripts/evaluate.py ckpt_path=outputs/.../last.ckpt")
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
+    if any(key.split(".")[0] == "fault" for key in override_keys(overrides)):
+        raise UserError("fault= is for training frames and changes no evaluation: give eval_fault= instead")
     merged = with_overrides(saved_config(Path(config.ckpt_path)), config, overrides)
     check_config(merged)
     return evaluate(merged, Path(hydra.runtime.output_dir), overrides)["NDS"]

@@ -32,6 +32,12 @@ def build(config: DictConfig | None, **arguments: Any) -> Any:
         raise
 
 
+def build_data(config: DictConfig) -> Any:
+    """The data module of a configuration, with its sensor faults; those of old checkpoints have none."""
+    train_fault, eval_fault = (build(config.get(group)) for group in ("fault", "eval_fault"))
+    return build(config.data, train_fault=train_fault, eval_fault=eval_fault)
+
+
 def optimizer_settings(config: DictConfig) -> OptimizerSettings:
     """The ``optimizer`` group as checked settings."""
     return _checked(lambda: OptimizerSettings(**_plain(config.optimizer)))
@@ -60,8 +66,9 @@ def check_config(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     _check_recipe(config)
     optimizer_settings(config)
     multipliers(config)
-    for group in ("renderer", "modulator", "aqr", "clamp_schedule", "data", "callbacks"):
+    for group in ("renderer", "modulator", "aqr", "clamp_schedule", "callbacks"):
         build(config[group])
+    build_data(config)
 
 
 def override_keys(overrides: Sequence[str]) -> list[str]:

@@ -32,10 +32,10 @@ Transforms = Mapping[str, Transform | None] | None
 class NuScenesDataModule(LightningDataModule):
     """nuScenes, or anything in its format.
 
-    A training frame goes through ``train_transforms``, ``scene_augmentation``, the training filter, and the
-    image processing with ``image_augmentation``, in this order; an evaluated one through ``eval_transforms``
-    and the plain image processing. Sensor faults and masked-modal training are ``*_transforms``: they see the
-    frame as it was read. Augmentation depends on (seed, epoch, frame) only.
+    A training frame goes through ``train_fault``, ``train_transforms``, ``scene_augmentation``, the training
+    filter, and the image processing with ``image_augmentation``, in this order; an evaluated one through
+    ``eval_fault``, ``eval_transforms`` and the plain image processing. Sensor faults and masked-modal training
+    see the frame as it was read. Augmentation depends on (seed, epoch, frame) only.
 
     Args:
         root: data root: the folder with ``samples``, ``sweeps`` and the version's folder.
@@ -55,6 +55,8 @@ class NuScenesDataModule(LightningDataModule):
         image_std: of the B, G, R channels.
         scene_augmentation: of points, boxes and calibration together, or None.
         image_augmentation: of the images, or None.
+        train_fault: sensor fault of training frames, or None; see ``cmt_aqr.data.faults``.
+        eval_fault: of evaluated frames; like ``eval_transforms`` drawn from (seed, frame).
         train_transforms: on frames as read, in training.
         eval_transforms: on frames as read, in evaluation; drawn from (seed, frame), the same every time.
         min_points: boxes with fewer LiDAR points are not trained on.
@@ -89,6 +91,8 @@ class NuScenesDataModule(LightningDataModule):
         image_std: Sequence[float] = (57.375, 57.120, 58.395),
         scene_augmentation: SceneAugmentation | None = None,
         image_augmentation: ImageAugmentation | None = None,
+        train_fault: Transform | None = None,
+        eval_fault: Transform | None = None,
         train_transforms: Transforms = None,
         eval_transforms: Transforms = None,
         min_points: int = 1,
@@ -127,12 +131,14 @@ class NuScenesDataModule(LightningDataModule):
         self.cameras = cameras
         self.lidar = lidar
         self._train_transforms: list[Transform] = [
+            *_present({"fault": train_fault}),
             *_present(train_transforms),
             *([scene_augmentation] if scene_augmentation is not None else []),
             TrainingFilter(point_range, min_points, crop_points, shuffle_points),
             ImageProcessing(image_size, image_mean, image_std, image_augmentation),
         ]
         self._eval_transforms: list[Transform] = [
+            *_present({"fault": eval_fault}),
             *_present(eval_transforms),
             ImageProcessing(image_size, image_mean, image_std),
         ]

@@ -53,13 +53,21 @@ def write_metrics(metrics: Mapping[str, float], path: Path) -> Path:
     Returns:
         ``path``.
     """
-    values = {name: None if math.isnan(value) else value for name, value in metrics.items()}
     with written_at_once(path) as partial:
-        partial.write_text(json.dumps(values, indent=2) + "\n")
+        partial.write_text(json.dumps(nan_to_null(metrics), indent=2) + "\n")
     return path
+
+
+def nan_to_null(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics as JSON can hold them."""
+    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
+
+
+def null_to_nan(values: Mapping[str, float | None]) -> dict[str, float]:
+    """The inverse of :func:`nan_to_null`."""
+    return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
 
 def read_metrics(path: Path) -> dict[str, float]:
     """Metrics that :func:`write_metrics` wrote; null is NaN again."""
-    values = json.loads(path.read_text())
-    return {name: math.nan if value is None else float(value) for name, value in values.items()}
+    return null_to_nan(json.loads(path.read_text()))

@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from cmt_aqr.configuration import build, clamp_given, multipliers, optimizer_settings
+from cmt_aqr.configuration import build, build_data, clamp_given, multipliers, optimizer_settings
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.table import metrics_table, write_metrics
@@ -51,7 +51,7 @@ def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, f
     callbacks.append(build(config.clamp_schedule))
     loggers = [build(logger) for logger in config.logger.values() if logger is not None]
     trainer = build(config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
-    data = build(config.data)
+    data = build_data(config)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
     start_from_weights(config, module)
     if config.ckpt_path:
@@ -76,18 +76,23 @@ def evaluate(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) ->
         The official metrics.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    return report(*measure(config, overrides), folder)
+
+
+def measure(config: DictConfig, overrides: Sequence[str] = ()) -> tuple[L.Trainer, DetectorModule]:
+    """Evaluate as :func:`evaluate` does, without a report: the metrics are in the module's ``evaluated``."""
     keep_freed_memory()
     checkpoint = read_checkpoint(Path(config.ckpt_path))
     callbacks = [build(config.callbacks.progress)] if config.callbacks.get("progress") else []
     trainer = build(config.trainer, callbacks=callbacks, logger=False, enable_checkpointing=False)
-    data = build(config.data)
+    data = build_data(config)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
     load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path))
     renderer = renderer_of(module)
     if clamp_given(overrides) and renderer is not None:
         renderer.set_clamp(config.renderer.max_weight_clamp)
     trainer.validate(module, datamodule=data, verbose=False)
-    return report(trainer, module, folder)
+    return trainer, module
 
 
 def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -> DetectorModule:

@@ -1,0 +1,27 @@
+"""Compare runs on clean frames and with bad sensors: ``python scripts/fault_study.py folder=outputs/study``."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from cmt_aqr.command import command
+from cmt_aqr.errors import UserError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+@command(CONF, "fault_study")
+def main(config: DictConfig) -> None:
+    """Evaluate what is not evaluated yet, print the tables and write them."""
+    # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
+    from omegaconf import OmegaConf
+
+    from cmt_aqr.fault_study import study
+
+    if OmegaConf.is_missing(config, "folder"):
+        raise UserError("folder is missing: python scripts/fault_study.py folder=outputs/study")
+    study(config)
+
+
+if __name__ == "__main__":
+    main()
