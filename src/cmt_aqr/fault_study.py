@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -145,36 +146,38 @@ def _evaluate_all(config: DictConfig, runs: Sequence[Run]) -> list[Result]:
         for run in runs:
             for name, condition in config.conditions.items():
                 bar.update(task, description=f"{run.variant}, seed {run.seed}, {name}")
-                merged = evaluation_config(run, condition, config.overrides, config.seed)
+                merged = evaluation_config(run, condition, config.override, config.seed)
                 results.append(evaluate_run(merged, run, str(name), config.refresh))
                 bar.advance(task)
     return results
 
 
-def evaluation_config(run: Run, condition: DictConfig, overrides: Sequence[str], seed: int) -> DictConfig:
+def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, seed: int) -> DictConfig:
     """The run's configuration, made to evaluate its last checkpoint under a condition.
 
     Args:
         run: the run.
         condition: a choice of the group ``eval_fault``.
-        overrides: ``key=value`` for every run, such as ``data.root=/elsewhere``.
+        override: values put into every run's configuration, such as ``{data: {root: /elsewhere}}``.
         seed: of the faults' noise: the same for all runs, whatever seed they were trained with.
 
     Raises:
         UserError: an override that does not fit the configuration, or a value out of range.
     """
     config = OmegaConf.create(saved_config(run.checkpoint))
-    for item in overrides:
-        key, _, value = item.partition("=")
-        if "=" not in item or OmegaConf.select(config, key, default=OmegaConf) is OmegaConf:
-            raise UserError(f"overrides: {item} is no key=value with a key of {run.folder / 'config.yaml'}")
-        OmegaConf.update(config, key, OmegaConf.select(OmegaConf.from_dotlist([f"value={value}"]), "value"))
+    OmegaConf.set_struct(config, True)
+    try:
+        config.merge_with(override)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"override={override} does not fit {run.folder / 'config.yaml'}: {reason}") from error
     changes: dict[str, Any] = {
         "ckpt_path": str(run.checkpoint),
         "weights": None,
         "eval_fault": condition,
         "data.seed": seed,
-        "callbacks.progress": None,
+        "callbacks": {},  # they would write into a run's folder
+        "logger": {},
         "trainer.enable_progress_bar": False,
     }
     for key, value in changes.items():
