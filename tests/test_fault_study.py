@@ -44,14 +44,14 @@ CONDITIONS = {
 REACHED = {"clean": 0.5, "fog": 0.3, "night": 0.1}
 
 
-def make_run(folder: Path, name: str, seed: int, finished: bool = True) -> Run:
+def make_run(folder: Path, name: str, seed: int, finished: bool = True, steps: int = 5) -> Run:
     """A run's folder with what the study reads of it."""
     config = composed("aqr=none", f"name={name}", f"seed={seed}", "data.root=nowhere")
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
     plain["data"] = OmegaConf.to_container(config.data, resolve=True)
     (folder / "checkpoints").mkdir(parents=True)
-    torch.save({"state_dict": {}, "config": plain}, folder / "checkpoints" / "last.ckpt")
+    torch.save({"state_dict": {}, "config": plain, "global_step": steps}, folder / "checkpoints" / "last.ckpt")
     OmegaConf.save(OmegaConf.create({"name": name, "seed": seed}), folder / "config.yaml")
     (folder / "record.json").write_text("{}")
     if finished:
@@ -84,6 +84,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
 def test_runs_are_found_at_any_depth_and_unfinished_ones_named(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "deep" / "b", "plain", 2), make_run(tmp_path / "a", "plain", 10)]
     make_run(tmp_path / "c", "ours", 1, finished=False)
+    (tmp_path / "a" / "faults").mkdir()
     assert find_runs(tmp_path) == (runs, [tmp_path / "c"])
     make_run(tmp_path / "d", "plain", 2)
     with pytest.raises(UserError, match=r"are both plain with seed 2: move one"):
@@ -126,6 +127,7 @@ def test_a_study_prints_and_writes_means_spreads_and_paired_differences(
     assert one["mAVE"] == ""
     printed = capsys.readouterr().out
     assert "0.520 ± 0.010" in printed and "+0.107 ± 0.012" in printed and "+0.100  +0.120  +0.100" in printed
+    assert "different numbers of steps" not in printed
     assert printed.index("plain") < printed.index("ours") and "…" not in printed
 
 
@@ -146,9 +148,23 @@ def test_what_was_evaluated_is_kept_until_something_changes(tmp_path: Path, meas
     study(settings(tmp_path, refresh=True))
     assert len(measured) == 7
     checkpoint = torch.load(run.checkpoint)
-    torch.save({**checkpoint, "global_step": 5}, run.checkpoint)
+    torch.save({**checkpoint, "global_step": 6}, run.checkpoint)
     study(settings(tmp_path))
     assert len(measured) == 10
+
+
+def test_what_spoils_a_comparison_is_said(
+    tmp_path: Path, measured: list[DictConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", "ours", 1, steps=5)
+    make_run(tmp_path / "b", "theirs", 1, steps=6)
+    make_run(tmp_path / "c", "theirs", 2, finished=False)
+    study(settings(tmp_path))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "different numbers of steps, so they compare badly: {'ours, seed 1': 5, 'theirs, seed 1': 6}" in printed
+    assert f"left out: {tmp_path / 'c'} holds a run that has not finished" in printed
+    assert "there is no run named baseline=plain" in printed
+    assert len(measured) == 6
 
 
 def test_overrides_reach_every_run_and_must_fit(tmp_path: Path) -> None:
