@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import logging
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -22,7 +24,7 @@ from cmt_aqr.configuration import check_config
 from cmt_aqr.data.files import written_at_once
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.table import nan_to_null, null_to_nan
-from cmt_aqr.training.checkpoints import saved_config
+from cmt_aqr.training.checkpoints import read_checkpoint, saved_config
 from cmt_aqr.training.run import measure
 from cmt_aqr.visual.console import console
 
@@ -54,6 +56,21 @@ class Run:
     def checkpoint(self) -> Path:
         """The weights that the run ended with."""
         return self.folder / "checkpoints" / "last.ckpt"
+
+    @functools.cached_property
+    def saved_config(self) -> dict[str, Any]:
+        """The configuration in the checkpoint."""
+        return saved_config(self.checkpoint)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the checkpoint."""
+        return hashlib.sha256(self.checkpoint.read_bytes()).hexdigest()
+
+    @property
+    def steps(self) -> int:
+        """Training steps that the checkpoint has behind it."""
+        return int(read_checkpoint(self.checkpoint)["global_step"])
 
 
 @dataclass(frozen=True)
@@ -90,6 +107,9 @@ def study(config: DictConfig) -> list[Result]:
     out = console()
     for path in unfinished:
         out.print(f"left out: {path} holds a run that has not finished", style="yellow", soft_wrap=True)
+    steps = {f"{run.variant}, seed {run.seed}": run.steps for run in runs}
+    if len(set(steps.values())) > 1:
+        out.print(f"the runs have different numbers of steps, so they compare badly: {steps}", style="yellow")
     results = with_bad(_evaluate_all(config, runs))
     _write_csv(results, folder / "fault_study.csv")
     _write_summary(results, config.baseline, folder / "fault_study.json")
@@ -145,36 +165,38 @@ def _evaluate_all(config: DictConfig, runs: Sequence[Run]) -> list[Result]:
         for run in runs:
             for name, condition in config.conditions.items():
                 bar.update(task, description=f"{run.variant}, seed {run.seed}, {name}")
-                merged = evaluation_config(run, condition, config.overrides, config.seed)
+                merged = evaluation_config(run, condition, config.override, config.seed)
                 results.append(evaluate_run(merged, run, str(name), config.refresh))
                 bar.advance(task)
     return results
 
 
-def evaluation_config(run: Run, condition: DictConfig, overrides: Sequence[str], seed: int) -> DictConfig:
+def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, seed: int) -> DictConfig:
     """The run's configuration, made to evaluate its last checkpoint under a condition.
 
     Args:
         run: the run.
         condition: a choice of the group ``eval_fault``.
-        overrides: ``key=value`` for every run, such as ``data.root=/elsewhere``.
+        override: values put into every run's configuration, such as ``{data: {root: /elsewhere}}``.
         seed: of the faults' noise: the same for all runs, whatever seed they were trained with.
 
     Raises:
         UserError: an override that does not fit the configuration, or a value out of range.
     """
-    config = OmegaConf.create(saved_config(run.checkpoint))
-    for item in overrides:
-        key, _, value = item.partition("=")
-        if "=" not in item or OmegaConf.select(config, key, default=OmegaConf) is OmegaConf:
-            raise UserError(f"overrides: {item} is no key=value with a key of {run.folder / 'config.yaml'}")
-        OmegaConf.update(config, key, OmegaConf.select(OmegaConf.from_dotlist([f"value={value}"]), "value"))
+    config = OmegaConf.create(run.saved_config)
+    OmegaConf.set_struct(config, True)
+    try:
+        config.merge_with(override)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"override={override} does not fit {run.folder / 'config.yaml'}: {reason}") from error
     changes: dict[str, Any] = {
         "ckpt_path": str(run.checkpoint),
         "weights": None,
         "eval_fault": condition,
         "data.seed": seed,
-        "callbacks.progress": None,
+        "callbacks": {},  # they would write into a run's folder
+        "logger": {},
         "trainer.enable_progress_bar": False,
     }
     for key, value in changes.items():
@@ -196,7 +218,7 @@ def evaluate_run(config: DictConfig, run: Run, condition: str, refresh: bool = F
     """
     path = run.folder / "faults" / f"{condition}.json"
     made_from = {
-        "checkpoint_sha256": hashlib.sha256(run.checkpoint.read_bytes()).hexdigest(),
+        "checkpoint_sha256": run.digest,
         **{group: OmegaConf.to_container(config[group]) for group in ("eval_fault", "data", "evaluation")},
     }
     if path.is_file() and not refresh:

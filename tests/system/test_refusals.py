@@ -65,6 +65,10 @@ MISTAKES = [
     (["data.cameras=false", "data.lidar=false"], ["data.cameras=false and data.lidar=false", "at least one"]),
     (["optimizer.lr=-1"], ["optimizer.lr=-1", "above 0"]),
     (["optimizer.schedule=cosine"], ["optimizer.schedule=cosine", "one_cycle or constant"]),
+    (["fault=rain"], ["fault=rain", "fog, fog_or_night, night, none"]),
+    (["fault=fog", "fault.fog.visibility=-5"], ["fog.visibility=-5", "above 0"]),
+    (["eval_fault=night", "eval_fault.night.light=2"], ["night.light=2", "at most 1"]),
+    (["fault.share=0.5"], ["fault.share=0.5", "fault=fog"]),
     (["evaluation.score_threshold=1.5"], ["evaluation.score_threshold=1.5", "0 or more and below 1"]),
     (["trainer.max_epochs=-1"], ["trainer.max_epochs=-1", "must set an end"]),
     (["trainer.max_steps=few"], ["trainer.max_steps=few", "whole number"]),
@@ -124,6 +128,17 @@ def test_evaluation_needs_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "no such file" in sentence(monkeypatch, tmp_path, "evaluate", "ckpt_path=none.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "bare.ckpt")
     assert "holds no configuration" in sentence(monkeypatch, tmp_path, "evaluate", "ckpt_path=bare.ckpt")
+
+
+def test_faults_of_training_frames_change_no_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = sentence(monkeypatch, tmp_path, "evaluate", "ckpt_path=some.ckpt", "fault=fog")
+    assert "give eval_fault= instead" in said
+
+
+def test_a_study_needs_finished_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "folder is missing" in sentence(monkeypatch, tmp_path, "fault_study")
+    assert "folder=.: it holds no finished run" in sentence(monkeypatch, tmp_path, "fault_study", "folder=.")
+    assert "conditions.rain" in sentence(monkeypatch, tmp_path, "fault_study", "folder=.", "conditions.rain=1")
 
 
 def test_in_a_process_of_its_own_it_is_one_line_on_stderr_and_status_1(run_folder: Path) -> None:

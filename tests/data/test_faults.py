@@ -1,0 +1,289 @@
+"""Faults follow their formulas, touch one sensor, and depend on the frame's generator alone."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from cmt_aqr.configuration import build_data
+from cmt_aqr.data.augmentation import Transform
+from cmt_aqr.data.dataset import SampleKey, frame_generator
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.faults import NEAREST_ECHO, Fog, Night, SomeFrames
+from cmt_aqr.structures import Frame
+from tests.composed import composed
+from tests.small_data import datamodule
+
+COUNT = 20_000
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def ring(distance: float) -> torch.Tensor:
+    """Points (COUNT, 5) around the sensor at one distance, of two sweeps."""
+    angle = torch.linspace(0, 2 * math.pi, COUNT)
+    flat, height = distance * math.cos(0.1), torch.full((COUNT,), distance * math.sin(0.1))
+    lag = torch.where(torch.arange(COUNT) % 2 == 0, 0.0, 0.25)
+    return torch.stack((flat * angle.cos(), flat * angle.sin(), height, torch.full((COUNT,), 200.0), lag), dim=1)
+
+
+def frame_of(points: torch.Tensor | None = None, images: torch.Tensor | None = None) -> Frame:
+    return Frame(
+        token="token",
+        points=ring(20.0) if points is None else points,
+        images=images,
+        lidar2img=torch.eye(4).repeat(6, 1, 1),
+        boxes=torch.ones(3, 9),
+        labels=torch.arange(3),
+        box_points=torch.full((3,), 9),
+        lidar2global=torch.eye(4, dtype=torch.float64),
+    )
+
+
+def grey(value: int, size: int = 60) -> torch.Tensor:
+    """Six images of one value, stored with the channel last, as they are read."""
+    return torch.full((6, size, size, 3), value, dtype=torch.uint8).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("distance", [1.0, 5.0, 20.0, 40.0])
+def test_returns_survive_and_dim_by_beer_and_lambert(distance: float) -> None:
+    fog = Fog(visibility=50.0, clutter=0.0)
+    assert fog.alpha == pytest.approx(0.0599, abs=1e-4)
+    expected = math.exp(-2 * math.log(20) / 50.0 * distance)
+    left = fog(frame_of(ring(distance)), generator()).points
+    share = len(left) / COUNT
+    assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / COUNT)
+    torch.testing.assert_close(left[:, 3], torch.full((len(left),), 200 * expected))
+    torch.testing.assert_close(left[:, :3].norm(dim=1), torch.full((len(left),), distance))
+    # Sweeps before the keyframe's lose as many.
+    assert abs((left[:, 4] == 0).float().mean().item() - 0.5) < 0.05
+
+
+def test_echoes_lie_before_their_target_and_get_fewer_with_distance() -> None:
+    fog = Fog(visibility=50.0, clutter=0.4)
+    foggy = fog(frame_of(ring(20.0)), generator()).points
+    distance = foggy[:, :3].norm(dim=1)
+    echoes = distance < 19.99
+    rate = 2 * fog.alpha
+    lost_between = math.exp(-rate * NEAREST_ECHO) - math.exp(-rate * 20)
+    assert echoes.sum().item() / COUNT == pytest.approx(0.4 * lost_between, abs=0.015)
+    assert distance.min() >= NEAREST_ECHO
+    assert (foggy[echoes, 3] == 0).all()
+    torch.testing.assert_close(
+        foggy[echoes, 2] / distance[echoes], torch.full((int(echoes.sum()),), math.sin(0.1))
+    )
+    # Depths follow the exponential distribution cut to [nearest echo, target].
+    below = (math.exp(-rate * NEAREST_ECHO) - math.exp(-rate * 6)) / lost_between
+    assert (distance[echoes] < 6).float().mean().item() == pytest.approx(below, abs=0.02)
+
+
+def test_clear_air_changes_next_to_nothing_and_the_densest_fog_leaves_nothing() -> None:
+    frame = frame_of(ring(30.0))
+    clear = Fog(visibility=1e9)(frame, generator())
+    torch.testing.assert_close(clear.points, frame.points, rtol=1e-5, atol=1e-5)
+    assert Fog(visibility=0.01)(frame, generator()).points.shape == (0, 5)
+    nothing = frame_of(torch.zeros(0, 5))
+    assert Fog()(nothing, generator()).points.shape == (0, 5)
+    # A lost LiDAR's points lie in the sensor itself.
+    assert torch.isfinite(Fog(clutter=1.0)(frame_of(torch.zeros(7, 5)), generator()).points).all()
+
+
+@pytest.mark.parametrize("value", [60, 128, 255])
+def test_night_has_the_mean_and_the_variance_of_photons_and_read_noise(value: int) -> None:
+    # A linear sensor with light enough that nothing is cut off: pixel = 255 * 2 * c / 1000, n = 250 * pixel / 255.
+    night = Night(light=0.25, electrons=1000.0, read_noise=6.0, gain=2.0, gamma=1.0)
+    dark = night(frame_of(images=grey(value)), generator()).images
+    assert dark is not None
+    electrons = 0.25 * 1000 * value / 255
+    per_electron = 255 * 2.0 / 1000
+    pixels = dark.double()
+    assert pixels.mean().item() == pytest.approx(electrons * per_electron, rel=0.01)
+    variance = (electrons + 6.0**2) * per_electron**2 + 1 / 12  # rounding adds a twelfth
+    assert pixels.var().item() == pytest.approx(variance, rel=0.04)
+
+
+def test_night_is_dark_noisy_and_stays_in_range() -> None:
+    images = (
+        torch.arange(256, dtype=torch.uint8).repeat(6, 40, 1)[..., None].repeat(1, 1, 1, 3).permute(0, 3, 1, 2)
+    )
+    dark = Night()(frame_of(images=images), generator()).images
+    assert dark is not None
+    assert dark.shape == images.shape
+    assert dark.dtype == torch.uint8
+    assert dark.is_contiguous(memory_format=torch.channels_last) == images.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    assert dark.float().mean() < 0.4 * images.float().mean()
+    white, black = dark[..., 255].float(), dark[..., 0].float()
+    assert white.mean() > black.mean() + 20
+    assert white.std() > 5
+    bright = Night(light=1.0, gain=1000.0)(frame_of(images=images), generator()).images
+    assert bright is not None
+    assert bright[..., 255].min() == 255
+
+
+def test_night_needs_images_as_read() -> None:
+    with pytest.raises(DataError, match=r"uint8.*torch.float32"):
+        Night()(frame_of(images=grey(9).float()), generator())
+    blind = frame_of()
+    assert Night()(blind, generator()) is blind
+
+
+FAULTS: list[Transform] = [Fog(), Night(), SomeFrames(1.0, fog=Fog(), night=Night())]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_a_fault_changes_one_sensor_and_nothing_in_place(fault: Transform) -> None:
+    frame = frame_of(images=grey(90))
+    before = {
+        field.name: value.clone()
+        for field in dataclasses.fields(frame)
+        if isinstance(value := getattr(frame, field.name), torch.Tensor)
+    }
+    for seed in range(6):
+        changed = fault(frame, generator(seed))
+        different = {name for name, value in before.items() if not torch.equal(getattr(changed, name), value)}
+        assert different in ({"points"}, {"images"})
+        again = fault(frame, generator(seed))
+        assert torch.equal(again.points, changed.points)
+        assert torch.equal(again.images, changed.images)  # type: ignore[arg-type]
+    for name, value in before.items():
+        assert torch.equal(getattr(frame, name), value), name
+
+
+def test_share_of_frames_and_of_each_fault() -> None:
+    some = SomeFrames(0.4, fog=Fog(), night=Night(), no=None)
+    drawn = [some.draw(generator(seed)) for seed in range(3000)]
+    assert drawn.count(None) / 3000 == pytest.approx(0.6, abs=0.03)
+    assert drawn.count("fog") / 3000 == pytest.approx(0.2, abs=0.025)
+    assert drawn.count("night") / 3000 == pytest.approx(0.2, abs=0.025)
+
+
+def test_all_else_is_drawn_as_without_faults_and_severity_does_not_choose_frames() -> None:
+    frame = frame_of(images=grey(90))
+    mild, dense = (SomeFrames(0.5, fog=Fog(visibility), night=Night()) for visibility in (500.0, 5.0))
+    for seed in range(8):
+        randoms = [generator(seed) for _ in range(3)]
+        results = [mild(frame, randoms[0]), dense(frame, randoms[1])]
+        assert len({random.random() for random in randoms}) == 1
+        foggy = [len(result.points) < COUNT for result in results]
+        assert foggy[0] == foggy[1]
+
+
+def loaded(root: Path, cache: Path, **changes: Any) -> list[torch.Tensor]:
+    """Points and images of two epochs of training batches and one of evaluation."""
+    fault = SomeFrames(0.7, fog=Fog(), night=Night())
+    data = datamodule(root, cache, train_fault=fault, eval_fault=fault, batch_size=1, **changes)
+    data.prepare_data()
+    data.setup("fit")
+    loader = data.train_dataloader()
+    batches = [*loader, *loader, *data.val_dataloader()]
+    return [tensor for batch in batches for tensor in (batch.points, batch.images) if tensor is not None]
+
+
+def test_seed_epoch_and_frame_decide_whatever_the_workers(small_root: Path, tmp_path: Path) -> None:
+    here = loaded(small_root, tmp_path)
+    assert len(here) == 2 * 9
+    for other in (loaded(small_root, tmp_path, num_workers=2), loaded(small_root, tmp_path, cache_frames=True)):
+        assert all(torch.equal(left, right) for left, right in zip(here, other, strict=True))
+    another_seed = loaded(small_root, tmp_path, seed=1)
+    # Evaluation: in order, so the same frames, with other noise.
+    assert not all(torch.equal(left, right) for left, right in zip(here[12:], another_seed[12:], strict=True))
+
+
+def test_evaluation_draws_the_same_every_time(small_root: Path, tmp_path: Path) -> None:
+    data = datamodule(small_root, tmp_path, eval_fault=SomeFrames(1.0, fog=Fog(), night=Night()))
+    plain = datamodule(small_root, tmp_path)
+    for module in (data, plain):
+        module.setup("validate")
+    loader, clean = data.val_dataloader(), list(plain.val_dataloader())
+    first = list(loader)
+    loader.frame_sampler.set_epoch(5)
+    second = list(loader)
+    for left, right, without in zip(first, second, clean, strict=True):
+        assert torch.equal(left.points, right.points)
+        assert torch.equal(left.images, right.images)  # type: ignore[arg-type]
+        assert torch.equal(left.boxes, without.boxes)
+        assert torch.equal(left.lidar2img, without.lidar2img)
+        assert left.tokens == without.tokens
+        assert not torch.equal(left.images, without.images) or left.point_counts != without.point_counts  # type: ignore[arg-type]
+
+
+def test_faults_come_before_images_are_normalised(small_root: Path, tmp_path: Path) -> None:
+    data = datamodule(small_root, tmp_path, eval_fault=SomeFrames(1.0, night=Night(light=1e-9, read_noise=0.0)))
+    data.setup("validate")
+    batch = next(iter(data.val_dataloader()))
+    assert batch.images is not None
+    black = -(torch.tensor((103.530, 116.280, 123.675)) / torch.tensor((57.375, 57.120, 58.395)))
+    torch.testing.assert_close(batch.images, black[:, None, None].expand_as(batch.images))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Fog(visibility=0), "fog.visibility=0: must be a number above 0"),
+        (lambda: Fog(visibility="thick"), "fog.visibility=thick"),  # type: ignore[arg-type]
+        (lambda: Fog(clutter=1.2), "fog.clutter=1.2: must be a number of 0 or more and at most 1"),
+        (lambda: Night(light=0), "night.light=0: must be a number above 0 and at most 1"),
+        (lambda: Night(light=2), "night.light=2"),
+        (lambda: Night(electrons=-5), "night.electrons=-5"),
+        (lambda: Night(read_noise=-1), "night.read_noise=-1: must be a number of 0 or more"),
+        (lambda: Night(gain=math.inf), "night.gain=inf"),
+        (lambda: Night(gamma=0), "night.gamma=0"),
+        (lambda: SomeFrames(1.5, fog=Fog()), "fault.share=1.5"),
+        (lambda: SomeFrames(0.5), r"fault.share=0.5: there is no fault"),
+        (lambda: SomeFrames(0.5, rain=3), "fault.rain=3: must be a fault"),  # type: ignore[arg-type]
+    ],
+)
+def test_values_out_of_range_are_named(make: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+@pytest.mark.parametrize("name", ["fog", "night", "fog_or_night"])
+def test_the_groups_name_the_same_faults(name: str) -> None:
+    training = OmegaConf.to_container(composed(f"fault={name}").fault)
+    evaluation = OmegaConf.to_container(composed(f"eval_fault={name}").eval_fault)
+    assert isinstance(training, dict) and isinstance(evaluation, dict)
+    assert (training.pop("share"), evaluation.pop("share")) == (0.5, 1.0)
+    assert training == evaluation
+    assert set(training) - {"_target_"} == set(name.split("_or_"))
+
+
+def test_a_configuration_s_faults_reach_their_frames(small_root: Path, tmp_path: Path) -> None:
+    where = (f"data.root={small_root}", f"data.cache_dir={tmp_path}", "data.num_workers=0")
+    config = composed("fault=fog", "fault.share=1", "eval_fault=night", "eval_fault.night.light=0.02", *where)
+    plain = build_data(composed(*where))
+    data = build_data(config)
+    for module in (data, plain):
+        module.prepare_data()
+        module.setup("fit")
+    key = SampleKey(0, 1)
+    foggy, clear = data.dataset("train")[key], plain.dataset("train")[key]
+    assert len(foggy.points) < len(clear.points)
+    assert torch.equal(foggy.images, clear.images)
+    assert torch.equal(foggy.boxes, clear.boxes)
+    dark, light = data.dataset("val")[key], plain.dataset("val")[key]
+    assert torch.equal(dark.points, light.points)
+    assert dark.images.mean() < light.images.mean()
+    # A checkpoint from before there were faults has no such groups.
+    old = build_data(
+        OmegaConf.masked_copy(config, [name for name in config if name not in ("fault", "eval_fault")])
+    )
+    old.setup("fit")
+    assert torch.equal(old.dataset("train")[key].points, clear.points)
+
+
+def test_both_faults_are_drawn_over_the_frames_of_an_epoch() -> None:
+    some = SomeFrames(0.5, fog=Fog(), night=Night())
+    names = [some.draw(frame_generator(3, SampleKey(epoch, frame))) for epoch in range(2) for frame in range(40)]
+    assert {None, "fog", "night"} == set(names)
+    assert names[:40] != names[40:]
