@@ -157,6 +157,8 @@ def test_two_processes_train_together(run_folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     metrics = metrics_of(run_folder / "ddp")
     assert metrics["frames"] == 3
+    # Plain ddp: a parameter without a part in the first step would end the second.
+    assert yaml.safe_load((run_folder / "ddp" / "config.yaml").read_text())["trainer"]["strategy"] == "ddp"
     assert set(json.loads((run_folder / "ddp" / "map_statistics.json").read_text())) == {"bev", "camera"}
     assert done.stdout.count("AQR's maps before the clamp") == 1
     assert read_checkpoint(run_folder / "ddp" / "checkpoints" / "last.ckpt")["global_step"] == 2

@@ -149,7 +149,7 @@ def test_between_looks_the_monitor_does_nothing_to_any_tensor(tmp_path: Path) ->
 
 def test_other_processes_than_the_first_do_not_look(tmp_path: Path) -> None:
     module, monitor = small_module(), AQRMonitor(tmp_path)
-    trainer = cast(L.Trainer, SimpleNamespace(global_step=0, is_global_zero=False))
+    trainer = cast(L.Trainer, SimpleNamespace(global_step=0, is_global_zero=False, current_epoch=0))
     monitor.on_train_batch_start(trainer, module, small_batch(2), 0)
     assert not module.model.aqr._forward_hooks  # type: ignore[union-attr]
 
@@ -233,6 +233,23 @@ def test_a_run_that_goes_on_counts_and_warns_as_if_it_had_not_stopped(tmp_path: 
     assert second._epoch.numbers == {"bev/mean": 1.5, "bev/max": 5.0} and second._epoch.looks == 2
     assert second._warned == {"bev"}
     assert first._epoch.numbers == {"bev/mean": 1.0, "bev/max": 5.0}
+
+
+def test_an_epoch_that_was_finished_but_not_closed_when_the_checkpoint_was_written(tmp_path: Path) -> None:
+    looked = {"looks": 1, "counts": {"bev/mean": 1}, "numbers": {"bev/mean": 1.0}}
+    state = {"epoch_number": 3, "epoch": looked, "warned": []}
+    trainer = SimpleNamespace(global_step=12, is_global_zero=True, loggers=[], current_epoch=3)
+
+    ended = AQRMonitor(tmp_path)  # nothing is left to train: it is the last epoch
+    ended.load_state_dict(state)
+    ended.on_train_end(cast(L.Trainer, trainer), small_module())
+    assert json.loads((tmp_path / "map_statistics.json").read_text()) == {"bev": {"mean": 1.0}}
+
+    going_on = AQRMonitor(tmp_path)  # the next epoch does not count it
+    going_on.load_state_dict(state)
+    trainer.current_epoch = 4
+    going_on.on_train_batch_start(cast(L.Trainer, trainer), small_module(), small_batch(1), 0)
+    assert going_on._epoch.looks == 0 and going_on.state_dict()["epoch_number"] == 4
 
 
 def saved(folder: Path, state: Any) -> Path:

@@ -137,6 +137,7 @@ class AQRMonitor(L.Callback):
         self.max_over_mean_limit = max_over_mean_limit
         self.histogram_bins = histogram_bins
         self._epoch = Summary()
+        self._epoch_number: int | None = None
         self._last_epoch: tuple[int, Summary] | None = None
         self._evaluation = Summary()
         self._warned: set[str] = set()
@@ -158,6 +159,9 @@ class AQRMonitor(L.Callback):
         """Begin a look where one is due; with gradient accumulation at the first batch of the step."""
         step = trainer.global_step
         if self._step is None and (batch_idx == 0 or step % self.every_n_steps == 0):
+            if self._epoch_number != trainer.current_epoch:
+                # Also where a checkpoint was written after an epoch's last step and before its end.
+                self._epoch_number, self._epoch = trainer.current_epoch, Summary()
             self._look(trainer, pl_module, step)
 
     def on_before_optimizer_step(
@@ -188,6 +192,11 @@ class AQRMonitor(L.Callback):
         self._log(trainer, "aqr/epoch", self._epoch.numbers, trainer.global_step)
         self._write(self._epoch)
         self._last_epoch, self._epoch = (trainer.current_epoch, self._epoch), Summary()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close an epoch that a run from a checkpoint found finished, but not closed."""
+        if self._last_epoch is None:
+            self.on_train_epoch_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the last epoch's numbers."""
@@ -241,10 +250,15 @@ class AQRMonitor(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch so far, and what was warned of: a run that goes on counts and warns as if it never stopped."""
-        return {"epoch": self._epoch.state(), "warned": sorted(self._warned)}
+        return {
+            "epoch_number": self._epoch_number,
+            "epoch": self._epoch.state(),
+            "warned": sorted(self._warned),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
+        self._epoch_number = state_dict["epoch_number"]
         self._epoch = Summary(**state_dict["epoch"])
         self._warned = set(state_dict["warned"])
 
