@@ -23,6 +23,7 @@ def test_good_overrides_pass() -> None:
     check_overrides(CONF, "train", ["model=tiny_lidar", "trainer.max_steps=3", "+trainer.fast_dev_run=true"])
     check_overrides(CONF, "train", ["-m", "renderer.max_weight_clamp=1.5,2.0", "renderer=base,recommended"])
     check_overrides(CONF, "train", ["clamp_schedule.milestones={0:2.0,3:1.0}", "~callbacks.learning_rate"])
+    check_overrides(CONF, "train", ["--cfg", "job", "aqr=none"])
 
 
 def test_a_mistyped_key_names_its_neighbour_and_how_to_add_one() -> None:

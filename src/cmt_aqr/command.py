@@ -25,6 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 from cmt_aqr.errors import UserError
 
 _FLAGS_WITH_VALUES = (
+    "-c",
+    "--cfg",
     "-cd",
     "--config-dir",
     "-cn",

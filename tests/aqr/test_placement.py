@@ -38,7 +38,7 @@ def test_range_scaled_to_the_map_would_be_six_cells_off() -> None:
 
 @pytest.mark.parametrize("method", ["gaussian", "bilinear", "direct", "distance_weighted"])
 def test_map_of_one_query_peaks_in_its_own_cell_over_the_whole_map(method: str) -> None:
-    """Issue 4: an object's features and the map of a query on it peak in the same cell."""
+    """An object's features and the map of a query on it peak in the same cell."""
     rows, columns = GOLDEN_GRID.bev_shape
     random = torch.Generator().manual_seed(1)
     cells = torch.rand(60, 2, generator=random) * torch.tensor((columns, rows))

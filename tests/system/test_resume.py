@@ -19,6 +19,7 @@ LONG = [
     "trainer.max_epochs=3",
     "trainer.log_every_n_steps=1",
     "callbacks.checkpoint.every_n_steps=1",
+    "callbacks.aqr_monitor.every_n_steps=1",
     "+callbacks.learning_rate.log_momentum=true",
     "clamp_schedule=progressive",
     "clamp_schedule.milestones={0:2.5,1:2.0,2:1.5}",
@@ -105,4 +106,5 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(run_folder: Path, unbr
     assert float(here["state_dict"]["model.aqr.renderer.clamp_limit"]) == 1.5
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert_same(here[part], there[part], part)
-    assert (resumed / "metrics.json").read_text() == (unbroken / "metrics.json").read_text()
+    for name in ("metrics.json", "map_statistics.json"):
+        assert (resumed / name).read_text() == (unbroken / name).read_text(), name
