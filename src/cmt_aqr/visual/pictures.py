@@ -31,7 +31,7 @@ ARRANGEMENT = (
 
 TRUTH_COLOUR = "#12d46a"
 FOUND_COLOUR = "#ffc400"
-TRUTH_STYLE: dict[str, Any] = {"colors": TRUTH_COLOUR, "linestyles": "solid", "linewidths": 2.0}
+TRUTH_STYLE: dict[str, Any] = {"colors": TRUTH_COLOUR, "linestyles": "solid", "linewidths": 1.8}
 FOUND_STYLE: dict[str, Any] = {"colors": FOUND_COLOUR, "linestyles": (0, (3.5, 1.2)), "linewidths": 1.2}
 
 _EDGES = np.array(((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)))
@@ -129,28 +129,29 @@ def image_edges(
 def colour_scale(maps: MapPair) -> TwoSlopeNorm:
     """Colours for both maps of a pair: neutral at 1, where features stay as they are.
 
-    The scale ends at the largest value, but not beyond twice the clamp: one hot spot would leave no colours
-    for the rest. It always shows the clamp.
+    The scale ends at the largest value, but not beyond 1.5 times the clamp: one hot spot would leave no
+    colours for the rest. It always shows the clamp.
     """
     clamp = maps.clamp or 0.0
     largest = float(maps.before.max())
-    top = min(largest, 2 * clamp) if clamp else largest
+    top = min(largest, 1.5 * clamp) if clamp else largest
     return TwoSlopeNorm(vcenter=1.0, vmin=0.0, vmax=max(top, clamp, 1.5))
 
 
 def see_through(strongest: float) -> ListedColormap:
     """Blue below 1, red above, and the more opaque the further away: up to ``strongest`` in [0, 1]."""
     share = np.linspace(-1, 1, 257)
-    # From the outer 90 %: the palest steps of the palette carry no colour that alpha would not give.
-    colours = colormaps["RdBu_r"](0.5 + 0.45 * share)
-    colours[:, 3] = strongest * np.abs(share)
+    # Steeper near 1, where a straight ramp of colour and opacity together would show nothing.
+    strength = np.abs(share) ** 0.6
+    colours = colormaps["RdBu_r"](0.5 + 0.45 * np.sign(share) * strength)
+    colours[:, 3] = strongest * strength
     return ListedColormap(colours)
 
 
 def bev_picture(scene: Scene) -> Figure:
     """The frame from above: points, boxes, and the BEV map before and after the clamp."""
     panels = 1 if scene.bev is None else 2
-    figure = Figure(figsize=(1.2 + 6.6 * panels, 7.7), layout="constrained", dpi=130)
+    figure = Figure(figsize=(1.2 + 6.6 * panels, 7.7), layout="constrained")
     axes: Sequence[Axes] = figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
     figure.suptitle(f"{scene.title}: from above", fontsize=13, fontweight="bold")
     for axis in axes:
@@ -159,7 +160,7 @@ def bev_picture(scene: Scene) -> Figure:
     if scene.bev is not None:
         x, y = bev_edges(scene.grid)
         for axis, heading, weights in _versions(axes, scene.bev):
-            axis.set_title(heading, fontsize=11)
+            axis.set_title(heading, fontsize=10)
             _paint(axis, (x, y), weights, scene.bev, strongest=_BEV_OPACITY)
         _colour_bar(figure, axes, scene.bev, strongest=_BEV_OPACITY)
     _legend(figure, scene, ego=True)
@@ -177,14 +178,14 @@ def camera_picture(scene: Scene) -> Figure:
     blocks = 1 if scene.camera is None else 2
     height, width = scene.image_size
     row_height = 14.2 / 3 * height / width + 0.25
-    figure = Figure(figsize=(15.6, 1.1 + blocks * (2 * row_height + 0.35)), layout="constrained", dpi=110)
+    figure = Figure(figsize=(15.6, 1.1 + blocks * (2 * row_height + 0.35)), layout="constrained")
     figure.suptitle(f"{scene.title}: cameras", fontsize=13, fontweight="bold")
     parts = list(figure.subfigures(blocks, 1, squeeze=False)[:, 0])
     if scene.camera is None:
         _draw_cameras(parts[0], scene, None)
     else:
         for part, heading, weights in _versions(parts, scene.camera):
-            part.suptitle(heading, fontsize=11)
+            part.suptitle(heading, fontsize=10.5)
             axes = _draw_cameras(part, scene, weights)
             _colour_bar(part, axes, scene.camera, strongest=_CAMERA_OPACITY)
     _legend(figure, scene, ego=False)

@@ -17,7 +17,7 @@ from cmt_aqr.data.augmentation import ImageProcessing, apply_transforms
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.dataset import FrameDataset, SampleKey, frame_generator
-from cmt_aqr.data.index import FrameIndex
+from cmt_aqr.data.selection import frame_numbers
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.structures import Frame
@@ -28,8 +28,6 @@ from cmt_aqr.training.run import build_module, load_checkpoint_weights
 from cmt_aqr.visual.console import console
 from cmt_aqr.visual.pictures import MapPair, Scene, bev_picture, camera_picture
 
-DEFAULT_FRAMES = 3
-
 
 @dataclass(frozen=True)
 class PictureSettings:
@@ -39,17 +37,19 @@ class PictureSettings:
         frames: numbers in the split, from 0, or sample tokens; ``None``: a few over the whole split.
         split: which split the frames are of; ``None``: the one of the evaluation.
         min_score: detections scored lower are not drawn.
+        dpi: pixels an inch; the pictures are 14 to 16 inches wide.
         out: folder of the pictures; made where it is absent.
     """
 
     frames: tuple[int | str, ...] | None
     split: str | None
     min_score: float
+    dpi: int
     out: Path
 
     @classmethod
     def from_config(cls, config: DictConfig, folder: Path) -> PictureSettings:
-        """Check ``frames``, ``split``, ``min_score`` and ``out``; ``folder`` is for ``out=null``.
+        """Check ``frames``, ``split``, ``min_score``, ``dpi`` and ``out``; ``folder`` is for ``out=null``.
 
         Raises:
             UserError: one of them is no such value.
@@ -61,8 +61,11 @@ class PictureSettings:
         score = config.min_score
         if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1:
             raise UserError(f"min_score={score}: must be a number from 0 to 1")
+        dpi = config.dpi
+        if not isinstance(dpi, int) or not 20 <= dpi <= 600:
+            raise UserError(f"dpi={dpi}: must be a whole number from 20 to 600")
         out = folder if config.out is None else Path(config.out).expanduser()
-        return cls(None if chosen is None else tuple(chosen), config.split, float(score), out)
+        return cls(None if chosen is None else tuple(chosen), config.split, float(score), dpi, out)
 
 
 def _is_frame(value: Any) -> bool:
@@ -90,7 +93,7 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
     checkpoint = read_checkpoint(Path(config.ckpt_path))
     data: NuScenesDataModule = build(config.data)
     data.prepare_data()
-    numbers = frame_numbers(settings.frames, data.index(data.val_split), data)
+    numbers = frame_numbers(data, settings.frames)
     data.setup("validate")
     module = build_module(config, data, processes=1)
     load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path))
@@ -106,35 +109,11 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
     bar = track(numbers, description="Drawing frames", console=screen, disable=not screen.is_terminal)
     for number in bar:
         scene = make_scene(module, dataset, number, settings.min_score, data.val_split)
-        written.extend(draw(scene, settings.out / f"{data.val_split}_{number:04d}"))
+        written.extend(draw(scene, settings.out / f"{data.val_split}_{number:04d}", settings.dpi))
     for note in _notes(module):
         screen.print(note)
     screen.print("\n".join(["Wrote", *(f"  {path}" for path in written)]), soft_wrap=True, highlight=False)
     return written
-
-
-def frame_numbers(frames: Sequence[int | str] | None, index: FrameIndex, data: NuScenesDataModule) -> list[int]:
-    """Numbers in the split of the frames asked for; ``None``: a few over the whole split.
-
-    Raises:
-        UserError: the split has no such frame.
-    """
-    if frames is None:
-        few = min(DEFAULT_FRAMES, len(index))
-        return [round(i * (len(index) - 1) / max(few - 1, 1)) for i in range(few)]
-    number_of = {index.token(number): number for number in range(len(index))}
-    where = f"split {data.val_split} of {data.root}"
-    numbers = []
-    for frame in frames:
-        if isinstance(frame, str) and frame not in number_of:
-            raise UserError(
-                f"frames={frame}: {where} has no frame with this sample token; give a number from 0 to "
-                f"{len(index) - 1}, or another split="
-            )
-        if isinstance(frame, int) and frame >= len(index):
-            raise UserError(f"frames={frame}: {where} has frames 0 to {len(index) - 1}")
-        numbers.append(number_of[frame] if isinstance(frame, str) else frame)
-    return numbers
 
 
 @torch.inference_mode()
@@ -182,7 +161,7 @@ def _pair(before: Tensor | None, after: Tensor | None, clamp: float | None) -> M
     return MapPair(before[0].float().cpu().numpy(), after[0].float().cpu().numpy(), clamp)
 
 
-def draw(scene: Scene, stem: Path) -> list[Path]:
+def draw(scene: Scene, stem: Path, dpi: int) -> list[Path]:
     """Write ``<stem>_bev.png`` and, where the model reads cameras, ``<stem>_cameras.png``."""
     pictures = {"bev": bev_picture}
     if scene.images is not None:
@@ -190,7 +169,7 @@ def draw(scene: Scene, stem: Path) -> list[Path]:
     written = []
     for name, picture in pictures.items():
         path = stem.with_name(f"{stem.name}_{name}.png")
-        picture(scene).savefig(path)
+        picture(scene).savefig(path, dpi=dpi)
         written.append(path)
     return written
 
