@@ -147,10 +147,12 @@ class DenoisingQueries(TensorStructure):
         reference_points: (batch, denoising query, 3) in [0, 1] over the range; group-major; padding is 0.
         attention_mask: (denoising + matching query, the same), bool, True where a row may NOT look at a
             column. Denoising queries come first.
+        padding: (batch, denoising query) bool, True for those that stand for no box.
     """
 
     reference_points: Tensor
     attention_mask: Tensor
+    padding: Tensor
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,8 @@ class AQROutput(TensorStructure):
     """What AQR did: the modulated features and everything a monitor wants to see.
 
     Attributes:
-        weights: (batch, query, 2) in [0, 1]: LiDAR weight, camera weight of every matching query.
+        weights: (batch, query, 2) in [0, 1]: LiDAR weight, camera weight of every query that AQR was given:
+            the matching queries, after the denoising queries with ``aqr.draw=all``.
         camera_seen: (batch, query) bool: False where no camera sees the query; its camera weight is unused.
         bev_features: (batch, channel, height, width) modulated, or ``None`` without LiDAR.
         image_features: (batch, view, channel, height, width) modulated, or ``None`` without cameras.
@@ -167,6 +170,7 @@ class AQROutput(TensorStructure):
         image_map_raw: (batch, view, height, width) as rendered.
         image_map: the same after post-processing.
         bev_seen: (batch, query) bool: False where a query stands off the BEV map; its LiDAR weight is unused.
+        draws: (batch, query) bool: False for queries that must not draw (padding); ``None``: all may.
     """
 
     weights: Tensor
@@ -178,6 +182,18 @@ class AQROutput(TensorStructure):
     image_map_raw: Tensor | None
     image_map: Tensor | None
     bev_seen: Tensor | None = None
+    draws: Tensor | None = None
+
+    def maps(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The maps before and after post-processing: ``bev`` (batch, row, column) and ``camera``
+        (batch, view, row, column), without those of an absent sensor.
+        """
+        pairs = {"bev": (self.bev_map_raw, self.bev_map), "camera": (self.image_map_raw, self.image_map)}
+        return {
+            name: (drawn, processed)
+            for name, (drawn, processed) in pairs.items()
+            if drawn is not None and processed is not None
+        }
 
 
 @dataclass(frozen=True)

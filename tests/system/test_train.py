@@ -38,6 +38,9 @@ def test_a_run_leaves_what_it_did_in_its_folder(trained: tuple[Path, str]) -> No
         rows = list(csv.DictReader(file))
     assert any(row["val/NDS"] and float(row["val/NDS"]) == pytest.approx(metrics["NDS"], abs=1e-6) for row in rows)
     assert list((folder / "tensorboard").glob("events.*"))
+    maps = json.loads((folder / "map_statistics.json").read_text())
+    assert set(maps) == {"bev", "camera"} and "AQR's maps before the clamp, epoch 0" in printed
+    assert any(row["aqr/generator_gradient"] and float(row["aqr/generator_gradient"]) > 0 for row in rows)
 
 
 def test_a_run_shows_no_noise_and_cuts_no_table(trained: tuple[Path, str]) -> None:
@@ -56,6 +59,9 @@ def test_evaluating_a_checkpoint_gives_the_run_s_numbers(run_folder: Path, train
     )
     assert done.returncode == 0, done.stderr
     assert metrics_of(again) == metrics_of(folder)
+    maps = json.loads((again / "map_statistics.json").read_text())
+    assert 0 < maps["camera"]["mean"] < maps["camera"]["max"]
+    assert "AQR's maps before the clamp, evaluation" in done.stdout
 
 
 def test_a_sweep_makes_a_folder_for_each_run(run_folder: Path) -> None:
@@ -137,4 +143,6 @@ def test_two_processes_train_together(run_folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     metrics = metrics_of(run_folder / "ddp")
     assert metrics["frames"] == 3
+    assert set(json.loads((run_folder / "ddp" / "map_statistics.json").read_text())) == {"bev", "camera"}
+    assert done.stdout.count("AQR's maps before the clamp") == 1
     assert read_checkpoint(run_folder / "ddp" / "checkpoints" / "last.ckpt")["global_step"] == 2

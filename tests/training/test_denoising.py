@@ -18,6 +18,7 @@ def test_places_and_padding() -> None:
     torch.testing.assert_close(metres[1, 0], torch.tensor([0.0, 20.0, 0.0]), atol=1e-4, rtol=0)
     torch.testing.assert_close(metres[1, 2], torch.tensor([1.0, 20.0, -1.0]), atol=1e-4, rtol=0)
     assert (points[1, [1, 3]] == 0).all()
+    assert targets.queries.padding.tolist() == [[False] * 4, [False, True, False, True]]
     assert targets.sample.tolist() == [0, 0, 1, 0, 0, 1]
     assert targets.position.tolist() == [0, 1, 0, 2, 3, 2]
     assert targets.labels.tolist() == [0, 1, 2, 0, 1, 2]

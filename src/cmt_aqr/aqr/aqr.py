@@ -27,8 +27,8 @@ class AQR(nn.Module):
         renderer: draws them.
         modulator: changes the features by them.
         draw: which queries the caller is to pass: ``matching`` (learned queries only) or ``all`` (denoising
-            queries too, which shows the matching queries where the boxes are: for experiments only). AQR
-            itself treats all queries that it gets alike.
+            queries too, which shows the matching queries where the boxes are: for experiments only; their
+            padding comes with ``draws`` False). AQR itself treats all queries that it gets alike.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class AQR(nn.Module):
             bev_map=bev_map,
             image_map_raw=image_map_raw,
             image_map=image_map,
+            draws=draws,
         )
 
 

@@ -143,6 +143,11 @@ class Renderer(nn.Module):
         size = int(6 * self.gaussian_sigma + 1)
         return size + 1 - size % 2
 
+    @property
+    def background(self) -> float:
+        """A map's value where no query reaches, before post-processing."""
+        return 1.0 if self.render_method == "kernel_mean" else 0.0
+
     def check_shapes(self, bev_shape: tuple[int, int] | None, image_shape: tuple[int, int, int] | None) -> None:
         """Compare the features' shapes with the configured ones, where both are there.
 

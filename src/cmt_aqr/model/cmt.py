@@ -64,15 +64,17 @@ class CMT(nn.Module):
             None if images is None else self.head.image_position(img2lidar, image_size, images.shape[-2:])  # type: ignore[arg-type]
         )
         extra = None if denoising is None else denoising.reference_points
-        reference_points = self.head.all_reference_points(batch.size, extra)
-        query_embedding = self.head.query_embedding(reference_points, batch.lidar2img, img2lidar, image_size)
+        # Denoising and matching queries go apart as far as AQR: computed together, the matching ones' last bits
+        # would depend on how many others there are.
+        points = self.head.all_reference_points(batch.size, extra)
+        embeddings = [self.head.query_embedding(part, batch.lidar2img, img2lidar, image_size) for part in points]
 
         routed: AQROutput | None = None
         if self.aqr is not None:
-            drawing = slice(self._first_drawing(extra), None)
+            first, draws = self._who_draws(denoising)
             routed = self.aqr(
-                query_embedding=query_embedding[:, drawing],
-                reference_points=self.head.to_metres(reference_points[:, drawing]),
+                query_embedding=torch.cat(embeddings[first:], dim=1),
+                reference_points=self.head.to_metres(torch.cat(points[first:], dim=1)),
                 bev_features=bev,
                 image_features=images,
                 bev_position=bev_position,
@@ -80,9 +82,11 @@ class CMT(nn.Module):
                 grid=None if bev is None else self.head.grid,
                 lidar2img=batch.lidar2img,
                 image_size=image_size,
+                draws=draws,
             )
             bev, images = routed.bev_features, routed.image_features
 
+        query_embedding, reference_points = torch.cat(embeddings, dim=1), torch.cat(points, dim=1)
         memory, positions = _tokens(bev, images, bev_position, image_position)
         decoded = self.decoder(
             query_embedding, memory, positions, None if denoising is None else denoising.attention_mask
@@ -90,11 +94,17 @@ class CMT(nn.Module):
         outputs = self.head(decoded, reference_points)
         return _split(outputs, 0 if extra is None else extra.shape[1], routed)
 
-    def _first_drawing(self, extra: Tensor | None) -> int:
-        """Index of the first query that AQR draws: denoising queries sit on the truth and draw nothing."""
-        if extra is None or getattr(self.aqr, "draw", "matching") == "all":
-            return 0
-        return extra.shape[1]
+    def _who_draws(self, denoising: DenoisingQueries | None) -> tuple[int, Tensor | None]:
+        """The first part of the queries (denoising, matching) that AQR gets, and which of its queries draw.
+
+        Denoising queries sit on the truth and draw nothing, unless ``aqr.draw=all``; padding never draws.
+        """
+        if denoising is None:
+            return 0, None
+        if getattr(self.aqr, "draw", "matching") != "all":
+            return 1, None
+        matching = denoising.padding.new_ones(len(denoising.padding), len(self.head.reference_points))
+        return 0, torch.cat((~denoising.padding, matching), dim=1)
 
 
 def _tokens(

@@ -206,12 +206,12 @@ class Head(nn.Module):
         """Points (..., 3) of the unit cube in metres, LiDAR frame, with the range already on the device."""
         return unit * self.extent + self.low
 
-    def all_reference_points(self, batch: int, extra: Tensor | None) -> Tensor:
-        """Reference points (batch, query, 3) in (0, 1), those of ``extra`` (batch, any, 3) first."""
-        points = self.reference_points.expand(batch, -1, -1)
-        if extra is not None:
-            points = torch.cat((extra.to(points.dtype), points), dim=1)
-        return inverse_sigmoid(points).sigmoid()
+    def all_reference_points(self, batch: int, extra: Tensor | None) -> tuple[Tensor, ...]:
+        """Reference points (batch, query, 3) in (0, 1): of ``extra`` (batch, any, 3) if given, and the learned."""
+        learned = inverse_sigmoid(self.reference_points).sigmoid().expand(batch, -1, -1)
+        if extra is None:
+            return (learned,)
+        return inverse_sigmoid(extra.to(learned.dtype)).sigmoid(), learned
 
     def bev_position(self) -> Tensor:
         """Position embedding (cell, channel) of the BEV cells, row-major.

@@ -59,6 +59,7 @@ class Denoising:
         matching_queries: int,
         point_range: tuple[float, ...],
         noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> DenoisingTargets | None:
         """Make the queries.
 
@@ -67,6 +68,8 @@ class Denoising:
             matching_queries: number of learned queries.
             point_range: range in metres that reference points in [0, 1] stand for.
             noise: (group * box, 3) uniform in [0, 1), group-major over the batch's boxes; drawn if not given.
+            generator: to draw it from, on the batch's device; ``None``: PyTorch's own, which then stands
+                elsewhere for all that comes after, depending on the number of boxes.
 
         Returns:
             The queries and their targets, or ``None`` for a batch without boxes.
@@ -78,7 +81,7 @@ class Denoising:
         boxes, device = batch.boxes.repeat(groups, 1), batch.boxes.device
         count = len(batch.boxes)
         if noise is None:
-            noise = torch.rand(len(boxes), 3, device=device)
+            noise = torch.rand(len(boxes), 3, device=device, generator=generator)
         offset = (2 * noise - 1) * self.noise_scale
         # Sizes l, w, h shift x, y, z as they stand, whatever the heading: CMT's release does so.
         centres = to_unit(boxes[:, :3] + offset * boxes[:, 3:6] / 2, point_range).clamp(0, 1)
@@ -92,8 +95,10 @@ class Denoising:
         sample, position = sample.repeat(groups), within.repeat(groups) + group * most
         reference_points = centres.new_zeros(batch.size, groups * most, 3)
         reference_points[sample, position] = centres
+        padding = torch.ones(batch.size, groups * most, dtype=torch.bool, device=device)
+        padding[sample, position] = False
         mask = attention_mask(groups, most, matching_queries, device)
-        queries = DenoisingQueries(reference_points=reference_points, attention_mask=mask)
+        queries = DenoisingQueries(reference_points, mask, padding)
         return DenoisingTargets(queries, sample, position, boxes, labels)
 
 

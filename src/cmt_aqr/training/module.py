@@ -99,14 +99,20 @@ class DetectorModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout and noise by (seed, step, process): a resumed run draws what an unbroken one would."""
-        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank)
+        torch.manual_seed(self._step_seed())
+
+    def _step_seed(self) -> int:
+        """Seed of all that is random in this step on this process."""
+        return (self.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch: the sum of all terms, each logged."""
         targets = None
         if self.denoising is not None:
             head = self.model.head
-            targets = self.denoising(batch, len(head.reference_points), tuple(head.point_range))
+            # Noise of its own: else AQR's dropout, and with it the maps, would depend on the number of boxes.
+            noise = torch.Generator(self.device).manual_seed(self._step_seed())
+            targets = self.denoising(batch, len(head.reference_points), tuple(head.point_range), generator=noise)
         predictions = self.model(batch, None if targets is None else targets.queries)
         losses = self.criterion(predictions, batch, targets)
         total = torch.stack(list(losses.values())).sum()

@@ -78,7 +78,8 @@ def evaluate(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) ->
     folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     checkpoint = read_checkpoint(Path(config.ckpt_path))
-    callbacks = [build(config.callbacks.progress)] if config.callbacks.get("progress") else []
+    shown = [config.callbacks.get(name) for name in ("progress", "aqr_monitor")]
+    callbacks = [build(callback) for callback in shown if callback is not None]
     trainer = build(config.trainer, callbacks=callbacks, logger=False, enable_checkpointing=False)
     data = build(config.data)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)

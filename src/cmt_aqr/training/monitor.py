@@ -1,0 +1,340 @@
+"""Watching AQR's maps: their numbers in every logger, a table, a file, and a warning where something is wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.table import Table
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from cmt_aqr.aqr import AQR
+from cmt_aqr.aqr.checks import require_above_zero, require_count
+from cmt_aqr.aqr.statistics import output_statistics, used_weights
+from cmt_aqr.data.files import written_at_once
+from cmt_aqr.structures import AQROutput
+from cmt_aqr.visual.console import console
+
+log = logging.getLogger(__name__)
+
+MAPS = ("bev", "camera")
+GRADIENT = "generator_gradient"
+FILE = "map_statistics.json"
+
+
+class Summary:
+    """Numbers of several looks in one: the highest of what is called max, the lowest of min, else the mean."""
+
+    def __init__(
+        self, looks: int = 0, counts: dict[str, int] | None = None, numbers: dict[str, float] | None = None
+    ) -> None:
+        self.looks = looks
+        self.counts = dict(counts or {})
+        self.numbers = dict(numbers or {})
+
+    def add(self, numbers: dict[str, float]) -> None:
+        """Take in the numbers of one more look; what is not finite stays out."""
+        self.looks += 1
+        for key, value in numbers.items():
+            if not math.isfinite(value):
+                continue
+            known = self.numbers.setdefault(key, value)
+            self.counts[key] = self.counts.get(key, 0) + 1
+            kind = key.rpartition("/")[2].partition("_")[0]
+            if kind in ("max", "min"):
+                self.numbers[key] = max(known, value) if kind == "max" else min(known, value)
+            else:
+                self.numbers[key] = known + (value - known) / self.counts[key]
+
+    def state(self) -> dict[str, Any]:
+        """What makes an equal one."""
+        return {"looks": self.looks, "counts": dict(self.counts), "numbers": dict(self.numbers)}
+
+    def by_map(self) -> dict[str, dict[str, float]]:
+        """The maps' numbers: ``{"bev": {"mean": ...}, "camera": {...}}``."""
+        return {
+            name: {
+                key.removeprefix(f"{name}/"): value
+                for key, value in self.numbers.items()
+                if key.startswith(f"{name}/")
+            }
+            for name in MAPS
+            if f"{name}/mean" in self.numbers
+        }
+
+    def table(self, title: str) -> Table:
+        """The maps' numbers for rich to print."""
+        maps = self.by_map()
+        shown = {
+            "mean": "mean",
+            "std": "std",
+            "min": "min",
+            "max": "max",
+            "max_over_mean": "max/mean",
+            "clamped": "clamped",
+            "drawn": "drawn on",
+            "relative_change": "change",
+        }
+        table = Table(title=title, title_justify="left")
+        table.add_column("map")
+        for heading in shown.values():
+            table.add_column(heading, justify="right")
+        for name, numbers in maps.items():
+            table.add_row(name, *(_shown(key, numbers.get(key, math.nan)) for key in shown))
+        return table
+
+
+def _shown(key: str, value: float) -> str:
+    return f"{value:.1%}" if key in ("clamped", "drawn", "relative_change") else f"{value:.4g}"
+
+
+class AQRMonitor(L.Callback):
+    """Looks at AQR's maps every N steps, and at the first step of every epoch.
+
+    A look computes :func:`~cmt_aqr.aqr.statistics.output_statistics` of the batch, the generator's gradient
+    norm before clipping, and the distribution of the weights that drew. Between looks nothing is computed and
+    nothing waits for the device: the hook that sees AQR's output is there in the steps that are looked at
+    only. Of several processes the first one looks, at its own share of the batch. Without AQR it does nothing.
+
+    Logged at each look: ``aqr/bev/mean`` and so on, ``aqr/camera/...``, ``aqr/weights/lidar_mean``,
+    ``lidar_std``, ``camera_mean``, ``camera_std``, ``aqr/generator_gradient``, and for TensorBoard the
+    histograms ``aqr/weights/lidar`` and ``aqr/weights/camera``. At the end of an epoch the same numbers under
+    ``aqr/epoch/``, and of an evaluation under ``aqr/val/``: means over the looks, but the highest ``max``,
+    ``max_over_mean`` and ``max_after`` and the lowest ``min``. ``map_statistics.json`` keeps the last epoch's,
+    or the evaluation's where nothing is trained.
+
+    Args:
+        folder: where ``map_statistics.json`` goes.
+        every_n_steps: steps from one look to the next; in evaluation, batches.
+        max_over_mean_limit: a map whose max/mean is higher is warned of, once; ``None``: never.
+        histogram_bins: bins of the weights' histograms over [0, 1].
+
+    Raises:
+        ValueError: for values out of range.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every_n_steps: int = 50,
+        max_over_mean_limit: float | None = 100.0,
+        histogram_bins: int = 50,
+    ) -> None:
+        require_count("callbacks.aqr_monitor.every_n_steps", every_n_steps)
+        require_count("callbacks.aqr_monitor.histogram_bins", histogram_bins)
+        if max_over_mean_limit is not None:
+            require_above_zero("callbacks.aqr_monitor.max_over_mean_limit", max_over_mean_limit)
+        self.path = Path(folder) / FILE
+        self.every_n_steps = every_n_steps
+        self.max_over_mean_limit = max_over_mean_limit
+        self.histogram_bins = histogram_bins
+        self._epoch = Summary()
+        self._last_epoch: tuple[int, Summary] | None = None
+        self._evaluation = Summary()
+        self._warned: set[str] = set()
+        self._handle: RemovableHandle | None = None
+        self._step: int | None = None
+        self._found: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Drop a look that an exception broke off."""
+        self._stop_looking()
+        self._forget()
+
+    # A look in training: from the start of a batch to the end of the batch that takes the optimiser's step.
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin a look where one is due; with gradient accumulation at the first batch of the step."""
+        step = trainer.global_step
+        if self._step is None and (batch_idx == 0 or step % self.every_n_steps == 0):
+            self._look(trainer, pl_module, step)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Take the generator's gradient norm: over all processes, unscaled, before it is clipped."""
+        aqr = _aqr_of(pl_module)
+        if self._step is None or aqr is None:
+            return
+        learning = [parameter for parameter in aqr.generator.parameters() if parameter.requires_grad]
+        if learning:
+            gradients = [parameter.grad for parameter in learning if parameter.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients) if gradients else learning[0].new_zeros(())
+            self._found[GRADIENT] = norm.detach()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End the look, once the optimiser took its step."""
+        self._stop_looking()
+        if self._step is not None and trainer.global_step > self._step:
+            self._finish(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the epoch's numbers and write them to ``map_statistics.json``."""
+        if self._epoch.looks == 0:
+            return
+        self._log(trainer, "aqr/epoch", self._epoch.numbers, trainer.global_step)
+        self._write(self._epoch)
+        self._last_epoch, self._epoch = (trainer.current_epoch, self._epoch), Summary()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the last epoch's numbers."""
+        if self._last_epoch is not None:
+            epoch, summary = self._last_epoch
+            title = f"AQR's maps before the clamp, epoch {epoch} (looked at {_times(summary.looks)})"
+            console().print(summary.table(title))
+            if GRADIENT in summary.numbers:
+                console().print(f"Gradient norm of the weight generator: {summary.numbers[GRADIENT]:.4g}")
+
+    # A look in evaluation: one batch.
+
+    def on_validation_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Begin a look every N batches."""
+        if self._step is None and batch_idx % self.every_n_steps == 0 and not trainer.sanity_checking:
+            self._look(trainer, pl_module, trainer.global_step)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """End the look."""
+        if self._handle is not None:
+            self._stop_looking()
+            self._evaluation.add(_numbers(self._found))
+            self._forget()
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the evaluation's numbers; where nothing was trained, print and write them, too."""
+        if self._evaluation.looks == 0:
+            return
+        self._log(trainer, "aqr/val", self._evaluation.numbers, trainer.global_step)
+        if trainer.state.fn == TrainerFn.VALIDATING and self._last_epoch is None:
+            self._write(self._evaluation)
+            looks = _times(self._evaluation.looks)
+            title = f"AQR's maps before the clamp, evaluation (looked at {looks})"
+            console().print(self._evaluation.table(title))
+        self._evaluation = Summary()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch so far, and what was warned of: a run that goes on counts and warns as if it never stopped."""
+        return {"epoch": self._epoch.state(), "warned": sorted(self._warned)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self._epoch = Summary(**state_dict["epoch"])
+        self._warned = set(state_dict["warned"])
+
+    def _look(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
+        aqr = _aqr_of(module)
+        if aqr is None or not trainer.is_global_zero:
+            return
+        self._step = step
+
+        def see(seen: torch.nn.Module, args: Any, inputs: dict[str, Any], output: AQROutput) -> None:
+            background = aqr.renderer.background
+            features = inputs["bev_features"], inputs["image_features"]
+            self._found = output_statistics(output, *features, background)
+            self._weights = used_weights(output)
+
+        self._handle = aqr.register_forward_hook(see, with_kwargs=True)
+
+    def _stop_looking(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _finish(self, trainer: L.Trainer) -> None:
+        """Log and sum up a look in training; here the device is waited for."""
+        numbers, step = _numbers(self._found), self._step or 0
+        for sensor, weights in self._weights.items():
+            if len(weights):
+                numbers[f"weights/{sensor}_mean"] = weights.mean().item()
+                numbers[f"weights/{sensor}_std"] = weights.std(correction=0).item()
+        self._epoch.add(numbers)
+        self._log(trainer, "aqr", numbers, step)
+        edges = torch.linspace(0, 1, self.histogram_bins + 1).tolist()
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for sensor, weights in self._weights.items():
+                    if len(weights):
+                        values = weights.float().cpu()
+                        logger.experiment.add_histogram(f"aqr/weights/{sensor}", values, step, bins=edges)
+        self._warn(numbers, step)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._step, self._found, self._weights = None, {}, {}
+
+    def _warn(self, numbers: dict[str, float], step: int) -> None:
+        for name in MAPS:
+            ratio, limit = numbers.get(f"{name}/max_over_mean", 0.0), self.max_over_mean_limit
+            if limit is not None and ratio > limit and name not in self._warned:
+                self._warned.add(name)
+                log.warning(
+                    "AQR's %s map at step %d: its highest cell is %.4g, %.4g times its mean of %.4g, before the "
+                    "clamp (callbacks.aqr_monitor.max_over_mean_limit=%g): many queries draw in one cell; see "
+                    "'Watching the maps' in docs/aqr.md",
+                    name,
+                    step,
+                    numbers[f"{name}/max"],
+                    ratio,
+                    numbers[f"{name}/mean"],
+                    limit,
+                )
+        if numbers.get(GRADIENT) == 0 and GRADIENT not in self._warned:
+            self._warned.add(GRADIENT)
+            log.warning(
+                "AQR's weight generator has a gradient of exactly 0 at step %d: the loss does not reach it, and "
+                "it does not learn; see 'Watching the maps' in docs/aqr.md",
+                step,
+            )
+
+    def _log(self, trainer: L.Trainer, prefix: str, numbers: dict[str, float], step: int) -> None:
+        values = {f"{prefix}/{key}": value for key, value in numbers.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=step)
+
+    def _write(self, summary: Summary) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with written_at_once(self.path) as partial:
+            partial.write_text(json.dumps(summary.by_map(), indent=2) + "\n")
+
+
+def _aqr_of(module: L.LightningModule) -> AQR | None:
+    """The module's AQR; ``None`` for plain CMT."""
+    aqr = getattr(getattr(module, "model", None), "aqr", None)
+    return aqr if isinstance(aqr, AQR) else None
+
+
+def _numbers(found: dict[str, Tensor]) -> dict[str, float]:
+    """The scalars on the host, in one transfer."""
+    values = torch.stack([value.to(torch.float32) for value in found.values()]).tolist() if found else []
+    return dict(zip(found, values, strict=True))
+
+
+def _times(looks: int) -> str:
+    return "once" if looks == 1 else f"{looks} times"

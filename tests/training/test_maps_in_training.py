@@ -1,0 +1,140 @@
+"""AQR's maps in training, through the whole model: nothing of the truth, and no padding, is in them."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmt_aqr.structures import AQROutput, Batch, DenoisingQueries
+from cmt_aqr.training.module import DetectorModule
+from tests.small_detector import small_batch, small_module
+
+
+def aqr_in_a_step(module: DetectorModule, batch: Batch) -> AQROutput:
+    """What AQR gives in a training step: dropout on, seeded as in a run."""
+    seen: list[AQROutput] = []
+    handle = module.model.aqr.register_forward_hook(lambda _module, _inputs, output: seen.append(output))  # type: ignore[union-attr]
+    module.on_train_batch_start(batch, 0)
+    module.training_step(batch, 0)
+    handle.remove()
+    return seen[0]
+
+
+def tensors_of(output: AQROutput) -> dict[str, Tensor]:
+    names = ("weights", "bev_map_raw", "bev_map", "image_map_raw", "image_map", "bev_features", "image_features")
+    return {name: getattr(output, name) for name in names}
+
+
+def assert_same_bits(one: AQROutput, other: AQROutput) -> None:
+    for (name, left), right in zip(tensors_of(one).items(), tensors_of(other).values(), strict=True):
+        assert torch.equal(left, right), name
+
+
+METHODS = ("gaussian", "bilinear", "direct", "distance_weighted", "kernel_mean")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_the_same_bit_for_bit_with_any_truth_and_without_denoising(method: str) -> None:
+    overrides = (f"renderer.render_method={method}", "aqr.generator.dropout=0.1", "model.queries=150")
+    module = small_module(*overrides)
+    expected = aqr_in_a_step(module, small_batch(5, 2))
+    assert expected.weights.shape == (2, 150, 2)
+    for batch in (small_batch(7, 1, truth_seed=1), small_batch(40, 60, truth_seed=2), small_batch(0, 0)):
+        assert_same_bits(aqr_in_a_step(module, batch), expected)
+    without = small_module("training.denoising.groups=0", *overrides)
+    assert_same_bits(aqr_in_a_step(without, small_batch(3, 3, truth_seed=3)), expected)
+
+
+def test_with_draw_all_the_maps_show_the_truth() -> None:
+    """What the default guards against; if it did not show here, the test above would prove nothing."""
+    module = small_module("aqr.draw=all")
+    one = aqr_in_a_step(module, small_batch(7, 5, truth_seed=1))
+    other = aqr_in_a_step(module, small_batch(7, 5, truth_seed=2))
+    assert one.weights.shape == (2, 2 * 7 + 20, 2)
+    assert (one.bev_map_raw - other.bev_map_raw).abs().max() > 0.01  # type: ignore[operator]
+
+
+def padded(queries: DenoisingQueries, count: int) -> DenoisingQueries:
+    """The same denoising queries before ``count`` more that stand for no box, at the corner of the range."""
+    batch, denoising = queries.padding.shape
+    matching = len(queries.attention_mask) - denoising
+    points = queries.reference_points
+    order = [*range(denoising), *range(denoising + count, denoising + count + matching)]
+    mask = torch.zeros(denoising + count + matching, denoising + count + matching, dtype=torch.bool)
+    mask[torch.tensor(order)[:, None], torch.tensor(order)] = queries.attention_mask
+    return DenoisingQueries(
+        torch.cat((points, points.new_zeros(batch, count, 3)), dim=1),
+        mask,
+        torch.cat((queries.padding, queries.padding.new_ones(batch, count)), dim=1),
+    )
+
+
+@pytest.mark.parametrize("draw", ["matching", "all"])
+def test_540_padding_queries_change_no_map(draw: str) -> None:
+    module = small_module(f"aqr.draw={draw}", "renderer.max_weight_clamp=null").eval()
+    batch = small_batch(4, 4)
+    targets = module.denoising(batch, 20, tuple(module.model.head.point_range))  # type: ignore[misc]
+    assert targets is not None and not targets.queries.padding.any()
+    few, many = targets.queries, padded(targets.queries, 540)
+    with torch.no_grad():
+        expected, found = module.model(batch, few).aqr, module.model(batch, many).aqr
+    assert expected is not None and found is not None
+    for (name, (drawn, _)), (again, _) in zip(expected.maps().items(), found.maps().values(), strict=True):
+        if draw == "matching":
+            assert torch.equal(again, drawn), name
+        else:
+            # The weights are computed beside those of the padding, whose number moves their last bit.
+            torch.testing.assert_close(again, drawn, rtol=1e-5, atol=1e-6)
+            assert again.max().item() == pytest.approx(drawn.max().item(), rel=1e-5), name
+
+
+def test_padding_that_drew_would_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the mask of the padding, ``draw=all`` would bring the old maximum back."""
+    module = small_module("aqr.draw=all", "renderer.max_weight_clamp=null").eval()
+    batch = small_batch(4, 4)
+    targets = module.denoising(batch, 20, tuple(module.model.head.point_range))  # type: ignore[misc]
+    many = padded(targets.queries, 540)  # type: ignore[union-attr]
+    with torch.no_grad():
+        held = module.model(batch, many).aqr.maps()["bev"][0]
+        drawing = many.replace(padding=torch.zeros_like(many.padding))
+        piled = module.model(batch, drawing).aqr.maps()["bev"][0]
+    assert held.max() < 5 < 50 < piled.max()
+
+
+@pytest.mark.parametrize("draw", ["matching", "all"])
+def test_the_fullest_frame_pads_the_others_and_their_maps_stay(draw: str) -> None:
+    """A frame with 1 box beside one with 9: eight of nine denoising queries are padding in its every group."""
+    module = small_module(f"aqr.draw={draw}", "renderer.max_weight_clamp=null").eval()
+    batch = small_batch(1, 9)
+    targets = module.denoising(batch, 20, tuple(module.model.head.point_range))  # type: ignore[misc]
+    assert targets is not None
+    assert targets.queries.padding.sum(1).tolist() == [16, 0]
+    with torch.no_grad():
+        output = module.model(batch, targets.queries).aqr
+    assert output is not None
+    row, column = 0, 0  # where padding would stand
+    near = output.bev_map_raw[0, row, column]  # type: ignore[index]
+    assert near < 1
+    if draw == "all":
+        assert output.draws is not None and output.draws.sum(1).tolist() == [2 + 20, 18 + 20]
+
+
+def test_queries_outside_every_view_leave_the_camera_maps_as_they_are() -> None:
+    """Half of the learned queries are moved high above the cameras: the maps are those of the other half."""
+    module = small_module("model.queries=40").eval()
+    fewer = small_module("model.queries=20").eval()
+    state = module.model.state_dict()
+    with torch.no_grad():
+        module.model.head.reference_points[20:] = torch.tensor([0.5, 0.5, 1.0])
+    state = {**module.model.state_dict()}
+    state["head.reference_points"] = state["head.reference_points"][:20]
+    fewer.model.load_state_dict(state)
+    batch = small_batch(0)
+    with torch.no_grad():
+        all_of_them, seen_only = module.model(batch).aqr, fewer.model(batch).aqr
+    assert not all_of_them.camera_seen[:, 20:].any() and all_of_them.camera_seen[:, :20].any()
+    torch.testing.assert_close(all_of_them.image_map_raw, seen_only.image_map_raw, rtol=1e-5, atol=1e-7)
+    with torch.no_grad():
+        module.model.head.reference_points[20:] = torch.tensor([0.55, 0.55, 0.0])
+        below = module.model(batch).aqr
+    assert not torch.equal(below.weights, all_of_them.weights)
+    assert torch.equal(below.image_map_raw, all_of_them.image_map_raw)

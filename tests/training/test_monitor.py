@@ -1,0 +1,314 @@
+"""What the monitor logs, prints and writes in short fits of a small model, and what it costs between looks."""
+
+import csv
+import json
+import logging
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
+
+from cmt_aqr.aqr.statistics import output_statistics
+from cmt_aqr.structures import Batch
+from cmt_aqr.training.module import DetectorModule
+from cmt_aqr.training.monitor import AQRMonitor, Summary
+from tests.small_detector import small_batch, small_module
+
+KEYS = {"mean", "std", "min", "max", "max_over_mean", "clamped", "drawn", "relative_change"}
+
+
+def frames(count: int) -> DataLoader[Batch]:
+    batches = [small_batch(3, seed=number, truth_seed=number) for number in range(count)]
+    return DataLoader(cast(Any, batches), batch_size=None)
+
+
+def fit(folder: Path, module: DetectorModule, steps: int, *callbacks: L.Callback, **settings: Any) -> L.Trainer:
+    trainer = L.Trainer(
+        **{
+            "accelerator": "cpu",
+            "max_epochs": 1,
+            "limit_train_batches": steps,
+            "logger": [CSVLogger(folder, "csv", ""), TensorBoardLogger(folder, "tensorboard", "")],
+            "callbacks": list(callbacks),
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+            **settings,
+        }
+    )
+    trainer.fit(module, frames(steps))
+    return trainer
+
+
+def rows(folder: Path, key: str) -> dict[int, float]:
+    with (folder / "csv" / "metrics.csv").open() as file:
+        return {int(row["step"]): float(row[key]) for row in csv.DictReader(file) if row.get(key)}
+
+
+class Hooks(L.Callback):
+    """Notes in which batches AQR had a hook."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+        self.seen.append(len(cast(DetectorModule, pl_module).model.aqr._forward_hooks) > 0)  # type: ignore[union-attr,arg-type]
+
+
+def test_a_fit_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, hooks = small_module(), Hooks()
+    before = {name: value.clone() for name, value in module.model.aqr.generator.named_parameters()}  # type: ignore[union-attr]
+    monitor = AQRMonitor(tmp_path, every_n_steps=2, histogram_bins=10)
+    fit(tmp_path, module, 5, monitor, hooks)
+    printed = capsys.readouterr().out
+
+    assert hooks.seen == [True, False, True, False, True]
+    assert not module.model.aqr._forward_hooks  # type: ignore[union-attr]
+    for name in ("bev", "camera"):
+        for key in KEYS:
+            assert list(rows(tmp_path, f"aqr/{name}/{key}")) == [0, 2, 4]
+    gradients = rows(tmp_path, "aqr/generator_gradient")
+    assert list(gradients) == [0, 2, 4] and all(value > 0 for value in gradients.values())
+    moved = [
+        name
+        for name, value in module.model.aqr.generator.named_parameters()  # type: ignore[union-attr]
+        if not torch.equal(value, before[name])
+    ]
+    assert len(moved) == len(before)
+
+    # The first step, computed here: same seed, same weights.
+    fresh = small_module()
+    seen: list[dict[str, torch.Tensor]] = []
+    fresh.model.aqr.register_forward_hook(  # type: ignore[union-attr]
+        lambda _aqr, _args, given, output: seen.append(
+            output_statistics(output, given["bev_features"], given["image_features"], 0.0)
+        ),
+        with_kwargs=True,
+    )
+    fresh.on_train_batch_start(small_batch(3), 0)
+    fresh.training_step(small_batch(3), 0)
+    for key, value in seen[0].items():
+        assert rows(tmp_path, f"aqr/{key}")[0] == pytest.approx(value.item(), rel=1e-6), key
+
+    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    assert set(written) == {"bev", "camera"}
+    for name, values in written.items():
+        assert set(values) >= KEYS
+        for key, value in values.items():
+            looks = rows(tmp_path, f"aqr/{name}/{key}").values()
+            one = {"max": max, "min": min}.get(key.split("_")[0], lambda items: sum(items) / len(items))
+            assert value == pytest.approx(one(list(looks)), rel=1e-6), (name, key)
+            assert rows(tmp_path, f"aqr/epoch/{name}/{key}") == {5: pytest.approx(value)}
+    assert "epoch 0 (looked at 3 times)" in printed
+    assert f"{written['camera']['max']:.4g}" in printed and f"{written['bev']['drawn']:.1%}" in printed
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"histograms": 0}).Reload()
+    for sensor in ("lidar", "camera"):
+        histograms = events.Histograms(f"aqr/weights/{sensor}")
+        assert [event.step for event in histograms] == [0, 2, 4]
+        assert 0 < histograms[0].histogram_value.num <= 20
+    assert events.Scalars("aqr/camera/max")[0].step == 0
+
+
+def test_between_looks_the_monitor_does_nothing_to_any_tensor(tmp_path: Path) -> None:
+    """No operation on a tensor: nothing to compute and no device to wait for."""
+
+    class Count(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.operations += 1
+            return func(*args, **(kwargs or {}))
+
+    module, monitor = small_module(), AQRMonitor(tmp_path, every_n_steps=10)
+    loss = module.training_step(small_batch(2), 0)
+    loss.backward()
+    batch = small_batch(2)
+    counted = []
+    for step in (7, 10):
+        at_step = SimpleNamespace(global_step=step, is_global_zero=True, loggers=[], current_epoch=0)
+        trainer = cast(L.Trainer, at_step)
+        with Count() as count:
+            monitor.on_train_batch_start(trainer, module, batch, 3)
+            hooked = len(module.model.aqr._forward_hooks)  # type: ignore[union-attr]
+            monitor.on_before_optimizer_step(trainer, module, cast(Any, None))
+            at_step.global_step = step + 1
+            monitor.on_train_batch_end(trainer, module, None, batch, 3)
+        counted.append((count.operations > 0, hooked))
+    assert counted == [(False, 0), (True, 1)]
+
+
+def test_other_processes_than_the_first_do_not_look(tmp_path: Path) -> None:
+    module, monitor = small_module(), AQRMonitor(tmp_path)
+    trainer = cast(L.Trainer, SimpleNamespace(global_step=0, is_global_zero=False))
+    monitor.on_train_batch_start(trainer, module, small_batch(2), 0)
+    assert not module.model.aqr._forward_hooks  # type: ignore[union-attr]
+
+
+def test_the_first_step_of_every_epoch_is_looked_at(tmp_path: Path) -> None:
+    fit(tmp_path, small_module(), 3, AQRMonitor(tmp_path, every_n_steps=100), max_epochs=3)
+    assert list(rows(tmp_path, "aqr/bev/mean")) == [0, 3, 6]
+    assert list(rows(tmp_path, "aqr/epoch/bev/mean")) == [3, 6, 9]
+    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    assert written["bev"]["mean"] == pytest.approx(rows(tmp_path, "aqr/bev/mean")[6], rel=1e-6)
+
+
+def test_gradient_accumulation_has_one_look_a_step_with_its_gradient(tmp_path: Path) -> None:
+    fit(tmp_path, small_module(), 6, AQRMonitor(tmp_path, every_n_steps=1), accumulate_grad_batches=2)
+    assert list(rows(tmp_path, "aqr/bev/mean")) == list(rows(tmp_path, "aqr/generator_gradient")) == [0, 1, 2]
+
+
+def test_without_aqr_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path, small_module("aqr=none"), 2, AQRMonitor(tmp_path, every_n_steps=1))
+    assert "aqr/" not in (tmp_path / "csv" / "metrics.csv").read_text()
+    assert not (tmp_path / "map_statistics.json").exists()
+    assert "AQR" not in capsys.readouterr().out
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    fit(tmp_path, small_module(), 2, AQRMonitor(tmp_path, every_n_steps=1), precision="bf16-mixed")
+    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    full = small_module()
+    fit(tmp_path / "full", full, 2, AQRMonitor(tmp_path / "full", every_n_steps=1))
+    expected = json.loads((tmp_path / "full" / "map_statistics.json").read_text())
+    for name in ("bev", "camera"):
+        assert all(math.isfinite(value) for value in written[name].values())
+        assert written[name]["mean"] == pytest.approx(expected[name]["mean"], rel=0.05)
+        assert written[name]["relative_change"] == pytest.approx(expected[name]["relative_change"], abs=0.02)
+
+
+def test_a_high_maximum_is_warned_of_once_for_each_map_with_its_numbers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitor = AQRMonitor(tmp_path, every_n_steps=1, max_over_mean_limit=1.5)
+    with caplog.at_level(logging.WARNING, logger="cmt_aqr.training.monitor"):
+        fit(tmp_path, small_module(), 3, monitor)
+    messages = [record.getMessage() for record in caplog.records if record.name == "cmt_aqr.training.monitor"]
+    assert len(messages) == 2
+    for name, message in zip(("bev", "camera"), messages, strict=True):
+        highest, mean = rows(tmp_path, f"aqr/{name}/max")[0], rows(tmp_path, f"aqr/{name}/mean")[0]
+        assert f"AQR's {name} map at step 0: its highest cell is {highest:.4g}" in message
+        assert (
+            f"{highest / mean:.4g} times its mean of {mean:.4g}" in message
+            and "max_over_mean_limit=1.5" in message
+        )
+
+
+def test_nothing_is_warned_of_in_a_usual_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(tmp_path, small_module(), 2, AQRMonitor(tmp_path, every_n_steps=1))
+    assert not [record for record in caplog.records if record.name == "cmt_aqr.training.monitor"]
+
+
+def test_a_gradient_of_exactly_zero_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With a residual weight of 1 the maps change nothing, so nothing comes back to the generator."""
+    monitor = AQRMonitor(tmp_path, every_n_steps=1)
+    fit(tmp_path, small_module("modulator.residual_weight=1"), 3, monitor)
+    assert list(rows(tmp_path, "aqr/generator_gradient").values()) == [0, 0, 0]
+    messages = [record.getMessage() for record in caplog.records if record.name == "cmt_aqr.training.monitor"]
+    assert len(messages) == 1 and "gradient of exactly 0 at step 0" in messages[0]
+
+
+def test_a_frozen_generator_has_no_gradient_to_warn_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(tmp_path, small_module("lr_mult.aqr_weight_generator=0"), 2, AQRMonitor(tmp_path, every_n_steps=1))
+    assert rows(tmp_path, "aqr/bev/mean") and not rows(tmp_path, "aqr/generator_gradient")
+    assert not [record for record in caplog.records if record.name == "cmt_aqr.training.monitor"]
+
+
+def test_a_run_that_goes_on_counts_and_warns_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    first, second = AQRMonitor(tmp_path), AQRMonitor(tmp_path)
+    first._epoch.add({"bev/mean": 1.0, "bev/max": 5.0})
+    first._warned.add("bev")
+    state = first.state_dict()
+    second.load_state_dict(torch.load(saved(tmp_path, state), weights_only=True))
+    second._epoch.add({"bev/mean": 2.0, "bev/max": 3.0})
+    assert second._epoch.numbers == {"bev/mean": 1.5, "bev/max": 5.0} and second._epoch.looks == 2
+    assert second._warned == {"bev"}
+    assert first._epoch.numbers == {"bev/mean": 1.0, "bev/max": 5.0}
+
+
+def saved(folder: Path, state: Any) -> Path:
+    torch.save(state, folder / "state.ckpt")
+    return folder / "state.ckpt"
+
+
+def test_a_number_that_is_not_finite_stays_out_of_the_epoch() -> None:
+    summary = Summary()
+    for value in (1.0, math.inf, math.nan, 2.0):
+        summary.add({"generator_gradient": value, "bev/mean": 1.0})
+    assert summary.numbers == {"generator_gradient": 1.5, "bev/mean": 1.0} and summary.looks == 4
+
+
+class NoMetric:
+    """Takes detections, and gives numbers that do not matter here."""
+
+    def update(self, *_: Any) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def compute(self) -> dict[str, float]:
+        return {"NDS": 0.5, "mAP": 0.5}
+
+
+def test_maps_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = small_module(metric=NoMetric())
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=CSVLogger(tmp_path, "csv", ""),
+        callbacks=[AQRMonitor(tmp_path, every_n_steps=2)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.validate(module, frames(3), verbose=False)
+    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    assert "evaluation (looked at 2 times)" in capsys.readouterr().out
+    module.eval()
+    drawn = []
+    for number in (0, 2):
+        with torch.no_grad():
+            drawn.append(module.model(small_batch(3, seed=number)).aqr.maps()["camera"][0])
+    assert written["camera"]["max"] == pytest.approx(max(one.max().item() for one in drawn), rel=1e-5)
+    assert written["camera"]["mean"] == pytest.approx(sum(one.mean().item() for one in drawn) / 2, rel=1e-5)
+    assert list(rows(tmp_path, "aqr/val/camera/mean").values()) == [pytest.approx(written["camera"]["mean"])]
+
+
+def test_an_evaluation_within_training_is_logged_beside_it(tmp_path: Path) -> None:
+    module = small_module(metric=NoMetric())
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=CSVLogger(tmp_path, "csv", ""),
+        callbacks=[AQRMonitor(tmp_path, every_n_steps=1)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=1,
+    )
+    trainer.fit(module, frames(2), frames(1))
+    assert list(rows(tmp_path, "aqr/val/bev/mean")) == [2]
+    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    assert written["bev"]["mean"] == pytest.approx(rows(tmp_path, "aqr/epoch/bev/mean")[2], rel=1e-6)
+    assert written["bev"]["mean"] != pytest.approx(rows(tmp_path, "aqr/val/bev/mean")[2], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"every_n_steps": 0}, "callbacks.aqr_monitor.every_n_steps=0: must be a whole number of at least 1"),
+        ({"histogram_bins": 1.5}, "callbacks.aqr_monitor.histogram_bins=1.5: must be a whole number"),
+        ({"max_over_mean_limit": -1}, "callbacks.aqr_monitor.max_over_mean_limit=-1: must be a number above 0"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_in_one_sentence(settings: dict, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        AQRMonitor(tmp_path, **settings)
+    assert sentence in str(error.value)
