@@ -20,6 +20,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cmt_aqr.aqr.statistics import map_statistics
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.geometry import BEVGrid, box_corners, pixel_of_cell, project_to_images
 
@@ -54,14 +55,9 @@ class MapPair:
         clamp: the limit in force, ``None`` without one.
     """
 
-    before: NDArray[np.float32]
-    after: NDArray[np.float32]
+    before: Tensor
+    after: Tensor
     clamp: float | None
-
-    @property
-    def lowered(self) -> float:
-        """Share of the cells that the clamp lowered."""
-        return 0.0 if self.clamp is None else float((self.before > self.clamp).mean())
 
 
 @dataclass(frozen=True)
@@ -194,11 +190,12 @@ def camera_picture(scene: Scene) -> Figure:
 
 def _versions(targets: Sequence, maps: MapPair) -> list[tuple]:
     """Each target with its heading and its map: before, after."""
+    numbers = {name: value.item() for name, value in map_statistics(maps.before, maps.after).items()}
     end = "no clamp" if maps.clamp is None else f"clamp at {maps.clamp:g}"
-    before = f"as rendered: max {maps.before.max():.3g}, mean {maps.before.mean():.3g}"
-    after = f"after threshold and {end}: max {maps.after.max():.3g}, mean {maps.after.mean():.3g}"
+    before = f"as rendered: max {numbers['max']:.3g}, mean {numbers['mean']:.3g}"
+    after = f"after threshold and {end}: max {numbers['max_after']:.3g}, mean {numbers['mean_after']:.3g}"
     if maps.clamp is not None:
-        after += f", {maps.lowered:.1%} of cells clamped"
+        after += f", {numbers['clamped']:.1%} of cells clamped"
     return list(zip(targets, (before, after), (maps.before, maps.after), strict=True))
 
 
@@ -233,7 +230,7 @@ def _draw_from_above(axis: Axes, scene: Scene) -> None:
     axis.tick_params(labelsize=9)
 
 
-def _draw_cameras(part: Figure | SubFigure, scene: Scene, weights: NDArray[np.float32] | None) -> list[Axes]:
+def _draw_cameras(part: Figure | SubFigure, scene: Scene, weights: Tensor | None) -> list[Axes]:
     """The six images, with a map (view, row, column) over them if one is given; returns their axes."""
     grid = part.subplots(2, 3, squeeze=False)
     height, width = scene.image_size
@@ -266,13 +263,13 @@ def box_lines(boxes: Tensor, lidar2img: Tensor, image_size: tuple[int, int]) -> 
 def _paint(
     axis: Axes,
     edges: tuple[NDArray[np.float64], NDArray[np.float64]],
-    weights: NDArray[np.float32],
+    weights: Tensor,
     maps: MapPair,
     strongest: float,
 ) -> None:
     """A map (row, column) as coloured cells between its borders in data coordinates."""
     limits = axis.get_xlim(), axis.get_ylim()
-    axis.pcolorfast(*edges, weights, cmap=see_through(strongest), norm=colour_scale(maps), zorder=3)
+    axis.pcolorfast(*edges, weights.numpy(), cmap=see_through(strongest), norm=colour_scale(maps), zorder=3)
     axis.set(xlim=limits[0], ylim=limits[1])
 
 

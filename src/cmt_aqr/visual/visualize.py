@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
-from torch import Tensor
 
 from cmt_aqr.configuration import build, clamp_given
 from cmt_aqr.data.augmentation import ImageProcessing, apply_transforms
@@ -137,7 +136,8 @@ def make_scene(module: DetectorModule, dataset: FrameDataset, number: int, min_s
     renderer = renderer_of(module)
     if renderer is not None and renderer.normalize_weights:
         clamp = renderer.max_weight_clamp
-    aqr = predictions.aqr
+    maps = {} if predictions.aqr is None else predictions.aqr.maps()
+    pairs = {sensor: MapPair(before[0].cpu(), after[0].cpu(), clamp) for sensor, (before, after) in maps.items()}
     return Scene(
         title=f"frame {number} of {split}, {frame.token[:8]}",
         grid=module.model.head.grid,
@@ -149,16 +149,9 @@ def make_scene(module: DetectorModule, dataset: FrameDataset, number: int, min_s
         truth=frame.boxes[frame.box_points > 0],
         found=found.boxes.cpu(),
         min_score=min_score,
-        bev=None if aqr is None else _pair(aqr.bev_map_raw, aqr.bev_map, clamp),
-        camera=None if aqr is None else _pair(aqr.image_map_raw, aqr.image_map, clamp),
+        bev=pairs.get("bev"),
+        camera=pairs.get("camera"),
     )
-
-
-def _pair(before: Tensor | None, after: Tensor | None, clamp: float | None) -> MapPair | None:
-    """The maps of the first frame of a batch, or ``None`` for a sensor that is absent."""
-    if before is None or after is None:
-        return None
-    return MapPair(before[0].float().cpu().numpy(), after[0].float().cpu().numpy(), clamp)
 
 
 def draw(scene: Scene, stem: Path, dpi: int) -> list[Path]:
