@@ -18,13 +18,14 @@ def main(config: DictConfig) -> None:
     """Measure the findings on one frame and print a table for each."""
     # Imported here: a mistake in the command is answered before PyTorch is loaded.
     from cmt_aqr.aqr.findings import FINDINGS, MapScene
-    from cmt_aqr.configuration import build
+    from cmt_aqr.configuration import build, check_complete
     from cmt_aqr.data.selection import frame_numbers
     from cmt_aqr.visual.console import console
     from cmt_aqr.visual.findings import finding_table
 
     if config.finding != "all" and config.finding not in FINDINGS:
         raise UserError(f"finding={config.finding}: must be one of {', '.join(FINDINGS)}, or all")
+    check_complete(config)
     data = build(config.data)
     data.prepare_data()
     number = frame_numbers(data, [config.frame])[0]

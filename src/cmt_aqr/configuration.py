@@ -52,9 +52,7 @@ def check_config(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     Raises:
         UserError: naming key, value and what is allowed.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise UserError(f"{missing[0]} has no default: give {missing[0]}=...")
+    check_complete(config)
     _check_numbers(config)
     _check_contradictions(config, set(override_keys(overrides)))
     _check_recipe(config)
@@ -62,6 +60,17 @@ def check_config(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     multipliers(config)
     for group in ("renderer", "modulator", "aqr", "clamp_schedule", "data", "callbacks"):
         build(config[group])
+
+
+def check_complete(config: DictConfig) -> None:
+    """Refuse a configuration that lacks a value without a default.
+
+    Raises:
+        UserError: naming the first such key.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{missing[0]} has no default: give {missing[0]}=...")
 
 
 def override_keys(overrides: Sequence[str]) -> list[str]:

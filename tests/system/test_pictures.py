@@ -17,11 +17,11 @@ def test_a_checkpoint_s_frames_are_drawn(run_folder: Path, trained: tuple[Path, 
         run_folder,
         "visualize",
         f"ckpt_path={trained[0] / 'checkpoints' / 'last.ckpt'}",
-        "frames=[0,2]",
+        "frames=[2]",
         f"out={out}",
     )
     assert done.returncode == 0, done.stderr
-    names = [f"mini_val_{number:04d}_{kind}.png" for number in (0, 2) for kind in ("bev", "cameras")]
+    names = ["mini_val_0002_bev.png", "mini_val_0002_cameras.png"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert all((out / name).stat().st_size > 20_000 for name in names)
     assert all(str(out / name) in done.stdout for name in names)
@@ -45,6 +45,21 @@ def test_the_findings_are_printed(run_folder: Path) -> None:
     assert "70.51" in done.stdout and "…" not in done.stdout
 
 
-def test_an_unknown_finding_is_one_sentence(monkeypatch: pytest.MonkeyPatch, run_folder: Path) -> None:
-    said = sentence(monkeypatch, run_folder, "explain_maps", "finding=explosion")
-    assert "finding=explosion: must be one of pile_up, gradient, leak, offset, background, or all" in said
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        (
+            "finding=explosion",
+            "finding=explosion: must be one of pile_up, gradient, leak, offset,",
+        ),
+        ("data=nuscenes", "data.root has no default"),
+        ("data.root=/nowhere", "/nowhere"),
+        ("frame=3", "frame 3: split mini_train of data has frames 0 to 2"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, run_folder: Path, override: str, part: str
+) -> None:
+    data = ["data=nuscenes"] if override == "data.root=/nowhere" else ["data.cache_dir=cache"]
+    data += ["data.root=data"] if override.startswith("frame") else []
+    assert part in sentence(monkeypatch, run_folder, "explain_maps", *data, override)

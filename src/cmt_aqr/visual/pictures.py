@@ -149,7 +149,7 @@ def bev_picture(scene: Scene) -> Figure:
     panels = 1 if scene.bev is None else 2
     figure = Figure(figsize=(1.2 + 6.6 * panels, 7.7), layout="constrained")
     axes: Sequence[Axes] = figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
-    figure.suptitle(f"{scene.title}: from above", fontsize=13, fontweight="bold")
+    figure.suptitle(_title(scene, "from above", scene.bev), fontsize=13, fontweight="bold")
     for axis in axes:
         _draw_from_above(axis, scene)
     axes[0].set_ylabel("y, forward (m)")
@@ -175,7 +175,7 @@ def camera_picture(scene: Scene) -> Figure:
     height, width = scene.image_size
     row_height = 14.2 / 3 * height / width + 0.25
     figure = Figure(figsize=(15.6, 1.1 + blocks * (2 * row_height + 0.35)), layout="constrained")
-    figure.suptitle(f"{scene.title}: cameras", fontsize=13, fontweight="bold")
+    figure.suptitle(_title(scene, "cameras", scene.camera), fontsize=13, fontweight="bold")
     parts = list(figure.subfigures(blocks, 1, squeeze=False)[:, 0])
     if scene.camera is None:
         _draw_cameras(parts[0], scene, None)
@@ -186,6 +186,10 @@ def camera_picture(scene: Scene) -> Figure:
             _colour_bar(part, axes, scene.camera, strongest=_CAMERA_OPACITY)
     _legend(figure, scene, ego=False)
     return figure
+
+
+def _title(scene: Scene, what: str, maps: MapPair | None) -> str:
+    return f"{scene.title}: {what}" + (" (boxes only, no AQR map)" if maps is None else "")
 
 
 def _versions(targets: Sequence, maps: MapPair) -> list[tuple]:
@@ -278,7 +282,7 @@ def _colour_bar(figure: Figure | SubFigure, axes: Sequence[Axes], maps: MapPair,
     beyond = "max" if maps.before.max() > float(scale.vmax or 0) else "neither"
     colours = ScalarMappable(norm=scale, cmap=see_through(strongest))
     bar = figure.colorbar(colours, ax=list(axes), extend=beyond, shrink=0.9, pad=0.015, aspect=28)
-    bar.set_label("map value W (1: features F · W = F)", fontsize=9)
+    bar.set_label("map value W (1: features F · W = F)", fontsize=9, labelpad=10)
     marks = {0.0: "0", 0.5: "0.5", 1.0: "1", float(scale.vmax or 0): f"{scale.vmax:.2g}"}
     if maps.clamp is not None:
         marks[maps.clamp] = f"{maps.clamp:g} clamp"
