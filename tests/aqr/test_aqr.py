@@ -9,6 +9,8 @@ from cmt_aqr.geometry import BEVGrid
 from cmt_aqr.structures import AQROutput
 from tests.aqr.scenes import IMAGE_MAP, inputs, small_aqr
 
+SPLIT = {"gaussian": 0.1, "bilinear": 0.6, "direct": 0.82, "distance_weighted": 0.82, "kernel_mean": 0.82}
+"""A value that some cells of the scene below lie under, and some over."""
 QUERY_KEYS = ("query_embedding", "reference_points")
 
 
@@ -60,11 +62,14 @@ def test_the_first_weight_draws_in_bev_and_the_second_in_the_views_that_see_the_
     assert (output.image_map[output.image_map > 0] == camera).all()
 
 
+@pytest.mark.parametrize("clamp_mode", ["hard", "soft"])
 @pytest.mark.parametrize("method", RENDER_METHODS)
-def test_gradcheck_of_the_whole(method: str) -> None:
+def test_gradcheck_of_the_whole(method: str, clamp_mode: str) -> None:
+    """Under a clamp that holds some cells down and leaves others alone."""
+    limit = SPLIT[method] if clamp_mode == "hard" else 2 * SPLIT[method]
     aqr = small_aqr(
         {"embed_dims": 4, "feedforward_dims": 6, "image_window": 3},
-        {"render_method": method},
+        {"render_method": method, "clamp_mode": clamp_mode, "max_weight_clamp": limit},
         {"modulation_type": "adaptive", "learnable_modulation": True},
     ).double()
     scene = inputs(queries=5, channels=4)
@@ -83,6 +88,10 @@ def test_gradcheck_of_the_whole(method: str) -> None:
         return output.bev_features, output.image_features
 
     leaves = [tensors[name].requires_grad_() for name in names]
+    drawn = aqr(**{**scene, **tensors}).maps()
+    for before, after in drawn.values():
+        assert ((after < before) & (after > 0)).any(), method
+        assert ((after == before) & (before > 0)).any(), method
     # Fast mode projects the Jacobian onto random vectors: the full one has 10^5 entries.
     assert torch.autograd.gradcheck(run, (*leaves, *parameters), fast_mode=True)
 

@@ -73,6 +73,10 @@ MISTAKES = [
         ["recipe.cbgs=true", "add recipe.cbgs=false recipe.ground_truth_sampling=false"],
     ),
     (["experiment=aqr_from_cmt"], ["weights=null", "add weights=FILE"]),
+    (["clamp_schedule.milestones={0:2.0,4:null}"], ["clamp_schedule.milestones[4]=null", "above 0"]),
+    (["renderer.bev_feature_shape=[128,128]"], ["renderer.bev_feature_shape=[128, 128]", "must be [40, 40]"]),
+    (["renderer.pers_feature_shape=[6,20,50]"], ["renderer.pers_feature_shape=[6, 20, 50]", "must be [6, 4, 11]"]),
+    (["callbacks.aqr_monitor.every_n_steps=0"], ["callbacks.aqr_monitor.every_n_steps=0", "at least 1"]),
     (["callbacks.checkpoint.every_n_steps=0"], ["callbacks.checkpoint.every_n_steps=0", "1 or more"]),
 ]
 

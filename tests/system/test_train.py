@@ -62,6 +62,20 @@ def test_evaluating_a_checkpoint_gives_the_run_s_numbers(run_folder: Path, train
     maps = json.loads((again / "map_statistics.json").read_text())
     assert 0 < maps["camera"]["mean"] < maps["camera"]["max"]
     assert "AQR's maps before the clamp, evaluation" in done.stdout
+    clamped = run_folder / "clamped"
+    done = run_command(
+        run_folder,
+        "evaluate",
+        f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}",
+        "renderer.max_weight_clamp=0.05",
+        f"hydra.run.dir={clamped}",
+    )
+    assert done.returncode == 0, done.stderr
+    lower = json.loads((clamped / "map_statistics.json").read_text())
+    for name in ("bev", "camera"):
+        assert maps[name]["max_after"] == maps[name]["max"] > 0.05 and maps[name]["clamped"] == 0
+        assert lower[name]["max_after"] == pytest.approx(0.05) and lower[name]["clamped"] > 0
+        assert lower[name]["max"] == maps[name]["max"]
 
 
 def test_a_sweep_makes_a_folder_for_each_run(run_folder: Path) -> None:

@@ -71,6 +71,16 @@ def test_a_run_that_goes_on_within_a_stage_has_the_stage_s_clamp() -> None:
         assert renderer_of(module).max_weight_clamp == clamp
 
 
+def test_a_run_that_goes_on_between_two_milestones_stands_on_the_line() -> None:
+    module = detector("renderer.max_weight_clamp=9.0")
+    schedule = ClampSchedule({0: 2.5, 6: 2.0, 16: 1.5}, mode="linear")
+    for epoch, clamp in ((3, 2.25), (11, 1.75), (16, 1.5), (30, 1.5)):
+        schedule.on_train_start(at_epoch(epoch), module)
+        assert renderer_of(module).max_weight_clamp == clamp
+        schedule.on_train_epoch_start(at_epoch(epoch + 1), module)
+        assert renderer_of(module).max_weight_clamp == pytest.approx(schedule.value_at(epoch + 1))
+
+
 def test_without_milestones_the_clamp_stays_and_one_that_is_given_counts() -> None:
     module = detector("renderer.max_weight_clamp=1.75")
     ClampSchedule().on_train_start(at_epoch(3), module)

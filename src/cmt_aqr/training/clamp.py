@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 
 from cmt_aqr.aqr import AQR, Renderer
+from cmt_aqr.aqr.checks import is_number
 from cmt_aqr.training.module import DetectorModule
 
 
@@ -23,21 +24,16 @@ class ClampSchedule(L.Callback):
         mode: ``step`` holds each value until the next milestone, ``linear`` goes straight to it.
 
     Raises:
-        ValueError: for milestones that do not begin at epoch 0, do not increase, or hold a value not above 0.
+        ValueError: for epochs that are no whole numbers, do not begin at 0 or do not increase, and for values
+            that are no numbers above 0.
     """
 
     def __init__(self, milestones: Mapping[int, float] | None = None, mode: str = "step") -> None:
-        self.milestones = {int(epoch): float(value) for epoch, value in (milestones or {}).items()}
+        self.milestones = _checked(milestones or {})
         self.mode = mode
         self._current: float | None = None
-        epochs = list(self.milestones)
         if mode not in ("step", "linear"):
             raise ValueError(f"clamp_schedule.mode={mode}: must be step or linear")
-        if epochs and (epochs[0] != 0 or epochs != sorted(set(epochs))):
-            raise ValueError(f"clamp_schedule.milestones={self.milestones}: epochs must begin at 0 and increase")
-        for epoch, value in self.milestones.items():
-            if not value > 0:
-                raise ValueError(f"clamp_schedule.milestones[{epoch}]={value}: a clamp must be above 0")
 
     def value_at(self, epoch: int) -> float | None:
         """The clamp in an epoch, or ``None`` where there are no milestones."""
@@ -102,6 +98,22 @@ class GivenClamp(L.Callback):
         renderer = renderer_of(pl_module)
         if renderer is not None:
             renderer.set_clamp(self.value)
+
+
+def _checked(milestones: Mapping[Any, Any]) -> dict[int, float]:
+    """The milestones, if they can be followed. Epochs may be text: so a key added on a command line comes."""
+    epochs = [int(epoch) if isinstance(epoch, str) and epoch.isdigit() else epoch for epoch in milestones]
+    whole = all(isinstance(epoch, int) and not isinstance(epoch, bool) for epoch in epochs)
+    if not whole or (epochs and (epochs[0] != 0 or epochs != sorted(set(epochs)))):
+        raise ValueError(
+            f"clamp_schedule.milestones={dict(milestones)}: epochs must be whole numbers, begin at 0 and "
+            "increase; all of them are given at once, as in clamp_schedule.milestones={0:2.5,6:2.0}"
+        )
+    for epoch, value in zip(epochs, milestones.values(), strict=True):
+        if not (is_number(value) and value > 0):
+            shown = "null" if value is None else value
+            raise ValueError(f"clamp_schedule.milestones[{epoch}]={shown}: a clamp must be a number above 0")
+    return {epoch: float(value) for epoch, value in zip(epochs, milestones.values(), strict=True)}
 
 
 def renderer_of(module: L.LightningModule) -> Renderer | None:

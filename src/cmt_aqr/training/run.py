@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -15,11 +16,15 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from cmt_aqr.aqr import AQR
 from cmt_aqr.configuration import build, clamp_given, multipliers, optimizer_settings
+from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.table import metrics_table, write_metrics
 from cmt_aqr.memory import keep_freed_memory
+from cmt_aqr.model.cmt import CMT
+from cmt_aqr.model.image import ImageBranch
 from cmt_aqr.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 from cmt_aqr.training.clamp import GivenClamp, renderer_of
 from cmt_aqr.training.denoising import Denoising
@@ -102,8 +107,10 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
     if isinstance(written_out, dict):
         plain.update({group: written_out[group] for group in ("callbacks", "logger")})
     denoising = Denoising(**plain["training"]["denoising"])
+    model = build(config.model.network)
+    check_feature_shapes(model, config.model.image_size)
     return DetectorModule(
-        model=build(config.model.network),
+        model=model,
         criterion=build(config.training.criterion, background_above=denoising.background_above),
         denoising=denoising if denoising.groups else None,
         optimizer=optimizer_settings(config),
@@ -115,6 +122,29 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
         seed=config.seed,
         config={str(key): value for key, value in plain.items()},
     )
+
+
+def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
+    """Compare the shapes that the renderer declares with those the model will make, before data are read.
+
+    Args:
+        model: the detector.
+        image_size: height and width of its images in pixels.
+
+    Raises:
+        UserError: they differ.
+    """
+    if not isinstance(model.aqr, AQR):
+        return
+    bev = None if model.lidar is None else model.head.grid.bev_shape
+    images = None
+    if isinstance(model.image, ImageBranch):
+        rows, columns = (math.ceil(side / model.image.stride) for side in image_size)
+        images = (len(CAMERAS), rows, columns)
+    try:
+        model.aqr.renderer.check_shapes(bev, images)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def start_from_weights(config: DictConfig, module: DetectorModule) -> None:
