@@ -58,9 +58,7 @@ def check_config(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     Raises:
         UserError: naming key, value and what is allowed.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise UserError(f"{missing[0]} has no default: give {missing[0]}=...")
+    check_complete(config)
     _check_numbers(config)
     _check_contradictions(config, set(override_keys(overrides)))
     _check_recipe(config)
@@ -69,6 +67,17 @@ def check_config(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     for group in ("renderer", "modulator", "aqr", "clamp_schedule", "callbacks"):
         build(config[group])
     build_data(config)
+
+
+def check_complete(config: DictConfig) -> None:
+    """Refuse a configuration that lacks a value without a default.
+
+    Raises:
+        UserError: naming the first such key.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{missing[0]} has no default: give {missing[0]}=...")
 
 
 def override_keys(overrides: Sequence[str]) -> list[str]:

@@ -159,6 +159,8 @@ def test_in_a_process_of_its_own_it_is_one_line_on_stderr_and_status_1(run_folde
     [
         ("train", ["renderer: aggressive", "model: ", "-m renderer.max_weight_clamp=", "outputs/", "ckpt_path="]),
         ("evaluate", ["ckpt_path=", "data: nuscenes, synthetic", "metrics.json"]),
+        ("visualize", ["ckpt_path=", "frames=[0,5]", "_cameras.png"]),
+        ("explain_maps", ["finding=pile_up", "finding=background", "data.root=FOLDER"]),
     ],
 )
 def test_help_teaches_and_fits_on_a_screen(script: str, taught: list[str], run_folder: Path) -> None:

@@ -1,0 +1,315 @@
+"""Pictures of a frame: AQR's maps, ground truth and detections, from above and in the cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import ListedColormap, TwoSlopeNorm
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Polygon
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmt_aqr.aqr.statistics import map_statistics
+from cmt_aqr.constants import CAMERAS
+from cmt_aqr.geometry import BEVGrid, box_corners, pixel_of_cell, project_to_images
+
+ARRANGEMENT = (
+    ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
+    ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"),
+)
+"""Where nuScenes shows its cameras."""
+
+TRUTH_COLOUR = "#12d46a"
+FOUND_COLOUR = "#ffc400"
+TRUTH_STYLE: dict[str, Any] = {"colors": TRUTH_COLOUR, "linestyles": "solid", "linewidths": 1.8}
+FOUND_STYLE: dict[str, Any] = {"colors": FOUND_COLOUR, "linestyles": (0, (3.5, 1.2)), "linewidths": 1.2}
+
+_EDGES = np.array(((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)))
+"""Edges of a box, as pairs of :func:`~cmt_aqr.geometry.box_corners`."""
+
+_BEV_OPACITY, _CAMERA_OPACITY = 0.75, 0.55
+"""Of the strongest colours of a map."""
+
+_NEAREST = 0.1
+"""Metres in front of a camera that all corners of a box must be to be drawn, as in the devkit."""
+
+
+@dataclass(frozen=True)
+class MapPair:
+    """AQR's maps of one sensor, before and after post-processing.
+
+    Attributes:
+        before: (row, column) or (view, row, column), as rendered.
+        after: the same after threshold and clamp; what modulated the features.
+        clamp: the limit in force, ``None`` without one.
+    """
+
+    before: Tensor
+    after: Tensor
+    clamp: float | None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One frame, what the model found there and how it weighed it; everything on the CPU.
+
+    Attributes:
+        title: which frame of what.
+        grid: of the model; its range is drawn, its cells are those of the BEV map.
+        points: (point, >= 3), metres, LiDAR frame; empty where the model reads no LiDAR.
+        images: (view, height, width, 3) uint8, RGB, as stored, or ``None`` where the model reads none.
+        image_extent: left, right, bottom, top edges of the stored images in the network's pixels.
+        image_size: height and width of the network's images.
+        lidar2img: (view, 4, 4), LiDAR frame to the network's pixels.
+        truth: (box, 9) annotated boxes, LiDAR frame.
+        found: (box, 9) detections.
+        min_score: the lowest score among those that may be in ``found``.
+        bev: maps from above, or ``None`` without AQR or LiDAR.
+        camera: maps of the cameras likewise.
+    """
+
+    title: str
+    grid: BEVGrid
+    points: Tensor
+    images: NDArray[np.uint8] | None
+    image_extent: tuple[float, float, float, float] | None
+    image_size: tuple[int, int]
+    lidar2img: Tensor
+    truth: Tensor
+    found: Tensor
+    min_score: float
+    bev: MapPair | None = None
+    camera: MapPair | None = None
+
+
+def bev_edges(grid: BEVGrid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Borders of the BEV cells in metres, LiDAR frame: x of the columns, y of the rows, one more than cells."""
+    rows, columns = grid.bev_shape
+    count = max(rows, columns) + 1
+    index = torch.arange(count, dtype=torch.float64)
+    metres = grid.metres_of(torch.stack((index, index), dim=-1)).numpy()
+    return metres[: columns + 1, 0], metres[: rows + 1, 1]
+
+
+def image_edges(
+    map_size: tuple[int, int], image_size: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Borders of the image cells in pixels: u of the columns, v of the rows.
+
+    A cell takes the pixels that are nearest to its own position (see :mod:`cmt_aqr.geometry.cameras`), so the
+    first is half as wide as the others, and the last half as wide again: it reaches to the image's border.
+    """
+    rows, columns = map_size
+
+    def borders(count: int) -> Tensor:
+        inner = torch.arange(1, count, dtype=torch.float64) - 0.5
+        return torch.cat((inner.new_zeros(1), inner, inner.new_full((1,), count)))
+
+    across, down = borders(columns), borders(rows)
+    u = pixel_of_cell(torch.stack((across, across), dim=-1), image_size, map_size)[:, 0]
+    v = pixel_of_cell(torch.stack((down, down), dim=-1), image_size, map_size)[:, 1]
+    return u.numpy(), v.numpy()
+
+
+def colour_scale(maps: MapPair) -> TwoSlopeNorm:
+    """Colours for both maps of a pair: neutral at 1, where features stay as they are.
+
+    The scale ends at the largest value, but not beyond 1.5 times the clamp: one hot spot would leave no
+    colours for the rest. It always shows the clamp.
+    """
+    clamp = maps.clamp or 0.0
+    largest = float(maps.before.max())
+    top = min(largest, 1.5 * clamp) if clamp else largest
+    return TwoSlopeNorm(vcenter=1.0, vmin=0.0, vmax=max(top, clamp, 1.5))
+
+
+def see_through(strongest: float) -> ListedColormap:
+    """Blue below 1, red above, and the more opaque the further away: up to ``strongest`` in [0, 1]."""
+    share = np.linspace(-1, 1, 257)
+    # Steeper near 1, where a straight ramp of colour and opacity together would show nothing.
+    strength = np.abs(share) ** 0.6
+    colours = colormaps["RdBu_r"](0.5 + 0.45 * np.sign(share) * strength)
+    colours[:, 3] = strongest * strength
+    return ListedColormap(colours)
+
+
+def bev_picture(scene: Scene) -> Figure:
+    """The frame from above: points, boxes, and the BEV map before and after the clamp."""
+    panels = 1 if scene.bev is None else 2
+    figure = Figure(figsize=(1.2 + 6.6 * panels, 7.7), layout="constrained")
+    axes: Sequence[Axes] = figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
+    figure.suptitle(_title(scene, "from above", scene.bev), fontsize=13, fontweight="bold")
+    for axis in axes:
+        _draw_from_above(axis, scene)
+    axes[0].set_ylabel("y, forward (m)")
+    if scene.bev is not None:
+        x, y = bev_edges(scene.grid)
+        for axis, heading, weights in _versions(axes, scene.bev):
+            axis.set_title(heading, fontsize=10)
+            _paint(axis, (x, y), weights, scene.bev, strongest=_BEV_OPACITY)
+        _colour_bar(figure, axes, scene.bev, strongest=_BEV_OPACITY)
+    _legend(figure, scene, ego=True)
+    return figure
+
+
+def camera_picture(scene: Scene) -> Figure:
+    """The six images with projected boxes and the camera maps, before and after the clamp.
+
+    Raises:
+        ValueError: the scene has no images.
+    """
+    if scene.images is None:
+        raise ValueError("a camera picture needs images, and the scene has none")
+    blocks = 1 if scene.camera is None else 2
+    height, width = scene.image_size
+    row_height = 14.2 / 3 * height / width + 0.25
+    figure = Figure(figsize=(15.6, 1.1 + blocks * (2 * row_height + 0.35)), layout="constrained")
+    figure.suptitle(_title(scene, "cameras", scene.camera), fontsize=13, fontweight="bold")
+    parts = list(figure.subfigures(blocks, 1, squeeze=False)[:, 0])
+    if scene.camera is None:
+        _draw_cameras(parts[0], scene, None)
+    else:
+        for part, heading, weights in _versions(parts, scene.camera):
+            part.suptitle(heading, fontsize=10.5)
+            axes = _draw_cameras(part, scene, weights)
+            _colour_bar(part, axes, scene.camera, strongest=_CAMERA_OPACITY)
+    _legend(figure, scene, ego=False)
+    return figure
+
+
+def _title(scene: Scene, what: str, maps: MapPair | None) -> str:
+    return f"{scene.title}: {what}" + (" (boxes only, no AQR map)" if maps is None else "")
+
+
+def _versions(targets: Sequence, maps: MapPair) -> list[tuple]:
+    """Each target with its heading and its map: before, after."""
+    numbers = {name: value.item() for name, value in map_statistics(maps.before, maps.after).items()}
+    end = "no clamp" if maps.clamp is None else f"clamp at {maps.clamp:g}"
+    before = f"as rendered: max {numbers['max']:.3g}, mean {numbers['mean']:.3g}"
+    after = f"after threshold and {end}: max {numbers['max_after']:.3g}, mean {numbers['mean_after']:.3g}"
+    if maps.clamp is not None:
+        after += f", {numbers['clamped']:.1%} of cells clamped"
+    return list(zip(targets, (before, after), (maps.before, maps.after), strict=True))
+
+
+def _draw_from_above(axis: Axes, scene: Scene) -> None:
+    x0, y0, _, x1, y1, _ = scene.grid.point_range
+    points = scene.points[:, :2].numpy()
+    axis.scatter(points[:, 0], points[:, 1], s=0.7, c="#3a3a3a", linewidths=0, alpha=0.7, zorder=2)
+    for boxes, style in ((scene.truth, TRUTH_STYLE), (scene.found, FOUND_STYLE)):
+        corners = box_corners(boxes)[:, :4, :2]
+        front = corners[:, :2].mean(dim=1)
+        heading = torch.stack((boxes[:, :2], front), dim=1).numpy()
+        outline = PolyCollection(
+            list(corners.numpy()),
+            facecolors="none",
+            edgecolors=style["colors"],
+            linestyles=style["linestyles"],
+            linewidths=style["linewidths"],
+            zorder=4,
+            path_effects=_halo(style),
+        )
+        axis.add_collection(outline)
+        axis.add_collection(LineCollection(list(heading), colors=style["colors"], linewidths=1.2, zorder=4))
+    size = (x1 - x0) / 45
+    ego = Polygon(
+        ((0, 1.2 * size), (-0.7 * size, -0.8 * size), (0, -0.4 * size), (0.7 * size, -0.8 * size)),
+        facecolor="black",
+        edgecolor="white",
+        zorder=5,
+    )
+    axis.add_patch(ego)
+    axis.set(xlim=(x0, x1), ylim=(y0, y1), aspect="equal", xlabel="x, to the right (m)")
+    axis.tick_params(labelsize=9)
+
+
+def _draw_cameras(part: Figure | SubFigure, scene: Scene, weights: Tensor | None) -> list[Axes]:
+    """The six images, with a map (view, row, column) over them if one is given; returns their axes."""
+    grid = part.subplots(2, 3, squeeze=False)
+    height, width = scene.image_size
+    for axis, camera in zip(grid.flat, [name for row in ARRANGEMENT for name in row], strict=True):
+        view = CAMERAS.index(camera)
+        if scene.images is not None:
+            axis.imshow(scene.images[view], extent=scene.image_extent, interpolation="antialiased")
+        if weights is not None and scene.camera is not None:
+            edges = image_edges((weights.shape[1], weights.shape[2]), scene.image_size)
+            _paint(axis, edges, weights[view], scene.camera, strongest=_CAMERA_OPACITY)
+        for boxes, style in ((scene.truth, TRUTH_STYLE), (scene.found, FOUND_STYLE)):
+            lines = box_lines(boxes, scene.lidar2img[view], scene.image_size)
+            axis.add_collection(LineCollection(list(lines), zorder=4, path_effects=_halo(style), **style))
+        axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
+        axis.set_title(camera.removeprefix("CAM_").replace("_", " ").lower(), fontsize=9, pad=2)
+    return list(grid.flat)
+
+
+def box_lines(boxes: Tensor, lidar2img: Tensor, image_size: tuple[int, int]) -> NDArray[np.float32]:
+    """Edges (line, 2, 2) in pixels of the boxes (box, 9) that one camera sees, a corner in the image or more.
+
+    A box with a corner behind the camera is left out, as in the devkit.
+    """
+    corners = box_corners(boxes).reshape(1, -1, 3)
+    pixels, depth, seen = project_to_images(corners, lidar2img[None, None], image_size)
+    kept = (depth.view(-1, 8) > _NEAREST).all(dim=1) & seen.view(-1, 8).any(dim=1)
+    return pixels.view(-1, 8, 2)[kept][:, _EDGES].reshape(-1, 2, 2).numpy()
+
+
+def _paint(
+    axis: Axes,
+    edges: tuple[NDArray[np.float64], NDArray[np.float64]],
+    weights: Tensor,
+    maps: MapPair,
+    strongest: float,
+) -> None:
+    """A map (row, column) as coloured cells between its borders in data coordinates."""
+    limits = axis.get_xlim(), axis.get_ylim()
+    axis.pcolorfast(*edges, weights.numpy(), cmap=see_through(strongest), norm=colour_scale(maps), zorder=3)
+    axis.set(xlim=limits[0], ylim=limits[1])
+
+
+def _colour_bar(figure: Figure | SubFigure, axes: Sequence[Axes], maps: MapPair, strongest: float) -> None:
+    scale = colour_scale(maps)
+    beyond = "max" if maps.before.max() > float(scale.vmax or 0) else "neither"
+    colours = ScalarMappable(norm=scale, cmap=see_through(strongest))
+    bar = figure.colorbar(colours, ax=list(axes), extend=beyond, shrink=0.9, pad=0.015, aspect=28)
+    bar.set_label("map value W (1: features F · W = F)", fontsize=9, labelpad=10)
+    marks = {0.0: "0", 0.5: "0.5", 1.0: "1", float(scale.vmax or 0): f"{scale.vmax:.2g}"}
+    if maps.clamp is not None:
+        marks[maps.clamp] = f"{maps.clamp:g} clamp"
+        bar.ax.axhline(maps.clamp, color="black", linewidth=2.2)
+    bar.set_ticks(list(marks), labels=list(marks.values()), fontsize=9)
+    bar.minorticks_off()
+
+
+def _legend(figure: Figure, scene: Scene, ego: bool) -> None:
+    handles = [
+        Line2D([], [], color=TRUTH_COLOUR, linewidth=2.5, label=f"ground truth ({len(scene.truth)} boxes)"),
+        Line2D(
+            [],
+            [],
+            color=FOUND_COLOUR,
+            linewidth=2.5,
+            linestyle=FOUND_STYLE["linestyles"],
+            label=f"detections with a score of {scene.min_score:g} or more ({len(scene.found)})",
+        ),
+    ]
+    if ego:
+        handles.append(Line2D([], [], color="black", marker="^", markersize=9, linestyle="none", label="the car"))
+        if len(scene.points):
+            handles.append(Line2D([], [], color="#3a3a3a", marker=".", linestyle="none", label="LiDAR points"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10)
+
+
+def _halo(style: dict[str, Any]) -> list[withStroke]:
+    """A dark rim, so that a line shows on every ground."""
+    return [withStroke(linewidth=style["linewidths"] + 1.1, foreground="#202020", alpha=0.6)]
