@@ -10,21 +10,23 @@ from cmt_aqr.errors import UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
+FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=")
+
 
 @command(CONF, "train")
 def main(config: DictConfig) -> float:
     """Check the configuration and train; returns NDS for sweepers."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
-    from cmt_aqr.configuration import check_config, with_overrides
-    from cmt_aqr.training.checkpoints import saved_config
+    from cmt_aqr.configuration import check_config
     from cmt_aqr.training.records import record_refusal
+    from cmt_aqr.training.resuming import checkpoint_path, configuration
     from cmt_aqr.training.run import train
 
     hydra = HydraConfig.get()
     overrides, folder = list(hydra.overrides.task), Path(hydra.runtime.output_dir)
     try:
-        if config.ckpt_path and not config.weights:
-            config = with_overrides(saved_config(Path(config.ckpt_path)), config, overrides)
+        given = any(item.lstrip("+").startswith(FOLDERS) for item in hydra.overrides.hydra)
+        config = configuration(config, overrides, checkpoint_path(config.ckpt_path, folder, given))
         check_config(config, overrides)
     except UserError as error:
         record_refusal(folder, config, overrides, error)
