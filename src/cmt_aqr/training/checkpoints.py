@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:
-        """Write a checkpoint; a crash on the way leaves the file of that name as it was."""
+        """Write a checkpoint; a crash on the way leaves the file of that name as it was.
+
+        Raises:
+            UserError: it could not be written, for want of space, say.
+        """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -133,12 +138,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if target.name == LAST and target.exists():
                 _keep(target, target.with_name(PREVIOUS))
             temporary.replace(target)
+        except (OSError, RuntimeError) as error:  # torch has a RuntimeError for what the file system refused
+            reason = next((cause.strerror for cause in _causes(error) if isinstance(cause, OSError)), str(error))
+            before = f"the one before it, {target}, is intact; " if target.exists() else ""
+            raise UserError(
+                f"the checkpoint {target} could not be written ({reason}): {before}make room and go on with "
+                "ckpt_path=auto"
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint, see :func:`read_checkpoint`."""
         return read_checkpoint(Path(path))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _keep(path: Path, name: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import resource
@@ -22,6 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.data.files import written_at_once
 from cmt_aqr.structures import Batch
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "timm", "nuscenes-devkit", "numpy", "scipy")
 RECORD = "record.json"
@@ -87,6 +90,13 @@ class RunRecord:
         with written_at_once(self.path) as partial:
             partial.write_text(json.dumps(self._values | measured, indent=2) + "\n")
 
+    def write_if_possible(self, **changes: Any) -> None:
+        """Write on the way out of a failure, which may be that nothing can be written."""
+        try:
+            self.write(**changes)
+        except OSError as error:
+            log.warning("%s could not be written (%s)", self.path, error.strerror)
+
 
 @contextlib.contextmanager
 def recorded(folder: Path, config: DictConfig, overrides: list[str]) -> Iterator[RunRecord]:
@@ -98,10 +108,10 @@ def recorded(folder: Path, config: DictConfig, overrides: list[str]) -> Iterator
     try:
         yield record
     except (KeyboardInterrupt, SystemExit):
-        record.write(status="stopped")
+        record.write_if_possible(status="stopped")
         raise
     except BaseException as error:
-        record.write(status="failed", error=sentence(error))
+        record.write_if_possible(status="failed", error=sentence(error))
         raise
     record.write(status="complete")
 
