@@ -4,18 +4,20 @@ python scripts/convert_checkpoint.py source=epoch_20.pth target=cmt_r50.safetens
 python scripts/convert_checkpoint.py source=last.ckpt target=official.pth to=official
 """
 
-import sys
 from collections import Counter
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from cmt_aqr.command import command
+from cmt_aqr.errors import UserError
+from cmt_aqr.visual.console import console
 from cmt_aqr.weights import WeightsError, convert, naming_of, read_state_dict, save_pickled, save_safetensors
 from cmt_aqr.weights.load import module_of
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def convert_file(source: Path, target: Path, to: str | None) -> dict[str, Tensor]:
@@ -43,19 +45,18 @@ def summary(state: dict[str, Tensor]) -> Table:
     return table
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="convert_checkpoint")
+@command(CONF, "convert_checkpoint")
 def main(config: DictConfig) -> None:
     """Run from the command line."""
     missing = OmegaConf.missing_keys(config) & {"source", "target"}
     if missing:
-        sys.exit(f"{' and '.join(f'{key}=' for key in sorted(missing))} must be given; see --help")
+        raise UserError(f"{' and '.join(f'{key}=' for key in sorted(missing))} must be given; see --help")
     try:
         state = convert_file(Path(config.source), Path(config.target), config.to)
-    except (WeightsError, OSError) as error:
-        sys.exit(f"Error: {error}")
-    console = Console()
-    console.print(summary(state))
-    console.print(f"wrote {config.target} with {naming_of(state)} names")
+    except OSError as error:
+        raise UserError(str(error)) from error
+    console().print(summary(state))
+    console().print(f"wrote {config.target} with {naming_of(state)} names")
 
 
 if __name__ == "__main__":

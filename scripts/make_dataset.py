@@ -1,24 +1,31 @@
 """Write a synthetic data set: ``python scripts/make_dataset.py out=data/synthetic scenes=10``."""
 
 import sys
+from pathlib import Path
 from typing import Any, cast
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from cmt_aqr.data.synthetic import make_dataset
+from cmt_aqr.command import command
+from cmt_aqr.errors import UserError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="make_dataset")
+@command(CONF, "make_dataset")
 def main(config: DictConfig) -> None:
     """Make the data set that the configuration describes."""
+    # Imported here: a mistake in the command is answered first.
+    from cmt_aqr.data.synthetic import make_dataset
+
     settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     try:
         make_dataset(**settings)
     except (ValueError, FileExistsError) as error:
-        sys.exit(f"make_dataset: {error}")
+        raise UserError(str(error)) from error
     except KeyboardInterrupt:
-        sys.exit("make_dataset: interrupted, nothing was written")
+        print("interrupted, nothing was written", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -6,24 +6,32 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cmt_aqr.command import command
+from cmt_aqr.errors import UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+
+FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=")
 
 
 @command(CONF, "train")
 def main(config: DictConfig) -> float:
     """Check the configuration and train; returns NDS for sweepers."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
-    from cmt_aqr.configuration import check_config, with_overrides
-    from cmt_aqr.training.checkpoints import saved_config
+    from cmt_aqr.configuration import check_config
+    from cmt_aqr.training.records import record_refusal
+    from cmt_aqr.training.resuming import checkpoint_path, configuration
     from cmt_aqr.training.run import train
 
     hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
-    if config.ckpt_path and not config.weights:
-        config = with_overrides(saved_config(Path(config.ckpt_path)), config, overrides)
-    check_config(config, overrides)
-    return train(config, Path(hydra.runtime.output_dir), overrides)["NDS"]
+    overrides, folder = list(hydra.overrides.task), Path(hydra.runtime.output_dir)
+    try:
+        given = any(item.lstrip("+").startswith(FOLDERS) for item in hydra.overrides.hydra)
+        config = configuration(config, overrides, checkpoint_path(config.ckpt_path, folder, given))
+        check_config(config, overrides)
+    except UserError as error:
+        record_refusal(folder, config, overrides, error)
+        raise
+    return train(config, folder, overrides)["NDS"]
 
 
 if __name__ == "__main__":

@@ -629,4 +629,4 @@ def test_the_script_writes_the_set_and_nothing_else(tmp_path: Path) -> None:
     assert "2 scenes, 4 keyframes" in done.stdout
     wrong = run_script(tmp_path, "out=other", "sweep_rate=3")
     assert wrong.returncode == 1
-    assert wrong.stderr.strip() == "make_dataset: sweep_rate=3: must be a multiple of 2 from 2 to 20"
+    assert wrong.stderr.strip() == "error: sweep_rate=3: must be a multiple of 2 from 2 to 20"

@@ -88,6 +88,12 @@ def test_bev_positions_are_kept_without_gradients_and_renewed_with_the_weights()
         head.bev_embedding[2].bias += 1.0
         torch.testing.assert_close(head.bev_position(), first + 1)
     assert head.bev_position().requires_grad
+    # A fused optimiser changes the weights without a sign of it.
+    optimizer = torch.optim.AdamW(head.bev_embedding.parameters(), lr=0.1, fused=True)
+    head.bev_position().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(head.bev_position(), head._compute_bev_position(), atol=0, rtol=0)
 
 
 def test_group_norm_is_a_layer_norm_of_each_group() -> None:

@@ -1,6 +1,7 @@
 """A mistake ends a command with one sentence, before any data are read."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,45 @@ def test_a_study_needs_finished_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert "folder is missing" in sentence(monkeypatch, tmp_path, "fault_study")
     assert "folder=.: it holds no finished run" in sentence(monkeypatch, tmp_path, "fault_study", "folder=.")
     assert "conditions.rain" in sentence(monkeypatch, tmp_path, "fault_study", "folder=.", "conditions.rain=1")
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize("key", ["ckpt_path", "weights"])
+def test_code_in_a_file_does_not_run(key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "payload": Bomb()}, tmp_path / "evil.ckpt")
+    (tmp_path / "data").mkdir()
+    said = sentence(monkeypatch, tmp_path, "train", *SMALL, "data=synthetic", f"{key}=evil.ckpt")
+    assert f"{key}=evil.ckpt" in said and ("not loaded" in said)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_checkpoint_that_is_truncated_or_another_model_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trained: tuple[Path, str]
+) -> None:
+    last = trained[0] / "checkpoints" / "last.ckpt"
+    (tmp_path / "half.ckpt").write_bytes(last.read_bytes()[:100_000])
+    for script in ("train", "evaluate"):
+        said = sentence(monkeypatch, tmp_path, script, "ckpt_path=half.ckpt")
+        assert "ckpt_path=half.ckpt: the file is damaged" in said
+    said = sentence(monkeypatch, tmp_path, "train", f"ckpt_path={last}", "model.queries=30")
+    assert said.startswith("error: model.queries: 20 -> 30: ") and f"weights={last}" in said
+    # The same key in the file, of another size: weights that are not what the configuration in it says.
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["state_dict"]["model.head.reference_points"] = torch.zeros(30, 3)
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    data = [f"data.root={trained[0].parent / 'data'}"]
+    said = sentence(monkeypatch, tmp_path, "train", "ckpt_path=other.ckpt", *data)
+    assert "ckpt_path=other.ckpt: it holds another model" in said and "reference_points" in said
+
+
+def test_auto_needs_the_run_s_folder(run_folder: Path) -> None:
+    done = run_command(run_folder, "train", "ckpt_path=auto", "hydra.output_subdir=null")
+    assert done.returncode == 1
+    assert "ckpt_path=auto: looks in the run's folder" in done.stderr and "hydra.run.dir=" in done.stderr
 
 
 def test_in_a_process_of_its_own_it_is_one_line_on_stderr_and_status_1(run_folder: Path) -> None:

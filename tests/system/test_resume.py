@@ -1,8 +1,10 @@
 """A run that was killed and goes on ends as one that was not."""
 
 import csv
+import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import pytest
 import torch
 
 from cmt_aqr.training.checkpoints import read_checkpoint
-from tests.system.commands import arguments, environment, run_command
+from cmt_aqr.training.records import read_record
+from tests.system.commands import ROOT, arguments, environment, run_command
 
 pytestmark = pytest.mark.system
 
@@ -67,8 +70,10 @@ def unbroken(run_folder: Path) -> Path:
 
 
 # One checkpoint within an epoch, one at an epoch's end: three steps make an epoch.
-@pytest.mark.parametrize("step", [4, 6])
-def test_killed_and_resumed_is_as_if_nothing_had_happened(run_folder: Path, unbroken: Path, step: int) -> None:
+@pytest.mark.parametrize(("step", "workers"), [(4, 2), (6, 0)])
+def test_killed_and_resumed_is_as_if_nothing_had_happened(
+    run_folder: Path, unbroken: Path, step: int, workers: int
+) -> None:
     killed = run_folder / f"killed{step}"
     command = arguments("train", *LONG, f"hydra.run.dir={killed}")
     with (run_folder / "killed.log").open("wb") as log:
@@ -85,7 +90,7 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(run_folder: Path, unbr
     # Its configuration comes with it, so nothing else has to be given.
     resumed = run_folder / f"resumed{step}"
     done = subprocess.run(
-        [arguments("train")[0], arguments("train")[1], f"ckpt_path={last}", f"hydra.run.dir={resumed}"],
+        [*arguments("train")[:2], f"ckpt_path={last}", f"hydra.run.dir={resumed}", f"data.num_workers={workers}"],
         cwd=run_folder,
         env=environment(),
         capture_output=True,
@@ -100,11 +105,129 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(run_folder: Path, unbr
         assert rest == {at: value for at, value in whole.items() if at in rest}, key
     assert len(logged(resumed, "train/loss")) == 9 - stopped
 
-    there = read_checkpoint(unbroken / "checkpoints" / "last.ckpt")
+    assert_same_end(resumed, unbroken)
     here = read_checkpoint(resumed / "checkpoints" / "last.ckpt")
-    assert here["global_step"] == there["global_step"] == 9
+    assert here["global_step"] == 9
     assert float(here["state_dict"]["model.aqr.renderer.clamp_limit"]) == 1.5
-    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+
+
+def assert_same_end(resumed: Path, unbroken: Path) -> None:
+    """Weights, optimiser, schedule and metrics."""
+    there, here = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (unbroken, resumed))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
         assert_same(here[part], there[part], part)
     for name in ("metrics.json", "map_statistics.json"):
         assert (resumed / name).read_text() == (unbroken / name).read_text(), name
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)])
+def test_a_signal_ends_the_run_after_a_checkpoint(
+    run_folder: Path, unbroken: Path, number: signal.Signals, workers: int
+) -> None:
+    """Sent to the whole group of processes, as a terminal and Slurm do; the same command goes on."""
+    folder = run_folder / f"stopped_by_{number.name}"
+    # No checkpoint but for the one at which the signal is sent, and that which it causes.
+    settings = [item for item in LONG if "every_n_steps" not in item]
+    command = arguments(
+        "train",
+        *settings,
+        "callbacks.checkpoint.every_n_steps=2",
+        f"data.num_workers={workers}",
+        f"hydra.run.dir={folder}",
+        "ckpt_path=auto",
+    )
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=run_folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    process = start()
+    wait_for_step(folder / "checkpoints" / "last.ckpt", 2, process)
+    os.killpg(process.pid, number)
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, complaint
+    assert "Traceback" not in complaint and "stopping after this step" in complaint
+    last = folder / "checkpoints" / "last.ckpt"
+    stopped = read_checkpoint(last)["global_step"]
+    assert 2 <= stopped < 9
+    line = complaint.strip().splitlines()[-1]
+    assert line == (
+        f"{number.name}: stopped with {last} of step {stopped}; go on with hydra.run.dir={folder} ckpt_path=auto"
+    )
+    record = read_record(folder)
+    assert record is not None and record["status"] == "stopped" and record["steps"] == stopped
+
+    process = start()
+    _, complaint = process.communicate(timeout=300)
+    assert process.returncode == 0, complaint
+    assert_same_end(folder, unbroken)
+    for key in ("train/loss", "lr-AdamW/transformer", "val/NDS"):
+        assert logged(folder, key) == logged(unbroken, key), key
+    record = read_record(folder)
+    assert record is not None and record["status"] == "complete" and record["steps"] == 9
+
+
+def test_ctrl_c_in_an_evaluation_goes_on_with_the_evaluation(run_folder: Path) -> None:
+    """Killed there, too: the checkpoint before it says that it is due."""
+    line = ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1", "logger=csv"]
+    done = run_command(run_folder, "train", *line, "hydra.run.dir=evaluations")
+    assert done.returncode == 0, done.stderr
+    folder = run_folder / "evaluations_killed"
+    command = arguments("train", *line, f"hydra.run.dir={folder}", "ckpt_path=auto")
+    with (run_folder / "evaluations.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=run_folder, env=environment(), stdout=log, stderr=log)
+        last = folder / "checkpoints" / "last.ckpt"
+        # The first checkpoint of all is that before the first evaluation.
+        wait_for_step(last, 3, process)
+        process.kill()
+        process.wait()
+    checkpoint = read_checkpoint(last)
+    assert checkpoint["evaluation_due"] and checkpoint["global_step"] == 3
+    done = run_command(run_folder, "train", *line, f"hydra.run.dir={folder}", "ckpt_path=auto")
+    assert done.returncode == 0, done.stderr
+    assert_same_end(folder, run_folder / "evaluations")
+    whole = logged(run_folder / "evaluations", "val/NDS")
+    assert set(whole) == {2, 5} and logged(folder, "val/NDS") == whole
+    bests = [
+        read_checkpoint(run_folder / name / "checkpoints" / "best.ckpt") for name in ("evaluations", folder.name)
+    ]
+    assert_same(bests[0]["state_dict"], bests[1]["state_dict"])
+
+
+def test_longer_training_within_an_epoch_is_that_of_a_longer_run(run_folder: Path) -> None:
+    """With a rate that does not depend on the length; accumulation makes two steps of an epoch's three batches."""
+    line = ["optimizer=constant", "optimizer.warmup=0", "trainer.accumulate_grad_batches=2", "logger=csv"]
+    line += ["trainer.max_epochs=-1", "callbacks.checkpoint.every_n_steps=1"]
+    for steps in (3, 6):
+        done = run_command(run_folder, "train", *line, f"trainer.max_steps={steps}", f"hydra.run.dir=for{steps}")
+        assert done.returncode == 0, done.stderr
+    done = run_command(run_folder, "train", *line, "trainer.max_steps=6", "hydra.run.dir=for3", "ckpt_path=auto")
+    assert done.returncode == 0, done.stderr
+    assert "trainer.max_steps" in done.stdout and "Changed since the checkpoint" in done.stdout
+    assert_same_end(run_folder / "for3", run_folder / "for6")
+
+
+def test_killed_again_and_again(run_folder: Path) -> None:
+    """A short form of what the script is for."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "scripts" / "kill_test.py"),
+            *("--kills", "2", "--workers", "2", "--resume-workers", "0", "--folder", "kills"),
+            *("data.root=data", "data.cache_dir=cache", "trainer.accumulate_grad_batches=2"),
+        ],
+        cwd=run_folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 kills" in done.stdout and "bit for bit the same" in done.stdout

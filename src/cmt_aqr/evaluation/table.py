@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Mapping
@@ -66,6 +67,20 @@ def nan_to_null(metrics: Mapping[str, float]) -> dict[str, float | None]:
 def null_to_nan(values: Mapping[str, float | None]) -> dict[str, float]:
     """The inverse of :func:`nan_to_null`."""
     return {name: math.nan if value is None else float(value) for name, value in values.items()}
+
+
+def write_metrics_csv(metrics: Mapping[str, float], path: Path) -> Path:
+    """Write metrics as a table of one row, at once or not at all; what is undefined (NaN) is left empty.
+
+    Returns:
+        ``path``.
+    """
+    values = nan_to_null(metrics)
+    with written_at_once(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(values))
+        writer.writeheader()
+        writer.writerow(values)
+    return path
 
 
 def read_metrics(path: Path) -> dict[str, float]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import platform
-import subprocess
+import signal
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.aqr import AQR
@@ -21,18 +17,20 @@ from cmt_aqr.configuration import build, build_data, clamp_given, multipliers, o
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.errors import UserError
-from cmt_aqr.evaluation.table import metrics_table, write_metrics
+from cmt_aqr.evaluation.table import metrics_table, write_metrics, write_metrics_csv
 from cmt_aqr.memory import keep_freed_memory
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.image import ImageBranch
-from cmt_aqr.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from cmt_aqr.training.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
 from cmt_aqr.training.clamp import GivenClamp, renderer_of
+from cmt_aqr.training.curves import CurveLogger
 from cmt_aqr.training.denoising import Denoising
+from cmt_aqr.training.finite import NotFiniteError
 from cmt_aqr.training.module import DetectorModule
+from cmt_aqr.training.records import RunRecord, is_rank_zero, recorded
+from cmt_aqr.training.stopping import Stopped, StopSignals
 from cmt_aqr.visual.console import console
 from cmt_aqr.weights import load_weights
-
-PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "timm", "nuscenes-devkit", "numpy", "scipy")
 
 
 def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
@@ -46,22 +44,62 @@ def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, f
     Returns:
         The official metrics, as written to ``metrics.json``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_record(config, folder, overrides)
+    with StopSignals() as signals, recorded(folder, config, overrides) as record:
+        try:
+            return _train(config, folder, overrides, record, signals)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{error}; {_last_good(folder)}") from error
+        except SystemExit:
+            if signals.received is None:
+                raise
+            _say_how_to_go_on(folder, signals.received)
+            # Lightning kills the main process when another ends with an error.
+            raise Stopped(signals.received) if is_rank_zero() else SystemExit(0) from None
+
+
+def _last_good(folder: Path) -> str:
+    path = newest_checkpoint(folder)
+    return "no checkpoint was written yet" if path is None else f"the last good checkpoint is {path}"
+
+
+def _say_how_to_go_on(folder: Path, signum: int) -> None:
+    """One line on stderr, from one process."""
+    if not is_rank_zero():
+        return
+    path = newest_checkpoint(folder)
+    if path is None:
+        what = "stopped before the first checkpoint; the same command starts again"
+    else:
+        step = read_checkpoint(path)["global_step"]
+        what = f"stopped with {path} of step {step}; go on with hydra.run.dir={folder} ckpt_path=auto"
+    print(f"{signal.Signals(signum).name}: {what}", file=sys.stderr)
+
+
+def _train(
+    config: DictConfig, folder: Path, overrides: list[str], record: RunRecord, signals: StopSignals
+) -> dict[str, float]:
     keep_freed_memory()
     L.seed_everything(config.seed, workers=True, verbose=False)
     callbacks = [build(callback) for callback in config.callbacks.values() if callback is not None]
     if config.ckpt_path and clamp_given(overrides) and config.aqr is not None:
         callbacks.append(GivenClamp(config.renderer.max_weight_clamp))
-    callbacks.append(build(config.clamp_schedule))
+    callbacks += [build(config.clamp_schedule), record.meter()]
+    for callback in callbacks:
+        if isinstance(callback, Checkpoints):
+            callback.signals = signals
     loggers = [build(logger) for logger in config.logger.values() if logger is not None]
     trainer = build(config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
     data = build_data(config)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
+    module.look_at_losses_every = config.trainer.log_every_n_steps
     start_from_weights(config, module)
     if config.ckpt_path:
         # Before Lightning does: a checkpoint of another model is then refused in one sentence.
-        load_checkpoint_weights(module, read_checkpoint(Path(config.ckpt_path)), Path(config.ckpt_path))
+        checkpoint = read_checkpoint(Path(config.ckpt_path))
+        load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path))
+        for logger in loggers:
+            if isinstance(logger, CurveLogger):
+                logger.go_on(checkpoint)
     trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     if module.evaluated is None or module.evaluated[0] != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
@@ -180,32 +218,6 @@ def report(trainer: L.Trainer, module: DetectorModule, folder: Path) -> dict[str
     if trainer.is_global_zero:
         console().print(metrics_table(metrics))
         path = write_metrics(metrics, folder / "metrics.json")
+        write_metrics_csv(metrics, folder / "metrics.csv")
         console().print(f"Metrics are in {path}; the run's folder is {folder}", soft_wrap=True)
     return metrics
-
-
-def write_record(config: DictConfig, folder: Path, overrides: list[str]) -> None:
-    """Keep what the run was: composed configuration, overrides, versions, machine and git commit."""
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
-    record = {
-        "command": sys.argv,
-        "overrides": overrides,
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {package: version(package) for package in PACKAGES},
-    }
-    (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
-
-
-def _git(*arguments: str) -> str | None:
-    """Output of git in the code's folder; ``None`` where the code is no git checkout or git is missing."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
