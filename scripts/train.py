@@ -6,6 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cmt_aqr.command import command
+from cmt_aqr.sweeps import checkpoint_to_go_on_from
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -20,10 +21,13 @@ def main(config: DictConfig) -> float:
 
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
-    if config.ckpt_path and not config.weights:
+    folder = Path(hydra.runtime.output_dir)
+    if unfinished := checkpoint_to_go_on_from(folder):
+        config.ckpt_path, config.weights = str(unfinished), None  # its overrides are the same
+    elif config.ckpt_path and not config.weights:
         config = with_overrides(saved_config(Path(config.ckpt_path)), config, overrides)
     check_config(config, overrides)
-    return train(config, Path(hydra.runtime.output_dir), overrides)["NDS"]
+    return train(config, folder, overrides)["NDS"]
 
 
 if __name__ == "__main__":
