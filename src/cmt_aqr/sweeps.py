@@ -41,7 +41,7 @@ def identity(overrides: Sequence[str]) -> frozenset[tuple[str, str]]:
     """What a run is told by: keys and values of its overrides, in any order and spelling."""
     values: dict[str, str] = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key, value = override.get_key_element(), str(override.value())
+        key, value = override.get_key_element(), override.get_value_element_as_str()
         if key not in _NOT_OF_THE_RUN and (key, value) != ("ckpt_path", "auto"):
             values[key] = value
     return frozenset(values.items())
@@ -96,10 +96,11 @@ class Run:
 def runs_of(sweep_dir: Path) -> list[Run]:
     """All runs in a sweep's folder, by their numbers."""
     folders = [path.parent.parent for path in sweep_dir.glob("*/.hydra/overrides.yaml")]
-    folders.sort(
-        key=lambda path: (not path.name.isdecimal(), int(path.name) if path.name.isdecimal() else 0, path)
-    )
-    return [Run.read(folder) for folder in folders]
+    return [Run.read(folder) for folder in sorted(folders, key=_number)]
+
+
+def _number(folder: Path) -> tuple[float, str]:
+    return (int(folder.name) if folder.name.isdecimal() else math.inf, folder.name)
 
 
 def run_folder(sweep_dir: str, number: int, overrides: Sequence[str]) -> str:
