@@ -1,0 +1,59 @@
+"""One run of a sweep, in whichever process it takes place."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from cmt_aqr.data.files import written_at_once
+from cmt_aqr.errors import UserError
+from cmt_aqr.sweeps.runs import COMPLETE, FAILED, Run, read_json
+
+log = logging.getLogger(__name__)
+
+
+def in_sweep() -> bool:
+    """Whether this is a run of a sweep that ends with a summary."""
+    hydra = HydraConfig.get()
+    return hydra.mode == RunMode.MULTIRUN and "sweep" in hydra.callbacks
+
+
+def run(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
+    """A run of a sweep: skipped if it is complete; if it fails, that is written down and the others go on.
+
+    Returns:
+        What ``function`` returns, the NDS of a run that was complete, or ``None`` after a failure.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    before = Run.read(folder)
+    if before.status == COMPLETE:
+        log.info("%s is complete: skipped", folder)
+        return before.metrics["NDS"]
+    try:
+        return function(config)
+    except Exception as error:
+        known = isinstance(error, UserError)
+        log.error("This run failed: %s", error, exc_info=None if known else error)
+        _write_failure(folder, error)
+        return None
+
+
+def checkpoint_to_go_on_from(folder: Path) -> Path | None:
+    """The checkpoint that an unfinished run of a sweep left, if this is one."""
+    last = folder / "checkpoints" / "last.ckpt"
+    return last if in_sweep() and last.is_file() else None
+
+
+def _write_failure(folder: Path, error: Exception) -> None:
+    text = " ".join(str(error).split())
+    sentence = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    record = read_json(folder / "record.json") | {"status": FAILED, "error": sentence}
+    with written_at_once(folder / "record.json") as partial:
+        partial.write_text(json.dumps(record, indent=2) + "\n")

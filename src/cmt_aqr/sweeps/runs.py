@@ -1,0 +1,133 @@
+"""The runs of a sweep: which folder each one has, and how it ended."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import ListConfig, OmegaConf
+
+COMPLETE, FAILED, STOPPED, NEW = "complete", "failed", "stopped", "new"
+_NOT_OF_THE_RUN = ("sweep", "launcher", "sweep_dir")
+"""Overrides that decide how runs are started, not what they compute."""
+
+
+def identity(overrides: Sequence[str]) -> frozenset[tuple[str, str]]:
+    """What a run is told by: keys and values of its overrides, in any order and spelling."""
+    values: dict[str, str] = {}
+    for override in overrides:
+        key, value = _key_and_value(override)
+        if key not in _NOT_OF_THE_RUN and (key, value) != ("ckpt_path", "auto"):
+            values[key] = value
+    return frozenset(values.items())
+
+
+@functools.cache
+def _key_and_value(override: str) -> tuple[str, str]:
+    parsed = OverridesParser.create().parse_override(override)
+    return parsed.get_key_element(), parsed.get_value_element_as_str()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder in a sweep.
+
+    Attributes:
+        folder: of the run; it need not exist.
+        overrides: those of the run.
+        status: ``complete``, ``failed``, ``stopped`` or ``new``.
+        metrics: the official metrics of a complete run.
+        error: why it failed, in one sentence.
+        seconds: wall time, where it is known.
+    """
+
+    folder: Path
+    overrides: tuple[str, ...]
+    status: str
+    metrics: dict[str, float]
+    error: str | None = None
+    seconds: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder's name: the run's number."""
+        return self.folder.name
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """What a folder tells; a run that nobody ended counts as stopped."""
+        overrides = _written_overrides(folder)
+        record = read_json(folder / "record.json")
+        metrics = read_json(folder / "metrics.json")
+        status = record.get("status", COMPLETE if metrics else STOPPED)
+        if status not in (COMPLETE, FAILED) or (status == COMPLETE and not metrics):
+            status = STOPPED
+        if not folder.exists():
+            status = NEW
+        return cls(
+            folder=folder,
+            overrides=tuple(overrides or ()),
+            status=status,
+            metrics=metrics if status == COMPLETE else {},
+            error=record.get("error") if status == FAILED else None,
+            seconds=record.get("wall_time_s"),
+        )
+
+
+def runs_of(sweep_dir: Path) -> list[Run]:
+    """All runs in a sweep's folder, by their numbers."""
+    folders = [path.parent.parent for path in sweep_dir.glob("*/.hydra/overrides.yaml")]
+    return [Run.read(folder) for folder in sorted(folders, key=_number)]
+
+
+def _number(folder: Path) -> tuple[float, str]:
+    return (int(folder.name) if folder.name.isdecimal() else math.inf, folder.name)
+
+
+def run_folder(sweep_dir: str, number: int, overrides: Sequence[str]) -> str:
+    """The name of a run's folder in its sweep: the one that it had before, else its number or the next free one.
+
+    The folder is made at once, so that runs that begin at the same time get different ones.
+    """
+    wanted, names = identity(overrides), []
+    for path in Path(sweep_dir).glob("*/.hydra/overrides.yaml"):
+        names.append(path.parent.parent.name)
+        if identity(_written_overrides(path.parent.parent) or ()) == wanted:
+            return names[-1]
+    name = number
+    while not _claim(Path(sweep_dir) / str(name), overrides):
+        name = max(name, *(int(taken) for taken in names if taken.isdecimal()), 0) + 1
+    return str(name)
+
+
+def _claim(folder: Path, overrides: Sequence[str]) -> bool:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    (folder / ".hydra").mkdir()
+    OmegaConf.save(OmegaConf.create(list(overrides)), folder / ".hydra" / "overrides.yaml")
+    return True
+
+
+def _written_overrides(folder: Path) -> list[str] | None:
+    path = folder / ".hydra" / "overrides.yaml"
+    if not path.is_file():
+        return None
+    written = OmegaConf.load(path)
+    return [str(item) for item in written] if isinstance(written, ListConfig) else []
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where it is absent."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+OmegaConf.register_new_resolver("sweep_folder", lambda given, default: given or default, replace=True)
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
