@@ -6,6 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cmt_aqr.command import command
+from cmt_aqr.errors import UserError
 from cmt_aqr.sweeps import checkpoint_to_go_on_from
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -17,16 +18,20 @@ def main(config: DictConfig) -> float:
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
     from cmt_aqr.configuration import check_config, with_overrides
     from cmt_aqr.training.checkpoints import saved_config
+    from cmt_aqr.training.records import record_refusal
     from cmt_aqr.training.run import train
 
     hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
-    folder = Path(hydra.runtime.output_dir)
-    if unfinished := checkpoint_to_go_on_from(folder):
-        config.ckpt_path, config.weights = str(unfinished), None  # its overrides are the same
-    elif config.ckpt_path and not config.weights:
-        config = with_overrides(saved_config(Path(config.ckpt_path)), config, overrides)
-    check_config(config, overrides)
+    overrides, folder = list(hydra.overrides.task), Path(hydra.runtime.output_dir)
+    try:
+        if unfinished := checkpoint_to_go_on_from(folder):
+            config.ckpt_path, config.weights = str(unfinished), None  # a run of a sweep, with the same overrides
+        elif config.ckpt_path and not config.weights:
+            config = with_overrides(saved_config(Path(config.ckpt_path)), config, overrides)
+        check_config(config, overrides)
+    except UserError as error:
+        record_refusal(folder, config, overrides, error)
+        raise
     return train(config, folder, overrides)["NDS"]
 
 

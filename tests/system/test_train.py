@@ -34,6 +34,10 @@ def test_a_run_leaves_what_it_did_in_its_folder(trained: tuple[Path, str]) -> No
     assert config["model"]["queries"] == 20 and config["trainer"]["max_steps"] == 2
     record = json.loads((folder / "record.json").read_text())
     assert "trainer.max_steps=2" in record["overrides"] and record["versions"]["torch"] == version("torch")
+    assert record["status"] == "complete" and record["steps"] == 2 and record["frames_per_second"] > 0
+    with (folder / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert {name: float(value) if value else None for name, value in row.items()} == metrics
     with (folder / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert any(row["val/NDS"] and float(row["val/NDS"]) == pytest.approx(metrics["NDS"], abs=1e-6) for row in rows)
@@ -76,6 +80,8 @@ def test_a_sweep_makes_a_folder_for_each_run(run_folder: Path) -> None:
         assert config["renderer"]["max_weight_clamp"] == clamp
         assert set(metrics_of(folder / str(number))) >= {"mAP", "NDS"}
     assert not (folder / "1" / "metrics.json").exists()
+    refused = json.loads((folder / "1" / "record.json").read_text())
+    assert refused["status"] == "failed" and "renderer.max_weight_clamp=-1.0: must be" in refused["error"]
 
 
 def test_one_sensor_is_enough(run_folder: Path) -> None:

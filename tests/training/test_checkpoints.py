@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.training.checkpoints import AtomicCheckpointIO, Checkpoints, read_checkpoint
+from cmt_aqr.training.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
 
 
 class Bomb:
@@ -118,3 +119,65 @@ def test_a_fit_that_ends_within_an_epoch_has_both_files(tmp_path: Path) -> None:
 def test_intervals_below_1_are_refused(interval: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"callbacks\.checkpoint\.{interval}=0"):
         Checkpoints(tmp_path, **{interval: 0})
+
+
+def saved(path: Path, step: int) -> Path:
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.rand(1000)}, "global_step": step}, path)
+    return path
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def fill_with_garbage(path: Path) -> None:
+    path.write_bytes(b"garbage" * 1000)
+
+
+def test_the_newest_is_kept_and_the_one_before(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        saved(tmp_path / "last.ckpt", step)
+    steps = {path.name: read_checkpoint(path)["global_step"] for path in tmp_path.iterdir()}
+    assert steps == {"last.ckpt": 3, "previous.ckpt": 2}
+
+
+def test_where_files_cannot_be_linked_the_one_before_is_kept_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    test_the_newest_is_kept_and_the_one_before(tmp_path)
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "nothing") is None
+    (tmp_path / "checkpoints").mkdir()
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_the_newest_is_found_by_its_step(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    saved(folder / "previous.ckpt", 2)
+    assert newest_checkpoint(tmp_path) == folder / "previous.ckpt"
+    saved(folder / "last.ckpt", 4)
+    assert newest_checkpoint(tmp_path) == newest_checkpoint(folder) == folder / "last.ckpt"
+    saved(folder / "best.ckpt", 4)
+    assert newest_checkpoint(tmp_path) == folder / "last.ckpt"
+    saved(folder / "best.ckpt", 6)
+    assert newest_checkpoint(tmp_path) == folder / "best.ckpt"
+
+
+@pytest.mark.parametrize("damage", [truncate, fill_with_garbage])
+def test_an_unreadable_one_is_skipped_by_name(
+    damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        saved(tmp_path / "last.ckpt", step)
+    damage(tmp_path / "last.ckpt")
+    assert newest_checkpoint(tmp_path) == tmp_path / "previous.ckpt"
+    assert str(tmp_path / "last.ckpt") in caplog.text and "skipped" in caplog.text
+    damage(tmp_path / "previous.ckpt")
+    with pytest.raises(UserError, match=r"can be read \(last\.ckpt, previous\.ckpt\)"):
+        newest_checkpoint(tmp_path)

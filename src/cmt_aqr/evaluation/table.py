@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Mapping
@@ -56,6 +57,20 @@ def write_metrics(metrics: Mapping[str, float], path: Path) -> Path:
     values = {name: None if math.isnan(value) else value for name, value in metrics.items()}
     with written_at_once(path) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n")
+    return path
+
+
+def write_metrics_csv(metrics: Mapping[str, float], path: Path) -> Path:
+    """Write metrics as a table of one row, at once or not at all; what is undefined (NaN) is left empty.
+
+    Returns:
+        ``path``.
+    """
+    values = {name: None if math.isnan(value) else value for name, value in metrics.items()}
+    with written_at_once(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(values))
+        writer.writeheader()
+        writer.writerow(values)
     return path
 
 

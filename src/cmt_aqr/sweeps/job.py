@@ -46,14 +46,22 @@ def run(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
 
 
 def checkpoint_to_go_on_from(folder: Path) -> Path | None:
-    """The checkpoint that an unfinished run of a sweep left, if this is one."""
-    last = folder / "checkpoints" / "last.ckpt"
-    return last if in_sweep() and last.is_file() else None
+    """The newest checkpoint that an unfinished run of a sweep left in its folder, if this is one.
+
+    Raises:
+        UserError: where the folder has checkpoints, none of which can be read.
+    """
+    if not in_sweep():
+        return None
+    from cmt_aqr.training.checkpoints import newest_checkpoint
+
+    return newest_checkpoint(folder)
 
 
 def _write_failure(folder: Path, error: Exception) -> None:
-    text = " ".join(str(error).split())
-    sentence = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-    record = read_json(folder / "record.json") | {"status": FAILED, "error": sentence}
-    with written_at_once(folder / "record.json") as partial:
+    # Imported here, as in scripts/train.py: a run that is skipped needs no PyTorch.
+    from cmt_aqr.training.records import RECORD, sentence
+
+    record = read_json(folder / RECORD) | {"status": FAILED, "error": sentence(error)}
+    with written_at_once(folder / RECORD) as partial:
         partial.write_text(json.dumps(record, indent=2) + "\n")

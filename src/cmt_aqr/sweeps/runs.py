@@ -18,14 +18,17 @@ _NOT_OF_THE_RUN = ("sweep", "launcher", "sweep_dir")
 """Overrides that decide how runs are started, not what they compute."""
 
 
+def key_values(overrides: Sequence[str]) -> dict[str, str]:
+    """Keys and values of overrides, in their order, without those that only decide how runs are started."""
+    values = dict(_key_and_value(override) for override in overrides)
+    if values.get("ckpt_path") == "auto":
+        del values["ckpt_path"]
+    return {key: value for key, value in values.items() if key not in _NOT_OF_THE_RUN}
+
+
 def identity(overrides: Sequence[str]) -> frozenset[tuple[str, str]]:
     """What a run is told by: keys and values of its overrides, in any order and spelling."""
-    values: dict[str, str] = {}
-    for override in overrides:
-        key, value = _key_and_value(override)
-        if key not in _NOT_OF_THE_RUN and (key, value) != ("ckpt_path", "auto"):
-            values[key] = value
-    return frozenset(values.items())
+    return frozenset(key_values(overrides).items())
 
 
 @functools.cache

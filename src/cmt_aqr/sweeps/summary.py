@@ -10,12 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from cmt_aqr.data.files import written_at_once
-from cmt_aqr.sweeps.runs import Run, identity
+from cmt_aqr.sweeps.runs import Run, key_values
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:
     """The keys whose values are not the same in all runs."""
-    given = [_values(run) for run in runs]
+    given = [key_values(run.overrides) for run in runs]
     keys = dict.fromkeys(key for values in given for key in values)
     return [key for key in keys if len({values.get(key) for values in given}) > 1]
 
@@ -33,7 +33,7 @@ def summary_table(runs: Sequence[Run], title: str) -> Table:
         table.add_column(name, overflow="fold")
     best = max((run.metrics["NDS"] for run in runs if run.metrics), default=None)
     for run in runs:
-        values = _values(run)
+        values = key_values(run.overrides)
         numbers = [f"{run.metrics[name]:.4f}" if run.metrics else "-" for name in ("mAP", "NDS")]
         seconds = f"{run.seconds:.0f}" if run.seconds is not None else "-"
         table.add_row(
@@ -59,12 +59,8 @@ def write_summary(runs: Sequence[Run], path: Path) -> Path:
         writer = csv.writer(file)
         writer.writerow(["run", "status", "mAP", "NDS", "wall_time_s", "error", *keys, "overrides"])
         for run in runs:
-            values = _values(run)
+            values = key_values(run.overrides)
             numbers = [run.metrics.get("mAP"), run.metrics.get("NDS"), run.seconds]
             cells = [values.get(key) for key in keys]
             writer.writerow([run.name, run.status, *numbers, run.error, *cells, " ".join(run.overrides)])
     return path
-
-
-def _values(run: Run) -> dict[str, str]:
-    return dict(sorted(identity(run.overrides)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import shutil
@@ -17,6 +18,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from cmt_aqr.errors import UserError
+from cmt_aqr.training.records import is_rank_zero
+
+log = logging.getLogger(__name__)
+
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+"""The newest checkpoint of a run, the one before it, and that of the best evaluation."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -35,8 +42,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"ckpt_path={path}: the file is damaged, or holds Python objects beside tensors and plain values; "
             "it was not loaded"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"ckpt_path={path}: the file is damaged or truncated; take an older checkpoint") from error
+    except PermissionError as error:
+        raise UserError(f"ckpt_path={path}: no permission to read the file") from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"ckpt_path={path}: the file is damaged or truncated; take an older checkpoint, or name the folder to "
+            "have the newest readable one"
+        ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"ckpt_path={path}: not a checkpoint of a training run; weights= takes files of weights")
     return checkpoint
@@ -54,8 +66,56 @@ def saved_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run that can be read.
+
+    One that cannot be read is skipped with a warning that names it.
+
+    Args:
+        folder: of a run, or its ``checkpoints``.
+
+    Returns:
+        ``None`` where the folder holds no checkpoint.
+
+    Raises:
+        UserError: where none of those that it holds can be read.
+    """
+    inside = folder / "checkpoints"
+    paths = [
+        path
+        for name in (LAST, PREVIOUS, BEST)
+        if (path := (inside if inside.is_dir() else folder) / name).is_file()
+    ]
+    # Sorting is stable: of the same step, last.ckpt comes first.
+    for path in sorted(paths, key=_step_of, reverse=True):
+        try:
+            read_checkpoint(path)
+        except UserError as error:
+            if is_rank_zero():
+                log.warning("%s; skipped in favour of an older one", error)
+        else:
+            return path
+    if paths:
+        names = ", ".join(path.name for path in paths)
+        raise UserError(
+            f"ckpt_path={folder}: no checkpoint there can be read ({names}); delete them to start anew"
+        )
+    return None
+
+
+def _step_of(path: Path) -> float:
+    """The step of a checkpoint without reading its tensors; infinity for a broken one, which is met first."""
+    try:
+        return float(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception:  # whatever is wrong with it, read_checkpoint says
+        return float("inf")
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name in the same folder, then renames; reads with ``weights_only=True``."""
+    """Writes to a temporary name in the same folder, then renames; reads with ``weights_only=True``.
+
+    The ``last.ckpt`` that is replaced stays as ``previous.ckpt``.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:
         """Write a checkpoint; a crash on the way leaves the file of that name as it was."""
@@ -67,6 +127,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            if target.name == LAST and target.exists():
+                _keep(target, target.with_name(PREVIOUS))
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -74,6 +136,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint, see :func:`read_checkpoint`."""
         return read_checkpoint(Path(path))
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Give a file a second name, in place of what had it, so that the first can be given to another file."""
+    link = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    try:
+        link.hardlink_to(path)
+    except OSError:  # a file system without links: for a moment, only the second name exists
+        path.replace(name)
+    else:
+        link.replace(name)
 
 
 class Checkpoints(Checkpoint):
@@ -103,8 +176,8 @@ class Checkpoints(Checkpoint):
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"callbacks.checkpoint.{name}={value}: must be a whole number of 1 or more")
-        self.last = Path(folder) / "last.ckpt"
-        self.best = Path(folder) / "best.ckpt"
+        self.last = Path(folder) / LAST
+        self.best = Path(folder) / BEST
         self.monitor = monitor
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
-import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.configuration import build, clamp_given, multipliers, optimizer_settings
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.errors import UserError
-from cmt_aqr.evaluation.table import metrics_table, write_metrics
+from cmt_aqr.evaluation.table import metrics_table, write_metrics, write_metrics_csv
 from cmt_aqr.memory import keep_freed_memory
 from cmt_aqr.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 from cmt_aqr.training.clamp import GivenClamp, renderer_of
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.module import DetectorModule
+from cmt_aqr.training.records import RunRecord, recorded
 from cmt_aqr.visual.console import console
 from cmt_aqr.weights import load_weights
-
-PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "timm", "nuscenes-devkit", "numpy", "scipy")
 
 
 def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
@@ -41,14 +34,17 @@ def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, f
     Returns:
         The official metrics, as written to ``metrics.json``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_record(config, folder, overrides)
+    with recorded(folder, config, overrides) as record:
+        return _train(config, folder, overrides, record)
+
+
+def _train(config: DictConfig, folder: Path, overrides: list[str], record: RunRecord) -> dict[str, float]:
     keep_freed_memory()
     L.seed_everything(config.seed, workers=True, verbose=False)
     callbacks = [build(callback) for callback in config.callbacks.values() if callback is not None]
     if config.ckpt_path and clamp_given(overrides) and config.aqr is not None:
         callbacks.append(GivenClamp(config.renderer.max_weight_clamp))
-    callbacks.append(build(config.clamp_schedule))
+    callbacks += [build(config.clamp_schedule), record.meter()]
     loggers = [build(logger) for logger in config.logger.values() if logger is not None]
     trainer = build(config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
     data = build(config.data)
@@ -144,32 +140,6 @@ def report(trainer: L.Trainer, module: DetectorModule, folder: Path) -> dict[str
     if trainer.is_global_zero:
         console().print(metrics_table(metrics))
         path = write_metrics(metrics, folder / "metrics.json")
+        write_metrics_csv(metrics, folder / "metrics.csv")
         console().print(f"Metrics are in {path}; the run's folder is {folder}", soft_wrap=True)
     return metrics
-
-
-def write_record(config: DictConfig, folder: Path, overrides: list[str]) -> None:
-    """Keep what the run was: composed configuration, overrides, versions, machine and git commit."""
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
-    record = {
-        "command": sys.argv,
-        "overrides": overrides,
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {package: version(package) for package in PACKAGES},
-    }
-    (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
-
-
-def _git(*arguments: str) -> str | None:
-    """Output of git in the code's folder; ``None`` where the code is no git checkout or git is missing."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,256 @@
+"""What a run leaves about itself: configuration, versions, machine, how long it took and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from cmt_aqr.data.files import written_at_once
+from cmt_aqr.structures import Batch
+
+PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "timm", "nuscenes-devkit", "numpy", "scipy")
+RECORD = "record.json"
+
+
+class RunRecord:
+    """``record.json`` in a run's folder, from ``running`` to ``complete``, ``failed`` or ``stopped``.
+
+    Only process zero writes.
+
+    Args:
+        folder: the run's folder.
+        config: the composed configuration, kept as ``config.yaml``.
+        overrides: as given on the command line.
+    """
+
+    def __init__(self, folder: Path, config: DictConfig, overrides: list[str]) -> None:
+        self.path = folder / RECORD
+        self._begin = time.monotonic()
+        self._meter: RunMeter | None = None
+        self._values: dict[str, Any] = {
+            "status": "running",
+            "error": None,
+            "command": sys.argv,
+            "overrides": overrides,
+            "seed": config.seed,
+            "git_commit": _git("rev-parse", "HEAD"),
+            "git_dirty": bool(_git("status", "--porcelain")),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "machine": machine(),
+            "versions": {package: version(package) for package in PACKAGES},
+        }
+        if is_rank_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(config, folder / "config.yaml", resolve=True)
+        self.write()
+
+    def meter(self) -> RunMeter:
+        """The callback that counts for this record."""
+        self._meter = RunMeter(self)
+        return self._meter
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since this process began the run."""
+        return time.monotonic() - self._begin
+
+    def write(self, **changes: Any) -> None:
+        """Write the record as it is now, with changes; at once or not at all."""
+        self._values |= changes
+        if not is_rank_zero():
+            return
+        meter = self._meter
+        measured = {
+            "wall_time_s": round(self.seconds + (meter.earlier_seconds if meter else 0.0), 3),
+            "steps": meter.steps if meter else 0,
+            "epochs": meter.epochs if meter else 0,
+            "frames_per_second": meter.frames_per_second if meter else None,
+            **peak_memory(),
+        }
+        with written_at_once(self.path) as partial:
+            partial.write_text(json.dumps(self._values | measured, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def recorded(folder: Path, config: DictConfig, overrides: list[str]) -> Iterator[RunRecord]:
+    """Keep a record of what happens inside, however it ends.
+
+    An exception is ``failed``; Ctrl-C and what ends a process on a signal (``SystemExit``) are ``stopped``.
+    """
+    record = RunRecord(folder, config, overrides)
+    try:
+        yield record
+    except (KeyboardInterrupt, SystemExit):
+        record.write(status="stopped")
+        raise
+    except BaseException as error:
+        record.write(status="failed", error=sentence(error))
+        raise
+    record.write(status="complete")
+
+
+def record_refusal(folder: Path, config: DictConfig, overrides: list[str], error: Exception) -> None:
+    """Record a run that was refused before it began, unless the folder holds the record of an earlier one."""
+    if not (folder / RECORD).is_file():
+        RunRecord(folder, config, overrides).write(status="failed", error=sentence(error))
+
+
+def sentence(error: BaseException) -> str:
+    """An exception on one line, with its type unless it was written for users."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a run's folder, or ``None`` where there is none."""
+    path = folder / RECORD
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+class RunMeter(L.Callback):
+    """Counts steps, frames and time in training; its counts travel in checkpoints, so a resumed run adds up.
+
+    Time in training is that between the start and the end of epochs, without evaluation. Time after the last
+    checkpoint of a run that was killed is not counted, and neither are its frames: that work was lost.
+
+    Args:
+        record: rewritten after every epoch, so that a killed run tells how far it came.
+    """
+
+    def __init__(self, record: RunRecord) -> None:
+        self.record = record
+        self.steps = 0
+        self.epochs = 0
+        self.earlier_seconds = 0.0
+        self._frames = 0
+        self._training_seconds = 0.0
+        self._since: float | None = None
+
+    @property
+    def frames_per_second(self) -> float | None:
+        """Frames of all processes trained on in a second, or ``None`` before the first."""
+        seconds = self._seconds()
+        return round(self._frames / seconds, 4) if self._frames and seconds > 0 else None
+
+    def _seconds(self) -> float:
+        running = 0.0 if self._since is None else time.monotonic() - self._since
+        return self._training_seconds + running
+
+    def _pause(self) -> None:
+        self._training_seconds, self._since = self._seconds(), None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to count."""
+        self._since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a batch, taken to be as large on the other processes."""
+        self.steps = trainer.global_step
+        if isinstance(batch, Batch):
+            self._frames += batch.size * trainer.world_size
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluation is not training."""
+        self._pause()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on counting, within a fit."""
+        if trainer.state.fn == "fit":
+            self._since = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write how far the run came."""
+        self.epochs = trainer.current_epoch + 1
+        self.record.write()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop counting."""
+        self._pause()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Stop counting."""
+        self._pause()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts up to here, those of earlier parts of the run included."""
+        return {
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "frames": self._frames,
+            "training_seconds": self._seconds(),
+            "seconds": self.earlier_seconds + self.record.seconds,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Add to the counts of the run that this one goes on with."""
+        self.steps = int(state_dict["steps"])
+        self.epochs = int(state_dict["epochs"])
+        self._frames = int(state_dict["frames"])
+        self._training_seconds = float(state_dict["training_seconds"])
+        self.earlier_seconds = float(state_dict["seconds"])
+
+
+def is_rank_zero() -> bool:
+    """Whether this process writes the run's files; Lightning knows the rank before it starts processes."""
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory in bytes and GPUs; no name of the host."""
+    cuda = torch.cuda.is_available()
+    return {
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory() -> dict[str, int | None]:
+    """Highest use so far: of this process' main memory (resident set), and of the GPU where one was used."""
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+    return {
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_gpu_memory_bytes": gpu or None,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git in the code's folder; ``None`` where the code is no git checkout or git is missing."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
