@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.sweeps.runs import COMPLETE, FAILED, NEW, STOPPED, Run, identity, runs_of
@@ -99,13 +99,19 @@ def finish() -> str | None:
     unfinished = [run for run in runs if run.status in (STOPPED, NEW)]
     sentences = []
     if failed:
-        reasons = "; ".join(f"{run.name}: {run.error}" for run in failed)
-        sentences.append(f"{len(failed)} of {len(runs)} runs failed ({reasons})")
+        sentences.append(f"{len(failed)} of {len(runs)} runs failed ({_reasons(failed)})")
     if unfinished:
         sentences.append(f"{len(unfinished)} of {len(runs)} runs did not end")
     if not sentences:
         return None
     return f"{', and '.join(sentences)}; the same command with sweep_dir={sweep.folder} goes on with these"
+
+
+def _reasons(failed: list[Run]) -> str:
+    names: dict[str, list[str]] = {}
+    for run in failed:
+        names.setdefault(str(run.error), []).append(run.name)
+    return "; ".join(f"{' and '.join(same)}: {reason}" for reason, same in names.items())
 
 
 def _grid(config: DictConfig) -> list[list[str]] | None:
@@ -188,7 +194,8 @@ def _go_on_with_study(config: DictConfig) -> None:
         study_name=sweeper.study_name, storage=sweeper.storage, direction="maximize", load_if_exists=True
     )
     ended = 0
-    for trial in study.get_trials(deepcopy=False):
+    trials = study.get_trials(deepcopy=False)
+    for trial in trials:
         if trial.state == TrialState.RUNNING:
             study._storage.set_trial_user_attr(trial._trial_id, "asked_again", True)
             study.tell(trial.number, state=TrialState.FAIL)
@@ -197,4 +204,7 @@ def _go_on_with_study(config: DictConfig) -> None:
             ended += 1
     with read_write(config), open_dict(config):
         sweeper.n_trials = max(0, sweeper.n_trials - ended)
+        if OmegaConf.select(sweeper, "sampler.seed") is not None:
+            # The same seed again would propose the same first values again.
+            sweeper.sampler.seed += len(trials)
     log.info("The study in %s has %d trials; %d to go", config.hydra.sweep.dir, ended, sweeper.n_trials)
