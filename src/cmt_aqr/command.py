@@ -76,10 +76,12 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
                 sys.exit(f"error: {error}")
             try:
                 hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(job)()
-            finally:
+            finally:  # also where the sweep was stopped
                 trouble = sweeps.finish()
+                if trouble:
+                    print(f"error: {trouble}", file=sys.stderr)
             if trouble:
-                sys.exit(f"error: {trouble}")
+                sys.exit(1)
 
         return main
 

@@ -68,9 +68,9 @@ class SweepCallback(Callback):
             grid = _grid(config)
             _under_way = Sweep(Path(config.hydra.sweep.dir), grid)
             _under_way.folder.mkdir(parents=True, exist_ok=True)
-            if grid is None:
+            if config.hydra.sweeper._target_.endswith(".OptunaSweeper"):
                 _go_on_with_study(config)
-            else:
+            if grid is not None:
                 refused = _refused(config, grid) if self.check else {}
                 _print_plan(_under_way, refused)
                 if len(refused) == len(grid):
@@ -191,7 +191,10 @@ def _go_on_with_study(config: DictConfig) -> None:
 
     sweeper = config.hydra.sweeper
     study = optuna.create_study(
-        study_name=sweeper.study_name, storage=sweeper.storage, direction="maximize", load_if_exists=True
+        study_name=sweeper.study_name,
+        storage=sweeper.storage,
+        direction=sweeper.direction,
+        load_if_exists=True,
     )
     ended = 0
     trials = study.get_trials(deepcopy=False)
