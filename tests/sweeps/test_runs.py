@@ -39,9 +39,10 @@ def test_a_new_run_takes_no_folder_of_another(tmp_path: Path) -> None:
         begun(tmp_path, number, f"a={number}")
     assert begun(tmp_path, 0, "a=7").name == "3"
     assert begun(tmp_path, 0, "a=7").name == "3"
-    (tmp_path / "4").mkdir()  # killed before its overrides were written
+    (tmp_path / "4").mkdir()
     assert begun(tmp_path, 1, "a=8").name == "5"
-    assert OmegaConf.load(tmp_path / "5" / ".hydra" / "overrides.yaml") == ["a=8"]
+    assert Run.read(tmp_path / "5").overrides == ("a=8",)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "3", "4", "5"]
 
 
 def test_runs_that_begin_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
@@ -50,6 +51,18 @@ def test_runs_that_begin_at_once_get_folders_of_their_own(tmp_path: Path) -> Non
         folders = list(pool.map(lambda i: begun(tmp_path, 0, f"a={i}"), range(1, 33)))
     assert len(set(folders)) == 32
     assert len(runs_of(tmp_path)) == 33 and runs_of(tmp_path)[0].overrides == ("a=0",)
+
+
+def test_the_processes_of_one_run_get_the_same_folder(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: begun(tmp_path, 3, "a=1", "b=2"), range(32)))
+    assert set(folders) == {tmp_path / "3"}
+
+
+def test_a_folder_of_hydra_s_alone_is_known_by_what_hydra_wrote(tmp_path: Path) -> None:
+    (tmp_path / "0" / ".hydra").mkdir(parents=True)
+    OmegaConf.save(["a=1", "b=x"], tmp_path / "0" / ".hydra" / "overrides.yaml")
+    assert begun(tmp_path, 4, "b=x", "a=1").name == "0"
 
 
 def test_runs_come_by_number(tmp_path: Path) -> None:

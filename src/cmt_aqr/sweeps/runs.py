@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import math
+import shutil
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import OmegaConf
 
 COMPLETE, FAILED, STOPPED, NEW = "complete", "failed", "stopped", "new"
 _NOT_OF_THE_RUN = ("sweep", "launcher", "sweep_dir")
@@ -65,7 +67,6 @@ class Run:
     @classmethod
     def read(cls, folder: Path) -> Run:
         """What a folder tells; a run that nobody ended counts as stopped."""
-        overrides = _written_overrides(folder)
         record = read_json(folder / "record.json")
         metrics = read_json(folder / "metrics.json")
         status = record.get("status", COMPLETE if metrics else STOPPED)
@@ -75,7 +76,7 @@ class Run:
             status = NEW
         return cls(
             folder=folder,
-            overrides=tuple(overrides or ()),
+            overrides=tuple(_written_overrides(folder)),
             status=status,
             metrics=metrics if status == COMPLETE else {},
             error=record.get("error") if status == FAILED else None,
@@ -85,8 +86,9 @@ class Run:
 
 def runs_of(sweep_dir: Path) -> list[Run]:
     """All runs in a sweep's folder, by their numbers."""
-    folders = [path.parent.parent for path in sweep_dir.glob("*/.hydra/overrides.yaml")]
-    return [Run.read(folder) for folder in sorted(folders, key=_number)]
+    folders = {path.parent.parent for path in sweep_dir.glob("*/.hydra/*")}
+    begun = [folder for folder in folders if not folder.name.startswith(".")]
+    return [Run.read(folder) for folder in sorted(begun, key=_number)]
 
 
 def _number(folder: Path) -> tuple[float, str]:
@@ -96,35 +98,39 @@ def _number(folder: Path) -> tuple[float, str]:
 def run_folder(sweep_dir: str, number: int, overrides: Sequence[str]) -> str:
     """The name of a run's folder in its sweep: the one that it had before, else its number or the next free one.
 
-    The folder is made at once, so that runs that begin at the same time get different ones.
+    The folder appears at once and with its overrides, so that different runs that begin at the same time get
+    different ones, and the processes of one run the same.
     """
-    wanted, names = identity(overrides), []
-    for path in Path(sweep_dir).glob("*/.hydra/overrides.yaml"):
-        names.append(path.parent.parent.name)
-        if identity(_written_overrides(path.parent.parent) or ()) == wanted:
-            return names[-1]
-    name = number
-    while not _claim(Path(sweep_dir) / str(name), overrides):
-        name = max(name, *(int(taken) for taken in names if taken.isdecimal()), 0) + 1
-    return str(name)
+    wanted = identity(overrides)
+    while True:
+        numbers = [-1]
+        for folder in Path(sweep_dir).glob("[!.]*"):
+            if (folder / ".hydra").is_dir() and identity(_written_overrides(folder)) == wanted:
+                return folder.name
+            numbers += [int(folder.name)] if folder.name.isdecimal() else []
+        name = str(max(numbers) + 1 if number in numbers else number)
+        if _claim(Path(sweep_dir) / name, overrides):
+            return name
 
 
 def _claim(folder: Path, overrides: Sequence[str]) -> bool:
+    begun = folder.with_name(f".{uuid.uuid4().hex[:12]}.begun")
+    (begun / ".hydra").mkdir(parents=True)
+    (begun / ".hydra" / "run.json").write_text(json.dumps(list(overrides)))
     try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
+        begun.rename(folder)
+    except OSError:  # another run was faster
+        shutil.rmtree(begun)
         return False
-    (folder / ".hydra").mkdir()
-    OmegaConf.save(OmegaConf.create(list(overrides)), folder / ".hydra" / "overrides.yaml")
     return True
 
 
-def _written_overrides(folder: Path) -> list[str] | None:
-    path = folder / ".hydra" / "overrides.yaml"
-    if not path.is_file():
-        return None
-    written = OmegaConf.load(path)
-    return [str(item) for item in written] if isinstance(written, ListConfig) else []
+def _written_overrides(folder: Path) -> list[str]:
+    """The overrides of a run: as it claimed its folder, or as Hydra wrote them, which it does anew each time."""
+    claimed, written = (folder / ".hydra" / name for name in ("run.json", "overrides.yaml"))
+    if claimed.is_file():
+        return json.loads(claimed.read_text())
+    return [str(item) for item in OmegaConf.load(written)] if written.is_file() else []
 
 
 def read_json(path: Path) -> dict[str, Any]:
