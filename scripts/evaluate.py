@@ -17,15 +17,18 @@ def main(config: DictConfig) -> float:
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
     from cmt_aqr.configuration import check_config, with_overrides
     from cmt_aqr.training.checkpoints import saved_config
+    from cmt_aqr.training.resuming import checkpoint_path
     from cmt_aqr.training.run import evaluate
 
     if config.ckpt_path is None:
         raise UserError("ckpt_path is missing: python scripts/evaluate.py ckpt_path=outputs/.../last.ckpt")
     hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    config.ckpt_path = str(checkpoint_path(config.ckpt_path, folder, folder_given=False))
     overrides = list(hydra.overrides.task)
     merged = with_overrides(saved_config(Path(config.ckpt_path)), config, overrides)
     check_config(merged)
-    return evaluate(merged, Path(hydra.runtime.output_dir), overrides)["NDS"]
+    return evaluate(merged, folder, overrides)["NDS"]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -154,7 +155,10 @@ class FrameSampler(DistributedSampler[SampleKey]):
 
 
 def _prepare_worker(_worker: int) -> None:
-    """Workers share the cores: one thread each."""
+    """Workers share the cores, one thread each, and leave it to the main process when to stop."""
+    # A terminal's Ctrl-C and a job's SIGTERM reach all processes; the step being finished may need this one still.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

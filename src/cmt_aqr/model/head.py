@@ -216,9 +216,11 @@ class Head(nn.Module):
     def bev_position(self) -> Tensor:
         """Position embedding (cell, channel) of the BEV cells, row-major.
 
-        It depends on weights only, so without gradients it is computed once and kept until they change.
+        It depends on weights only, so without gradients it is computed once and kept until they change. A fused
+        optimiser changes them without counting a version up; it does so after a pass with gradients only.
         """
         if torch.is_grad_enabled():
+            self._bev_positions = None
             return self._compute_bev_position()
         key = tuple((p.data_ptr(), p._version, p.device) for p in self.bev_embedding.parameters())
         if self._bev_positions is None or self._bev_positions[0] != key:

@@ -4,7 +4,7 @@ What a run is told by is its overrides, and how it ended stands in its folder; s
 process, on which machine or in which order the runs took place.
 """
 
-from cmt_aqr.sweeps.job import checkpoint_to_go_on_from, in_sweep, run
+from cmt_aqr.sweeps.job import in_sweep, run
 from cmt_aqr.sweeps.whole import SweepCallback, finish
 
-__all__ = ["SweepCallback", "checkpoint_to_go_on_from", "finish", "in_sweep", "run"]
+__all__ = ["SweepCallback", "finish", "in_sweep", "run"]

@@ -45,19 +45,6 @@ def run(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         return None
 
 
-def checkpoint_to_go_on_from(folder: Path) -> Path | None:
-    """The newest checkpoint that an unfinished run of a sweep left in its folder, if this is one.
-
-    Raises:
-        UserError: where the folder has checkpoints, none of which can be read.
-    """
-    if not in_sweep():
-        return None
-    from cmt_aqr.training.checkpoints import newest_checkpoint
-
-    return newest_checkpoint(folder)
-
-
 def _write_failure(folder: Path, error: Exception) -> None:
     # Imported here, as in scripts/train.py: a run that is skipped needs no PyTorch.
     from cmt_aqr.training.records import RECORD, sentence

@@ -141,8 +141,9 @@ def _refused(config: DictConfig, grid: list[list[str]]) -> dict[int, str]:
     refused = {}
     for number, overrides in enumerate(grid):
         job = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
-        if job.ckpt_path:
+        if job.ckpt_path not in (None, "auto"):
             continue  # the configuration stands in the checkpoint
+        job.ckpt_path = None
         with _job_config(job) as task:
             try:
                 check_config(task, overrides)

@@ -6,6 +6,8 @@ import logging
 import os
 import pickle
 import shutil
+import signal
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.training.records import is_rank_zero
+from cmt_aqr.training.stopping import Stopped, StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -150,20 +153,27 @@ def _keep(path: Path, name: Path) -> None:
 
 
 class Checkpoints(Checkpoint):
-    """Keeps ``last.ckpt``, to go on from, and ``best.ckpt``, of the best evaluation.
+    """Keeps ``last.ckpt``, to go on from, the one before it, and ``best.ckpt``, of the best evaluation.
 
     Lightning's ``ModelCheckpoint`` with ``save_last`` writes ``last.ckpt`` only when the monitored metric
     improved, so that a run would go on from an old epoch; and its best score is forgotten by a resumed run
     that has a folder of its own.
 
+    Checkpoints are written after whole steps only, and always before an evaluation, which a run that goes on
+    from there makes first: it may take long, and Lightning would skip it.
+
     Args:
-        folder: where the two files go.
+        folder: where the files go.
         monitor: logged metric that decides which evaluation is the best; the higher, the better.
         every_n_epochs: epochs from one ``last.ckpt`` to the next.
         every_n_steps: write ``last.ckpt`` after so many steps, too; ``None``: only at the end of epochs.
+        every_n_minutes: the same after so much time since the last one was written.
+
+    Attributes:
+        signals: Ctrl-C and SIGTERM, on which a checkpoint is written; ``None``: nobody listens.
 
     Raises:
-        ValueError: for intervals below 1.
+        ValueError: for intervals below 1, or no time above 0.
     """
 
     def __init__(
@@ -172,29 +182,70 @@ class Checkpoints(Checkpoint):
         monitor: str = "val/NDS",
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
+        every_n_minutes: float | None = None,
     ) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"callbacks.checkpoint.{name}={value}: must be a whole number of 1 or more")
+        if every_n_minutes is not None and not every_n_minutes > 0:
+            raise ValueError(f"callbacks.checkpoint.every_n_minutes={every_n_minutes}: must be above 0")
         self.last = Path(folder) / LAST
         self.best = Path(folder) / BEST
         self.monitor = monitor
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
         self.best_score = float("-inf")
+        self.signals: StopSignals | None = None
+        self._stopping = False
         self._improved = False
+        self._evaluation_due = False
         self._step_of_last: int | None = None
+        self._time_of_last = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on a signal waits for the end of the step."""
+        self._time_of_last = time.monotonic()
+        if trainer.ckpt_path is not None and Path(trainer.ckpt_path) == self.last:
+            self._step_of_last = trainer.global_step
+        if self.signals is not None:
+            self.signals.hold()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write ``last.ckpt`` every ``every_n_steps``; gradient accumulation has batches without a step."""
+        """Write ``last.ckpt`` where it is time to, an evaluation follows, the run ends, or a signal came."""
+        loop = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate():
+            return  # within a step: its gradients are in no checkpoint
         step = trainer.global_step
-        if self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._step_of_last:
+        in_time = self.every_n_steps is not None and step % self.every_n_steps == 0
+        self._stopping = self._stopping or self._any(trainer, self._received())
+        fetcher = trainer.fit_loop._data_fetcher
+        if fetcher is not None and loop._should_check_val_fx(fetcher):
+            self._evaluation_due = True
             self._save_last(trainer)
+            self._evaluation_due = False
+            return
+        if loop.batch_progress.is_last_batch:
+            return  # on_train_epoch_end follows
+        if in_time or self._stopping or step == trainer.max_steps or self._any(trainer, self._minutes_passed()):
+            self._save_last(trainer)
+        if self._stopping:
+            self._stop(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End the run here if a signal came; during the evaluation one ends it at once."""
+        if trainer.state.fn != TrainerFn.FITTING or self.signals is None or trainer.sanity_checking:
+            return
+        self.signals.release()
+        if self._stopping:  # the signal came to another process
+            raise Stopped(signal.SIGTERM)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """See whether this is the best evaluation so far."""
+        if trainer.state.fn == TrainerFn.FITTING and self.signals is not None and not trainer.sanity_checking:
+            self.signals.hold()
         score = trainer.callback_metrics.get(self.monitor)
         if trainer.sanity_checking or score is None or not score > self.best_score:
             return
@@ -215,13 +266,30 @@ class Checkpoints(Checkpoint):
         """Write ``best.ckpt`` after the best evaluation, and ``last.ckpt``."""
         if self._improved:
             self._save_best(trainer)
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return  # max_steps ended the fit within the epoch, and last.ckpt knows where
+        self._stopping = self._stopping or self._any(trainer, self._received())
+        steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        epochs = (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if epochs or steps or self._stopping or self._any(trainer, self._minutes_passed()):
             self._save_last(trainer)
+        if self._stopping:
+            self._stop(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``last.ckpt`` if it is not of the last step."""
         if self._step_of_last != trainer.global_step:
             self._save_last(trainer)
+        if self.signals is not None:
+            self.signals.release()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say that an evaluation comes first when a run goes on from here."""
+        checkpoint["evaluation_due"] = self._evaluation_due
+        if self._evaluation_due:
+            expect_evaluation(checkpoint["loops"]["fit_loop"])
 
     def state_dict(self) -> dict[str, Any]:
         """The best score, so that a resumed run does not call a worse one the best."""
@@ -231,6 +299,23 @@ class Checkpoints(Checkpoint):
         """Take the best score over."""
         self.best_score = float(state_dict["best_score"])
 
+    def _received(self) -> bool:
+        return self.signals is not None and self.signals.received is not None
+
+    def _minutes_passed(self) -> bool:
+        minutes = (time.monotonic() - self._time_of_last) / 60
+        return self.every_n_minutes is not None and minutes >= self.every_n_minutes
+
+    @staticmethod
+    def _any(trainer: L.Trainer, flag: bool) -> bool:
+        """Whether it holds on any process: clocks and signals differ, checkpoints are written by all together."""
+        return trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
+
+    @staticmethod
+    def _stop(trainer: L.Trainer) -> None:
+        """Let Lightning end the fit as after a SIGTERM: when what this step logs is written."""
+        trainer._signal_connector.received_sigterm = True
+
     def _save_best(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.best, weights_only=False)
         self._improved = False
@@ -238,3 +323,23 @@ class Checkpoints(Checkpoint):
     def _save_last(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.last, weights_only=False)
         self._step_of_last = trainer.global_step
+        self._time_of_last = time.monotonic()
+
+
+def expect_evaluation(fit_loop: dict[str, Any]) -> None:
+    """Change the progress of Lightning's loops in a checkpoint, so that going on begins with an evaluation.
+
+    Written at the end of a batch, they say that the batch is being completed; Lightning then takes an
+    evaluation that was due for done. As they are changed here, the batch is complete and an evaluation has
+    begun its first batch, so Lightning goes back and makes it from the start.
+
+    Args:
+        fit_loop: the state of the fit loop; changed in place.
+    """
+    batches = fit_loop["epoch_loop.batch_progress"]
+    for count in (batches["total"], batches["current"]):
+        count["completed"] = count["processed"]
+    evaluation = fit_loop["epoch_loop.val_loop.batch_progress"]
+    evaluation["total"].update(ready=1, started=1, processed=0, completed=0)
+    evaluation["current"].update(ready=0, started=0, processed=0, completed=0)
+    evaluation["is_last_batch"] = False

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmt_aqr.geometry import encode_boxes
 from cmt_aqr.structures import Batch, QueryOutputs
+from cmt_aqr.training.finite import NotFiniteError
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class HungarianMatcher:
             Pairs on the outputs' device.
 
         Raises:
-            ValueError: when a cost is not finite, as after a diverged step.
+            NotFiniteError: when a cost is not finite, as after a diverged step.
         """
         weights = code_weights[: self.cost_codes]
         targets = encode_boxes(batch.boxes)[:, : self.cost_codes] * weights
@@ -85,9 +86,9 @@ class HungarianMatcher:
         # The one wait for the device in a step: scipy solves on the host, so all costs travel together.
         cost = torch.cat(costs, dim=1).cpu().numpy().astype(np.float64)
         if not np.isfinite(cost).all():
-            raise ValueError(
-                "the matching cost is not finite: the model's outputs diverged; "
-                "lower optimizer.lr, or check the boxes"
+            raise NotFiniteError(
+                "the matching cost is not finite (the model's outputs diverged; "
+                "lower optimizer.lr, or check the boxes)"
             )
         layers, queries = outputs.logits.shape[0], outputs.logits.shape[2]
         pairs = self._solve(cost.reshape(layers, queries, -1), batch.box_counts)

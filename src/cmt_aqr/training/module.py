@@ -14,6 +14,7 @@ from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.structures import Batch, Predictions
 from cmt_aqr.training.denoising import Denoising
+from cmt_aqr.training.finite import LossGuard, NotFiniteError, frames, weights_problem
 from cmt_aqr.training.losses import Criterion
 from cmt_aqr.training.optimization import Multipliers, OptimizerSettings, module_of
 
@@ -65,6 +66,9 @@ class DetectorModule(L.LightningModule):
         self.config = config or {}
         self.evaluated: tuple[int, dict[str, float]] | None = None
         """The last full evaluation: the step it was made at, and its metrics."""
+        self._guard = LossGuard()
+        self.look_at_losses_every = 10
+        """Batches; looking waits for the device, as logging does."""
         self._frozen = [part for name, part in self._parts() if name in multipliers.frozen()]
         for name, parameter in model.named_parameters():
             if module_of(name) in multipliers.frozen():
@@ -98,8 +102,12 @@ class DetectorModule(L.LightningModule):
         return self.model(batch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout and noise by (seed, step, process): a resumed run draws what an unbroken one would."""
-        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank)
+        """Seed dropout and noise by (seed, batch, process): a resumed run draws what an unbroken one would.
+
+        Batches are counted over all epochs; a step that accumulates gradients has several.
+        """
+        batch_number = self.trainer.fit_loop.total_batch_idx
+        torch.manual_seed((self.seed * 1_000_003 + batch_number) * 1_009 + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch: the sum of all terms, each logged."""
@@ -108,11 +116,36 @@ class DetectorModule(L.LightningModule):
             head = self.model.head
             targets = self.denoising(batch, len(head.reference_points), tuple(head.point_range))
         predictions = self.model(batch, None if targets is None else targets.queries)
-        losses = self.criterion(predictions, batch, targets)
+        try:
+            losses = self.criterion(predictions, batch, targets)
+        except NotFiniteError as error:
+            first = self._guard.problem()
+            raise NotFiniteError(first or f"step {self.global_step}: {error} on {frames(batch.tokens)}") from error
+        self._guard.add(self.global_step, batch.tokens, losses)
         total = torch.stack(list(losses.values())).sum()
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=batch.size)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=batch.size)
         return total
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Look at the losses as often as they are logged."""
+        if len(self._guard) >= self.look_at_losses_every:
+            self._refuse(self._guard.problem())
+
+    def _refuse(self, problem: str | None) -> None:
+        """Stop all processes if one of them has a problem; each calls this at the same point.
+
+        Raises:
+            NotFiniteError: with the first process' sentence.
+        """
+        if self.trainer.world_size > 1 and torch.distributed.is_initialized():
+            if not self.trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
+                return
+            problems: list[str | None] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(problems, problem)
+            problem = next(filter(None, problems))
+        if problem is not None:
+            raise NotFiniteError(problem)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Decode a batch and hand it to the metric."""
@@ -147,5 +180,11 @@ class DetectorModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the configuration in the checkpoint, as plain values."""
+        """Keep the configuration in the checkpoint, as plain values.
+
+        Raises:
+            NotFiniteError: a loss or a weight is not finite, so that there is nothing worth going on from.
+        """
+        weights = weights_problem(self.model.named_parameters(), self.global_step)
+        self._refuse(self._guard.problem() or weights)
         checkpoint["config"] = self.config

@@ -191,3 +191,14 @@ class OneCycle(LRScheduler):
             group["betas"] = (beta, group["betas"][1])
         factor = self._between(1.0, self.peak, self.final)
         return [base * factor for base in self.base_lrs]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the position over; the length of the cycle stays that of this run.
+
+        A run that goes on to another end follows the longer, or shorter, cycle from here on.
+        """
+        changed = state_dict["steps"] != self.steps
+        super().load_state_dict({key: value for key, value in state_dict.items() if key not in ("steps", "turn")})
+        if changed:
+            for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+                group["lr"] = rate

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,14 @@ from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.table import metrics_table, write_metrics, write_metrics_csv
 from cmt_aqr.memory import keep_freed_memory
-from cmt_aqr.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from cmt_aqr.training.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
 from cmt_aqr.training.clamp import GivenClamp, renderer_of
+from cmt_aqr.training.curves import CurveLogger
 from cmt_aqr.training.denoising import Denoising
+from cmt_aqr.training.finite import NotFiniteError
 from cmt_aqr.training.module import DetectorModule
-from cmt_aqr.training.records import RunRecord, recorded
+from cmt_aqr.training.records import RunRecord, is_rank_zero, recorded
+from cmt_aqr.training.stopping import Stopped, StopSignals
 from cmt_aqr.visual.console import console
 from cmt_aqr.weights import load_weights
 
@@ -34,25 +39,62 @@ def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, f
     Returns:
         The official metrics, as written to ``metrics.json``.
     """
-    with recorded(folder, config, overrides) as record:
-        return _train(config, folder, overrides, record)
+    with StopSignals() as signals, recorded(folder, config, overrides) as record:
+        try:
+            return _train(config, folder, overrides, record, signals)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{error}; {_last_good(folder)}") from error
+        except SystemExit:
+            if signals.received is None:
+                raise
+            _say_how_to_go_on(folder, signals.received)
+            # Lightning kills the main process when another ends with an error.
+            raise Stopped(signals.received) if is_rank_zero() else SystemExit(0) from None
 
 
-def _train(config: DictConfig, folder: Path, overrides: list[str], record: RunRecord) -> dict[str, float]:
+def _last_good(folder: Path) -> str:
+    path = newest_checkpoint(folder)
+    return "no checkpoint was written yet" if path is None else f"the last good checkpoint is {path}"
+
+
+def _say_how_to_go_on(folder: Path, signum: int) -> None:
+    """One line on stderr, from one process."""
+    if not is_rank_zero():
+        return
+    path = newest_checkpoint(folder)
+    if path is None:
+        what = "stopped before the first checkpoint; the same command starts again"
+    else:
+        step = read_checkpoint(path)["global_step"]
+        what = f"stopped with {path} of step {step}; go on with hydra.run.dir={folder} ckpt_path=auto"
+    print(f"{signal.Signals(signum).name}: {what}", file=sys.stderr)
+
+
+def _train(
+    config: DictConfig, folder: Path, overrides: list[str], record: RunRecord, signals: StopSignals
+) -> dict[str, float]:
     keep_freed_memory()
     L.seed_everything(config.seed, workers=True, verbose=False)
     callbacks = [build(callback) for callback in config.callbacks.values() if callback is not None]
     if config.ckpt_path and clamp_given(overrides) and config.aqr is not None:
         callbacks.append(GivenClamp(config.renderer.max_weight_clamp))
     callbacks += [build(config.clamp_schedule), record.meter()]
+    for callback in callbacks:
+        if isinstance(callback, Checkpoints):
+            callback.signals = signals
     loggers = [build(logger) for logger in config.logger.values() if logger is not None]
     trainer = build(config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
     data = build(config.data)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
+    module.look_at_losses_every = config.trainer.log_every_n_steps
     start_from_weights(config, module)
     if config.ckpt_path:
         # Before Lightning does: a checkpoint of another model is then refused in one sentence.
-        load_checkpoint_weights(module, read_checkpoint(Path(config.ckpt_path)), Path(config.ckpt_path))
+        checkpoint = read_checkpoint(Path(config.ckpt_path))
+        load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path))
+        for logger in loggers:
+            if isinstance(logger, CurveLogger):
+                logger.go_on(checkpoint)
     trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     if module.evaluated is None or module.evaluated[0] != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)

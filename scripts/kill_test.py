@@ -1,0 +1,270 @@
+"""Kill a training run again and again, resume it each time, and compare it with a run that was left alone.
+
+The tiny model is trained on a few frames of the embedded data, on the CPU. Each time, the process is killed with
+signal 9 at a random moment and the same command is given again (``ckpt_path=auto``). At the end, weights,
+optimiser, schedule, best checkpoint and metrics must be, bit for bit, those of the run that was left alone.
+
+    python scripts/kill_test.py                          30 kills, without worker processes (10 to 20 minutes)
+    python scripts/kill_test.py --kills 3 --workers 2    a short one, with two processes that read data
+    python scripts/kill_test.py trainer.accumulate_grad_batches=2    any settings of train.py besides
+
+Exit status 0: all the same; 1: something differs, or a run failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from cmt_aqr.training.checkpoints import read_checkpoint
+from cmt_aqr.training.records import RECORD
+from cmt_aqr.visual.console import console
+
+TRAIN = Path(__file__).with_name("train.py")
+SETTINGS = (
+    "trainer=cpu",
+    "trainer.max_epochs=8",
+    "trainer.check_val_every_n_epoch=3",
+    "trainer.log_every_n_steps=1",
+    "callbacks.checkpoint.every_n_steps=2",
+    "logger=csv",
+    "clamp_schedule=progressive",
+    "clamp_schedule.milestones={0:2.5,3:2.0,6:1.5}",
+    "data.limit_train_frames=6",
+    "data.limit_eval_frames=2",
+    "data.batch_size=1",
+    "model.embed_dims=32",
+    "model.layers=1",
+    "model.heads=4",
+    "model.feedforward=32",
+    "model.queries=20",
+    "model.image_size=[64,160]",
+    "model.grid.voxel_size=[0.8,0.8,0.2]",
+    "model.grid.sparse_shape=[41,128,128]",
+    "model.network.head.depths=8",
+    "model.network.head.rv_hidden=32",
+    "model.network.head.task_hidden=16",
+    "training.denoising.groups=2",
+    "aqr.generator.feedforward_dims=32",
+    "aqr.generator.bev_window=3",
+    "aqr.generator.image_window=3",
+)
+
+
+def arguments() -> tuple[argparse.Namespace, list[str]]:
+    """The command line: options of this script, and settings for train.py."""
+    head, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=head, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=30, help="how often to kill (30)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read data (0)")
+    parser.add_argument(
+        "--resume-workers", type=int, help="another number of them in every second attempt (as --workers)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the moments to kill at (0)")
+    parser.add_argument("--folder", type=Path, help="where the runs go; a new temporary one")
+    parser.add_argument("settings", nargs="*", help="settings for train.py, e.g. data.root=data/synthetic")
+    options = parser.parse_args()
+    if options.kills < 1:
+        parser.error(f"--kills {options.kills}: must be 1 or more")
+    return options, options.settings
+
+
+class Run:
+    """A training run that is started as often as necessary.
+
+    Args:
+        folder: the run's own.
+        settings: for train.py.
+    """
+
+    def __init__(self, folder: Path, settings: Sequence[str]) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.log = folder.with_suffix(".log")
+
+    def start(self, workers: int) -> subprocess.Popen[bytes]:
+        """Begin, or go on from the newest checkpoint."""
+        own = [f"data.num_workers={workers}", f"hydra.run.dir={self.folder}", "ckpt_path=auto"]
+        # One thread: with several, sums may come out in another order.
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, str(TRAIN), *SETTINGS, *self.settings, *own],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=log,
+            )
+
+    def begun(self, process: subprocess.Popen[bytes], since: float) -> bool:
+        """Wait until an attempt comes as far as its record; false where it ended before."""
+        record = self.folder / RECORD
+        while process.poll() is None:
+            if record.is_file() and record.stat().st_mtime > since:
+                return True
+            time.sleep(0.01)
+        return False
+
+    def step(self) -> int:
+        """The step of the checkpoint that the next attempt goes on from."""
+        last = self.folder / "checkpoints" / "last.ckpt"
+        return read_checkpoint(last)["global_step"] if last.is_file() else 0
+
+    def failed(self) -> str:
+        """The end of what the run printed."""
+        return "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-15:])
+
+
+def leave_alone(run: Run, workers: int) -> float:
+    """Train to the end; returns the seconds from the record on, the final evaluation included."""
+    since = time.time()
+    process = run.start(workers)
+    run.begun(process, since)
+    begun = time.monotonic()
+    if process.wait() != 0:
+        sys.exit(f"error: the run that was left alone failed:\n{run.failed()}")
+    return time.monotonic() - begun
+
+
+def kill_until_done(
+    run: Run, workers: Sequence[int], kills: int, seconds: float, moments: random.Random
+) -> list[tuple[int, int, float]]:
+    """Train to the end, killing on the way.
+
+    Args:
+        run: not begun yet.
+        workers: reading processes, by turns.
+        kills: at most.
+        seconds: that an attempt lives at most from its record on.
+        moments: draws when to kill.
+
+    Returns:
+        Of each kill: reading processes, step of the checkpoint left behind, seconds lived.
+    """
+    done: list[tuple[int, int, float]] = []
+    while True:
+        since = time.time()
+        number = workers[len(done) % len(workers)]
+        process = run.start(number)
+        lived = moments.uniform(0, seconds)
+        try:
+            if run.begun(process, since) and len(done) < kills:
+                process.wait(timeout=lived)
+            else:
+                process.wait()
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            done.append((number, run.step(), lived))
+            continue
+        finally:
+            process.kill()
+        if process.returncode != 0:
+            sys.exit(f"error: the run failed after {len(done)} kills:\n{run.failed()}")
+        return done
+
+
+def differences(left: Any, right: Any, where: str) -> list[str]:
+    """Names of values that are not equal bit for bit."""
+    if isinstance(left, torch.Tensor):
+        return [] if isinstance(right, torch.Tensor) and _bits(left) == _bits(right) else [where]
+    if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
+        return [name for key in left for name in differences(left[key], right[key], f"{where}.{key}")]
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple) and len(left) == len(right):
+        pairs = enumerate(zip(left, right, strict=True))
+        return [name for i, (a, b) in pairs for name in differences(a, b, f"{where}[{i}]")]
+    return [] if left == right else [where]
+
+
+def _bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
+    return tensor.dtype, tensor.shape, tensor.contiguous().numpy().tobytes()
+
+
+def curve(folder: Path) -> list[tuple[int, str]]:
+    """Steps and losses of the learning curve."""
+    with (folder / "csv" / "metrics.csv").open() as file:
+        return [(int(row["step"]), row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def compare(whole: Path, killed: Path) -> dict[str, list[str]]:
+    """What differs, by what was compared."""
+    found: dict[str, list[str]] = {}
+    for name, parts in (
+        ("last", ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")),
+        ("best", ("state_dict", "optimizer_states", "epoch", "global_step")),
+    ):
+        ours, theirs = (read_checkpoint(folder / "checkpoints" / f"{name}.ckpt") for folder in (killed, whole))
+        for part in parts:
+            found[f"{name}.ckpt, {part}"] = differences(ours[part], theirs[part], part)
+    for file in ("metrics.json", "metrics.csv"):
+        same = (killed / file).read_bytes() == (whole / file).read_bytes()
+        found[file] = [] if same else [file]
+    # A row is written after the checkpoint of its step: a kill between the two loses the row, not the step.
+    wrong = sorted(set(curve(killed)) - set(curve(whole)))
+    found[f"learning curve ({len(curve(killed))} of {len(curve(whole))} rows)"] = [
+        f"step {row[0]}" for row in wrong
+    ]
+    return found
+
+
+def main() -> None:
+    """Train, kill, resume, compare."""
+    options, settings = arguments()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="kill_test_"))
+    folder.mkdir(parents=True, exist_ok=True)
+    workers = [options.workers]
+    if options.resume_workers is not None:
+        workers.append(options.resume_workers)
+    console().print(f"Training without a kill, in {folder / 'whole'}", soft_wrap=True)
+    whole = Run(folder / "whole", settings)
+    seconds = leave_alone(whole, options.workers)
+    moments = random.Random(options.seed)
+    kills: list[tuple[int, int, float]] = []
+    found: dict[str, list[str]] = {}
+    rounds = 0
+    # An attempt lives long enough to come further than the one before, on average; where a training ends before
+    # all kills happened, another one begins.
+    life = 2.0 + 4 * seconds / max(4, options.kills)
+    while len(kills) < options.kills:
+        rounds += 1
+        run = Run(folder / f"killed{rounds}", settings)
+        console().print(f"Training and killing, in {run.folder}", soft_wrap=True)
+        kills += kill_until_done(run, workers, options.kills - len(kills), life, moments)
+        for what, names in compare(whole.folder, run.folder).items():
+            found[f"{run.folder.name}: {what}"] = names
+    report(kills, found, rounds)
+    sys.exit(1 if any(found.values()) else 0)
+
+
+def report(kills: list[tuple[int, int, float]], found: dict[str, list[str]], rounds: int) -> None:
+    """Print what was done and what differs."""
+    table = Table("kill", "workers", "step of its checkpoint", "seconds after the start of the run")
+    for number, (workers, step, lived) in enumerate(kills, start=1):
+        table.add_row(str(number), str(workers), str(step), f"{lived:.2f}")
+    console().print(table)
+    table = Table("compared", "differs")
+    for what, names in found.items():
+        table.add_row(
+            what, ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "no"
+        )
+    console().print(table)
+    verdict = "DIFFERENT from" if any(found.values()) else "bit for bit the same as"
+    times = "once" if rounds == 1 else f"{rounds} times"
+    console().print(f"{len(kills)} kills, trained to the end {times}: {verdict} the run that was left alone")
+
+
+if __name__ == "__main__":
+    main()

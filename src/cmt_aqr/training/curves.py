@@ -1,0 +1,65 @@
+"""Learning curves as a table, which a run that goes on in its folder continues."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from cmt_aqr.data.files import written_at_once
+
+
+class CurveLogger(CSVLogger):
+    """Lightning's ``CSVLogger`` in ``metrics.csv``; the rows of a run that goes on in this folder stay.
+
+    Args:
+        save_dir: the run's folder.
+        name: folder in it.
+        version: folder in that; empty for none.
+        flush_logs_every_n_steps: rows on disk at the latest after so many steps.
+    """
+
+    def __init__(
+        self, save_dir: str, name: str = "csv", version: str = "", flush_logs_every_n_steps: int = 1
+    ) -> None:
+        super().__init__(save_dir, name, version, flush_logs_every_n_steps=flush_logs_every_n_steps)
+
+    @rank_zero_only
+    def go_on(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the rows from before a checkpoint, and write on after them; those after it come again."""
+        Path(self.log_dir).mkdir(parents=True, exist_ok=True)
+        self._experiment = _ContinuedWriter(self.log_dir, checkpoint)
+
+
+class _ContinuedWriter(ExperimentWriter):
+    """Begins with the rows that are there already."""
+
+    def __init__(self, log_dir: str, checkpoint: dict[str, Any]) -> None:
+        super().__init__(log_dir)
+        path = Path(self.metrics_file_path)
+        if not path.is_file():
+            return
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if not _comes_again(row, checkpoint)]
+            self.metrics_keys = sorted(reader.fieldnames or [])
+        with written_at_once(path) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning's would delete the file."""
+
+
+def _comes_again(row: dict[str, str], checkpoint: dict[str, Any]) -> bool:
+    """Whether a run that goes on from a checkpoint writes this row itself."""
+    last = checkpoint["global_step"] - 1
+    evaluated = any(value for key, value in row.items() if key.startswith("val/"))
+    return int(row["step"]) > last or (
+        int(row["step"]) == last and evaluated and checkpoint.get("evaluation_due", False)
+    )
