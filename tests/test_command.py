@@ -48,7 +48,7 @@ def test_every_value_of_a_sweep_is_looked_at_and_intervals_are_known() -> None:
     assert "renderer=foo" in refusal("-m", "renderer=base,foo", "seed=0,1")
     assert "lr_mult=huge" in refusal("seed=0,1", "lr_mult=uniform,huge")
     check_overrides(
-        CONF, "train", ["optimizer.lr=interval(1e-5,1e-3)", "seed=range(0,3)", "sweep=clamp_x_residual"]
+        CONF, "train", ["optimizer.lr=tag(log,interval(1e-5,1e-3))", "seed=range(0,3)", "sweep=clamp_x_residual"]
     )
 
 

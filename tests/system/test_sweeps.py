@@ -95,6 +95,8 @@ def test_a_sweep_without_a_run_that_can_work_or_with_nothing_to_sweep_does_not_s
     assert runs_of(run_folder / "none") == []
     done = sweep(run_folder, "sweep=presets", "experiment=overfit", "sweep_dir=none")
     assert done.returncode == 1 and "experiment=overfit: leaves nothing to sweep" in done.stderr
+    done = sweep(run_folder, "-m", "optimizer.lr=interval(0.1,0.2)", "sweep_dir=none")
+    assert done.returncode == 1 and "only sweep=optuna takes intervals" in done.stderr
     done = sweep(run_folder, "-m", "renderer=base,foo", "sweep_dir=none")
     assert done.returncode == 1 and "renderer=foo: there is no such option" in done.stderr
 

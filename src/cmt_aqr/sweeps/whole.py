@@ -123,7 +123,11 @@ def _grid(config: DictConfig) -> list[list[str]] | None:
     given = list(config.hydra.overrides.task)
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     _refuse_nothing_to_sweep(parser.parse_overrides(of_sweep), parser.parse_overrides(given))
-    (grid,) = BasicSweeper.split_arguments(parser.parse_overrides(of_sweep + given), None)
+    overrides = parser.parse_overrides(of_sweep + given)
+    for override in overrides:
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise UserError(f"{override.input_line}: only sweep=optuna takes intervals; list the values instead")
+    (grid,) = BasicSweeper.split_arguments(overrides, None)
     return [list(item) for item in grid]
 
 
