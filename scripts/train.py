@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from cmt_aqr.command import command
 from cmt_aqr.errors import UserError
+from cmt_aqr.sweeps import in_sweep
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -19,13 +20,15 @@ def main(config: DictConfig) -> float:
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
     from cmt_aqr.configuration import check_config
     from cmt_aqr.training.records import record_refusal
-    from cmt_aqr.training.resuming import checkpoint_path, configuration
+    from cmt_aqr.training.resuming import AUTO, checkpoint_path, configuration
     from cmt_aqr.training.run import train
 
     hydra = HydraConfig.get()
     overrides, folder = list(hydra.overrides.task), Path(hydra.runtime.output_dir)
     try:
-        given = any(item.lstrip("+").startswith(FOLDERS) for item in hydra.overrides.hydra)
+        given = in_sweep() or any(item.lstrip("+").startswith(FOLDERS) for item in hydra.overrides.hydra)
+        if in_sweep() and not config.ckpt_path:
+            config.ckpt_path = AUTO
         config = configuration(config, overrides, checkpoint_path(config.ckpt_path, folder, given))
         check_config(config, overrides)
     except UserError as error:

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.command import check_overrides, flatten
@@ -41,6 +43,35 @@ def test_an_unknown_option_names_the_options_also_within_a_sweep() -> None:
         "lr_mult=huge: there is no such option; choose from aggressive, cmt, conservative, recommended, uniform"
     )
     assert "renderer=foo" in refusal("-m", "renderer=foo,base")
+
+
+def test_every_value_of_a_sweep_is_looked_at_and_intervals_are_known() -> None:
+    assert "renderer=foo" in refusal("-m", "renderer=base,foo", "seed=0,1")
+    assert "lr_mult=huge" in refusal("seed=0,1", "lr_mult=uniform,huge")
+    check_overrides(
+        CONF, "train", ["optimizer.lr=tag(log,interval(1e-5,1e-3))", "seed=range(0,3)", "sweep=clamp_x_residual"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "hydra_group", "name", "extra"),
+    [
+        ("launcher=joblib", "launcher", "joblib", "-e '.[sweeps]'"),
+        ("sweep=optuna", "sweeper", "optuna", "-e '.[sweeps]'"),
+        ("launcher=slurm", "launcher", "submitit_slurm", "-e '.[slurm]'"),
+        ("launcher=slurm_local", "launcher", "submitit_local", "-e '.[slurm]'"),
+        ("launcher=ray", "launcher", "ray", "-e '.[ray]'"),
+    ],
+)
+def test_a_launcher_that_is_not_installed_says_which_extra_it_is(
+    override: str, hydra_group: str, name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Plugins.instance()  # looks for plugins, once
+    store = ConfigStore.instance().repo["hydra"][hydra_group]
+    if f"{name}.yaml" in store:
+        monkeypatch.delitem(store, f"{name}.yaml")
+    said = refusal(override, "seed=1")
+    assert said.startswith(f"{override}: this needs an extra that is not installed: pip install") and extra in said
 
 
 def test_an_override_that_cannot_be_read_is_quoted() -> None:

@@ -17,11 +17,13 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from cmt_aqr import sweeps
 from cmt_aqr.errors import UserError
 
 _FLAGS_WITH_VALUES = (
@@ -49,11 +51,16 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
     """
 
     def wrap(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        def quietly(config: DictConfig) -> Any:
+            hide_noise()
+            return function(config)
+
         @functools.wraps(function)
         def job(config: DictConfig) -> Any:
-            hide_noise()
+            if sweeps.in_sweep():
+                return sweeps.run(quietly, config)
             try:
-                return function(config)
+                return quietly(config)
             except UserError as error:
                 if _full_errors() or HydraConfig.get().mode == RunMode.MULTIRUN:
                     raise
@@ -69,7 +76,14 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
                 if _full_errors():
                     raise
                 sys.exit(f"error: {error}")
-            hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(job)()
+            try:
+                hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(job)()
+            finally:  # also where the sweep was stopped
+                trouble = sweeps.finish()
+                if trouble:
+                    print(f"error: {trouble}", file=sys.stderr)
+            if trouble:
+                sys.exit(1)
 
         return main
 
@@ -112,27 +126,36 @@ def check_overrides(config_dir: Path, config_name: str, arguments: list[str]) ->
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
         try:
-            singles = list(_without_sweeps(overrides))
-            hydra.compose(config_name, singles, return_hydra_config=True)
+            for singles in _without_sweeps(overrides):
+                hydra.compose(config_name, singles, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explain(error, config_name, overrides)) from error
 
 
-def _without_sweeps(overrides: list[str]) -> Iterator[str]:
-    """The overrides, with the first value of each sweep in place of the sweep."""
-    parser = OverridesParser.create()
-    for item in overrides:
-        try:
-            override = parser.parse_override(item)
-        except HydraException as error:
-            raise UserError(
-                f"{item}: cannot be read as key=value or group=option; quote what the shell would change, "
-                "as in 'key=[1,2]'"
-            ) from error
-        if override.is_sweep_override():
-            yield f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
-        else:
-            yield item
+def _without_sweeps(overrides: list[str]) -> Iterator[list[str]]:
+    """The overrides with single values in place of sweeps: with the first of each, then each other one once."""
+    choices = [_single_values(item) for item in overrides]
+    first = [values[0] for values in choices]
+    yield first
+    for place, values in enumerate(choices):
+        for value in values[1:]:
+            yield [*first[:place], value, *first[place + 1 :]]
+
+
+def _single_values(item: str) -> list[str]:
+    try:
+        override = OverridesParser.create().parse_override(item)
+    except HydraException as error:
+        raise UserError(
+            f"{item}: cannot be read as key=value or group=option; quote what the shell would change, "
+            "as in 'key=[1,2]'"
+        ) from error
+    if not override.is_sweep_override():
+        return [item]
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [f"{override.get_key_element()}={value.start}"]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
 def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
@@ -141,6 +164,8 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     option = re.search(
         r"Could not find '([^']+)/([^'/]+)'.*Available options in '[^']+': (.*?)( Config search|$)", text
     )
+    if option is not None and option.group(1) in ("hydra/launcher", "hydra/sweeper"):
+        return _missing_plugin(option.group(2), overrides)
     if option is not None:
         group, choice, options = option.group(1), option.group(2), option.group(3).split()
         return f"{group}={choice}: there is no such option; choose from {', '.join(options)}"
@@ -155,6 +180,23 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
     hint = f"did you mean {' or '.join(near)}?" if near else f"keys there are {', '.join(siblings[:20])}"
     return f"{given}: there is no key {key} in the configuration; {hint} (+{given} adds a new key)"
+
+
+_PLUGINS = {
+    "joblib": "pip install -c constraints.txt -e '.[sweeps]'",
+    "optuna": "pip install -c constraints.txt -e '.[sweeps]'",
+    "submitit_slurm": "pip install -c constraints.txt -e '.[slurm]'",
+    "submitit_local": "pip install -c constraints.txt -e '.[slurm]'",
+    "ray": "pip install -c constraints.txt -e '.[ray]' && pip install --no-deps hydra-ray-launcher==1.2.2",
+}
+"""How to install Hydra's launchers and sweepers that are extras."""
+
+
+def _missing_plugin(name: str, overrides: list[str]) -> str:
+    given = next((item for item in overrides if item.startswith(("launcher=", "sweep="))), name)
+    if name not in _PLUGINS:
+        return f"{name}: Hydra has no launcher or sweeper of this name; docs/sweeps.md lists them"
+    return f"{given}: this needs an extra that is not installed: {_PLUGINS[name]}"
 
 
 def _composed(config_name: str, overrides: list[str]) -> DictConfig:

@@ -169,7 +169,7 @@ REASONS: dict[tuple[str, ...], str] = {
 }
 OTHERWISE = "the rest of the training would not be the same"
 
-OWN = ("ckpt_path", "weights", "name", "callbacks", "logger", "recipe")
+OWN = ("ckpt_path", "weights", "name", "callbacks", "logger", "recipe", "sweep_dir")
 """What belongs to a command and not to the training."""
 
 

@@ -1,0 +1,54 @@
+"""One run of a sweep, in whichever process it takes place."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from cmt_aqr.data.files import written_at_once
+from cmt_aqr.errors import UserError
+from cmt_aqr.sweeps.runs import COMPLETE, FAILED, Run, read_json
+
+log = logging.getLogger(__name__)
+
+
+def in_sweep() -> bool:
+    """Whether this is a run of a sweep that ends with a summary."""
+    hydra = HydraConfig.get()
+    return hydra.mode == RunMode.MULTIRUN and "sweep" in hydra.callbacks
+
+
+def run(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
+    """A run of a sweep: skipped if it is complete; if it fails, that is written down and the others go on.
+
+    Returns:
+        What ``function`` returns, the NDS of a run that was complete, or ``None`` after a failure.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    before = Run.read(folder)
+    if before.status == COMPLETE:
+        log.info("%s is complete: skipped", folder)
+        return before.metrics["NDS"]
+    try:
+        return function(config)
+    except Exception as error:
+        known = isinstance(error, UserError)
+        log.error("This run failed: %s", error, exc_info=None if known else error)
+        _write_failure(folder, error)
+        return None
+
+
+def _write_failure(folder: Path, error: Exception) -> None:
+    # Imported here, as in scripts/train.py: a run that is skipped needs no PyTorch.
+    from cmt_aqr.training.records import RECORD, sentence
+
+    record = read_json(folder / RECORD) | {"status": FAILED, "error": sentence(error)}
+    with written_at_once(folder / RECORD) as partial:
+        partial.write_text(json.dumps(record, indent=2) + "\n")
