@@ -138,8 +138,10 @@ def _heat_maps(runs: Sequence[Run], x: Axis, y: Axis, rest: Sequence[Axis], metr
     if counts.max() > 1:
         what = f"all runs there, whatever their {_names(rest)}" if pooled else "the runs there"
         caption += f" Mean ± sample standard deviation over {what}; n is their number where it is above one."
-    if any(grid.without.any() for grid in grids):
-        caption += f" Hatched: runs without {metric}, failed or unfinished."
+    if any((grid.without[grid.count == 0] > 0).any() for grid in grids):
+        caption += f" Hatched: only runs without {metric}, failed or unfinished."
+    elif any(grid.without.any() for grid in grids):
+        caption += f" Runs without {metric}, which do not count: {sum(int(grid.without.sum()) for grid in grids)}."
     return Picture(f"{metric} over {x.name} and {y.name}", svg, caption)
 
 
@@ -343,10 +345,12 @@ def learning_curves(runs: Sequence[Run], axes: Sequence[Axis], order: Sequence[i
     few = len(there) <= MOST_LINES
     seeds = [*axes, seed_axis(runs)] if len(seed_axis(runs).known) > 1 else axes
     with mpl.rc_context(STYLE):
-        figure = _figure(11.0, 3.2 + (0.2 * -(-len(there) // 2) if few else 0.3))
+        figure = _figure(9.4, 2.9 + (0.2 * -(-len(there) // 2) if few else 0.3))
         places = figure.subplots(1, len(CURVES))
         for rank, index in reversed(list(enumerate(there))):
             named = label(seeds, index) or runs[index].name
+            if runs[index].status not in (None, "complete"):
+                named += f" ({runs[index].status})"
             color = COLORS[rank] if few else COLORS[1] if rank == 0 else "#8a9099"
             for place, name in zip(places, CURVES, strict=True):
                 steps, values = thinned(runs[index].curves.get(name, ([], [])))

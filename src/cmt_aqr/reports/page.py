@@ -25,7 +25,18 @@ from cmt_aqr.reports.settings import (
     seed_axis,
     value_text,
 )
-from cmt_aqr.reports.table import COLUMNS, SUMMARY, Column, Unit, best_first, better, over_seeds, same_settings
+from cmt_aqr.reports.table import (
+    COLUMNS,
+    SUMMARY,
+    Column,
+    Setting,
+    Spread,
+    Unit,
+    best_first,
+    better,
+    over_seeds,
+    same_settings,
+)
 
 STATUS_TEXT = {"running": "unfinished"}
 """How a recorded status reads; a run that was killed has no time to record anything but that it runs."""
@@ -185,9 +196,7 @@ def _best(runs: Sequence[Run], axes: Sequence[Axis], index: int, metric: str) ->
     commit = _commit(run)
     return {
         "name": run.name,
-        "settings": " ".join(
-            f"{key}={value_text(axis.values[index])}" for axis in _with_seed(runs, axes) for key in [axis.name]
-        ),
+        "settings": " ".join(f"{axis.name}={value_text(axis.values[index])}" for axis in _with_seed(runs, axes)),
         "tiles": [
             {"title": title, "text": NOT_RECORDED if value is None else number_text(value, "metric")}
             for title, value in values
@@ -257,7 +266,7 @@ def _column_headings(columns: Sequence[Column]) -> list[Heading]:
 def _top(runs: Sequence[Run], column: Column) -> float | None:
     """The best value of a column, where more or less is better and there is a choice."""
     values = [value for run in runs if (value := run.number(column.key)) is not None and not math.isnan(value)]
-    if not column.better or len(values) < 2:
+    if not column.better or len(set(values)) < 2:
         return None
     return max(values) if column.better > 0 else min(values)
 
@@ -270,6 +279,12 @@ def _number_cell(value: float | None, column: Column, top: float | None, first: 
     return Cell(text, "" if math.isnan(value) else repr(value), f"{classes} top" if value == top else classes)
 
 
+def _count_text(setting: Setting, summary: Spread | None) -> str:
+    """How many runs there are, and how many of them have the metric."""
+    there, count = len(setting.members), 0 if summary is None else summary.count
+    return str(there) if count == there else f"{count} of {there}"
+
+
 def _settings_table(runs: Sequence[Run], axes: Sequence[Axis], metric: str) -> dict[str, object] | None:
     """Mean and spread over seeds, the best setting first; ``None`` where no two runs have the same settings."""
     settings = same_settings(runs, axes)
@@ -278,8 +293,8 @@ def _settings_table(runs: Sequence[Run], axes: Sequence[Axis], metric: str) -> d
     columns = [column for column in COLUMNS if column.key in SUMMARY]
     means = {setting: over_seeds(runs, setting, metric) for setting in settings}
 
-    def worth(setting: object) -> float:
-        summary = means[setting]  # type: ignore[index]
+    def worth(setting: Setting) -> float:
+        summary = means[setting]
         return -math.inf if summary is None else better(metric) * summary.mean
 
     headings = [*_axis_headings(axes), Heading("runs", "", "first"), *_column_headings(columns)]
@@ -287,7 +302,7 @@ def _settings_table(runs: Sequence[Run], axes: Sequence[Axis], metric: str) -> d
     for setting in sorted(settings, key=worth, reverse=True):
         row = [
             *_axis_cells(axes, setting.values),
-            Cell(str(len(setting.members)), str(len(setting.members)), "first"),
+            Cell(_count_text(setting, means[setting]), str(len(setting.members)), "first"),
         ]
         for column, first in _with_first(columns):
             summary = over_seeds(runs, setting, column.key)
@@ -298,8 +313,6 @@ def _settings_table(runs: Sequence[Run], axes: Sequence[Axis], metric: str) -> d
             text = number_text(summary.mean, column.unit)
             if summary.std is not None:
                 text += f" ± {number_text(summary.std, column.unit)}"
-            if summary.count < len(setting.members):
-                text += f" (of {summary.count})"
             row.append(Cell(text, repr(summary.mean), classes))
         rows.append(row)
     return {"columns": headings, "rows": rows}
