@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cmt_aqr.reports.grids import Grid, best_place, best_so_far, drawn, make_grid, panels
+from cmt_aqr.reports.grids import Grid, best_places, best_so_far, drawn, make_grid, panels
 from cmt_aqr.reports.runs import CURVES, Curve, Run
 from cmt_aqr.reports.settings import NOT_RECORDED, Axis, choose_axis, label, seed_axis, value_text
 from cmt_aqr.reports.table import better, measured
@@ -167,9 +167,8 @@ def _heat_map(place: Axes, grid: Grid, metric: str, limits: tuple[float, float])
         if grid.count[row, column] > 1:
             text += f"\n± {grid.std[row, column]:.4f}, n={grid.count[row, column]}"
         place.text(column, row, text, ha="center", va="center", color=ink, fontsize=9)
-    best = best_place(grid, metric)
-    if best is not None:
-        corner = (best[1] - 0.47, best[0] - 0.47)
+    for row, column in best_places(grid, metric):
+        corner = (column - 0.47, row - 0.47)
         place.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor="#e07b39", linewidth=2.5))
     place.set_xticks(range(len(grid.xs)), [value_text(value) for value in grid.xs])
     place.set_yticks(range(len(grid.ys)), [value_text(value) for value in grid.ys])

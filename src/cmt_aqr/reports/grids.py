@@ -69,13 +69,12 @@ def make_grid(runs: Sequence[Run], members: Sequence[int], x: Axis, y: Axis | No
     return Grid(x, y, xs, ys, mean, std, count, without)
 
 
-def best_place(grid: Grid, metric: str) -> tuple[int, int] | None:
-    """Row and column of the best mean; ``None`` of an empty grid."""
+def best_places(grid: Grid, metric: str) -> list[tuple[int, int]]:
+    """Rows and columns of the best mean, several where it is the same; none of an empty grid."""
     if np.isnan(grid.mean).all():
-        return None
-    pick = np.nanargmax(better(metric) * grid.mean)
-    row, column = np.unravel_index(pick, grid.mean.shape)
-    return int(row), int(column)
+        return []
+    best = np.nanmax(better(metric) * grid.mean)
+    return [(int(row), int(column)) for row, column in np.argwhere(better(metric) * grid.mean == best)]
 
 
 def drawn(axis: Axis) -> bool:

@@ -36,6 +36,7 @@ from cmt_aqr.reports.table import (
     better,
     over_seeds,
     same_settings,
+    shown_columns,
 )
 
 STATUS_TEXT = {"running": "unfinished"}
@@ -172,9 +173,14 @@ def _commit(run: Run) -> str:
 def machine_text(run: Run) -> str:
     """The recorded machine in words, or nothing."""
     machine = run.record.get("machine")
-    if isinstance(machine, dict):
-        return ", ".join(f"{key} {value}" for key, value in machine.items() if value is not None)
-    return str(machine) if machine else ""
+    if not isinstance(machine, dict):
+        return str(machine) if machine else ""
+    parts = [*(machine.get("gpus") or []), machine.get("cpu")]
+    if machine.get("cores"):
+        parts.append(f"{machine['cores']} cores")
+    if machine.get("memory_bytes"):
+        parts.append(f"{number_text(machine['memory_bytes'], 'bytes')} of memory")
+    return ", ".join(str(part) for part in parts if part)
 
 
 def status_text(run: Run) -> str:
@@ -203,19 +209,23 @@ def _best(runs: Sequence[Run], axes: Sequence[Axis], index: int, metric: str) ->
         ],
         "code": f", at commit {commit}" if commit else "",
         "command": reproducing_command(run),
+        "equal": ", ".join(
+            other.name for other in runs if other is not run and run.number(metric) == other.number(metric)
+        ),
     }
 
 
 def _table(runs: Sequence[Run], axes: Sequence[Axis], order: Sequence[int]) -> dict[str, object]:
     """All runs, the best first."""
+    columns = shown_columns(runs)
     shown = _with_seed(runs, axes)
     headings = [
         Heading("run", "", "word"),
         Heading("status", "", "word"),
         *_axis_headings(shown),
-        *_column_headings(COLUMNS),
+        *_column_headings(columns),
     ]
-    tops = {column.key: _top(runs, column) for column in COLUMNS}
+    tops = {column.key: _top(runs, column) for column in columns}
     rows = []
     for index in order:
         run = runs[index]
@@ -224,7 +234,7 @@ def _table(runs: Sequence[Run], axes: Sequence[Axis], order: Sequence[int]) -> d
                 Cell(run.name, run.name, "word"),
                 Cell(status_text(run), run.status or "", "word", run.status or "", run.error or ""),
                 *_axis_cells(shown, [axis.values[index] for axis in shown]),
-                *(_number_cell(run.number(c.key), c, tops[c.key], f) for c, f in _with_first(COLUMNS)),
+                *(_number_cell(run.number(c.key), c, tops[c.key], f) for c, f in _with_first(columns)),
             ]
         )
     return {"columns": headings, "rows": rows}

@@ -55,6 +55,10 @@ COLUMNS = (
         Column(key, key, "true-positive errors", "metric", -1, f"mean {note}")
         for key, note in zip(MEAN_ERRORS, _error_notes(), strict=True)
     ),
+    Column("wall_time_s", "time", "cost", "seconds", 0, "wall time of the run"),
+    Column("frames_per_second", "frames/s", "cost", "plain", 0, "frames per second in training"),
+    Column("peak_memory_bytes", "memory", "cost", "bytes", 0, "peak main memory of the process"),
+    Column("peak_gpu_memory_bytes", "GPU memory", "cost", "bytes", 0, "peak GPU memory"),
     *(
         Column(f"{sensor}/{key}", title, f"{'BEV' if sensor == 'bev' else sensor} map", "plain", 0, note)
         for sensor in MAP_SENSORS
@@ -64,11 +68,14 @@ COLUMNS = (
             ("clamped", "clamped", "share of cells at the clamp"),
         )
     ),
-    Column("wall_time_s", "time", "cost", "seconds", 0, "wall time of the run"),
-    Column("frames_per_second", "frames/s", "cost", "plain", 0, "frames per second in training"),
-    Column("peak_memory_bytes", "memory", "cost", "bytes", 0, "peak memory"),
 )
 """The numbers that the page shows of every run, besides its settings and status."""
+
+
+def shown_columns(runs: Sequence[Run]) -> list[Column]:
+    """The columns of a table of runs; that of GPU memory only where a GPU was used."""
+    gpu = any(run.number("peak_gpu_memory_bytes") is not None for run in runs)
+    return [column for column in COLUMNS if gpu or column.key != "peak_gpu_memory_bytes"]
 
 
 def better(metric: str) -> int:
@@ -185,6 +192,7 @@ RECORDED = (
     "wall_time_s",
     "frames_per_second",
     "peak_memory_bytes",
+    "peak_gpu_memory_bytes",
     "machine",
     "git_commit",
     "git_dirty",
