@@ -232,12 +232,19 @@ def _table(runs: Sequence[Run], axes: Sequence[Axis], order: Sequence[int]) -> d
         rows.append(
             [
                 Cell(run.name, run.name, "word"),
-                Cell(status_text(run), run.status or "", "word", run.status or "", run.error or ""),
+                _status_cell(run),
                 *_axis_cells(shown, [axis.values[index] for axis in shown]),
                 *(_number_cell(run.number(c.key), c, tops[c.key], f) for c, f in _with_first(columns)),
             ]
         )
     return {"columns": headings, "rows": rows}
+
+
+def _status_cell(run: Run) -> Cell:
+    """How the run ended, with the reason of a failure."""
+    if run.status is None:
+        return Cell(NOT_RECORDED, "", "word absent")
+    return Cell(status_text(run), run.status, "word", run.status, run.error or "")
 
 
 def _axis_headings(axes: Sequence[Axis]) -> list[Heading]:

@@ -22,8 +22,8 @@ NOT_RECORDED = "not recorded"
 NOT_AN_AXIS = ("name", "ckpt_path", "seed")
 """Settings that may differ between runs and are no experiment: over seeds is averaged."""
 
-OF_THE_SWEEP = ("sweep", "launcher")
-"""Groups that say how many runs are started and where; the command for one run has none of them."""
+OF_THE_SWEEP = ("sweep", "launcher", "sweep_dir")
+"""Settings that say how many runs are started and where; the command for one run has none of them."""
 
 
 @dataclass(frozen=True)
