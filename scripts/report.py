@@ -1,0 +1,26 @@
+"""Write a page and a CSV table of all runs below a folder, the best run first."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from cmt_aqr.command import command
+from cmt_aqr.errors import UserError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+@command(CONF, "report")
+def main(config: DictConfig) -> None:
+    """Read the runs, write the report and print the best."""
+    # Imported here: a mistake in the command is answered before the evaluation's libraries are loaded.
+    from cmt_aqr.reports import make_report
+
+    if OmegaConf.is_missing(config, "sweep_dir"):
+        raise UserError("sweep_dir is missing: python scripts/report.py sweep_dir=outputs/sweeps/DATE/TIME_NAME")
+    out = None if config.out is None else Path(config.out)
+    make_report(Path(config.sweep_dir), out, config.metric, config.x, config.y)
+
+
+if __name__ == "__main__":
+    main()
