@@ -17,6 +17,7 @@ def main(config: DictConfig) -> float:
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
     from cmt_aqr.configuration import check_config, with_overrides
     from cmt_aqr.training.checkpoints import saved_config
+    from cmt_aqr.training.processes import run_task
     from cmt_aqr.training.run import evaluate
 
     if config.ckpt_path is None:
@@ -25,7 +26,7 @@ def main(config: DictConfig) -> float:
     overrides = list(hydra.overrides.task)
     merged = with_overrides(saved_config(Path(config.ckpt_path)), config, overrides)
     check_config(merged)
-    return evaluate(merged, Path(hydra.runtime.output_dir), overrides)["NDS"]
+    return run_task(evaluate, merged, Path(hydra.runtime.output_dir), overrides)["NDS"]
 
 
 if __name__ == "__main__":

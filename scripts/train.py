@@ -16,6 +16,7 @@ def main(config: DictConfig) -> float:
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
     from cmt_aqr.configuration import check_config, with_overrides
     from cmt_aqr.training.checkpoints import saved_config
+    from cmt_aqr.training.processes import run_task
     from cmt_aqr.training.run import train
 
     hydra = HydraConfig.get()
@@ -23,7 +24,7 @@ def main(config: DictConfig) -> float:
     if config.ckpt_path and not config.weights:
         config = with_overrides(saved_config(Path(config.ckpt_path)), config, overrides)
     check_config(config, overrides)
-    return train(config, Path(hydra.runtime.output_dir), overrides)["NDS"]
+    return run_task(train, config, Path(hydra.runtime.output_dir), overrides)["NDS"]
 
 
 if __name__ == "__main__":

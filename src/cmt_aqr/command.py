@@ -88,6 +88,8 @@ def hide_noise() -> None:
         logging.getLogger(name).addFilter(lambda record: not any(part in record.getMessage() for part in _NOISE))
     # Frozen modules, and batch norms with norm_eval, are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
+    # The metric is gathered already; every process logs the same number.
+    warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\(.*sync_dist=True")
     # Lightning's own use of a class that PyTorch is about to replace.
     warnings.filterwarnings("ignore", message=r"`?isinstance\(treespec, LeafSpec\)")
 

@@ -8,13 +8,14 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.structures import Batch, Predictions
 from cmt_aqr.training.denoising import Denoising
-from cmt_aqr.training.losses import Criterion
+from cmt_aqr.training.losses import Criterion, mean_over_processes
 from cmt_aqr.training.optimization import Multipliers, OptimizerSettings, module_of
 
 
@@ -102,17 +103,37 @@ class DetectorModule(L.LightningModule):
         torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch: the sum of all terms, each logged."""
+        """Loss of a batch: the sum of all terms. What is logged is their mean over the processes."""
         targets = None
         if self.denoising is not None:
             head = self.model.head
             targets = self.denoising(batch, len(head.reference_points), tuple(head.point_range))
         predictions = self.model(batch, None if targets is None else targets.queries)
-        losses = self.criterion(predictions, batch, targets)
-        total = torch.stack(list(losses.values())).sum()
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=batch.size)
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=batch.size)
+        losses = self.criterion(predictions, batch, targets, same_terms=self.denoising is not None)
+        values = torch.stack(list(losses.values()))
+        total = values.sum()
+        shown = mean_over_processes(values.detach())
+        logged = {f"train/{name}": value for name, value in zip(losses, shown.unbind(), strict=True)}
+        self.log_dict(logged, batch_size=batch.size)
+        self.log("train/loss", shown.sum(), prog_bar=True, batch_size=batch.size)
         return total
+
+    def on_train_start(self) -> None:
+        """See :meth:`on_validation_start`: statistics need not be sent before every step."""
+        self._share_statistics()
+
+    def on_validation_start(self) -> None:
+        """Let all processes evaluate with the first one's batch norm statistics, which checkpoints hold."""
+        self._share_statistics()
+
+    def _share_statistics(self) -> None:
+        wrapper = self.trainer.strategy.model
+        if isinstance(wrapper, DistributedDataParallel):
+            # It would send them before every forward pass, and wait for ever for a process that has fewer
+            # frames to evaluate.
+            wrapper.broadcast_buffers = False
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Decode a batch and hand it to the metric."""

@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from cmt_aqr.cluster import is_first_process
 from cmt_aqr.configuration import build, clamp_given, multipliers, optimizer_settings
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.errors import UserError
@@ -42,7 +43,8 @@ def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, f
         The official metrics, as written to ``metrics.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(config, folder, overrides)
+    if is_first_process():
+        write_record(config, folder, overrides)
     keep_freed_memory()
     L.seed_everything(config.seed, workers=True, verbose=False)
     callbacks = [build(callback) for callback in config.callbacks.values() if callback is not None]
@@ -121,7 +123,8 @@ def start_from_weights(config: DictConfig, module: DetectorModule) -> None:
     if config.weights is None:
         return
     report = load_weights(module.model, Path(config.weights))
-    console().print(report.table())
+    if is_first_process():
+        console().print(report.table())
     renderer = renderer_of(module)
     if renderer is not None:
         renderer.set_clamp(config.renderer.max_weight_clamp)

@@ -1,0 +1,64 @@
+"""Processes that torchrun, srun or the user started: who they are, and the one folder they share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning.fabric.plugins import ClusterEnvironment
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What started this process as one of several.
+
+    Attributes:
+        name: of the launcher, for messages.
+        rank: of this process among all.
+        world_size: number of processes.
+        address: host of the first process.
+        port: where the processes find each other there.
+    """
+
+    name: str
+    rank: int
+    world_size: int
+    address: str
+    port: int
+
+
+def outside_environment() -> Outside | None:
+    """What started this process as one of several; ``None`` where it was started alone.
+
+    Srun's environment counts only if it started several tasks: a job with one task starts its own processes.
+    """
+    variables = os.environ
+    # Asked first, so that a plain command does not load Lightning before it knows that its arguments are fine.
+    if "TORCHELASTIC_RUN_ID" in variables:
+        from lightning.fabric.plugins.environments import TorchElasticEnvironment
+
+        return _read("torchrun", TorchElasticEnvironment())
+    if int(variables.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in variables:
+        from lightning.fabric.plugins.environments import SLURMEnvironment
+
+        if SLURMEnvironment.detect():
+            return _read("srun", SLURMEnvironment())
+    return None
+
+
+def _read(name: str, environment: ClusterEnvironment) -> Outside:
+    return Outside(
+        name=name,
+        rank=environment.global_rank(),
+        world_size=environment.world_size(),
+        address=environment.main_address,
+        port=environment.main_port,
+    )
+
+
+def is_first_process() -> bool:
+    """Whether this process prints and writes: true for a process that was started alone."""
+    outside = outside_environment()
+    return outside is None or outside.rank == 0
