@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins import ClusterEnvironment
@@ -62,3 +64,29 @@ def is_first_process() -> bool:
     """Whether this process prints and writes: true for a process that was started alone."""
     outside = outside_environment()
     return outside is None or outside.rank == 0
+
+
+_FOLDER = "cmt_aqr/run_folder"
+_stores: list[Any] = []
+"""Kept, because the first process may be the one that serves it, and PyTorch's process group uses it, too."""
+
+
+def share_folder(outside: Outside, folder: Path) -> None:
+    """Tell the other processes which folder the first one made; its name holds the time, so theirs would differ."""
+    _store(outside).set(_FOLDER, str(folder))
+
+
+def shared_folder(outside: Outside) -> Path:
+    """The first process' folder; waits until it is known."""
+    return Path(_store(outside).get(_FOLDER).decode())
+
+
+def _store(outside: Outside) -> Any:
+    """The key-value store at which the processes find each other."""
+    from torch.distributed import rendezvous
+
+    if not _stores:
+        url = f"tcp://{outside.address}:{outside.port}"
+        meeting = rendezvous(url, outside.rank, outside.world_size, timeout=timedelta(minutes=10))
+        _stores.append(next(iter(meeting))[0])
+    return _stores[0]

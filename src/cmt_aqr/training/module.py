@@ -129,8 +129,8 @@ class DetectorModule(L.LightningModule):
     def _share_statistics(self) -> None:
         wrapper = self.trainer.strategy.model
         if isinstance(wrapper, DistributedDataParallel):
-            # It would send them before every forward pass, and wait for ever for a process that has fewer
-            # frames to evaluate.
+            # It would send them before every step, and before the first batch of an evaluation, where a
+            # process without a frame is waited for in vain.
             wrapper.broadcast_buffers = False
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
