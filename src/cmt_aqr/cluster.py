@@ -72,7 +72,7 @@ _stores: list[Any] = []
 
 
 def share_folder(outside: Outside, folder: Path) -> None:
-    """Tell the other processes which folder the first one made; its name holds the time, so theirs would differ."""
+    """Tell the other processes which folder the first one made; theirs would have other times in their names."""
     _store(outside).set(_FOLDER, str(folder))
 
 
