@@ -137,6 +137,11 @@ def _check_contradictions(config: DictConfig, given: set[str]) -> None:
             raise UserError(f"{unused[0]} has no effect with aqr=none: drop it, or choose aqr=default")
         if milestones:
             raise UserError("clamp_schedule has milestones, but aqr=none has nothing to clamp: drop one of them")
+    if config.trainer.get("sync_batchnorm"):
+        raise UserError(
+            "trainer.sync_batchnorm=true: batch norms over all processes are not built, drop it; each process "
+            "normalises its own frames, as in the published training"
+        )
     if config.ckpt_path and config.weights:
         raise UserError(
             f"ckpt_path={config.ckpt_path} and weights={config.weights}: a run goes on from a checkpoint or "

@@ -9,6 +9,7 @@ would give it, waits, and hands their result or error back. So each run of a swe
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -30,6 +31,7 @@ from omegaconf import DictConfig
 
 from cmt_aqr.cluster import outside_environment
 from cmt_aqr.configuration import build
+from cmt_aqr.data.files import written_at_once
 from cmt_aqr.errors import UserError
 
 Metrics = dict[str, float]
@@ -68,8 +70,8 @@ class Outcome:
     """What a process sends when it is done.
 
     Attributes:
-        metrics: the task's result.
-        error: what was raised instead.
+        metrics: the task's result; ``None`` where it was left early, without an error or with one.
+        error: what was raised.
         time: when, in seconds; the first error is the cause of the others.
     """
 
@@ -181,7 +183,12 @@ class Processes:
                 self._wait()
             finally:
                 self._end_all()
-        return self._result()
+        try:
+            return self._result()
+        except Exception as error:
+            # What the first process wrote may be what the end of another did to it, or nothing at all.
+            correct_record(Path(self.job.folder), error)
+            raise
 
     def _start(self, rank: int, port: int) -> None:
         here, there = Pipe(duplex=True)
@@ -278,6 +285,21 @@ class Processes:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def correct_record(folder: Path, error: Exception) -> None:
+    """Write why a run failed into its record, which its first process may not have been able to finish."""
+    path = folder / "record.json"
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    if record.get("status") not in ("running", "failed"):
+        return
+    text = " ".join(str(error).split())
+    record |= {
+        "status": "failed",
+        "error": text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}",
+    }
+    with written_at_once(path) as partial:
+        partial.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def worker_environment(environment: Mapping[str, str], rank: int, count: int, port: int) -> dict[str, str]:

@@ -27,13 +27,19 @@ def main(connection: Connection) -> int:
     """Receive the job, do it, send its outcome; returns the exit status."""
     job: Job = connection.recv()
     threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
+    outcome = _outcome(job)
+    connection.send(outcome)
+    return 0 if outcome.error is None else 1
+
+
+def _outcome(job: Job) -> Outcome:
     try:
-        metrics = _run(job)
+        return Outcome(_run(job), None, time.time())
+    except SystemExit as error:
+        # Another process ends a stopped run; this one just left.
+        return Outcome(None, None if error.code in (0, None) else SystemExit(error.code), time.time())
     except BaseException as error:
-        connection.send(Outcome(None, _sendable(error), time.time()))
-        return 1
-    connection.send(Outcome(metrics, None, time.time()))
-    return 0
+        return Outcome(None, _sendable(error), time.time())
 
 
 def _run(job: Job) -> dict[str, float]:
