@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ def check_config(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     _check_numbers(config)
     _check_contradictions(config, set(override_keys(overrides)))
     _check_recipe(config)
+    _check_packages(config)
     optimizer_settings(config)
     multipliers(config)
     for group in ("renderer", "modulator", "aqr", "clamp_schedule", "data", "callbacks"):
@@ -118,6 +120,20 @@ def _check_recipe(config: DictConfig) -> None:
         )
     if recipe.needs_weights and config.weights is None and config.ckpt_path is None:
         raise UserError("weights=null: this experiment starts from trained weights; add weights=FILE")
+
+
+_OPTIONAL = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
+"""Loggers that need a package which is installed by choice: the extra has its name."""
+
+
+def _check_packages(config: DictConfig) -> None:
+    for logger in config.logger.values():
+        package = _OPTIONAL.get(str(logger.get("_target_")).rpartition(".")[2]) if logger is not None else None
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"logger={package}: the package {package} is not installed; "
+                f"pip install -c constraints.txt -e '.[{package}]' adds it"
+            )
 
 
 def _is_whole(value: Any) -> bool:

@@ -33,6 +33,7 @@ from cmt_aqr.cluster import outside_environment
 from cmt_aqr.configuration import build
 from cmt_aqr.data.files import written_at_once
 from cmt_aqr.errors import UserError
+from cmt_aqr.training.loggers import finish_loggers
 
 Metrics = dict[str, float]
 Task = Callable[[DictConfig, Path, list[str]], Metrics]
@@ -98,7 +99,7 @@ def run_task(task: Task, config: DictConfig, folder: Path, overrides: list[str])
     """
     processes = processes_to_start(config)
     if processes == 0:
-        return task(config, folder, overrides)
+        return run_here(task, config, folder, overrides)
     job = Job(
         task=f"{task.__module__}.{task.__qualname__}",
         config=config,
@@ -108,6 +109,17 @@ def run_task(task: Task, config: DictConfig, folder: Path, overrides: list[str])
         arguments=sys.argv,
     )
     return Processes(job, processes).run()
+
+
+def run_here(task: Task, config: DictConfig, folder: Path, overrides: list[str]) -> Metrics:
+    """Run a task in this process, and end its loggers."""
+    done = False
+    try:
+        metrics = task(config, folder, overrides)
+        done = True
+        return metrics
+    finally:
+        finish_loggers(failed=not done)
 
 
 def processes_to_start(config: DictConfig) -> int:

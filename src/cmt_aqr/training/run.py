@@ -24,6 +24,7 @@ from cmt_aqr.memory import keep_freed_memory
 from cmt_aqr.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 from cmt_aqr.training.clamp import GivenClamp, renderer_of
 from cmt_aqr.training.denoising import Denoising
+from cmt_aqr.training.loggers import build_loggers
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.visual.console import console
 from cmt_aqr.weights import load_weights
@@ -51,7 +52,7 @@ def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, f
     if config.ckpt_path and clamp_given(overrides) and config.aqr is not None:
         callbacks.append(GivenClamp(config.renderer.max_weight_clamp))
     callbacks.append(build(config.clamp_schedule))
-    loggers = [build(logger) for logger in config.logger.values() if logger is not None]
+    loggers = build_loggers(config)
     trainer = build(config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
     data = build(config.data)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)

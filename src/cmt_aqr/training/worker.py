@@ -20,7 +20,7 @@ from hydra.core.utils import configure_log, setup_globals
 from hydra.utils import get_method
 
 from cmt_aqr.command import hide_noise
-from cmt_aqr.training.processes import Job, Outcome
+from cmt_aqr.training.processes import Job, Outcome, run_here
 
 
 def main(connection: Connection) -> int:
@@ -50,8 +50,7 @@ def _run(job: Job) -> dict[str, float]:
         if os.environ["RANK"] == "0":
             configure_log(job.hydra.hydra.job_logging, job.hydra.hydra.verbose)
     hide_noise()
-    metrics: dict[str, float] = get_method(job.task)(job.config, Path(job.folder), job.overrides)
-    return metrics
+    return run_here(get_method(job.task), job.config, Path(job.folder), job.overrides)
 
 
 def _end_with_parent(connection: Connection) -> None:
