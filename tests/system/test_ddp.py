@@ -25,7 +25,7 @@ LONG = [
     "trainer.log_every_n_steps=1",
     "trainer.check_val_every_n_epoch=2",
     "callbacks.checkpoint.every_n_steps=1",
-    "data.limit_eval_frames=1",  # the second process has none
+    "data.limit_eval_frames=1",  # fewer than processes
 ]
 EQUAL = [
     *SEVEN,

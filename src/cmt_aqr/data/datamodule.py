@@ -101,8 +101,6 @@ class NuScenesDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # In evaluation a process may have no frame; the metric and the module know that.
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         _check_at_least("data.batch_size", batch_size, 1)
         _check_at_least("data.eval_batch_size", eval_batch_size, 1)
         _check_at_least("data.num_workers", num_workers, 0)

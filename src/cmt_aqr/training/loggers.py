@@ -30,3 +30,4 @@ def finish_loggers(failed: bool) -> None:
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=int(failed))
+        wandb.teardown()  # waits until its own process has written everything

@@ -8,7 +8,6 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.evaluation.metric import NuScenesMetric
@@ -117,23 +116,6 @@ class DetectorModule(L.LightningModule):
         self.log_dict(logged, batch_size=batch.size)
         self.log("train/loss", shown.sum(), prog_bar=True, batch_size=batch.size)
         return total
-
-    def on_train_start(self) -> None:
-        """See :meth:`on_validation_start`: statistics need not be sent before every step."""
-        self._share_statistics()
-
-    def on_validation_start(self) -> None:
-        """Let all processes evaluate with the first one's batch norm statistics, which checkpoints hold."""
-        self._share_statistics()
-
-    def _share_statistics(self) -> None:
-        wrapper = self.trainer.strategy.model
-        if isinstance(wrapper, DistributedDataParallel):
-            # It would send them before every step, and before the first batch of an evaluation, where a
-            # process without a frame is waited for in vain.
-            wrapper.broadcast_buffers = False
-            for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Decode a batch and hand it to the metric."""
