@@ -17,6 +17,7 @@ def main(config: DictConfig) -> float:
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
     from cmt_aqr.configuration import check_config, override_keys, with_overrides
     from cmt_aqr.training.checkpoints import saved_config
+    from cmt_aqr.training.processes import run_task
     from cmt_aqr.training.resuming import checkpoint_path
     from cmt_aqr.training.run import evaluate
 
@@ -30,7 +31,7 @@ def main(config: DictConfig) -> float:
         raise UserError("fault= is for training frames and changes no evaluation: give eval_fault= instead")
     merged = with_overrides(saved_config(Path(config.ckpt_path)), config, overrides)
     check_config(merged)
-    return evaluate(merged, folder, overrides)["NDS"]
+    return run_task(evaluate, merged, folder, overrides)["NDS"]
 
 
 if __name__ == "__main__":

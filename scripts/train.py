@@ -19,6 +19,7 @@ def main(config: DictConfig) -> float:
     """Check the configuration and train; returns NDS for sweepers."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
     from cmt_aqr.configuration import check_config
+    from cmt_aqr.training.processes import run_task
     from cmt_aqr.training.records import record_refusal
     from cmt_aqr.training.resuming import AUTO, checkpoint_path, configuration
     from cmt_aqr.training.run import train
@@ -34,7 +35,7 @@ def main(config: DictConfig) -> float:
     except UserError as error:
         record_refusal(folder, config, overrides, error)
         raise
-    return train(config, folder, overrides)["NDS"]
+    return run_task(train, config, folder, overrides)["NDS"]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cmt_aqr import sweeps
+from cmt_aqr.cluster import outside_environment, share_folder, shared_folder
 from cmt_aqr.errors import UserError
 
 _FLAGS_WITH_VALUES = (
@@ -57,6 +58,9 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
 
         @functools.wraps(function)
         def job(config: DictConfig) -> Any:
+            outside = outside_environment()
+            if outside is not None and outside.rank == 0:
+                share_folder(outside, Path(HydraConfig.get().runtime.output_dir))
             if sweeps.in_sweep():
                 return sweeps.run(quietly, config)
             try:
@@ -71,6 +75,7 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
                 # argparse refuses overrides on both sides of a flag such as -m.
                 sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("-"))
             try:
+                join_first_process(sys.argv)
                 check_overrides(config_dir, config_name, sys.argv[1:])
             except UserError as error:
                 if _full_errors():
@@ -104,8 +109,33 @@ def hide_noise() -> None:
         logging.getLogger(name).addFilter(lambda record: not any(part in record.getMessage() for part in _NOISE))
     # Frozen modules, and batch norms with norm_eval, are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
+    # The metric is gathered already; every process logs the same number.
+    warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\(.*sync_dist=True")
+    # DDP's remark on 1 x 1 convolutions, whose two ways to lay out memory are the same.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Lightning's own use of a class that PyTorch is about to replace.
     warnings.filterwarnings("ignore", message=r"`?isinstance\(treespec, LeafSpec\)")
+
+
+def join_first_process(arguments: list[str]) -> None:
+    """Where torchrun or srun started this process as another than the first, let it use the first one's folder.
+
+    Args:
+        arguments: the command line, extended here.
+
+    Raises:
+        UserError: for a sweep, whose runs start processes of their own.
+    """
+    outside = outside_environment()
+    if outside is None:
+        return
+    if {"-m", "--multirun"} & set(arguments):
+        raise UserError(
+            f"-m does not go with {outside.name}: start the sweep without, and each run starts its own processes"
+        )
+    if outside.rank > 0:
+        quoted = str(shared_folder(outside)).replace("\\", r"\\").replace("'", r"\'")
+        arguments += [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
 
 
 def _full_errors() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,7 @@ def check_config(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     _check_numbers(config)
     _check_contradictions(config, set(override_keys(overrides)))
     _check_recipe(config)
+    _check_packages(config)
     optimizer_settings(config)
     multipliers(config)
     for group in ("renderer", "modulator", "aqr", "clamp_schedule", "callbacks"):
@@ -136,6 +138,20 @@ def _check_recipe(config: DictConfig) -> None:
         raise UserError("weights=null: this experiment starts from trained weights; add weights=FILE")
 
 
+_OPTIONAL = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
+"""Loggers that need a package which is installed by choice: the extra has its name."""
+
+
+def _check_packages(config: DictConfig) -> None:
+    for logger in config.logger.values():
+        package = _OPTIONAL.get(str(logger.get("_target_")).rpartition(".")[2]) if logger is not None else None
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"logger={package}: the package {package} is not installed; "
+                f"pip install -c constraints.txt -e '.[{package}]' adds it"
+            )
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -153,6 +169,11 @@ def _check_contradictions(config: DictConfig, given: set[str]) -> None:
             raise UserError(f"{unused[0]} has no effect with aqr=none: drop it, or choose aqr=default")
         if milestones:
             raise UserError("clamp_schedule has milestones, but aqr=none has nothing to clamp: drop one of them")
+    if config.trainer.get("sync_batchnorm"):
+        raise UserError(
+            "trainer.sync_batchnorm=true: batch norms over all processes are not built, drop it; each process "
+            "normalises its own frames, as in the published training"
+        )
     if config.ckpt_path and config.weights:
         raise UserError(
             f"ckpt_path={config.ckpt_path} and weights={config.weights}: a run goes on from a checkpoint or "

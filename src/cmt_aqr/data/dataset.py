@@ -85,7 +85,9 @@ class FrameSampler(DistributedSampler[SampleKey]):
     Training: shuffled by (seed, epoch), and the frames that do not fill the last batch of all ranks sit out
     this epoch. Where there are fewer frames than one such batch, each rank gets one smaller batch, for which
     the first frames are repeated if they do not divide evenly, because ranks must take equal numbers of
-    steps. Evaluation: in order, no frame left out, none twice; ranks may differ by one frame.
+    steps. Evaluation: in order, no frame left out, none twice; ranks may differ by one frame. Only where there
+    are fewer frames than ranks, the first are repeated, because Lightning leaves out the whole evaluation on a
+    rank without any; the metric counts a frame once.
 
     Args:
         frames: number of frames in the data set.
@@ -119,7 +121,7 @@ class FrameSampler(DistributedSampler[SampleKey]):
     def __len__(self) -> int:
         """Frames of this rank in a whole epoch, wherever in it the position is."""
         if not self.training:
-            return len(range(self.rank, self.frames, self.num_replicas))
+            return max(1, len(range(self.rank, self.frames, self.num_replicas)))
         step = self.batch_size * self.num_replicas
         if self.frames < step:
             return -(-self.frames // self.num_replicas)
@@ -147,6 +149,8 @@ class FrameSampler(DistributedSampler[SampleKey]):
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.frames)
             # np.resize repeats from the start, or cuts.
             order = np.resize(order, len(self) * self.num_replicas)
+        elif self.frames < self.num_replicas:
+            order = np.resize(order, self.num_replicas)
         own = order[self.rank :: self.num_replicas]
         # Evaluation draws the same in every epoch, which Lightning names to its loaders, too.
         epoch = self.epoch if self.training else 0

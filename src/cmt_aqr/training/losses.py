@@ -38,13 +38,29 @@ def sigmoid_focal(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: fl
     return weight * functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
-def mean_over_processes(value: float, like: Tensor) -> Tensor:
-    """The mean of a number over all processes: a loss must not depend on how frames are shared out."""
-    tensor = torch.full((), float(value), device=like.device)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(tensor)
-        tensor /= torch.distributed.get_world_size()
-    return tensor
+def normalisers(counts: Sequence[float], device: torch.device) -> Tensor:
+    """What this process divides its sums by, so that the mean over processes is one process' loss.
+
+    Args:
+        counts: of this process.
+        device: where the result goes; nothing waits for it.
+
+    Returns:
+        (count,) each summed over all processes, at least 1, and divided by the number of processes.
+    """
+    own = torch.stack([torch.full((), float(count), device=device) for count in counts])
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    processes = torch.distributed.get_world_size() if distributed else 1
+    return mean_over_processes(own).clamp(min=1 / processes)
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of a tensor over all processes; the tensor itself where there is one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    total = values.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
 
 
 class Criterion(nn.Module):
@@ -85,20 +101,45 @@ class Criterion(nn.Module):
         self.register_buffer("code_weights", torch.tensor(list(code_weights)), persistent=False)
 
     def forward(
-        self, predictions: Predictions, batch: Batch, denoising: DenoisingTargets | None = None
+        self,
+        predictions: Predictions,
+        batch: Batch,
+        denoising: DenoisingTargets | None = None,
+        same_terms: bool = False,
     ) -> dict[str, Tensor]:
         """Losses by name: ``loss_cls`` and ``loss_bbox`` of the last layer, ``d0.loss_cls`` of the first, ...
 
         Denoising losses are ``dn_loss_cls`` and so on. Every value is weighted; their sum is the loss.
-        Computed in float32 whatever autocast says.
+        Computed in float32 whatever autocast says. All processes must call it.
+
+        Args:
+            predictions: of the batch.
+            batch: with its boxes.
+            denoising: what the denoising queries should answer; ``None`` for a batch without.
+            same_terms: without ``denoising``, its losses are there and 0, for the processes of a run must
+                have the same terms.
         """
-        with torch.autocast(predictions.matching.logits.device.type, enabled=False):
-            losses = self._matching_losses(predictions.matching, batch)
-            if denoising is not None and predictions.denoising is not None:
-                losses |= self._denoising_losses(predictions.denoising, denoising)
+        matching, answers = predictions.matching, None if denoising is None else predictions.denoising
+        layers, samples, queries = matching.logits.shape[:3]
+        positives = sum(min(count, queries) for count in batch.box_counts)
+        negatives = samples * queries - positives
+        noised = 0 if denoising is None or answers is None else len(denoising.boxes)
+        # Share of the noise ball in its cube: about so many of the denoising queries keep their class.
+        kept = math.pi / 6 * self.background_above**3
+        counts = (positives + self.background_weight * negatives, positives, noised * kept, noised)
+        # One exchange for all, also from a process without boxes: the others wait for it.
+        divisors = normalisers(counts, matching.logits.device)
+        with torch.autocast(matching.logits.device.type, enabled=False):
+            losses = self._matching_losses(matching, batch, divisors[:2])
+            if denoising is not None and answers is not None:
+                losses |= self._denoising_losses(answers, denoising, divisors[2:])
+            elif same_terms:
+                nothing = divisors.new_zeros(layers)
+                losses |= _by_layer(nothing, nothing, "dn_")
         return losses
 
-    def _matching_losses(self, outputs: QueryOutputs, batch: Batch) -> dict[str, Tensor]:
+    def _matching_losses(self, outputs: QueryOutputs, batch: Batch, divisors: Tensor) -> dict[str, Tensor]:
+        """``divisors``: (2,) of the class and the box loss."""
         matches = self.matcher(outputs, batch, self.code_weights)
         logits, codes = outputs.logits.float(), outputs.codes.float()
         layers, samples, queries = logits.shape[:3]
@@ -109,28 +150,23 @@ class Criterion(nn.Module):
         target = encode_boxes(batch.boxes)[matches.box]
         error = (codes[matches.layer, matches.sample, matches.query] - target).abs() * self.code_weights
         distance = error.new_zeros(layers).index_add(0, matches.layer, error.sum(dim=1))
-
-        positives = sum(min(count, queries) for count in batch.box_counts)
-        negatives = samples * queries - positives
-        class_count = mean_over_processes(positives + self.background_weight * negatives, logits)
-        box_count = mean_over_processes(positives, logits)
         return _by_layer(
-            self.class_weight * focal / class_count.clamp(min=1),
-            self.box_weight * distance / box_count.clamp(min=1),
+            self.class_weight * focal / divisors[0],
+            self.box_weight * distance / divisors[1],
             "",
         )
 
-    def _denoising_losses(self, outputs: QueryOutputs, targets: DenoisingTargets) -> dict[str, Tensor]:
+    def _denoising_losses(
+        self, outputs: QueryOutputs, targets: DenoisingTargets, divisors: Tensor
+    ) -> dict[str, Tensor]:
+        """``divisors``: (2,) of the class and the box loss."""
         logits = outputs.logits[:, targets.sample, targets.position].float()
         codes = outputs.codes[:, targets.sample, targets.position].float()
         focal = sigmoid_focal(logits, targets.labels.expand(len(logits), -1)).sum(dim=(1, 2))
         error = (codes - encode_boxes(targets.boxes)).abs() * self.code_weights
-        count = mean_over_processes(len(targets.boxes), logits)
-        # Share of the noise ball in its cube: about so many of the queries keep their class.
-        kept = math.pi / 6 * self.background_above**3
         return _by_layer(
-            self.denoising_weight * self.class_weight * focal / (count * kept).clamp(min=1),
-            self.denoising_weight * self.box_weight * error.sum(dim=(1, 2)) / count.clamp(min=1),
+            self.denoising_weight * self.class_weight * focal / divisors[0],
+            self.denoising_weight * self.box_weight * error.sum(dim=(1, 2)) / divisors[1],
             "dn_",
         )
 

@@ -15,7 +15,7 @@ from cmt_aqr.model.cmt import CMT
 from cmt_aqr.structures import Batch, Predictions
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.finite import LossGuard, NotFiniteError, frames, weights_problem
-from cmt_aqr.training.losses import Criterion
+from cmt_aqr.training.losses import Criterion, mean_over_processes
 from cmt_aqr.training.optimization import Multipliers, OptimizerSettings, module_of
 
 
@@ -114,7 +114,7 @@ class DetectorModule(L.LightningModule):
         return (self.seed * 1_000_003 + batch_number) * 1_009 + self.global_rank
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch: the sum of all terms, each logged."""
+        """Loss of a batch: the sum of all terms. What is logged is their mean over the processes."""
         targets = None
         if self.denoising is not None:
             head = self.model.head
@@ -123,14 +123,17 @@ class DetectorModule(L.LightningModule):
             targets = self.denoising(batch, len(head.reference_points), tuple(head.point_range), generator=noise)
         predictions = self.model(batch, None if targets is None else targets.queries)
         try:
-            losses = self.criterion(predictions, batch, targets)
+            losses = self.criterion(predictions, batch, targets, same_terms=self.denoising is not None)
         except NotFiniteError as error:
             first = self._guard.problem()
             raise NotFiniteError(first or f"step {self.global_step}: {error} on {frames(batch.tokens)}") from error
         self._guard.add(self.global_step, batch.tokens, losses)
-        total = torch.stack(list(losses.values())).sum()
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=batch.size)
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=batch.size)
+        values = torch.stack(list(losses.values()))
+        total = values.sum()
+        shown = mean_over_processes(values.detach())
+        logged = {f"train/{name}": value for name, value in zip(losses, shown.unbind(), strict=True)}
+        self.log_dict(logged, batch_size=batch.size)
+        self.log("train/loss", shown.sum(), prog_bar=True, batch_size=batch.size)
         return total
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

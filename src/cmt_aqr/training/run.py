@@ -26,6 +26,7 @@ from cmt_aqr.training.clamp import GivenClamp, renderer_of
 from cmt_aqr.training.curves import CurveLogger
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.finite import NotFiniteError
+from cmt_aqr.training.loggers import build_loggers
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.records import RunRecord, is_rank_zero, recorded
 from cmt_aqr.training.stopping import Stopped, StopSignals
@@ -87,7 +88,7 @@ def _train(
     for callback in callbacks:
         if isinstance(callback, Checkpoints):
             callback.signals = signals
-    loggers = [build(logger) for logger in config.logger.values() if logger is not None]
+    loggers = build_loggers(config)
     trainer = build(config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
     data = build_data(config)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
@@ -195,7 +196,8 @@ def start_from_weights(config: DictConfig, module: DetectorModule) -> None:
     if config.weights is None:
         return
     report = load_weights(module.model, Path(config.weights))
-    console().print(report.table())
+    if is_rank_zero():
+        console().print(report.table())
     renderer = renderer_of(module)
     if renderer is not None:
         renderer.set_clamp(config.renderer.max_weight_clamp)

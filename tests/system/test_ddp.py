@@ -1,0 +1,164 @@
+"""Two processes, as one: in a sweep, killed and resumed, started by torchrun, and evaluating."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cmt_aqr.data.synthetic import make_dataset
+from cmt_aqr.training.checkpoints import read_checkpoint
+from tests.system.commands import ROOT, arguments, environment, run_command
+from tests.system.test_resume import assert_same, logged, wait_for_step
+
+pytestmark = pytest.mark.system
+
+SEVEN = ["data.root=data7", "data.cache_dir=cache7", "data.eval_batch_size=1"]
+TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+LONG = [
+    *SEVEN,
+    *TWO,
+    "trainer.max_epochs=3",  # of three steps on two processes, one frame left over
+    "trainer.log_every_n_steps=1",
+    "trainer.check_val_every_n_epoch=2",
+    "callbacks.checkpoint.every_n_steps=1",
+    "data.limit_eval_frames=1",  # fewer than processes
+]
+EQUAL = [
+    *SEVEN,
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=1",
+    "trainer.check_val_every_n_epoch=3",
+    # What depends on how frames are shared out: noise, and batch norms that learn.
+    "aqr.generator.dropout=0",
+    "training.denoising.groups=0",
+    "model.network.image.norm_eval=true",
+    "lr_mult.pts_backbone=0",
+    "lr_mult.embeddings=0",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where commands run; ``data7`` in it has two scenes of seven frames, one a split."""
+    folder = tmp_path_factory.mktemp("ddp")
+    settings = {"azimuth_resolution": 2.0, "image_width": 160, "workers": 1, "progress": False}
+    make_dataset(folder / "data7", scenes=2, samples_per_scene=7, **settings)  # type: ignore[arg-type]
+    return folder
+
+
+def workers(folder: Path) -> list[psutil.Process]:
+    """Processes of runs in a folder that are there now."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "cmt_aqr.training.worker" in process.cmdline() and process.cwd() == str(folder):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def metrics_of(run: Path) -> dict[str, float]:
+    return json.loads((run / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def sweep(folder: Path) -> Path:
+    before = set(folder.iterdir())
+    done = run_command(folder, "train", "-m", *LONG, "seed=0,1", "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in set(folder.iterdir()) - before} == {"sweep", "cache7"}
+    return folder / "sweep"
+
+
+def test_a_sweep_has_one_folder_a_run_and_leaves_no_process(folder: Path, sweep: Path) -> None:
+    assert workers(folder) == []
+    assert {path.name for path in sweep.iterdir()} == {"0", "1", "multirun.yaml"}
+    for run in (sweep / "0", sweep / "1"):
+        parts = {path.name for path in run.iterdir()}
+        expected = {"config.yaml", "record.json", "metrics.json", "checkpoints", "csv", "tensorboard"}
+        assert expected <= parts <= {*expected, ".hydra", "train.log", "metrics.csv", "map_statistics.json"}
+        assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 9
+        assert "trainer.devices=2" in json.loads((run / "record.json").read_text())["overrides"]
+    assert logged(sweep / "0", "train/loss") != logged(sweep / "1", "train/loss")
+
+
+def test_killed_and_resumed_alone_it_is_the_sweep_s_second_run(folder: Path, sweep: Path) -> None:
+    killed = folder / "killed"
+    with (folder / "killed.log").open("wb") as log:
+        command = arguments("train", *LONG, "seed=1", f"hydra.run.dir={killed}")
+        process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log)
+        try:
+            wait_for_step(killed / "checkpoints" / "last.ckpt", 4, process)
+            running = workers(folder)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert len(running) == 2
+    _, left = psutil.wait_procs(running, timeout=10)
+    assert left == []
+    last = killed / "checkpoints" / "last.ckpt"
+    stopped = read_checkpoint(last)["global_step"]
+    assert 4 <= stopped < 9
+
+    resumed = folder / "resumed"
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), f"ckpt_path={last}", f"hydra.run.dir={resumed}"]
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    whole, rest = logged(sweep / "1", "train/loss"), logged(resumed, "train/loss")
+    assert len(rest) == 9 - stopped
+    assert rest == {step: value for step, value in whole.items() if step in rest}
+    there = read_checkpoint(sweep / "1" / "checkpoints" / "last.ckpt")
+    here = read_checkpoint(resumed / "checkpoints" / "last.ckpt")
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert_same(here[part], there[part], part)
+    assert metrics_of(resumed) == metrics_of(sweep / "1")
+
+
+@pytest.fixture(scope="module")
+def single(folder: Path) -> Path:
+    done = run_command(folder, "train", *EQUAL, "data.batch_size=2", "hydra.run.dir=single")
+    assert done.returncode == 0, done.stderr
+    return folder / "single"
+
+
+def test_two_processes_of_torchrun_are_one_with_twice_the_batch(folder: Path, single: Path) -> None:
+    python, *script = arguments("train", *EQUAL, *TWO, "data.batch_size=1", "name=pair")
+    done = subprocess.run(
+        [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *script],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    # One run folder, though each process has its own clock.
+    (day,) = (folder / "outputs").iterdir()
+    (pair,) = day.iterdir()
+    assert pair.name.endswith("_pair")
+    for key in ("train/loss", "train/loss_cls", "train/loss_bbox"):
+        alone, together = logged(single, key), logged(pair, key)
+        assert len(alone) == 9
+        assert together == pytest.approx(alone, rel=1e-4), key
+    states = [read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (single, pair)]
+    for name, value in states[0].items():
+        assert (states[1][name] - value).abs().max() <= 1e-4, name
+    alone, together = metrics_of(single), metrics_of(pair)
+    assert together["frames"] == alone["frames"] == 7
+    assert together == pytest.approx(alone, abs=1e-3, nan_ok=True)
+
+
+def test_seven_frames_on_two_processes_give_the_same_metrics(folder: Path, single: Path) -> None:
+    checkpoint = single / "checkpoints" / "last.ckpt"
+    done = run_command(folder, "evaluate", f"ckpt_path={checkpoint}", *TWO, "hydra.run.dir=evaluated")
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(single)["frames"] == 7
+    assert (folder / "evaluated" / "metrics.json").read_text() == (single / "metrics.json").read_text()
