@@ -158,7 +158,7 @@ def choose_axis(axes: Sequence[Axis], runs: Sequence[Run], name: str, asked_by: 
 
 def seed_axis(runs: Sequence[Run]) -> Axis:
     """The seed of each run."""
-    return Axis(("seed",), tuple(NOT_RECORDED if run.seed is None else run.seed for run in runs))
+    return Axis(("seed",), tuple(setting(run, "seed") if run.seed is None else run.seed for run in runs))
 
 
 def common_overrides(runs: Sequence[Run]) -> list[str]:
