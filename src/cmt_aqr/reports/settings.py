@@ -26,6 +26,10 @@ OF_THE_SWEEP = ("sweep", "launcher", "sweep_dir")
 """Settings that say how many runs are started and where; the command for one run has none of them."""
 
 
+STATUS_TEXT = {"running": "unfinished"}
+"""How a recorded status reads; a run that was killed has no time to record anything but that it runs."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """A setting that differs between runs."""
@@ -175,3 +179,8 @@ def reproducing_command(run: Run) -> str:
 def label(axes: Sequence[Axis], index: int) -> str:
     """The swept settings of one run, in short."""
     return ", ".join(f"{axis.short}={value_text(axis.values[index])}" for axis in axes)
+
+
+def status_text(run: Run) -> str:
+    """How the run ended, as far as is recorded."""
+    return NOT_RECORDED if run.status is None else STATUS_TEXT.get(run.status, run.status)
