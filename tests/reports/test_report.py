@@ -126,7 +126,9 @@ def test_folders_that_lack_everything_make_a_page(tmp_path: Path) -> None:
     check_alone(page, text)
     assert "No run has NDS yet" in text and page.tags.count("svg") == 0
     rows = [row for row in page.rows if row]
-    assert {cell for row in rows for cell in row[1:]} == {"not recorded"}
+    # The table over seeds comes first.
+    assert [row[:3] for row in rows[-2:]] == [[name, "not recorded", name] for name in "01"]
+    assert {cell for row in rows[-2:] for cell in row[3:]} == {"not recorded"}
 
 
 def test_a_broken_file_is_told_on_the_page(tmp_path: Path) -> None:

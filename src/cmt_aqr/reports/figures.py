@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 
 from cmt_aqr.reports.grids import Grid, best_places, best_so_far, drawn, make_grid, panels
 from cmt_aqr.reports.runs import CURVES, Curve, Run
-from cmt_aqr.reports.settings import NOT_RECORDED, Axis, choose_axis, label, seed_axis, value_text
+from cmt_aqr.reports.settings import NOT_RECORDED, Axis, choose_axis, label, seed_axis, status_text, value_text
 from cmt_aqr.reports.table import better, measured
 
 INK, GRID = "#0a0b0c", "#0d0e0f"
@@ -349,7 +349,7 @@ def learning_curves(runs: Sequence[Run], axes: Sequence[Axis], order: Sequence[i
         for rank, index in reversed(list(enumerate(there))):
             named = label(seeds, index) or runs[index].name
             if runs[index].status not in (None, "complete"):
-                named += f" ({runs[index].status})"
+                named += f" ({status_text(runs[index])})"
             color = COLORS[rank] if few else COLORS[1] if rank == 0 else "#8a9099"
             for place, name in zip(places, CURVES, strict=True):
                 steps, values = thinned(runs[index].curves.get(name, ([], [])))

@@ -23,6 +23,7 @@ from cmt_aqr.reports.settings import (
     label,
     reproducing_command,
     seed_axis,
+    status_text,
     value_text,
 )
 from cmt_aqr.reports.table import (
@@ -38,9 +39,6 @@ from cmt_aqr.reports.table import (
     same_settings,
     shown_columns,
 )
-
-STATUS_TEXT = {"running": "unfinished"}
-"""How a recorded status reads; a run that was killed has no time to record anything but that it runs."""
 
 
 @dataclass(frozen=True)
@@ -181,11 +179,6 @@ def machine_text(run: Run) -> str:
     if machine.get("memory_bytes"):
         parts.append(f"{number_text(machine['memory_bytes'], 'bytes')} of memory")
     return ", ".join(str(part) for part in parts if part)
-
-
-def status_text(run: Run) -> str:
-    """How the run ended, as far as is recorded."""
-    return NOT_RECORDED if run.status is None else STATUS_TEXT.get(run.status, run.status)
 
 
 def _with_seed(runs: Sequence[Run], axes: Sequence[Axis]) -> list[Axis]:

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.reports.figures import learning_curves, overview
-from cmt_aqr.reports.page import number_text, status_text, write_page
+from cmt_aqr.reports.page import number_text, write_page
 from cmt_aqr.reports.runs import Run, find_runs
-from cmt_aqr.reports.settings import Axis, find_axes, seed_axis, value_text
+from cmt_aqr.reports.settings import Axis, find_axes, seed_axis, status_text, value_text
 from cmt_aqr.reports.table import COLUMNS, best_first, check_metric, write_csv
 from cmt_aqr.visual.console import console
 

@@ -26,6 +26,10 @@ OF_THE_SWEEP = ("sweep", "launcher", "sweep_dir")
 """Settings that say how many runs are started and where; the command for one run has none of them."""
 
 
+STATUS_TEXT = {"running": "unfinished"}
+"""How a recorded status reads; a run that was killed has no time to record anything but that it runs."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """A setting that differs between runs."""
@@ -158,7 +162,7 @@ def choose_axis(axes: Sequence[Axis], runs: Sequence[Run], name: str, asked_by: 
 
 def seed_axis(runs: Sequence[Run]) -> Axis:
     """The seed of each run."""
-    return Axis(("seed",), tuple(NOT_RECORDED if run.seed is None else run.seed for run in runs))
+    return Axis(("seed",), tuple(setting(run, "seed") if run.seed is None else run.seed for run in runs))
 
 
 def common_overrides(runs: Sequence[Run]) -> list[str]:
@@ -175,3 +179,8 @@ def reproducing_command(run: Run) -> str:
 def label(axes: Sequence[Axis], index: int) -> str:
     """The swept settings of one run, in short."""
     return ", ".join(f"{axis.short}={value_text(axis.values[index])}" for axis in axes)
+
+
+def status_text(run: Run) -> str:
+    """How the run ended, as far as is recorded."""
+    return NOT_RECORDED if run.status is None else STATUS_TEXT.get(run.status, run.status)
