@@ -122,19 +122,3 @@ def test_a_frozen_backbone_keeps_the_weights_it_was_given(run_folder: Path, trai
     for name in ("decoder", "lidar", "image.neck", "head.task"):
         members = [key for key in plain if key.startswith(f"{name}.")]
         assert any(not torch.equal(after[f"model.{key}"], plain[key]) for key in members), name
-
-
-def test_two_processes_train_together(run_folder: Path) -> None:
-    done = run_command(
-        run_folder,
-        "train",
-        "trainer=ddp",
-        "trainer.accelerator=cpu",
-        "trainer.devices=2",
-        "trainer.max_steps=2",
-        "hydra.run.dir=ddp",
-    )
-    assert done.returncode == 0, done.stderr
-    metrics = metrics_of(run_folder / "ddp")
-    assert metrics["frames"] == 3
-    assert read_checkpoint(run_folder / "ddp" / "checkpoints" / "last.ckpt")["global_step"] == 2
