@@ -169,6 +169,11 @@ def _check_contradictions(config: DictConfig, given: set[str]) -> None:
             raise UserError(f"{unused[0]} has no effect with aqr=none: drop it, or choose aqr=default")
         if milestones:
             raise UserError("clamp_schedule has milestones, but aqr=none has nothing to clamp: drop one of them")
+    if "fsdp" in str(config.trainer.get("strategy")).lower():
+        raise UserError(
+            f"trainer.strategy={config.trainer.strategy}: FSDP cannot clip gradients by their norm and is not "
+            "offered; choose trainer=ddp"
+        )
     if config.trainer.get("sync_batchnorm"):
         raise UserError(
             "trainer.sync_batchnorm=true: batch norms over all processes are not built, drop it; each process "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from cmt_aqr.data.synthetic import make_dataset
 from cmt_aqr.training.checkpoints import read_checkpoint
@@ -147,13 +148,17 @@ def test_two_processes_of_torchrun_are_one_with_twice_the_batch(folder: Path, si
     for key in ("train/loss", "train/loss_cls", "train/loss_bbox"):
         alone, together = logged(single, key), logged(pair, key)
         assert len(alone) == 9
-        assert together == pytest.approx(alone, rel=1e-4), key
-    states = [read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (single, pair)]
-    for name, value in states[0].items():
-        assert (states[1][name] - value).abs().max() <= 1e-4, name
+        assert together == pytest.approx(alone, rel=1e-5), key
+    # All weights as one vector: AdamW makes whole steps of gradients that are 0 but for rounding, as those of
+    # the keys' biases are.
+    weights = [
+        torch.cat([value.double().flatten() for value in read_checkpoint(path)["state_dict"].values()])
+        for path in (single / "checkpoints" / "last.ckpt", pair / "checkpoints" / "last.ckpt")
+    ]
+    assert (weights[1] - weights[0]).norm() <= 1e-3 * weights[0].norm()
     alone, together = metrics_of(single), metrics_of(pair)
     assert together["frames"] == alone["frames"] == 7
-    assert together == pytest.approx(alone, abs=1e-3, nan_ok=True)
+    assert together == pytest.approx(alone, abs=1e-3)
 
 
 def test_seven_frames_on_two_processes_give_the_same_metrics(folder: Path, single: Path) -> None:

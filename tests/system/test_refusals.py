@@ -72,6 +72,7 @@ MISTAKES = [
     (["fault.share=0.5"], ["fault.share=0.5", "fault=fog"]),
     (["evaluation.score_threshold=1.5"], ["evaluation.score_threshold=1.5", "0 or more and below 1"]),
     (["trainer.max_epochs=-1"], ["trainer.max_epochs=-1", "must set an end"]),
+    (["+trainer.strategy=fsdp"], ["trainer.strategy=fsdp", "choose trainer=ddp"]),
     (["+trainer.sync_batchnorm=true"], ["trainer.sync_batchnorm=true", "not built"]),
     (["trainer.max_steps=few"], ["trainer.max_steps=few", "whole number"]),
     (

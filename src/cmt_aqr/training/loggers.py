@@ -5,14 +5,20 @@ from __future__ import annotations
 import sys
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig, OmegaConf
 
+from cmt_aqr.training.records import is_rank_zero
 from cmt_aqr.configuration import build
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:
     """The loggers of the ``logger`` group; those that hold runs together get the whole configuration."""
-    loggers: list[Logger] = [build(logger) for logger in config.logger.values() if logger is not None]
+    chosen = [logger for logger in config.logger.values() if logger is not None]
+    if not is_rank_zero():
+        # They would only wait, but MLFlow's opens its database, which two processes at once may damage.
+        return [DummyLogger() for _ in chosen]
+    loggers: list[Logger] = [build(logger) for logger in chosen]
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
     for logger in loggers:
