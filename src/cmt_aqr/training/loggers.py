@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
-from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.training.records import is_rank_zero
@@ -17,7 +16,7 @@ def build_loggers(config: DictConfig) -> list[Logger]:
     chosen = [logger for logger in config.logger.values() if logger is not None]
     if not is_rank_zero():
         # They would only wait, but MLFlow's opens its database, which two processes at once may damage.
-        return [DummyLogger() for _ in chosen]
+        return [CSVLogger(".")]  # a logger there must be; this one writes from the first process only
     loggers: list[Logger] = [build(logger) for logger in chosen]
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
