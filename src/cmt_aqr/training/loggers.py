@@ -7,8 +7,8 @@ import sys
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from cmt_aqr.training.records import is_rank_zero
 from cmt_aqr.configuration import build
+from cmt_aqr.training.records import is_rank_zero
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:
