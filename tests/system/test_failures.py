@@ -17,7 +17,7 @@ pytestmark = pytest.mark.system
 
 
 @pytest.mark.parametrize(
-    ("column", "problem"), [(7, "the loss is not finite (loss_cls "), (0, "the matching cost")]
+    ("column", "problem"), [(7, "the loss is not finite (loss_cls "), (3, "the matching cost")]
 )
 def test_a_loss_that_is_not_finite_is_named_and_not_saved(
     column: int, problem: str, run_folder: Path, small_root: Path

@@ -127,7 +127,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint(
     """Sent to the whole group of processes, as a terminal and Slurm do; the same command goes on."""
     folder = run_folder / f"stopped_by_{number.name}"
     # No checkpoint but for the one at which the signal is sent, and that which it causes.
-    settings = [item for item in LONG if "every_n_steps" not in item]
+    settings = [item for item in LONG if "checkpoint.every_n_steps" not in item]
     command = arguments(
         "train",
         *settings,
