@@ -78,7 +78,7 @@ def sweep(folder: Path) -> Path:
 
 def test_a_sweep_has_one_folder_a_run_and_leaves_no_process(folder: Path, sweep: Path) -> None:
     assert workers(folder) == []
-    assert {path.name for path in sweep.iterdir()} == {"0", "1", "multirun.yaml"}
+    assert {path.name for path in sweep.iterdir()} == {"0", "1", "multirun.yaml", "summary.csv"}
     for run in (sweep / "0", sweep / "1"):
         parts = {path.name for path in run.iterdir()}
         expected = {"config.yaml", "record.json", "metrics.json", "checkpoints", "csv", "tensorboard"}

@@ -12,7 +12,14 @@ from cmt_aqr.training.optimization import OneCycle
 from cmt_aqr.training.resuming import changes, checkpoint_path, configuration
 from tests.composed import composed
 
-ROOT = ["data.root=somewhere", "data.cache_dir=cache", "~callbacks.checkpoint", "logger=csv", "~logger.csv"]
+ROOT = [
+    "data.root=somewhere",
+    "data.cache_dir=cache",
+    "~callbacks.checkpoint",
+    "~callbacks.aqr_monitor",
+    "logger=csv",
+    "~logger.csv",
+]
 
 
 def saved(path: Path, config: DictConfig | None = None) -> Path:

@@ -63,6 +63,7 @@ class DetectorModule(L.LightningModule):
         self.max_detections = max_detections
         self.score_threshold = score_threshold
         self.seed = seed
+        self._batch_seed = seed
         self.config = config or {}
         self.evaluated: tuple[int, dict[str, float]] | None = None
         """The last full evaluation: the step it was made at, and its metrics."""
@@ -103,15 +104,10 @@ class DetectorModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout and noise by (seed, batch, process): a resumed run draws what an unbroken one would."""
-        torch.manual_seed(self._batch_seed())
-
-    def _batch_seed(self) -> int:
-        """Seed of all that is random for this batch on this process.
-
-        Batches are counted over all epochs; a step that accumulates gradients has several.
-        """
-        batch_number = self.trainer.fit_loop.total_batch_idx
-        return (self.seed * 1_000_003 + batch_number) * 1_009 + self.global_rank
+        # Batches are counted over all epochs; a step that accumulates gradients has several.
+        batch_number = batch_idx if self._trainer is None else self.trainer.fit_loop.total_batch_idx
+        self._batch_seed = (self.seed * 1_000_003 + batch_number) * 1_009 + self.global_rank
+        torch.manual_seed(self._batch_seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch: the sum of all terms. What is logged is their mean over the processes."""
@@ -119,7 +115,7 @@ class DetectorModule(L.LightningModule):
         if self.denoising is not None:
             head = self.model.head
             # Noise of its own: else AQR's dropout, and with it the maps, would depend on the number of boxes.
-            noise = torch.Generator(self.device).manual_seed(self._batch_seed() + 2**48)
+            noise = torch.Generator(self.device).manual_seed(self._batch_seed + 2**48)
             targets = self.denoising(batch, len(head.reference_points), tuple(head.point_range), generator=noise)
         predictions = self.model(batch, None if targets is None else targets.queries)
         try:
