@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from cmt_aqr.command import check_overrides, flatten
+from cmt_aqr.command import check_overrides, flatten, join_first_process
 from cmt_aqr.configuration import build, clamp_given, override_keys, with_overrides
 from cmt_aqr.errors import UserError
 
@@ -137,3 +138,12 @@ def test_build_turns_refusals_into_sentences_and_nothing_else() -> None:
     with pytest.raises(Exception, match="ZeroDivisionError") as kept:
         build(target("operator.truediv", _args_=[1, 0]))
     assert not isinstance(kept.value, UserError)
+
+
+@pytest.mark.parametrize("sweep", ["-m", "sweep=presets"])
+def test_a_sweep_is_not_started_by_torchrun(sweep: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(rank_zero_only, "rank", getattr(rank_zero_only, "rank", 0))
+    with pytest.raises(UserError, match=f"{sweep} does not go with torchrun"):
+        join_first_process(["train.py", sweep])

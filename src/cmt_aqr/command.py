@@ -129,9 +129,11 @@ def join_first_process(arguments: list[str]) -> None:
     outside = outside_environment()
     if outside is None:
         return
-    if {"-m", "--multirun"} & set(arguments):
+    sweep = [item for item in arguments if item in ("-m", "--multirun") or item.startswith("sweep=")]
+    if sweep:
         raise UserError(
-            f"-m does not go with {outside.name}: start the sweep without, and each run starts its own processes"
+            f"{sweep[0]} does not go with {outside.name}: start the sweep without, and each run starts its own "
+            "processes"
         )
     if outside.rank > 0:
         quoted = str(shared_folder(outside)).replace("\\", r"\\").replace("'", r"\'")
