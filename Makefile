@@ -22,7 +22,7 @@ train: $(STAMP)  ## train on the embedded data, print mAP and NDS
 	$(BIN)/python scripts/train.py $(ARGS)
 
 test: $(STAMP) lint  ## lint, type check and run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

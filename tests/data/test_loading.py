@@ -1,5 +1,7 @@
 """Order, sharing between processes, and stopping and going on anywhere."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from cmt_aqr.data.dataset import FrameLoader, FrameSampler, SampleKey, frame_gen
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.structures import Batch, Frame
 from tests.small_data import datamodule
+from tests.system.commands import environment
 
 
 def keys_of(sampler: FrameSampler) -> list[SampleKey]:
@@ -261,3 +264,19 @@ def test_shuffle_is_close_to_uniform() -> None:
         sampler.set_epoch(epoch)
         first.append(keys_of(sampler)[0].frame)
     assert np.bincount(first, minlength=5).min() > 60
+
+
+def test_workers_that_are_left_do_not_keep_a_process_from_ending() -> None:
+    """They ignore SIGTERM, with which Python would end them."""
+    program = (
+        "from torch.utils.data import DataLoader\n"
+        "from cmt_aqr.data.dataset import _prepare_worker\n"
+        "loader = DataLoader(range(9), num_workers=2, worker_init_fn=_prepare_worker, persistent_workers=True)\n"
+        "left = iter(loader)\n"
+        "print(next(left))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "tensor([0])\n"

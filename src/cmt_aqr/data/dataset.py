@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -165,6 +167,16 @@ def _prepare_worker(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def _end_workers() -> None:
+    """End what is left of the workers: at its own end Python sends them SIGTERM and waits, for ever if ignored."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+atexit.register(_end_workers)
 
 
 class FrameLoader(DataLoader[Batch]):
