@@ -34,6 +34,7 @@ from cmt_aqr.configuration import build
 from cmt_aqr.data.files import written_at_once
 from cmt_aqr.errors import UserError
 from cmt_aqr.training.loggers import finish_loggers
+from cmt_aqr.training.records import RECORD, read_record, sentence
 
 Metrics = dict[str, float]
 Task = Callable[[DictConfig, Path, list[str]], Metrics]
@@ -301,17 +302,11 @@ class Processes:
 
 def correct_record(folder: Path, error: Exception) -> None:
     """Write why a run failed into its record, which its first process may not have been able to finish."""
-    path = folder / "record.json"
-    record = json.loads(path.read_text()) if path.is_file() else {}
+    record = read_record(folder) or {}
     if record.get("status") not in ("running", "failed"):
         return
-    text = " ".join(str(error).split())
-    record |= {
-        "status": "failed",
-        "error": text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}",
-    }
-    with written_at_once(path) as partial:
-        partial.write_text(json.dumps(record, indent=2) + "\n")
+    with written_at_once(folder / RECORD) as partial:
+        partial.write_text(json.dumps(record | {"status": "failed", "error": sentence(error)}, indent=2) + "\n")
 
 
 def worker_environment(environment: Mapping[str, str], rank: int, count: int, port: int) -> dict[str, str]:
