@@ -2,8 +2,9 @@
 
     python benchmarks/bench_aqr_render.py [--threads 2] [--device cpu]
 
-The rival is the obvious renderer: for each frame and query, cut the kernel at the border of the map and add
-weight times kernel to a slice of the map. It is differentiable too, so forward and backward both compare.
+The rival of each method is the obvious renderer: for each map and query, cut the method's kernel at the border of
+the map and add weight times kernel to a slice of the map (``direct``: take the larger of cell and weight). It is
+differentiable too, so forward and backward both compare, and it must draw the same maps, or nothing is timed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,38 +42,45 @@ def main() -> None:
 
 
 def compare_rendering(device: torch.device) -> None:
-    """Every render method for 2 x 1730 queries, in BEV and cameras, against the loop with the Gaussian."""
+    """Every render method for 2 x 1730 queries, in BEV and cameras, against its own loop over queries."""
     random = torch.Generator().manual_seed(0)
     weights = torch.rand(BATCH, QUERIES, generator=random).to(device).requires_grad_()
     bev = placement(BEV_SIZE, (BATCH,), 1.0, random, device)
     # In nuScenes a query is seen by 1.1 views on average.
     images = placement(IMAGE_MAP, (BATCH, VIEWS), 1.1 / VIEWS, random, device)
 
-    def vectorised(method: str) -> Tensor:
-        renderer = Renderer(method, max_weight_clamp=None).to(device)
-        return renderer(weights, bev)[1].sum() + renderer(weights[:, None], images)[1].sum()
-
-    def looped() -> Tensor:
-        return loop(weights, bev).sum() + loop(weights[:, None], images).sum()
-
-    print(f"\nrendering {BATCH} x {QUERIES} queries onto {BEV_SIZE} and {(VIEWS, *IMAGE_MAP)}")
-    with torch.no_grad():
-        difference = (loop(weights, bev) - Renderer().to(device).draw(weights, bev)).abs().max().item()
-    print(f"loop and gaussian differ by at most {difference:.1e}")
-    slow_forward = time_of(without_gradient(looped), device, repeats=3)
-    slow_both = time_of(with_backward(looped, weights), device, repeats=3)
-    print(f"{'milliseconds':18} {'forward':>18} {'faster':>8} {'forward + backward':>20} {'faster':>8}")
-    print(f"{'loop (gaussian)':18} {slow_forward:>18} {'':8} {slow_both:>20}")
+    print(f"\nrendering {BATCH} x {QUERIES} queries onto {BEV_SIZE} and {(VIEWS, *IMAGE_MAP)}, milliseconds")
+    print(
+        f"{'':18} {'forward':>16} {'loop':>18} {'faster':>8} {'forward, backward':>18} {'loop':>18} {'faster':>8}"
+        f" {'differ by':>10}"
+    )
     for method in RENDER_METHODS:
+        renderer = Renderer(method, max_weight_clamp=None).to(device)
+        rival = LOOPS[method](renderer)
 
-        def draw(method: str = method) -> Tensor:
-            return vectorised(method)
+        def vectorised(renderer: Renderer = renderer) -> Tensor:
+            return renderer.draw(weights, bev).sum() + renderer.draw(weights[:, None], images).sum()
 
-        forward = time_of(without_gradient(draw), device, repeats=50)
-        both = time_of(with_backward(draw, weights), device, repeats=50)
+        def looped(rival: Loop = rival) -> Tensor:
+            return rival(weights, bev).sum() + rival(weights[:, None], images).sum()
+
+        with torch.no_grad():
+            differ = max(
+                (rival(values, where) - renderer.draw(values, where)).abs().max().item()
+                for values, where in ((weights, bev), (weights[:, None], images))
+            )
+        if differ > 1e-4:
+            raise AssertionError(
+                f"{method}: the loop and the renderer differ by {differ:.1e}: a time means nothing"
+            )
+        forward = time_of(without_gradient(vectorised), device, repeats=50)
+        slow_forward = time_of(without_gradient(looped), device, repeats=3)
+        both = time_of(with_backward(vectorised, weights), device, repeats=50)
+        slow_both = time_of(with_backward(looped, weights), device, repeats=2)
         print(
-            f"{method:18} {forward:>18} {slow_forward.best / forward.best:7.0f}x "
-            f"{both:>20} {slow_both.best / both.best:7.0f}x"
+            f"{method:18} {forward:>16} {slow_forward:>18} {slow_forward.best / forward.best:7.0f}x "
+            f"{both:>18} {slow_both:>18} {slow_both.best / both.best:7.0f}x {differ:10.0e}",
+            flush=True,
         )
 
 
@@ -141,32 +149,123 @@ def rig(device: torch.device) -> Tensor:
     return matrices.to(device)
 
 
-def loop(weights: Tensor, where: Placement) -> Tensor:
-    """The rival: one query at a time."""
-    renderer = Renderer(max_weight_clamp=None)
-    rows, columns = where.map_size
+Loop = Callable[[Tensor, Placement], Tensor]
+"""Weights and placement to maps, like :meth:`Renderer.draw`."""
+
+
+def queries_of(weights: Tensor, where: Placement) -> Iterator[tuple[int, Tensor, Tensor, list[int]]]:
+    """Each query that stands on a map: the map's number, weight, exact position, column and row."""
     inside = where.inside.reshape(-1, QUERIES)
-    cell = where.cell.reshape(-1, QUERIES, 2)
     weights = weights.expand_as(where.inside).reshape(-1, QUERIES)
+    position = where.position.reshape(-1, QUERIES, 2)
+    cell = where.cell.reshape(-1, QUERIES, 2).tolist()
+    for number, query in inside.nonzero().tolist():
+        yield number, weights[number, query], position[number, query], cell[number][query]
+
+
+def empty_maps(weights: Tensor, where: Placement) -> Tensor:
+    """Zeros (map, row, column)."""
+    return weights.new_zeros(where.inside[..., 0].numel(), *where.map_size)
+
+
+def add_kernel(maps: Tensor, number: int, weight: Tensor | float, kernel: Tensor, cell: list[int]) -> None:
+    """Add weight times kernel around a cell, cut at the border."""
+    rows, columns = maps.shape[1:]
+    radius = len(kernel) // 2
+    column, row = cell
+    top, bottom = max(row - radius, 0), min(row + radius + 1, rows)
+    left, right = max(column - radius, 0), min(column + radius + 1, columns)
+    cut = kernel[top - row + radius : bottom - row + radius, left - column + radius : right - column + radius]
+    maps[number, top:bottom, left:right] += weight * cut
+
+
+def gaussian_kernel(renderer: Renderer, device: torch.device) -> Tensor:
+    """The kernel on a square, with sum 1."""
     radius = renderer.kernel_size // 2
-    step = torch.arange(-radius, radius + 1, device=weights.device) ** 2
+    step = torch.arange(-radius, radius + 1, device=device) ** 2
     kernel = torch.exp(-(step[:, None] + step) / (2 * renderer.gaussian_sigma**2))
-    kernel = kernel / kernel.sum()
-    maps = []
-    for number in range(len(inside)):
-        drawn = torch.zeros(rows, columns, device=weights.device)
-        for query in range(QUERIES):
-            if not inside[number, query]:
-                continue
-            column, row = cell[number, query].tolist()
-            top, bottom = max(row - radius, 0), min(row + radius + 1, rows)
-            left, right = max(column - radius, 0), min(column + radius + 1, columns)
-            cut = kernel[
-                top - row + radius : bottom - row + radius, left - column + radius : right - column + radius
-            ]
-            drawn[top:bottom, left:right] += weights[number, query] * cut
-        maps.append(drawn)
-    return torch.stack(maps)
+    return kernel / kernel.sum()
+
+
+def loop_gaussian(renderer: Renderer) -> Loop:
+    """One Gaussian a query."""
+
+    def draw(weights: Tensor, where: Placement) -> Tensor:
+        maps, kernel = empty_maps(weights, where), gaussian_kernel(renderer, weights.device)
+        for number, weight, _, cell in queries_of(weights, where):
+            add_kernel(maps, number, weight, kernel, cell)
+        return maps.view(*where.inside.shape[:-1], *where.map_size)
+
+    return draw
+
+
+def loop_kernel_mean(renderer: Renderer) -> Loop:
+    """Two Gaussians a query: one with its weight, one without."""
+
+    def draw(weights: Tensor, where: Placement) -> Tensor:
+        maps, kernel = empty_maps(weights, where), gaussian_kernel(renderer, weights.device)
+        total = torch.zeros_like(maps)
+        for number, weight, _, cell in queries_of(weights, where):
+            add_kernel(maps, number, weight, kernel, cell)
+            add_kernel(total, number, 1.0, kernel, cell)
+        mean = torch.where(total > 0, maps / torch.where(total > 0, total, 1.0), 1.0)
+        return mean.view(*where.inside.shape[:-1], *where.map_size)
+
+    return draw
+
+
+def loop_distance_weighted(renderer: Renderer) -> Loop:
+    """One disc a query."""
+
+    def draw(weights: Tensor, where: Placement) -> Tensor:
+        reach = renderer.reach_fraction * min(where.map_size)
+        step = torch.arange(-math.floor(reach), math.floor(reach) + 1, device=weights.device)
+        distance = torch.sqrt((step[:, None] ** 2 + step**2).to(weights.dtype))
+        kernel = torch.exp(-distance / (renderer.distance_decay * reach)) * (distance <= reach)
+        maps = empty_maps(weights, where)
+        for number, weight, _, cell in queries_of(weights, where):
+            add_kernel(maps, number, weight, kernel, cell)
+        return maps.view(*where.inside.shape[:-1], *where.map_size)
+
+    return draw
+
+
+def loop_bilinear(renderer: Renderer) -> Loop:
+    """A patch of four cells a query."""
+
+    def draw(weights: Tensor, where: Placement) -> Tensor:
+        maps = empty_maps(weights, where)
+        for number, weight, position, _ in queries_of(weights, where):
+            first = position.floor()
+            column, row = first.long().tolist()
+            share_x, share_y = position - first
+            patch = torch.stack((1 - share_y, share_y))[:, None] * torch.stack((1 - share_x, share_x))
+            rows, columns = min(2, where.map_size[0] - row), min(2, where.map_size[1] - column)
+            maps[number, row : row + rows, column : column + columns] += weight * patch[:rows, :columns]
+        return maps.view(*where.inside.shape[:-1], *where.map_size)
+
+    return draw
+
+
+def loop_direct(renderer: Renderer) -> Loop:
+    """The larger of cell and weight, query by query."""
+
+    def draw(weights: Tensor, where: Placement) -> Tensor:
+        maps = empty_maps(weights, where)
+        for number, weight, _, (column, row) in queries_of(weights, where):
+            maps[number, row, column] = torch.maximum(maps[number, row, column].clone(), weight)
+        return maps.view(*where.inside.shape[:-1], *where.map_size)
+
+    return draw
+
+
+LOOPS: dict[str, Callable[[Renderer], Loop]] = {
+    "gaussian": loop_gaussian,
+    "bilinear": loop_bilinear,
+    "direct": loop_direct,
+    "distance_weighted": loop_distance_weighted,
+    "kernel_mean": loop_kernel_mean,
+}
 
 
 def without_gradient(function: Callable[[], Tensor]) -> Callable[[], object]:

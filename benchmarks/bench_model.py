@@ -1,13 +1,15 @@
 """Time a published-size model on one frame: forward in eval mode, a training step, peak memory, and by part.
 
     python benchmarks/bench_model.py --root ../nuscenes --model cmt_r50 --aqr none
+    python benchmarks/bench_model.py --aqr both --train-repeats 8         # what AQR adds
     python benchmarks/bench_model.py --device cuda --precision bf16 --repeats 20
 
 The frame is the first of the data under --root (nuScenes format, with its own sweep only), or a random one where
 there is none. Times are medians, in seconds, after one call that does not count; batch 1. Weights are fresh: they
 do not change what is computed. Freed memory is kept, as in training and evaluation. A training step is the forward
 pass with denoising queries, the losses and the backward pass; what is computed again in the backward pass counts
-there.
+there. With --aqr both a model without AQR and one with it take turns in one process, so that the speed of the
+machine, which changes with its other work, is the same for both; peak memory is then of the two together.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
@@ -48,24 +51,27 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    config = composed(options)
+    contenders = {}
+    for aqr in ("none", "default") if options.aqr == "both" else (options.aqr,):
+        config = composed(options, aqr)
+        model: CMT = hydra.utils.instantiate(config.model.network).to(device).train()
+        if options.checkpointing and model.image is not None:
+            model.image.backbone.set_grad_checkpointing(True)  # type: ignore[operator, union-attr]
+        contenders[f"aqr={aqr}"] = Contender(model, Clock(model, device))
     batch, origin = read_frame(config, options.root)
     batch = batch.to(device)
-    model: CMT = hydra.utils.instantiate(config.model.network).to(device)
-    model.train()
-    if options.checkpointing and model.image is not None:
-        model.image.backbone.set_grad_checkpointing(True)  # type: ignore[operator, union-attr]
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{options.threads} threads"
     print(
         f"{options.model}, aqr={options.aqr}, {options.precision}, torch {torch.__version__}, {platform.machine()}"
     )
     print(f"{where}; {origin}: {batch.point_counts[0]:,} points, {batch.box_counts[0]} boxes, batch 1")
 
-    clock = Clock(model, device)
     with autocast(device, options.precision):
-        evaluation(model, batch, clock, options.repeats)
+        steps = {name: one.evaluation(batch) for name, one in contenders.items()}
+        measure(steps, contenders, options.repeats, "Forward in eval mode")
         if options.train_repeats:
-            training(model, batch, clock, options.train_repeats)
+            steps = {name: one.training(batch) for name, one in contenders.items()}
+            measure(steps, contenders, options.train_repeats, "Training step")
 
 
 def arguments() -> argparse.Namespace:
@@ -73,7 +79,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--root", type=Path, default=ROOT.parent / "shared" / "nuscenes-keyframe")
     parser.add_argument("--model", default="cmt_r50", help="an option of conf/model")
-    parser.add_argument("--aqr", default="none", choices=["none", "default"])
+    parser.add_argument("--aqr", default="none", choices=["none", "default", "both"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32", choices=list(DTYPES))
     parser.add_argument("--repeats", type=int, default=5, help="forward passes in eval mode")
@@ -86,11 +92,11 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def composed(options: argparse.Namespace) -> DictConfig:
+def composed(options: argparse.Namespace, aqr: str) -> DictConfig:
     """The configuration of a training run of this model on this data."""
     overrides = [
         f"model={options.model}",
-        f"aqr={options.aqr}",
+        f"aqr={aqr}",
         "data=nuscenes",
         f"data.root={options.root}",
         "data.version=v1.0-mini",
@@ -188,26 +194,40 @@ class Clock:
         self._leave(name)
 
 
-def measure(step: Callable[[], None], clock: Clock, repeats: int, title: str) -> None:
-    """Call ``step``, once for nothing and then ``repeats`` times, and print medians and peak memory."""
-    runs = []
+def measure(
+    steps: dict[str, Callable[[], None]], contenders: dict[str, Contender], repeats: int, title: str
+) -> None:
+    """Call the steps in turns, once for nothing and then ``repeats`` times; print medians and peak memory."""
+    device = next(iter(contenders.values())).clock.device
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     for run in range(repeats + 1):
-        if run == 1 and clock.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(clock.device)
-        clock.spent = {}
-        begin, cpu = clock.now(), time.process_time()
-        step()
-        runs.append({"total": clock.now() - begin, "cpu": time.process_time() - cpu, **clock.spent})
-    runs = runs[1:]
-    totals = sorted(run["total"] for run in runs)
-    print(
-        f"\n{title}: {statistics.median(totals):.3f} s, median of {repeats} ({totals[0]:.3f} to {totals[-1]:.3f})"
-    )
-    for name in runs[0]:
-        if name not in ("total", "cpu"):
-            print(f"  {name:<10} {statistics.median(run[name] for run in runs):7.3f} s")
-    print(f"  all CPU threads together {statistics.median(run['cpu'] for run in runs):.3f} s of computing")
-    print(f"  peak memory {peak_memory(clock.device):.2f} GB{'' if clock.device.type == 'cuda' else ' (process)'}")
+        if run == 1 and device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        for name, step in steps.items():
+            clock = contenders[name].clock
+            clock.spent = {}
+            begin, cpu = clock.now(), time.process_time()
+            step()
+            total = clock.now() - begin
+            runs[name].append({"total": total, "cpu": time.process_time() - cpu, **clock.spent})
+    for name in steps:
+        runs[name] = runs[name][1:]
+        totals = sorted(run["total"] for run in runs[name])
+        spread = f"median of {repeats} ({totals[0]:.3f} to {totals[-1]:.3f})"
+        print(f"\n{title}, {name}: {statistics.median(totals):.3f} s, {spread}")
+        for part in runs[name][0]:
+            if part not in ("total", "cpu"):
+                print(f"  {part:<10} {statistics.median(run[part] for run in runs[name]):7.3f} s")
+        cpu = statistics.median(run["cpu"] for run in runs[name])
+        print(f"  all CPU threads together {cpu:.3f} s of computing")
+    print(f"  peak memory {peak_memory(device):.2f} GB{'' if device.type == 'cuda' else ' (process)'}")
+    if len(steps) == 2:
+        plain, other = runs.values()
+        shares = sorted(b["total"] / a["total"] - 1 for a, b in zip(plain, other, strict=True))
+        print(
+            f"  AQR adds {statistics.median(shares):+.1%} (median of {repeats} turns; "
+            f"{shares[0]:+.1%} to {shares[-1]:+.1%})"
+        )
 
 
 def peak_memory(device: torch.device) -> float:
@@ -223,35 +243,42 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def evaluation(model: CMT, batch: Batch, clock: Clock, repeats: int) -> None:
-    """A forward pass in eval mode."""
-    model.eval()
+@dataclass
+class Contender:
+    """A model to time."""
 
-    @torch.no_grad()
-    def step() -> None:
-        with clock.forward():
-            model(batch)
+    model: CMT
+    clock: Clock
 
-    measure(step, clock, repeats, "Forward in eval mode")
+    def evaluation(self, batch: Batch) -> Callable[[], None]:
+        """A forward pass in eval mode."""
+        self.model.eval()
 
+        @torch.no_grad()
+        def step() -> None:
+            with self.clock.forward():
+                self.model(batch)
 
-def training(model: CMT, batch: Batch, clock: Clock, repeats: int) -> None:
-    """Forward pass with denoising queries, losses, backward pass."""
-    model.train()
-    criterion = Criterion().to(batch.points.device)
-    queries, point_range = len(model.head.reference_points), tuple(model.head.point_range)
+        return step
 
-    def step() -> None:
-        model.zero_grad(set_to_none=True)
-        targets = Denoising()(batch, queries, point_range)
-        with clock.forward():
-            predictions = model(batch, None if targets is None else targets.queries)
-        with clock.part("criterion"):
-            losses = criterion(predictions, batch, targets)
-        with clock.part("backward"):
-            torch.stack(list(losses.values())).sum().backward()
+    def training(self, batch: Batch) -> Callable[[], None]:
+        """Forward pass with denoising queries, losses, backward pass."""
+        model, clock = self.model.train(), self.clock
+        criterion = Criterion().to(batch.points.device)
+        queries, point_range = len(model.head.reference_points), tuple(model.head.point_range)
 
-    measure(step, clock, repeats, "Training step")
+        def step() -> None:
+            targets = Denoising()(batch, queries, point_range)
+            with clock.forward():
+                predictions = model(batch, None if targets is None else targets.queries)
+            with clock.part("criterion"):
+                losses = criterion(predictions, batch, targets)
+            with clock.part("backward"):
+                torch.stack(list(losses.values())).sum().backward()
+            # Here and not before the next step, so that no other model's gradients stay in the memory.
+            model.zero_grad(set_to_none=True)
+
+        return step
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
+from scipy.fft import next_fast_len
 from torch import Tensor, nn
 
 from cmt_aqr.aqr.checks import (
@@ -186,97 +188,135 @@ class Renderer(nn.Module):
         """The maps (..., row, column) before post-processing, from weights (..., query)."""
         inside = placement.inside if draws is None else placement.inside & draws
         leading, count = inside.shape[:-1], inside.shape[-1]
-        maps = math.prod(leading)
-        flat_weights = weights.expand_as(inside).reshape(maps, count)
-        flat_inside = inside.reshape(maps, count)
-        position = placement.position.reshape(maps, count, 2)
-        cell = placement.cell.reshape(maps, count, 2)
+        # A query that does not draw adds 0 to the cell that its position is kept in.
+        drawing = torch.where(inside, weights, 0.0)
         method = getattr(self, f"_draw_{self.render_method}")
-        return method(flat_weights, flat_inside, position, cell, placement.map_size).reshape(
-            *leading, *placement.map_size
+        maps = math.prod(leading)
+        drawn: Tensor = method(
+            drawing.reshape(maps, count),
+            inside.reshape(maps, count),
+            placement.position.reshape(maps, count, 2),
+            placement.cell.reshape(maps, count, 2),
+            placement.map_size,
         )
+        return drawn.view(*leading, *placement.map_size)
 
     def post_process(self, drawn: Tensor) -> Tensor:
         """Threshold, then clamp if ``normalize_weights``: maps of any shape to maps of the same shape."""
-        kept = torch.where(drawn < self.min_weight_threshold, torch.zeros_like(drawn), drawn)
+        kept = torch.where(drawn < self.min_weight_threshold, 0.0, drawn)
         if not self.normalize_weights:
             return kept
         limit = self.clamp_limit.to(drawn.dtype)
         kept = kept.clamp(min=0)
         return torch.minimum(kept, limit) if self.clamp_mode == "hard" else soft_clamp(kept, limit)
 
-    # The methods: weights and inside (map, query), position and cell (map, query, 2) -> (map, row, column).
+    # The methods: weights (0 where not inside) and inside (map, query), position and cell (map, query, 2)
+    # -> (map, row, column).
 
     def _draw_gaussian(
         self, weights: Tensor, inside: Tensor, position: Tensor, cell: Tensor, size: tuple[int, int]
     ) -> Tensor:
-        return self._gaussian_filter(_add_up(weights, inside, cell, size))
+        return self._gaussian_filter(_add_up(weights, _cell_number(cell, size), size))
 
     def _draw_kernel_mean(
         self, weights: Tensor, inside: Tensor, position: Tensor, cell: Tensor, size: tuple[int, int]
     ) -> Tensor:
-        weighted = self._gaussian_filter(_add_up(weights, inside, cell, size))
-        total = self._gaussian_filter(_add_up(torch.ones_like(weights), inside, cell, size))
+        number = _cell_number(cell, size)
+        weighted = self._gaussian_filter(_add_up(weights, number, size))
+        total = self._gaussian_filter(_add_up(inside.to(weights.dtype), number, size))
         reached = total > 0
-        one = torch.ones_like(total)
-        return torch.where(reached, weighted / torch.where(reached, total, one), one)
+        return torch.where(reached, weighted / torch.where(reached, total, 1.0), 1.0)
 
     def _draw_bilinear(
         self, weights: Tensor, inside: Tensor, position: Tensor, cell: Tensor, size: tuple[int, int]
     ) -> Tensor:
+        rows, columns = size
         first = position.floor()
         share_x, share_y = (position - first).to(weights.dtype).unbind(-1)
-        column, row = first.long().unbind(-1)
-        # No position lies beyond the last cell's centre, so what would go past it has a share of 0.
-        columns = (column, (column + 1).clamp(max=size[1] - 1))
-        rows = (row, (row + 1).clamp(max=size[0] - 1))
-        shares_x, shares_y = (1 - share_x, share_x), (1 - share_y, share_y)
-        corners = [(x, y) for y in (0, 1) for x in (0, 1)]
-        parts = [weights * shares_x[x] * shares_y[y] for x, y in corners]
-        cells = [torch.stack((columns[x], rows[y]), dim=-1) for x, y in corners]
-        return _add_up(torch.cat(parts, dim=1), inside.repeat(1, 4), torch.cat(cells, dim=1), size)
+        lower = weights * share_y
+        upper = weights - lower
+        upper_right, lower_right = upper * share_x, lower * share_x
+        parts = torch.stack((upper - upper_right, upper_right, lower - lower_right, lower_right), dim=1)
+        steps = torch.tensor((0, 1, columns, columns + 1), device=weights.device)[:, None]
+        number = _cell_number(first.long(), size)[:, None] + steps
+        # No position lies beyond the last row or column: what would go past it has a share of 0.
+        return _add_up(parts.flatten(1), number.flatten(1).clamp(max=rows * columns - 1), size)
 
     def _draw_direct(
         self, weights: Tensor, inside: Tensor, position: Tensor, cell: Tensor, size: tuple[int, int]
     ) -> Tensor:
-        rows, columns = size
-        empty = weights.new_zeros(len(weights), rows * columns + 1)
-        largest = empty.scatter_reduce(1, _cell_number(inside, cell, size), weights, "amax")
-        return largest[:, :-1].unflatten(1, size)
+        empty = weights.new_zeros(len(weights), size[0] * size[1])
+        return empty.scatter_reduce(1, _cell_number(cell, size), weights, "amax").unflatten(1, size)
 
     def _draw_distance_weighted(
         self, weights: Tensor, inside: Tensor, position: Tensor, cell: Tensor, size: tuple[int, int]
     ) -> Tensor:
         reach = self.reach_fraction * min(size)
-        padded = [side + math.floor(reach) for side in size]
-        distance = _circular_distance(padded, weights)
-        disc = (distance <= reach).to(weights.dtype)
-        kernel = torch.exp(-distance / (self.distance_decay * reach)) * disc
-        added = _add_up(weights, inside, cell, size)
-        count = _add_up(torch.ones_like(weights), inside, cell, size)
-        spectrum = torch.fft.rfft2(torch.stack((added, count)), s=padded)
-        spectrum = spectrum * torch.fft.rfft2(torch.stack((kernel, disc)))[:, None]
-        spread, queries_in_reach = torch.fft.irfft2(spectrum, s=padded)[..., : size[0], : size[1]]
+        rows, columns = (next_fast_len(side + math.floor(reach), real=True) for side in size)
+        kernel, disc = _disc_spectra((rows, columns), reach, self.distance_decay, weights.dtype, weights.device)
+        number = _cell_number(cell, (rows, columns))
+        spread = _circular_filter(_add_up(weights, number, (rows, columns)), kernel, size)
         # The transform leaves rounding noise where no query reaches. How many reach is a whole number, so
         # it tells these cells apart for certain.
-        return torch.where(queries_in_reach > 0.5, spread, torch.zeros_like(spread))
+        count = _add_up(inside.to(weights.dtype), number, (rows, columns))
+        return torch.where(_circular_filter(count, disc, size) > 0.5, spread, 0.0)
 
     def _gaussian_filter(self, added: Tensor) -> Tensor:
         """Gaussian kernel on maps (map, row, column), along both axes in turn, cut at the border."""
-        rows, columns = added.shape[-2:]
-        return self._band(rows, added) @ added @ self._band(columns, added)
+        rows, columns = (
+            _gaussian_band(
+                side,
+                self.kernel_size // 2,
+                self.gaussian_sigma,
+                self.kernel_normalization == "sum",
+                added.dtype,
+                added.device,
+            )
+            for side in added.shape[-2:]
+        )
+        return rows @ added @ columns
 
-    def _band(self, cells: int, like: Tensor) -> Tensor:
-        """The kernel along one axis as a symmetric matrix (cell, cell): k(i - j), 0 beyond the kernel."""
-        radius = self.kernel_size // 2
-        exponent = -0.5 / self.gaussian_sigma**2
-        norm = 1.0
-        if self.kernel_normalization == "sum":
-            norm = math.fsum(math.exp(exponent * step**2) for step in range(-radius, radius + 1))
-        index = torch.arange(cells, device=like.device)
-        step = index[:, None] - index
-        values = torch.exp(exponent * step.to(like.dtype) ** 2) / norm
-        return torch.where(step.abs() <= radius, values, torch.zeros_like(values))
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _gaussian_band(
+    cells: int, radius: int, sigma: float, sum_is_one: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The kernel along one axis as a symmetric matrix (cell, cell): k(i - j), 0 beyond ``radius``.
+
+    Kept, because making it costs more than using it.
+    """
+    exponent = -0.5 / sigma**2
+    norm = math.fsum(math.exp(exponent * step**2) for step in range(-radius, radius + 1)) if sum_is_one else 1.0
+    index = torch.arange(cells, device=device)
+    step = index[:, None] - index
+    values = torch.exp(exponent * step.to(dtype) ** 2) / norm
+    return torch.where(step.abs() <= radius, values, 0.0)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _disc_spectra(
+    size: tuple[int, int], reach: float, decay: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Spectra of exp(-d / (decay * reach)) and of 1, both for d <= ``reach``, on a map whose borders meet.
+
+    Both are (row, column // 2 + 1). Kept like :func:`_gaussian_band`.
+    """
+    along = []
+    for side in size:
+        index = torch.arange(side, device=device, dtype=dtype)
+        along.append(torch.minimum(index, side - index))
+    distance = torch.sqrt(along[0][:, None] ** 2 + along[1] ** 2)
+    disc = (distance <= reach).to(dtype)
+    kernel = torch.exp(-distance / (decay * reach)) * disc
+    return torch.fft.rfft2(kernel), torch.fft.rfft2(disc)
+
+
+def _circular_filter(maps: Tensor, spectrum: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps whose opposite borders meet (map, row, column), filtered and cut to ``size``."""
+    spread: Tensor = torch.fft.irfft2(torch.fft.rfft2(maps) * spectrum, s=maps.shape[-2:])
+    return spread[:, : size[0], : size[1]]
 
 
 def soft_clamp(value: Tensor, limit: Tensor) -> Tensor:
@@ -293,28 +333,15 @@ def soft_clamp(value: Tensor, limit: Tensor) -> Tensor:
     return torch.where(below, value, finite_limit - (finite_limit / 2) ** 2 / above_value)
 
 
-def _add_up(weights: Tensor, inside: Tensor, cell: Tensor, size: tuple[int, int]) -> Tensor:
-    """Sum of the weights in each cell: (map, row, column)."""
-    rows, columns = size
-    empty = weights.new_zeros(len(weights), rows * columns + 1)
-    total = empty.scatter_add(1, _cell_number(inside, cell, size), weights)
-    return total[:, :-1].unflatten(1, size)
+def _add_up(weights: Tensor, number: Tensor, size: tuple[int, int]) -> Tensor:
+    """Sum of the weights (map, query) in each cell: (map, row, column)."""
+    empty = weights.new_zeros(len(weights), size[0] * size[1])
+    return empty.scatter_add(1, number, weights).unflatten(1, size)
 
 
-def _cell_number(inside: Tensor, cell: Tensor, size: tuple[int, int]) -> Tensor:
-    """Row-major number of each query's cell (map, query); those that do not draw share one past the last."""
-    rows, columns = size
-    number = cell[..., 1] * columns + cell[..., 0]
-    return torch.where(inside, number, torch.full_like(number, rows * columns))
-
-
-def _circular_distance(size: Sequence[int], like: Tensor) -> Tensor:
-    """Distance in cells of each cell (row, column) to cell (0, 0) on a map whose opposite borders meet."""
-    along = []
-    for side in size:
-        index = torch.arange(side, device=like.device, dtype=like.dtype)
-        along.append(torch.minimum(index, side - index))
-    return torch.sqrt(along[0][:, None] ** 2 + along[1] ** 2)
+def _cell_number(cell: Tensor, size: tuple[int, int]) -> Tensor:
+    """Row-major number (map, query) of each query's cell (column, row)."""
+    return cell[..., 1] * size[1] + cell[..., 0]
 
 
 def _checked_shape(name: str, shape: Sequence[int] | None, length: int) -> tuple[int, ...] | None:
