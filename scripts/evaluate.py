@@ -15,22 +15,16 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def main(config: DictConfig) -> float:
     """Take the checkpoint's configuration, apply this command's overrides, evaluate; returns NDS."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
-    from cmt_aqr.configuration import check_config, override_keys, with_overrides
-    from cmt_aqr.training.checkpoints import saved_config
+    from cmt_aqr.configuration import override_keys
     from cmt_aqr.training.processes import run_task
-    from cmt_aqr.training.resuming import checkpoint_path
+    from cmt_aqr.training.resuming import configuration_to_evaluate
     from cmt_aqr.training.run import evaluate
 
-    if config.ckpt_path is None:
-        raise UserError("ckpt_path is missing: python scripts/evaluate.py ckpt_path=outputs/.../last.ckpt")
     hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    config.ckpt_path = str(checkpoint_path(config.ckpt_path, folder, folder_given=False))
-    overrides = list(hydra.overrides.task)
+    folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     if any(key.split(".")[0] == "fault" for key in override_keys(overrides)):
         raise UserError("fault= is for training frames and changes no evaluation: give eval_fault= instead")
-    merged = with_overrides(saved_config(Path(config.ckpt_path)), config, overrides)
-    check_config(merged)
+    merged = configuration_to_evaluate(config, overrides, folder)
     return run_task(evaluate, merged, folder, overrides)["NDS"]
 
 

@@ -29,23 +29,12 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from cmt_aqr.files import RECORD
 from cmt_aqr.training.checkpoints import read_checkpoint
-from cmt_aqr.training.records import RECORD
 from cmt_aqr.visual.console import console
 
 TRAIN = Path(__file__).with_name("train.py")
-SETTINGS = (
-    "trainer=cpu",
-    "trainer.max_epochs=8",
-    "trainer.check_val_every_n_epoch=3",
-    "trainer.log_every_n_steps=1",
-    "callbacks.checkpoint.every_n_steps=2",
-    "logger=csv",
-    "clamp_schedule=progressive",
-    "clamp_schedule.milestones={0:2.5,3:2.0,6:1.5}",
-    "data.limit_train_frames=6",
-    "data.limit_eval_frames=2",
-    "data.batch_size=1",
+SMALLEST_MODEL = (
     "model.embed_dims=32",
     "model.layers=1",
     "model.heads=4",
@@ -61,6 +50,22 @@ SETTINGS = (
     "aqr.generator.feedforward_dims=32",
     "aqr.generator.bev_window=3",
     "aqr.generator.image_window=3",
+)
+"""Any model built on ``tiny``, with a few thousand parameters beside its image backbone."""
+
+SETTINGS = (
+    "trainer=cpu",
+    "trainer.max_epochs=8",
+    "trainer.check_val_every_n_epoch=3",
+    "trainer.log_every_n_steps=1",
+    "callbacks.checkpoint.every_n_steps=2",
+    "logger=csv",
+    "clamp_schedule=progressive",
+    "clamp_schedule.milestones={0:2.5,3:2.0,6:1.5}",
+    "data.limit_train_frames=6",
+    "data.limit_eval_frames=2",
+    "data.batch_size=1",
+    *SMALLEST_MODEL,
 )
 
 

@@ -6,7 +6,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cmt_aqr.command import command
-from cmt_aqr.errors import UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -15,18 +14,13 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def main(config: DictConfig) -> None:
     """Take the checkpoint's configuration, apply this command's overrides, draw."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
-    from cmt_aqr.configuration import check_config, with_overrides
-    from cmt_aqr.training.checkpoints import saved_config
+    from cmt_aqr.training.resuming import configuration_to_evaluate
     from cmt_aqr.visual.visualize import PictureSettings, visualize
 
-    if config.ckpt_path is None:
-        raise UserError("ckpt_path is missing: python scripts/visualize.py ckpt_path=outputs/.../last.ckpt")
     hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
-    settings = PictureSettings.from_config(config, Path(hydra.runtime.output_dir))
-    merged = with_overrides(saved_config(Path(config.ckpt_path)), config, overrides)
-    check_config(merged)
-    visualize(merged, settings, overrides)
+    folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+    settings = PictureSettings.from_config(config, folder)
+    visualize(configuration_to_evaluate(config, overrides, folder), settings, overrides)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.fault_study import (
     BAD,
     Result,
-    Run,
+    StudyRun,
     differences,
     evaluation_config,
     find_runs,
@@ -44,7 +44,7 @@ CONDITIONS = {
 REACHED = {"clean": 0.5, "fog": 0.3, "night": 0.1}
 
 
-def make_run(folder: Path, name: str, seed: int, finished: bool = True, steps: int = 5) -> Run:
+def make_run(folder: Path, name: str, seed: int, finished: bool = True, steps: int = 5) -> StudyRun:
     """A run's folder with what the study reads of it."""
     config = composed("aqr=none", f"name={name}", f"seed={seed}", "data.root=nowhere")
     plain = OmegaConf.to_container(config)
@@ -56,7 +56,7 @@ def make_run(folder: Path, name: str, seed: int, finished: bool = True, steps: i
     (folder / "record.json").write_text("{}")
     if finished:
         (folder / "metrics.json").write_text("{}")
-    return Run(folder, name, seed)
+    return StudyRun(folder, name, seed)
 
 
 def settings(folder: Path, **changes: Any) -> DictConfig:
@@ -181,7 +181,7 @@ def test_overrides_reach_every_run_and_must_fit(tmp_path: Path) -> None:
 
 
 def result(variant: str, seed: int, condition: str, value: float) -> Result:
-    return Result(Run(Path(f"{variant}{seed}"), variant, seed), condition, {"mAP": value})
+    return Result(StudyRun(Path(f"{variant}{seed}"), variant, seed), condition, {"mAP": value})
 
 
 def test_bad_is_the_mean_of_the_conditions_with_faults() -> None:

@@ -6,3 +6,9 @@ class UserError(ValueError):
 
     Commands print it without a traceback.
     """
+
+
+def sentence(error: BaseException) -> str:
+    """An exception on one line, with its type unless it was written for users."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"

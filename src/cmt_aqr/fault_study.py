@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
-import json
 import logging
 import math
 import statistics
@@ -21,9 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cmt_aqr.configuration import check_config
-from cmt_aqr.data.files import written_at_once
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.table import nan_to_null, null_to_nan
+from cmt_aqr.files import read_json, write_json, written_at_once
 from cmt_aqr.training.checkpoints import read_checkpoint, saved_config
 from cmt_aqr.training.run import measure
 from cmt_aqr.visual.console import console
@@ -39,7 +38,7 @@ HEADLINES = ("mAP", "NDS")
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """A finished training run.
 
     Attributes:
@@ -83,7 +82,7 @@ class Result:
         metrics: official metrics.
     """
 
-    run: Run
+    run: StudyRun
     condition: str
     metrics: dict[str, float]
 
@@ -127,13 +126,13 @@ def study(config: DictConfig) -> list[Result]:
     return results
 
 
-def find_runs(folder: Path) -> tuple[list[Run], list[Path]]:
+def find_runs(folder: Path) -> tuple[list[StudyRun], list[Path]]:
     """The finished runs below a folder, by variant and seed, and the folders of unfinished ones.
 
     Raises:
         UserError: there is no finished run, or there are two of a variant and seed.
     """
-    finished: dict[tuple[str, int], Run] = {}
+    finished: dict[tuple[str, int], StudyRun] = {}
     unfinished = []
     for record in sorted(folder.rglob("record.json")):
         run_folder = record.parent
@@ -141,7 +140,7 @@ def find_runs(folder: Path) -> tuple[list[Run], list[Path]]:
             unfinished.append(run_folder)
             continue
         config = OmegaConf.load(run_folder / "config.yaml")
-        run = Run(run_folder, str(config.name), int(config.seed))
+        run = StudyRun(run_folder, str(config.name), int(config.seed))
         other = finished.setdefault((run.variant, run.seed), run)
         if other is not run:
             raise UserError(
@@ -153,7 +152,7 @@ def find_runs(folder: Path) -> tuple[list[Run], list[Path]]:
     return [finished[key] for key in sorted(finished)], unfinished
 
 
-def _evaluate_all(config: DictConfig, runs: Sequence[Run]) -> list[Result]:
+def _evaluate_all(config: DictConfig, runs: Sequence[StudyRun]) -> list[Result]:
     """Every run under every condition, with a progress bar on stderr."""
     # Lightning introduces itself anew for every evaluation.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -171,7 +170,7 @@ def _evaluate_all(config: DictConfig, runs: Sequence[Run]) -> list[Result]:
     return results
 
 
-def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, seed: int) -> DictConfig:
+def evaluation_config(run: StudyRun, condition: DictConfig, override: DictConfig, seed: int) -> DictConfig:
     """The run's configuration, made to evaluate its last checkpoint under a condition.
 
     Args:
@@ -205,7 +204,7 @@ def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, see
     return config
 
 
-def evaluate_run(config: DictConfig, run: Run, condition: str, refresh: bool = False) -> Result:
+def evaluate_run(config: DictConfig, run: StudyRun, condition: str, refresh: bool = False) -> Result:
     """Evaluate a run, or read what an earlier call kept in ``faults/`` of the run's folder.
 
     What was kept counts as long as checkpoint, data settings, decoding and condition are the same.
@@ -221,16 +220,14 @@ def evaluate_run(config: DictConfig, run: Run, condition: str, refresh: bool = F
         "checkpoint_sha256": run.digest,
         **{group: OmegaConf.to_container(config[group]) for group in ("eval_fault", "data", "evaluation")},
     }
-    if path.is_file() and not refresh:
-        kept = json.loads(path.read_text())
-        if kept["made_from"] == made_from:
-            return Result(run, condition, null_to_nan(kept["metrics"]))
+    kept = read_json(path)
+    if kept.get("made_from") == made_from and not refresh:
+        return Result(run, condition, null_to_nan(kept["metrics"]))
     _, module = measure(config)
     if module.evaluated is None:
         raise RuntimeError("the evaluation gave no metrics")
     _, metrics = module.evaluated
-    with written_at_once(path) as partial:
-        partial.write_text(json.dumps({"made_from": made_from, "metrics": nan_to_null(metrics)}, indent=2) + "\n")
+    write_json(path, {"made_from": made_from, "metrics": nan_to_null(metrics)})
     return Result(run, condition, metrics)
 
 
@@ -323,8 +320,7 @@ def _write_summary(results: Sequence[Result], baseline: str, path: Path) -> None
         summary[metric] = _summary(values)
         if baseline in values:
             summary[f"{metric} less baseline"] = _summary(differences(values, baseline))
-    with written_at_once(path) as partial:
-        partial.write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(path, summary)
 
 
 def _summary(values: Values) -> dict[str, Any]:

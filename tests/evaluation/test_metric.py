@@ -36,6 +36,11 @@ def official(root: Path, split: str, results: dict[str, Any], folder: Path) -> d
     """The devkit's DetectionEval of a results file."""
     path = folder / "results_nusc.json"
     write_submission(path, results, use_camera=True, use_lidar=True)
+    return evaluation_of(root, split, path, folder / "devkit")
+
+
+def evaluation_of(root: Path, split: str, path: Path, out: Path) -> dict[str, Any]:
+    """The devkit's DetectionEval of a results file that is there."""
     tables = NuScenes("v1.0-mini", str(root), verbose=False)
     with redirect_stderr(io.StringIO()):
         evaluation = DetectionEval(
@@ -43,7 +48,7 @@ def official(root: Path, split: str, results: dict[str, Any], folder: Path) -> d
             config_factory("detection_cvpr_2019"),
             str(path),
             split,
-            str(folder / "devkit"),
+            str(out),
             verbose=False,
         )
     metrics, _ = evaluation.evaluate()

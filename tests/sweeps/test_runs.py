@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cmt_aqr.sweeps.runs import Run, identity, run_folder, runs_of
+from cmt_aqr.sweeps.runs import SweepRun, identity, run_folder, runs_of
 
 
 def begun(sweep: Path, number: int, *overrides: str) -> Path:
@@ -41,7 +41,7 @@ def test_a_new_run_takes_no_folder_of_another(tmp_path: Path) -> None:
     assert begun(tmp_path, 0, "a=7").name == "3"
     (tmp_path / "4").mkdir()
     assert begun(tmp_path, 1, "a=8").name == "5"
-    assert Run.read(tmp_path / "5").overrides == ("a=8",)
+    assert SweepRun.read(tmp_path / "5").overrides == ("a=8",)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "3", "4", "5"]
 
 
@@ -93,11 +93,11 @@ def test_how_a_run_ended(record: dict | None, evaluated: bool, status: str, tmp_
         (folder / "record.json").write_text(json.dumps(record))
     if evaluated:
         (folder / "metrics.json").write_text('{"mAP": 0.1, "NDS": 0.2}')
-    run = Run.read(folder)
+    run = SweepRun.read(folder)
     assert (run.status, run.overrides) == (status, ("a=1",))
     assert run.metrics == ({"mAP": 0.1, "NDS": 0.2} if status == "complete" else {})
     assert run.error == ("why" if status == "failed" else None)
 
 
 def test_a_folder_that_is_not_there_is_a_new_run(tmp_path: Path) -> None:
-    assert Run.read(tmp_path / "0").status == "new"
+    assert SweepRun.read(tmp_path / "0").status == "new"

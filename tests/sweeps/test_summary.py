@@ -3,16 +3,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cmt_aqr.sweeps.runs import Run
+from cmt_aqr.sweeps.runs import SweepRun
 from cmt_aqr.sweeps.summary import summary_table, swept_keys, write_summary
 
 
-def runs() -> list[Run]:
+def runs() -> list[SweepRun]:
     good = {"mAP": 0.25, "NDS": 0.5}
     return [
-        Run(Path("s/0"), ("clamp=1.5", "steps=2"), "complete", {"mAP": 0.125, "NDS": 0.25}, seconds=3.2),
-        Run(Path("s/1"), ("clamp=-1", "steps=2"), "failed", {}, "clamp=-1: must be above 0"),
-        Run(Path("s/2"), ("clamp=2.5", "steps=2", "size=[4,8]"), "complete", good),
+        SweepRun(Path("s/0"), ("clamp=1.5", "steps=2"), "complete", {"mAP": 0.125, "NDS": 0.25}, seconds=3.2),
+        SweepRun(Path("s/1"), ("clamp=-1", "steps=2"), "failed", {}, "clamp=-1: must be above 0"),
+        SweepRun(Path("s/2"), ("clamp=2.5", "steps=2", "size=[4,8]"), "complete", good),
     ]
 
 

@@ -5,33 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scripts.kill_test import SMALLEST_MODEL
+
 ROOT = Path(__file__).resolve().parents[2]
 
 DATA = ["data.root=data", "data.cache_dir=cache", "data.num_workers=0", "data.batch_size=1", "trainer=cpu"]
-SMALL = [
-    *DATA,
-    "model.embed_dims=32",
-    "model.layers=1",
-    "model.heads=4",
-    "model.feedforward=32",
-    "model.queries=20",
-    "model.image_size=[64,160]",
-    "model.grid.voxel_size=[0.8,0.8,0.2]",
-    "model.grid.sparse_shape=[41,128,128]",
-    "model.network.head.depths=8",
-    "model.network.head.rv_hidden=32",
-    "model.network.head.task_hidden=16",
-    "training.denoising.groups=2",
-    "aqr.generator.feedforward_dims=32",
-    "aqr.generator.bev_window=3",
-    "aqr.generator.image_window=3",
-]
-"""Overrides of any model built on ``tiny``."""
+SMALL = [*DATA, *SMALLEST_MODEL]
 
 
 def environment() -> dict[str, str]:
-    """One thread, so that sums come out the same in every run; the package of this checkout."""
-    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
+    """One thread, so that sums come out the same in every run; the package of this checkout, and its tests'."""
+    paths = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
 
 
 def arguments(script: str, *overrides: str) -> list[str]:

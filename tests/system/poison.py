@@ -25,3 +25,9 @@ class Poison:
         boxes = frame.boxes.clone()
         boxes[:, self.column] = float("nan")
         return dataclasses.replace(frame, boxes=boxes)
+
+
+def poisoned(token: str, column: int) -> list[str]:
+    """Overrides of train.py that spoil a frame."""
+    key = "+data.train_transforms.poison"
+    return [f"{key}._target_=tests.system.poison.Poison", f"{key}.token={token}", f"{key}.column={column}"]

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from cmt_aqr.data.synthetic import make_dataset
+from cmt_aqr.evaluation.table import read_metrics
 from cmt_aqr.training.checkpoints import read_checkpoint
+from tests.evaluation.test_metric import assert_equal_to, evaluation_of
 from tests.system.commands import ROOT, arguments, environment, run_command
 from tests.system.test_resume import assert_same, logged, wait_for_step
 
@@ -163,7 +165,12 @@ def test_two_processes_of_torchrun_are_one_with_twice_the_batch(folder: Path, si
 
 def test_seven_frames_on_two_processes_give_the_same_metrics(folder: Path, single: Path) -> None:
     checkpoint = single / "checkpoints" / "last.ckpt"
-    done = run_command(folder, "evaluate", f"ckpt_path={checkpoint}", *TWO, "hydra.run.dir=evaluated")
+    line = [f"ckpt_path={checkpoint}", *TWO, "write_results=true", "hydra.run.dir=evaluated"]
+    done = run_command(folder, "evaluate", *line)
     assert done.returncode == 0, done.stderr
+    evaluated = folder / "evaluated"
     assert metrics_of(single)["frames"] == 7
-    assert (folder / "evaluated" / "metrics.json").read_text() == (single / "metrics.json").read_text()
+    assert (evaluated / "metrics.json").read_text() == (single / "metrics.json").read_text()
+    devkit = evaluation_of(folder / "data7", "mini_val", evaluated / "results_nusc.json", folder / "devkit")
+    assert_equal_to(devkit, read_metrics(evaluated / "metrics.json"))
+    assert "All boxes" in done.stdout

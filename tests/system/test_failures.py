@@ -1,6 +1,8 @@
 """What goes wrong in the middle of a run: one sentence, and the last good checkpoint stays."""
 
+import os
 import resource
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,12 +10,22 @@ import pytest
 import torch
 
 from cmt_aqr.data.dataset import FrameSampler
+from cmt_aqr.files import read_record
+from cmt_aqr.sweeps.runs import key_values, runs_of
 from cmt_aqr.training.checkpoints import read_checkpoint
-from cmt_aqr.training.records import read_record
 from tests.small_data import datamodule
-from tests.system.commands import ROOT, arguments, environment, run_command
+from tests.system.commands import arguments, environment, run_command
+from tests.system.poison import poisoned
 
 pytestmark = pytest.mark.system
+
+
+def token_of_step(step: int, root: Path, cache: Path) -> str:
+    """The frame that a run of batch 1 and seed 0 takes at a step."""
+    data = datamodule(root, cache)
+    data.setup("fit")
+    order = [key.frame for key in FrameSampler(3, 1, training=True, seed=0)]
+    return data.dataset("train")[order[step]].token
 
 
 @pytest.mark.parametrize(
@@ -22,26 +34,15 @@ pytestmark = pytest.mark.system
 def test_a_loss_that_is_not_finite_is_named_and_not_saved(
     column: int, problem: str, run_folder: Path, small_root: Path
 ) -> None:
-    data = datamodule(small_root, run_folder / "cache")
-    data.setup("fit")
-    order = [key.frame for key in FrameSampler(3, 1, training=True, seed=0)]
-    token = data.dataset("train")[order[2]].token
+    token = token_of_step(2, small_root, run_folder / "cache")
     folder = run_folder / f"poisoned{column}"
-    done = subprocess.run(
-        arguments(
-            "train",
-            "trainer.max_epochs=3",
-            "callbacks.checkpoint.every_n_steps=1",
-            "+data.train_transforms.poison._target_=tests.system.poison.Poison",
-            f"+data.train_transforms.poison.token={token}",
-            f"+data.train_transforms.poison.column={column}",
-            f"hydra.run.dir={folder}",
-        ),
-        cwd=run_folder,
-        env={**environment(), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
-        capture_output=True,
-        text=True,
-        check=False,
+    done = run_command(
+        run_folder,
+        "train",
+        "trainer.max_epochs=3",
+        "callbacks.checkpoint.every_n_steps=1",
+        *poisoned(token, column),
+        f"hydra.run.dir={folder}",
     )
     assert done.returncode == 1
     last = folder / "checkpoints" / "last.ckpt"
@@ -53,7 +54,7 @@ def test_a_loss_that_is_not_finite_is_named_and_not_saved(
     assert checkpoint["global_step"] == 2
     assert all(value.isfinite().all() for name, value in checkpoint["state_dict"].items() if "clamp" not in name)
     record = read_record(folder)
-    assert record is not None and record["status"] == "failed" and f"error: {record['error']}" == said
+    assert record["status"] == "failed" and f"error: {record['error']}" == said
 
 
 def test_no_room_for_a_checkpoint_leaves_the_one_before(run_folder: Path) -> None:
@@ -86,6 +87,79 @@ def test_no_room_for_a_checkpoint_leaves_the_one_before(run_folder: Path) -> Non
     done = run_command(run_folder, "train", *line, "trainer.max_steps=4")
     assert done.returncode == 0, done.stderr
     assert read_checkpoint(last)["global_step"] == 4
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(run_folder: Path, tmp_path: Path) -> None:
+    """On a small file system of its own, where the system lets this test mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small tmpfs takes an administrator")
+    try:
+        folder = disk / "run"
+        line = ["callbacks.checkpoint.every_n_steps=1", f"hydra.run.dir={folder}", "ckpt_path=auto", "logger=csv"]
+        done = run_command(run_folder, "train", *line, "trainer.max_steps=2")
+        assert done.returncode == 0, done.stderr
+        last = folder / "checkpoints" / "last.ckpt"
+        before = last.read_bytes()
+        # Half a checkpoint of room is left.
+        filling = shutil.disk_usage(disk).free - len(before) // 2
+        with (disk / "filling").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, filling)
+
+        done = run_command(run_folder, "train", *line, "trainer.max_steps=4")
+        assert done.returncode == 1
+        said = done.stderr.strip().splitlines()[-1]
+        assert said.startswith(f"error: the checkpoint {last} could not be written (No space left"), said
+        assert f"{last}, is intact" in said
+        assert last.read_bytes() == before
+
+        (disk / "filling").unlink()
+        done = run_command(run_folder, "train", *line, "trainer.max_steps=4")
+        assert done.returncode == 0, done.stderr
+        assert read_checkpoint(last)["global_step"] == 4
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_sweep_with_runs_that_cannot_work_ends_with_the_others(run_folder: Path, small_root: Path) -> None:
+    """A clamp of -1, a missing file, a loss that is not finite, and one run without any of them."""
+    token = token_of_step(1, small_root, run_folder / "cache")
+    folder = run_folder / "troubles"
+    done = run_command(
+        run_folder,
+        "train",
+        "-m",
+        "trainer.max_steps=2",
+        "callbacks.checkpoint.every_n_steps=1",
+        *poisoned(f"no_frame,{token}", column=7),
+        "renderer.max_weight_clamp=2.0,-1.0",
+        "weights=null,nowhere.pth",
+        f"sweep_dir={folder}",
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    runs = runs_of(folder)
+    assert len(runs) == 8
+    reasons = {}
+    for run in runs:
+        values = key_values(run.overrides)
+        clamp, weights = values["renderer.max_weight_clamp"], values["weights"]
+        reasons[clamp, weights, token in values["+data.train_transforms.poison.token"]] = run.error
+    finished = ("2.0", "null", False)
+    assert reasons.pop(finished) is None
+    nan = reasons.pop(("2.0", "null", True))
+    assert nan is not None and nan.startswith("step 1: the loss is not finite (loss_cls ") and token in nan
+    for (clamp, _, _), reason in reasons.items():
+        clamped = "renderer.max_weight_clamp=-1.0: must be above 0"
+        assert reason is not None and reason.startswith(
+            ("weights=nowhere.pth: there is no such file", clamped) if clamp == "-1.0" else "weights=nowhere.pth"
+        )
+    assert {run.status for run in runs} == {"complete", "failed"}
+    assert "error: 7 of 8 runs failed" in done.stderr
+    # One line about each, with its reason, under the table.
+    for reason in (nan, *reasons.values()):
+        assert reason in " ".join(done.stderr.split()), reason
 
 
 def test_a_broken_newest_checkpoint_is_skipped(run_folder: Path) -> None:

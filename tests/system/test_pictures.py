@@ -16,7 +16,7 @@ def test_a_checkpoint_s_frames_are_drawn(run_folder: Path, trained: tuple[Path, 
     done = run_command(
         run_folder,
         "visualize",
-        f"ckpt_path={trained[0] / 'checkpoints' / 'last.ckpt'}",
+        f"ckpt_path={trained[0]}",
         "frames=[2]",
         f"out={out}",
     )

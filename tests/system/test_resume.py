@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from cmt_aqr.files import read_record
 from cmt_aqr.training.checkpoints import read_checkpoint
-from cmt_aqr.training.records import read_record
 from tests.system.commands import ROOT, arguments, environment, run_command
 
 pytestmark = pytest.mark.system
@@ -162,16 +162,16 @@ def test_a_signal_ends_the_run_after_a_checkpoint(
         f"{number.name}: stopped with {last} of step {stopped}; go on with hydra.run.dir={folder} ckpt_path=auto"
     )
     record = read_record(folder)
-    assert record is not None and record["status"] == "stopped" and record["steps"] == stopped
+    assert record["status"] == "stopped" and record["steps"] == stopped
 
     process = start()
     _, complaint = process.communicate(timeout=300)
     assert process.returncode == 0, complaint
     assert_same_end(folder, unbroken)
-    for key in ("train/loss", "lr-AdamW/transformer", "val/NDS"):
+    for key in ("train/loss", "lr-AdamW/transformer", "val/NDS", "aqr/epoch/bev/mean", "aqr/val/bev/mean"):
         assert logged(folder, key) == logged(unbroken, key), key
     record = read_record(folder)
-    assert record is not None and record["status"] == "complete" and record["steps"] == 9
+    assert record["status"] == "complete" and record["steps"] == 9
 
 
 def test_ctrl_c_in_an_evaluation_goes_on_with_the_evaluation(run_folder: Path) -> None:
@@ -190,15 +190,35 @@ def test_ctrl_c_in_an_evaluation_goes_on_with_the_evaluation(run_folder: Path) -
         process.wait()
     checkpoint = read_checkpoint(last)
     assert checkpoint["evaluation_due"] and checkpoint["global_step"] == 3
+    # As if it had been killed while it wrote.
+    last.with_name("last.ckpt.0.part").write_bytes(b"half")
     done = run_command(run_folder, "train", *line, f"hydra.run.dir={folder}", "ckpt_path=auto")
     assert done.returncode == 0, done.stderr
     assert_same_end(folder, run_folder / "evaluations")
     whole = logged(run_folder / "evaluations", "val/NDS")
+    assert sorted(path.name for path in last.parent.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
     assert set(whole) == {2, 5} and logged(folder, "val/NDS") == whole
+    for key in ("aqr/epoch/bev/mean", "aqr/val/bev/mean"):
+        assert logged(folder, key) == logged(run_folder / "evaluations", key) != {}, key
     bests = [
         read_checkpoint(run_folder / name / "checkpoints" / "best.ckpt") for name in ("evaluations", folder.name)
     ]
     assert_same(bests[0]["state_dict"], bests[1]["state_dict"])
+
+
+def test_a_run_that_was_killed_in_its_last_evaluation_ends_with_its_best_checkpoint(run_folder: Path) -> None:
+    """Nothing is left to train then, only to evaluate."""
+    folder = run_folder / "killed_last"
+    line = ["trainer.max_steps=2", "logger=csv", f"hydra.run.dir={folder}", "ckpt_path=auto"]
+    done = run_command(run_folder, "train", *line)
+    assert done.returncode == 0, done.stderr
+    best = folder / "checkpoints" / "best.ckpt"
+    for path in (best, folder / "metrics.json"):
+        path.unlink()
+    done = run_command(run_folder, "train", *line)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "metrics.json").is_file()
+    assert_same(read_checkpoint(best)["state_dict"], read_checkpoint(best.with_name("last.ckpt"))["state_dict"])
 
 
 def test_longer_training_within_an_epoch_is_that_of_a_longer_run(run_folder: Path) -> None:
@@ -212,6 +232,8 @@ def test_longer_training_within_an_epoch_is_that_of_a_longer_run(run_folder: Pat
     assert done.returncode == 0, done.stderr
     assert "trainer.max_steps" in done.stdout and "Changed since the checkpoint" in done.stdout
     assert_same_end(run_folder / "for3", run_folder / "for6")
+    epochs = logged(run_folder / "for6", "aqr/epoch/bev/mean")
+    assert set(epochs) == {1, 3, 5} and logged(run_folder / "for3", "aqr/epoch/bev/mean") == epochs
 
 
 def test_killed_again_and_again(run_folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cmt_aqr.sweeps.runs import Run, runs_of
+from cmt_aqr.sweeps.runs import SweepRun, runs_of
 from cmt_aqr.training.checkpoints import read_checkpoint
 from tests.system.commands import arguments, environment, run_command
 
@@ -54,7 +54,7 @@ def test_a_run_that_fails_is_named_and_those_that_are_complete_are_skipped(run_f
     assert "0 is complete: skipped" in done.stdout
     assert (folder / "0" / "metrics.json").stat().st_mtime_ns == before
     assert statuses(folder) == {"0": "complete", "1": "failed", "2": "complete"}
-    assert "renderer.max_weight_clamp=2.5" in Run.read(folder / "2").overrides
+    assert "renderer.max_weight_clamp=2.5" in SweepRun.read(folder / "2").overrides
 
 
 def test_a_sweep_that_was_killed_goes_on_where_it_was(run_folder: Path) -> None:

@@ -34,6 +34,22 @@ def test_rows_that_come_again_are_dropped(due: bool, kept: bool, tmp_path: Path)
     assert rows(tmp_path) == [(0, "0.0", ""), (1, "1.0", ""), (2, "9.0", "")]
 
 
+@pytest.mark.parametrize(("looks", "kept"), [(0, True), (3, False)])
+def test_the_row_of_an_epoch_stays_if_the_checkpoint_is_from_after_its_end(
+    looks: int, kept: bool, tmp_path: Path
+) -> None:
+    """What the monitor says of an epoch is logged at its last step, which the run does not take again."""
+    first_part(tmp_path)
+    logger = CurveLogger(str(tmp_path))
+    logger.go_on({"global_step": 4})
+    logger.log_metrics({"aqr/epoch/bev/mean": 0.25, "epoch": 0}, 3)
+    state = {"epoch_number": 0, "epoch": {"looks": looks}, "warned": []}
+    CurveLogger(str(tmp_path)).go_on({"global_step": 4, "callbacks": {"AQRMonitor": state}})
+    with (tmp_path / "csv" / "metrics.csv").open() as file:
+        found = [row["aqr/epoch/bev/mean"] for row in csv.DictReader(file)]
+    assert [value for value in found if value] == (["0.25"] if kept else [])
+
+
 def test_a_new_run_begins_anew_and_a_missing_file_is_made(tmp_path: Path) -> None:
     logger = CurveLogger(str(tmp_path))
     logger.go_on({"global_step": 2})

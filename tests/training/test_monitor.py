@@ -107,7 +107,7 @@ def test_a_fit_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             looks = rows(tmp_path, f"aqr/{name}/{key}").values()
             one = {"max": max, "min": min}.get(key.split("_")[0], lambda items: sum(items) / len(items))
             assert value == pytest.approx(one(list(looks)), rel=1e-6), (name, key)
-            assert rows(tmp_path, f"aqr/epoch/{name}/{key}") == {5: pytest.approx(value)}
+            assert rows(tmp_path, f"aqr/epoch/{name}/{key}") == {4: pytest.approx(value)}
     assert "epoch 0 (looked at 3 times)" in printed
     assert f"{written['camera']['max']:.4g}" in printed and f"{written['bev']['drawn']:.1%}" in printed
 
@@ -157,7 +157,7 @@ def test_other_processes_than_the_first_do_not_look(tmp_path: Path) -> None:
 def test_the_first_step_of_every_epoch_is_looked_at(tmp_path: Path) -> None:
     fit(tmp_path, small_module(), 3, AQRMonitor(tmp_path, every_n_steps=100), max_epochs=3)
     assert list(rows(tmp_path, "aqr/bev/mean")) == [0, 3, 6]
-    assert list(rows(tmp_path, "aqr/epoch/bev/mean")) == [3, 6, 9]
+    assert list(rows(tmp_path, "aqr/epoch/bev/mean")) == [2, 5, 8]
     written = json.loads((tmp_path / "map_statistics.json").read_text())
     assert written["bev"]["mean"] == pytest.approx(rows(tmp_path, "aqr/bev/mean")[6], rel=1e-6)
 
@@ -311,10 +311,10 @@ def test_an_evaluation_within_training_is_logged_beside_it(tmp_path: Path) -> No
         num_sanity_val_steps=1,
     )
     trainer.fit(module, frames(2), frames(1))
-    assert list(rows(tmp_path, "aqr/val/bev/mean")) == [2]
+    assert list(rows(tmp_path, "aqr/val/bev/mean")) == [1]
     written = json.loads((tmp_path / "map_statistics.json").read_text())
-    assert written["bev"]["mean"] == pytest.approx(rows(tmp_path, "aqr/epoch/bev/mean")[2], rel=1e-6)
-    assert written["bev"]["mean"] != pytest.approx(rows(tmp_path, "aqr/val/bev/mean")[2], rel=1e-6)
+    assert written["bev"]["mean"] == pytest.approx(rows(tmp_path, "aqr/epoch/bev/mean")[1], rel=1e-6)
+    assert written["bev"]["mean"] != pytest.approx(rows(tmp_path, "aqr/val/bev/mean")[1], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.training.records import RunRecord, machine, read_record, record_refusal, recorded
+from cmt_aqr.files import read_record
+from cmt_aqr.training.records import RunRecord, machine, record_refusal, recorded
 
 CONFIG = OmegaConf.create({"seed": 7, "lr": 0.1})
 
@@ -20,7 +21,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def test_a_record_says_running_then_complete(tmp_path: Path) -> None:
-    assert read_record(tmp_path) is None
+    assert read_record(tmp_path) == {}
     with recorded(tmp_path / "run", CONFIG, ["lr=0.1"]):
         assert record_of(tmp_path / "run")["status"] == "running"
     record = record_of(tmp_path / "run")

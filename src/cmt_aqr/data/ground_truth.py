@@ -17,7 +17,6 @@ from nuscenes.eval.detection.data_classes import DetectionBox
 
 from cmt_aqr.constants import LIDAR
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.files import written_at_once
 from cmt_aqr.data.tables import (
     cache_path,
     check_request,
@@ -26,6 +25,7 @@ from cmt_aqr.data.tables import (
     open_tables,
     samples_of_split,
 )
+from cmt_aqr.files import written_at_once
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ from rich.progress import track
 
 from cmt_aqr.constants import BOX_SIZE, CAMERAS, CLASSES, LIDAR
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.files import written_at_once
 from cmt_aqr.data.poses import invert, poses, rotations
 from cmt_aqr.data.tables import (
     cache_path,
@@ -29,6 +28,7 @@ from cmt_aqr.data.tables import (
     open_tables,
     samples_of_split,
 )
+from cmt_aqr.files import written_at_once
 
 log = logging.getLogger(__name__)
 

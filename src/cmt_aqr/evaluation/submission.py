@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.files import written_at_once
+from cmt_aqr.files import written_at_once
 from cmt_aqr.structures import Detections
 
 MAX_BOXES = 500

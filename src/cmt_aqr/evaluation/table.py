@@ -12,8 +12,8 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from cmt_aqr.constants import CLASSES
-from cmt_aqr.data.files import written_at_once
 from cmt_aqr.evaluation.metric import ERRORS
+from cmt_aqr.files import write_json, written_at_once
 
 
 def metrics_table(metrics: Mapping[str, float], title: str = "nuScenes detection") -> Group:
@@ -54,8 +54,7 @@ def write_metrics(metrics: Mapping[str, float], path: Path) -> Path:
     Returns:
         ``path``.
     """
-    with written_at_once(path) as partial:
-        partial.write_text(json.dumps(nan_to_null(metrics), indent=2) + "\n")
+    write_json(path, nan_to_null(metrics))
     return path
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from cmt_aqr.data.files import written_at_once
+from cmt_aqr.files import written_at_once
 from cmt_aqr.reports.figures import Picture
 from cmt_aqr.reports.runs import Run
 from cmt_aqr.reports.settings import (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cmt_aqr.data.files import written_at_once
 from cmt_aqr.errors import UserError
-from cmt_aqr.sweeps.runs import COMPLETE, FAILED, Run, read_json
+from cmt_aqr.files import record_failure
+from cmt_aqr.sweeps.runs import COMPLETE, SweepRun
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ def run(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         What ``function`` returns, the NDS of a run that was complete, or ``None`` after a failure.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    before = Run.read(folder)
+    before = SweepRun.read(folder)
     if before.status == COMPLETE:
         log.info("%s is complete: skipped", folder)
         return before.metrics["NDS"]
@@ -41,14 +40,5 @@ def run(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     except Exception as error:
         known = isinstance(error, UserError)
         log.error("This run failed: %s", error, exc_info=None if known else error)
-        _write_failure(folder, error)
+        record_failure(folder, error)
         return None
-
-
-def _write_failure(folder: Path, error: Exception) -> None:
-    # Imported here, as in scripts/train.py: a run that is skipped needs no PyTorch.
-    from cmt_aqr.training.records import RECORD, sentence
-
-    record = read_json(folder / RECORD) | {"status": FAILED, "error": sentence(error)}
-    with written_at_once(folder / RECORD) as partial:
-        partial.write_text(json.dumps(record, indent=2) + "\n")

@@ -10,10 +10,11 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+
+from cmt_aqr.files import read_json, read_record
 
 COMPLETE, FAILED, STOPPED, NEW = "complete", "failed", "stopped", "new"
 _NOT_OF_THE_RUN = ("sweep", "launcher", "sweep_dir")
@@ -40,7 +41,7 @@ def _key_and_value(override: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Run:
+class SweepRun:
     """A run's folder in a sweep.
 
     Attributes:
@@ -65,9 +66,9 @@ class Run:
         return self.folder.name
 
     @classmethod
-    def read(cls, folder: Path) -> Run:
+    def read(cls, folder: Path) -> SweepRun:
         """What a folder tells; a run that nobody ended counts as stopped."""
-        record = read_json(folder / "record.json")
+        record = read_record(folder)
         metrics = read_json(folder / "metrics.json")
         status = record.get("status", COMPLETE if metrics else STOPPED)
         if status not in (COMPLETE, FAILED) or (status == COMPLETE and not metrics):
@@ -84,11 +85,11 @@ class Run:
         )
 
 
-def runs_of(sweep_dir: Path) -> list[Run]:
+def runs_of(sweep_dir: Path) -> list[SweepRun]:
     """All runs in a sweep's folder, by their numbers."""
     folders = {path.parent.parent for path in sweep_dir.glob("*/.hydra/*")}
     begun = [folder for folder in folders if not folder.name.startswith(".")]
-    return [Run.read(folder) for folder in sorted(begun, key=_number)]
+    return [SweepRun.read(folder) for folder in sorted(begun, key=_number)]
 
 
 def _number(folder: Path) -> tuple[float, str]:
@@ -131,11 +132,6 @@ def _written_overrides(folder: Path) -> list[str]:
     if claimed.is_file():
         return json.loads(claimed.read_text())
     return [str(item) for item in OmegaConf.load(written)] if written.is_file() else []
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where it is absent."""
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 OmegaConf.register_new_resolver("sweep_folder", lambda given, default: given or default, replace=True)

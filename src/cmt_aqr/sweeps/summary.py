@@ -9,18 +9,18 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from cmt_aqr.data.files import written_at_once
-from cmt_aqr.sweeps.runs import Run, key_values
+from cmt_aqr.files import written_at_once
+from cmt_aqr.sweeps.runs import SweepRun, key_values
 
 
-def swept_keys(runs: Sequence[Run]) -> list[str]:
+def swept_keys(runs: Sequence[SweepRun]) -> list[str]:
     """The keys whose values are not the same in all runs."""
     given = [key_values(run.overrides) for run in runs]
     keys = dict.fromkeys(key for values in given for key in values)
     return [key for key in keys if len({values.get(key) for values in given}) > 1]
 
 
-def summary_table(runs: Sequence[Run], title: str) -> Table:
+def summary_table(runs: Sequence[SweepRun], title: str) -> Table:
     """A table of the runs for rich to print; the best NDS is bold."""
     keys = swept_keys(runs)
     table = Table(title=escape(title), title_justify="left")
@@ -48,7 +48,7 @@ def summary_table(runs: Sequence[Run], title: str) -> Table:
     return table
 
 
-def write_summary(runs: Sequence[Run], path: Path) -> Path:
+def write_summary(runs: Sequence[SweepRun], path: Path) -> Path:
     """Write the table as CSV: a line for each run, with a column for each swept key.
 
     Returns:

@@ -20,7 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.sweeps.runs import COMPLETE, FAILED, NEW, STOPPED, Run, identity, runs_of
+from cmt_aqr.sweeps.runs import COMPLETE, FAILED, NEW, STOPPED, SweepRun, identity, runs_of
 from cmt_aqr.sweeps.summary import summary_table, write_summary
 from cmt_aqr.visual.console import console
 
@@ -39,13 +39,13 @@ class Sweep:
     folder: Path
     grid: list[list[str]] | None
 
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[SweepRun]:
         """The runs of this sweep; those of its folder that it does not ask for are left out."""
         found = {identity(run.overrides): run for run in runs_of(self.folder)}
         if self.grid is None:
             return list(found.values())
         absent = self.folder / "-"
-        return [found.get(identity(item), Run(absent, tuple(item), NEW, {})) for item in self.grid]
+        return [found.get(identity(item), SweepRun(absent, tuple(item), NEW, {})) for item in self.grid]
 
 
 _under_way: Sweep | None = None
@@ -107,7 +107,7 @@ def finish() -> str | None:
     return f"{', and '.join(sentences)}; the same command with sweep_dir={sweep.folder} goes on with these"
 
 
-def _reasons(failed: list[Run]) -> str:
+def _reasons(failed: list[SweepRun]) -> str:
     names: dict[str, list[str]] = {}
     for run in failed:
         names.setdefault(str(run.error), []).append(run.name)

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from cmt_aqr.errors import UserError
+from cmt_aqr.files import written_at_once
 from cmt_aqr.training.records import is_rank_zero
 from cmt_aqr.training.stopping import Stopped, StopSignals
 
@@ -128,16 +129,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UserError: it could not be written, for want of space, say.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if target.name == LAST and target.exists():
-                _keep(target, target.with_name(PREVIOUS))
-            temporary.replace(target)
+            with written_at_once(target) as partial:
+                with partial.open("wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if target.name == LAST and target.exists():
+                    _keep(target, target.with_name(PREVIOUS))
         except (OSError, RuntimeError) as error:  # torch has a RuntimeError for what the file system refused
             reason = next((cause.strerror for cause in _causes(error) if isinstance(cause, OSError)), str(error))
             before = f"the one before it, {target}, is intact; " if target.exists() else ""
@@ -145,8 +144,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"the checkpoint {target} could not be written ({reason}): {before}make room and go on with "
                 "ckpt_path=auto"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint, see :func:`read_checkpoint`."""
@@ -161,13 +158,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _keep(path: Path, name: Path) -> None:
     """Give a file a second name, in place of what had it, so that the first can be given to another file."""
-    link = name.with_name(f".{name.name}.{os.getpid()}.tmp")
     try:
-        link.hardlink_to(path)
+        with written_at_once(name) as link:
+            link.hardlink_to(path)
     except OSError:  # a file system without links: for a moment, only the second name exists
         path.replace(name)
-    else:
-        link.replace(name)
 
 
 class Checkpoints(Checkpoint):
@@ -224,8 +219,6 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on a signal waits for the end of the step."""
         self._time_of_last = time.monotonic()
-        if trainer.ckpt_path is not None and Path(trainer.ckpt_path) == self.last:
-            self._step_of_last = trainer.global_step
         if self.signals is not None:
             self.signals.hold()
 
@@ -276,9 +269,8 @@ class Checkpoints(Checkpoint):
                 self._save_best(trainer)
         elif self._step_of_last == trainer.global_step and trainer.is_global_zero:
             # The evaluation after a fit that ended within an epoch: these are the weights of last.ckpt.
-            temporary = self.best.with_name(f".{self.best.name}.{os.getpid()}.tmp")
-            shutil.copyfile(self.last, temporary)
-            temporary.replace(self.best)
+            with written_at_once(self.best) as partial:
+                shutil.copyfile(self.last, partial)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``best.ckpt`` after the best evaluation, and ``last.ckpt``."""
@@ -300,6 +292,13 @@ class Checkpoints(Checkpoint):
             self._save_last(trainer)
         if self.signals is not None:
             self.signals.release()
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """See which step ``last.ckpt`` is of, also where nothing is left to train and no training starts."""
+        if trainer.ckpt_path is not None and Path(trainer.ckpt_path) == self.last:
+            self._step_of_last = checkpoint["global_step"]
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -10,7 +10,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from cmt_aqr.data.files import written_at_once
+from cmt_aqr.files import written_at_once
+from cmt_aqr.training.monitor import EPOCH, is_epoch_open
 
 
 class CurveLogger(CSVLogger):
@@ -59,7 +60,9 @@ class _ContinuedWriter(ExperimentWriter):
 def _comes_again(row: dict[str, str], checkpoint: dict[str, Any]) -> bool:
     """Whether a run that goes on from a checkpoint writes this row itself."""
     last = checkpoint["global_step"] - 1
-    evaluated = any(value for key, value in row.items() if key.startswith("val/"))
-    return int(row["step"]) > last or (
-        int(row["step"]) == last and evaluated and checkpoint.get("evaluation_due", False)
-    )
+    if int(row["step"]) != last:
+        return int(row["step"]) > last
+    filled = {key for key, value in row.items() if value}
+    if any(key.startswith(("val/", "aqr/val/")) for key in filled):
+        return bool(checkpoint.get("evaluation_due", False))
+    return any(key.startswith(f"{EPOCH}/") for key in filled) and is_epoch_open(checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -67,6 +68,8 @@ class DetectorModule(L.LightningModule):
         self.config = config or {}
         self.evaluated: tuple[int, dict[str, float]] | None = None
         """The last full evaluation: the step it was made at, and its metrics."""
+        self.results_path: Path | None = None
+        """Where an evaluation writes all boxes in nuScenes' format; ``None``: nowhere."""
         self._guard = LossGuard()
         self.look_at_losses_every = 10
         """Batches; looking waits for the device, as logging does."""
@@ -164,6 +167,9 @@ class DetectorModule(L.LightningModule):
         if self.metric is None:
             return
         metrics = self.metric.compute()
+        if self.results_path is not None:
+            use_camera, use_lidar = self.model.image is not None, self.model.lidar is not None
+            self.metric.write(self.results_path, use_camera=use_camera, use_lidar=use_lidar)
         self.metric.reset()
         # Every process holds the gathered result already, so there is nothing to synchronise.
         self.log_dict({f"val/{name}": float(value) for name, value in metrics.items()}, sync_dist=False)

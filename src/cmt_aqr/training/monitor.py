@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -19,13 +18,14 @@ from torch.utils.hooks import RemovableHandle
 from cmt_aqr.aqr import AQR
 from cmt_aqr.aqr.checks import require_above_zero, require_count
 from cmt_aqr.aqr.statistics import output_statistics, used_weights
-from cmt_aqr.data.files import written_at_once
+from cmt_aqr.files import write_json
 from cmt_aqr.structures import AQROutput
 from cmt_aqr.visual.console import console
 
 log = logging.getLogger(__name__)
 
 MAPS = ("bev", "camera")
+EPOCH = "aqr/epoch"
 GRADIENT = "generator_gradient"
 FILE = "map_statistics.json"
 
@@ -160,8 +160,8 @@ class AQRMonitor(L.Callback):
         step = trainer.global_step
         if self._step is None and (batch_idx == 0 or step % self.every_n_steps == 0):
             if self._epoch_number != trainer.current_epoch:
-                # Also where a checkpoint was written after an epoch's last step and before its end.
-                self._epoch_number, self._epoch = trainer.current_epoch, Summary()
+                self._close_epoch(trainer)
+                self._epoch_number = trainer.current_epoch
             self._look(trainer, pl_module, step)
 
     def on_before_optimizer_step(
@@ -187,16 +187,23 @@ class AQRMonitor(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the epoch's numbers and write them to ``map_statistics.json``."""
-        if self._epoch.looks == 0:
-            return
-        self._log(trainer, "aqr/epoch", self._epoch.numbers, trainer.global_step)
-        self._write(self._epoch)
-        self._last_epoch, self._epoch = (trainer.current_epoch, self._epoch), Summary()
+        self._close_epoch(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Close an epoch that a run from a checkpoint found finished, but not closed."""
-        if self._last_epoch is None:
-            self.on_train_epoch_end(trainer, pl_module)
+        """Close an epoch that a run from a checkpoint found finished."""
+        self._close_epoch(trainer)
+
+    def _close_epoch(self, trainer: L.Trainer) -> None:
+        """End the epoch that is open, if there is one.
+
+        A checkpoint that was written after an epoch's last step and before its end leaves it open; the run that
+        goes on from there closes it where it begins the next epoch, or ends.
+        """
+        if self._epoch.looks == 0 or self._epoch_number is None:
+            return
+        self._log(trainer, EPOCH, self._epoch.numbers, trainer.global_step - 1, self._epoch_number)
+        self._write(self._epoch)
+        self._last_epoch, self._epoch = (self._epoch_number, self._epoch), Summary()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the last epoch's numbers."""
@@ -240,7 +247,8 @@ class AQRMonitor(L.Callback):
         """Log the evaluation's numbers; where nothing was trained, print and write them, too."""
         if self._evaluation.looks == 0:
             return
-        self._log(trainer, "aqr/val", self._evaluation.numbers, trainer.global_step)
+        step = max(trainer.global_step - 1, 0)
+        self._log(trainer, "aqr/val", self._evaluation.numbers, step, trainer.current_epoch)
         if trainer.state.fn == TrainerFn.VALIDATING and self._last_epoch is None:
             self._write(self._evaluation)
             looks = _times(self._evaluation.looks)
@@ -289,7 +297,7 @@ class AQRMonitor(L.Callback):
                 numbers[f"weights/{sensor}_mean"] = weights.mean().item()
                 numbers[f"weights/{sensor}_std"] = weights.std(correction=0).item()
         self._epoch.add(numbers)
-        self._log(trainer, "aqr", numbers, step)
+        self._log(trainer, "aqr", numbers, step, trainer.current_epoch)
         edges = torch.linspace(0, 1, self.histogram_bins + 1).tolist()
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -327,15 +335,19 @@ class AQRMonitor(L.Callback):
                 step,
             )
 
-    def _log(self, trainer: L.Trainer, prefix: str, numbers: dict[str, float], step: int) -> None:
+    def _log(self, trainer: L.Trainer, prefix: str, numbers: dict[str, float], step: int, epoch: int) -> None:
         values = {f"{prefix}/{key}": value for key, value in numbers.items()}
         for logger in trainer.loggers:
-            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=step)
+            logger.log_metrics({**values, "epoch": epoch}, step=step)
 
     def _write(self, summary: Summary) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with written_at_once(self.path) as partial:
-            partial.write_text(json.dumps(summary.by_map(), indent=2) + "\n")
+        write_json(self.path, summary.by_map())
+
+
+def is_epoch_open(checkpoint: dict[str, Any]) -> bool:
+    """Whether a run that goes on from a checkpoint logs the numbers of the epoch that the checkpoint is in."""
+    state = checkpoint.get("callbacks", {}).get(AQRMonitor.__qualname__)
+    return state is not None and state["epoch"]["looks"] > 0
 
 
 def _aqr_of(module: L.LightningModule) -> AQR | None:

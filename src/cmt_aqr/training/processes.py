@@ -9,7 +9,6 @@ would give it, waits, and hands their result or error back. So each run of a swe
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -31,10 +30,9 @@ from omegaconf import DictConfig
 
 from cmt_aqr.cluster import outside_environment
 from cmt_aqr.configuration import build
-from cmt_aqr.data.files import written_at_once
 from cmt_aqr.errors import UserError
+from cmt_aqr.files import read_record, record_failure
 from cmt_aqr.training.loggers import finish_loggers
-from cmt_aqr.training.records import RECORD, read_record, sentence
 
 Metrics = dict[str, float]
 Task = Callable[[DictConfig, Path, list[str]], Metrics]
@@ -302,11 +300,8 @@ class Processes:
 
 def correct_record(folder: Path, error: Exception) -> None:
     """Write why a run failed into its record, which its first process may not have been able to finish."""
-    record = read_record(folder) or {}
-    if record.get("status") not in ("running", "failed"):
-        return
-    with written_at_once(folder / RECORD) as partial:
-        partial.write_text(json.dumps(record | {"status": "failed", "error": sentence(error)}, indent=2) + "\n")
+    if read_record(folder).get("status") in ("running", "failed"):
+        record_failure(folder, error)
 
 
 def worker_environment(environment: Mapping[str, str], rank: int, count: int, port: int) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import platform
@@ -21,13 +20,13 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from cmt_aqr.data.files import written_at_once
+from cmt_aqr.errors import sentence
+from cmt_aqr.files import RECORD, write_json
 from cmt_aqr.structures import Batch
 
 log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "timm", "nuscenes-devkit", "numpy", "scipy")
-RECORD = "record.json"
 
 
 class RunRecord:
@@ -87,8 +86,7 @@ class RunRecord:
             "frames_per_second": meter.frames_per_second if meter else None,
             **peak_memory(),
         }
-        with written_at_once(self.path) as partial:
-            partial.write_text(json.dumps(self._values | measured, indent=2) + "\n")
+        write_json(self.path, self._values | measured)
 
     def write_if_possible(self, **changes: Any) -> None:
         """Write on the way out of a failure, which may be that nothing can be written."""
@@ -120,18 +118,6 @@ def record_refusal(folder: Path, config: DictConfig, overrides: list[str], error
     """Record a run that was refused before it began, unless the folder holds the record of an earlier one."""
     if not (folder / RECORD).is_file():
         RunRecord(folder, config, overrides).write(status="failed", error=sentence(error))
-
-
-def sentence(error: BaseException) -> str:
-    """An exception on one line, with its type unless it was written for users."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a run's folder, or ``None`` where there is none."""
-    path = folder / RECORD
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 class RunMeter(L.Callback):

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from cmt_aqr.configuration import override_keys, with_overrides
+from cmt_aqr.configuration import check_config, override_keys, with_overrides
 from cmt_aqr.errors import UserError
 from cmt_aqr.training.checkpoints import newest_checkpoint, saved_config
 from cmt_aqr.training.records import is_rank_zero
@@ -54,6 +54,28 @@ def checkpoint_path(given: str | None, folder: Path, folder_given: bool = True) 
     if found is None:
         raise UserError(f"ckpt_path={given}: there is no checkpoint in this folder")
     return found
+
+
+def configuration_to_evaluate(config: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:
+    """The configuration to look at a checkpoint with: the checkpoint's, with the overrides put in, and checked.
+
+    Args:
+        config: as composed by this command; its ``ckpt_path`` is a file, or a run's folder for its newest one.
+        overrides: as given on the command line.
+        folder: of this command's run.
+
+    Raises:
+        UserError: no checkpoint is given, or a value cannot be.
+    """
+    path = checkpoint_path(config.ckpt_path, folder, folder_given=False)
+    if path is None:
+        raise UserError(
+            "ckpt_path is missing: name a checkpoint or the folder of a run, as in ckpt_path=outputs/.../best.ckpt"
+        )
+    config.ckpt_path = str(path)
+    merged = with_overrides(saved_config(path), config, overrides)
+    check_config(merged)
+    return merged
 
 
 def configuration(config: DictConfig, overrides: Sequence[str], path: Path | None) -> DictConfig:

@@ -18,6 +18,7 @@ from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.table import metrics_table, write_metrics, write_metrics_csv
+from cmt_aqr.files import remove_partial
 from cmt_aqr.memory import keep_freed_memory
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.image import ImageBranch
@@ -32,6 +33,9 @@ from cmt_aqr.training.records import RunRecord, is_rank_zero, recorded
 from cmt_aqr.training.stopping import Stopped, StopSignals
 from cmt_aqr.visual.console import console
 from cmt_aqr.weights import load_weights
+
+RESULTS = "results_nusc.json"
+"""The devkit's name for a file of detections."""
 
 
 def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
@@ -80,6 +84,8 @@ def _train(
     config: DictConfig, folder: Path, overrides: list[str], record: RunRecord, signals: StopSignals
 ) -> dict[str, float]:
     keep_freed_memory()
+    if is_rank_zero():
+        remove_partial(folder)
     L.seed_everything(config.seed, workers=True, verbose=False)
     callbacks = [build(callback) for callback in config.callbacks.values() if callback is not None]
     if config.ckpt_path and clamp_given(overrides) and config.aqr is not None:
@@ -120,11 +126,20 @@ def evaluate(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) ->
         The official metrics.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return report(*measure(config, overrides), folder)
+    results = folder / RESULTS if config.get("write_results") else None
+    trainer, module = measure(config, overrides, results)
+    if results is not None and trainer.is_global_zero:
+        console().print(f"All boxes, as nuScenes takes them, are in {results}", soft_wrap=True)
+    return report(trainer, module, folder)
 
 
-def measure(config: DictConfig, overrides: Sequence[str] = ()) -> tuple[L.Trainer, DetectorModule]:
-    """Evaluate as :func:`evaluate` does, without a report: the metrics are in the module's ``evaluated``."""
+def measure(
+    config: DictConfig, overrides: Sequence[str] = (), results: Path | None = None
+) -> tuple[L.Trainer, DetectorModule]:
+    """Evaluate as :func:`evaluate` does, without a report: the metrics are in the module's ``evaluated``.
+
+    With ``results`` all boxes go into that file, in nuScenes' format.
+    """
     keep_freed_memory()
     checkpoint = read_checkpoint(Path(config.ckpt_path))
     shown = [config.callbacks.get(name) for name in ("progress", "aqr_monitor")]
@@ -136,6 +151,7 @@ def measure(config: DictConfig, overrides: Sequence[str] = ()) -> tuple[L.Traine
     renderer = renderer_of(module)
     if clamp_given(overrides) and renderer is not None:
         renderer.set_clamp(config.renderer.max_weight_clamp)
+    module.results_path = results
     trainer.validate(module, datamodule=data, verbose=False)
     return trainer, module
 

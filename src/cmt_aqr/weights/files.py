@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import zipfile
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cmt_aqr.errors import UserError
+from cmt_aqr.files import written_at_once
 
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 """Entries under which checkpoints keep their state dict."""
@@ -149,11 +149,6 @@ def save_pickled(state: Mapping[str, Tensor], path: str | Path) -> Path:
 
 
 def _write(path: Path, write: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_at_once(path) as partial:
+        write(partial)
     return path

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cmt_aqr.data.files import written_at_once
+from cmt_aqr.files import written_at_once
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""Files that are there whole or not at all, and the record in a run's folder, without PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cmt_aqr.errors import sentence
+
+RECORD = "record.json"
+
+
+@contextlib.contextmanager
+def written_at_once(path: Path) -> Iterator[Path]:
+    """Give a name beside ``path`` to write to; afterwards it replaces ``path``, or vanishes after an error.
+
+    The folder is made where it is absent. Several processes may write the same file: the last one stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what processes that were killed left of files, in a folder and below, for want of a moment to."""
+    for path in folder.rglob("*.part"):
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value for people and programs to read, at once or not at all."""
+    with written_at_once(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where it is absent."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a run's folder; empty where there is none."""
+    return read_json(folder / RECORD)
+
+
+def record_failure(folder: Path, error: BaseException) -> None:
+    """Write why a run failed into its record, whatever of one is there."""
+    write_json(folder / RECORD, read_record(folder) | {"status": "failed", "error": sentence(error)})
