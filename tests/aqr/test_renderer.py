@@ -148,6 +148,19 @@ def test_maps_without_any_query(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", RENDER_METHODS)
+def test_kernels_kept_from_an_evaluation_serve_training(method: str) -> None:
+    """Tensors made under ``inference_mode`` may take no part in a backward pass: kernels are made outside of it."""
+    weights, placement = scattered()
+    renderer = Renderer(method, gaussian_sigma=0.77, distance_decay=0.77, max_weight_clamp=None)
+    with torch.inference_mode():
+        evaluated = renderer.draw(weights, placement)
+    trained = renderer.draw(weights.requires_grad_(), placement)
+    trained.square().sum().backward()
+    assert weights.grad is not None and weights.grad.abs().sum() > 0
+    assert torch.equal(evaluated, trained)
+
+
+@pytest.mark.parametrize("method", RENDER_METHODS)
 def test_order_of_the_queries_does_not_matter(method: str) -> None:
     weights, placement = scattered()
     order = torch.randperm(weights.shape[1], generator=torch.Generator().manual_seed(3))
