@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from cmt_aqr import fault_study
 from cmt_aqr.errors import UserError
 from cmt_aqr.fault_study import (
     BAD,
+    MeanWeights,
     Result,
     StudyRun,
     differences,
@@ -26,6 +28,7 @@ from cmt_aqr.fault_study import (
     values_of,
     with_bad,
 )
+from cmt_aqr.structures import AQROutput
 from tests.composed import composed
 
 CONDITIONS = {
@@ -59,6 +62,19 @@ def make_run(folder: Path, name: str, seed: int, finished: bool = True, steps: i
     return StudyRun(folder, name, seed)
 
 
+def weighing(lidar: list[float], camera: list[float], camera_seen: list[bool]) -> AQROutput:
+    """AQR's output of two queries, both on the BEV map."""
+    nothing = dict.fromkeys(
+        ("bev_features", "image_features", "bev_map_raw", "bev_map", "image_map_raw", "image_map", "draws")
+    )
+    return AQROutput(
+        weights=torch.tensor([lidar, camera]).T[None],
+        camera_seen=torch.tensor([camera_seen]),
+        bev_seen=torch.ones(1, 2, dtype=torch.bool),
+        **nothing,
+    )
+
+
 def settings(folder: Path, **changes: Any) -> DictConfig:
     values = {"folder": str(folder), "baseline": "plain", "seed": 7, "override": {}, "refresh": False}
     return OmegaConf.create({**values, "conditions": CONDITIONS, **changes})
@@ -69,8 +85,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
     """Configurations that were evaluated; an evaluation costs nothing and depends on condition, name and seed."""
     seen: list[DictConfig] = []
 
-    def measure(config: DictConfig) -> tuple[None, SimpleNamespace]:
+    def measure(config: DictConfig, watching: list[MeanWeights]) -> tuple[None, SimpleNamespace]:
         seen.append(config)
+        if config.name == "ours":
+            watching[0]._see(nn.Identity(), (), weighing([0.5, 0.7], [0.2, 0.6], [True, False]))
         condition = next((name for name in ("fog", "night") if name in config.eval_fault), "clean")
         reached = REACHED[condition] + 0.01 * config.seed + (0.1 if config.name == "ours" else 0.0)
         if config.name == "ours" and config.seed == 2:
@@ -118,6 +136,10 @@ def test_a_study_prints_and_writes_means_spreads_and_paired_differences(
         "3": pytest.approx(0.1),
     }
     assert less["ours"]["fog"]["std"] == pytest.approx(0.02 / math.sqrt(3))
+    # Of the variant that weighs only, and of the weights that draw only.
+    assert set(summary["mean LiDAR weight"]) == set(summary["mean camera weight"]) == {"ours"}
+    assert summary["mean LiDAR weight"]["ours"]["fog"]["mean"] == pytest.approx(0.6)
+    assert summary["mean camera weight"]["ours"]["clean"]["mean"] == pytest.approx(0.2)
     with (tmp_path / "fault_study.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 24
@@ -127,6 +149,7 @@ def test_a_study_prints_and_writes_means_spreads_and_paired_differences(
     assert one["mAVE"] == ""
     printed = capsys.readouterr().out
     assert "0.520 ± 0.010" in printed and "+0.107 ± 0.012" in printed and "+0.100  +0.120  +0.100" in printed
+    assert "mean camera weight: mean" in printed and "0.200 ± 0.000" in printed
     assert "different numbers of steps" not in printed
     assert printed.index("plain") < printed.index("ours") and "…" not in printed
 

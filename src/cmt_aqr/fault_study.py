@@ -14,15 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from torch.utils.hooks import RemovableHandle
 
+from cmt_aqr.aqr.statistics import used_weights
 from cmt_aqr.configuration import check_config
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.table import nan_to_null, null_to_nan
 from cmt_aqr.files import read_json, write_json, written_at_once
+from cmt_aqr.structures import AQROutput
 from cmt_aqr.training.checkpoints import read_checkpoint, saved_config
 from cmt_aqr.training.run import measure
 from cmt_aqr.visual.console import console
@@ -35,6 +40,41 @@ BAD = "bad"
 
 HEADLINES = ("mAP", "NDS")
 """Metrics that are printed; all are written."""
+
+WEIGHTS = {"lidar": "mean LiDAR weight", "camera": "mean camera weight"}
+"""AQR's weights of each sensor, printed too, for the variants that have AQR."""
+
+
+class MeanWeights(L.Callback):
+    """The mean over an evaluation of the weights that draw, for each sensor; NaN without AQR."""
+
+    def __init__(self) -> None:
+        self._sums = dict.fromkeys(WEIGHTS, 0.0)
+        self._counts = dict.fromkeys(WEIGHTS, 0)
+        self._handle: RemovableHandle | None = None
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to look."""
+        aqr = getattr(pl_module.model, "aqr", None)
+        if aqr is not None:
+            self._handle = aqr.register_forward_hook(self._see)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop looking."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _see(self, aqr: torch.nn.Module, args: Any, output: AQROutput) -> None:
+        for sensor, weights in used_weights(output).items():
+            self._sums[sensor] += float(weights.double().sum())
+            self._counts[sensor] += weights.numel()
+
+    def means(self) -> dict[str, float]:
+        """By the names in :data:`WEIGHTS`."""
+        return {
+            name: self._sums[sensor] / self._counts[sensor] if self._counts[sensor] else math.nan
+            for sensor, name in WEIGHTS.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -79,7 +119,7 @@ class Result:
     Attributes:
         run: the run.
         condition: the name of what it was evaluated under, or ``BAD``.
-        metrics: official metrics.
+        metrics: official metrics, and :data:`WEIGHTS`.
     """
 
     run: StudyRun
@@ -120,6 +160,10 @@ def study(config: DictConfig) -> list[Result]:
                 f"{metric} less that of {config.baseline} with the same seed: mean ± standard deviation; each seed"
             )
             out.print(table_of(differences(values, config.baseline), title, difference_text))
+    for metric in WEIGHTS.values():
+        values = with_numbers(values_of(results, metric))
+        if values:
+            out.print(table_of(values, f"{metric}: mean ± standard deviation over seeds", spread_text))
     if config.baseline not in {run.variant for run in runs}:
         out.print(f"no differences: there is no run named baseline={config.baseline}", style="yellow")
     out.print(f"Written to {folder / 'fault_study.csv'} and {folder / 'fault_study.json'}", soft_wrap=True)
@@ -221,12 +265,13 @@ def evaluate_run(config: DictConfig, run: StudyRun, condition: str, refresh: boo
         **{group: OmegaConf.to_container(config[group]) for group in ("eval_fault", "data", "evaluation")},
     }
     kept = read_json(path)
-    if kept.get("made_from") == made_from and not refresh:
+    if kept.get("made_from") == made_from and kept["metrics"].keys() >= set(WEIGHTS.values()) and not refresh:
         return Result(run, condition, null_to_nan(kept["metrics"]))
-    _, module = measure(config)
+    weights = MeanWeights()
+    _, module = measure(config, watching=[weights])
     if module.evaluated is None:
         raise RuntimeError("the evaluation gave no metrics")
-    _, metrics = module.evaluated
+    metrics = module.evaluated[1] | weights.means()
     write_json(path, {"made_from": made_from, "metrics": nan_to_null(metrics)})
     return Result(run, condition, metrics)
 
@@ -250,6 +295,15 @@ def values_of(results: Iterable[Result], metric: str) -> Values:
         seeds = table.setdefault(result.run.variant, {}).setdefault(result.condition, {})
         seeds[result.run.seed] = result.metrics[metric]
     return table
+
+
+def with_numbers(values: Values) -> Values:
+    """The variants for which the metric is a number."""
+    return {
+        variant: conditions
+        for variant, conditions in values.items()
+        if all(math.isfinite(value) for seeds in conditions.values() for value in seeds.values())
+    }
 
 
 def differences(values: Values, baseline: str) -> Values:
@@ -313,13 +367,15 @@ def _write_csv(results: Sequence[Result], path: Path) -> None:
 
 
 def _write_summary(results: Sequence[Result], baseline: str, path: Path) -> None:
-    """Mean, spread and single seeds of the headlines, and of their differences to the baseline."""
+    """Mean, spread and single seeds of headlines, their differences to the baseline, and weights."""
     summary: dict[str, Any] = {"baseline": baseline}
     for metric in HEADLINES:
         values = values_of(results, metric)
         summary[metric] = _summary(values)
         if baseline in values:
             summary[f"{metric} less baseline"] = _summary(differences(values, baseline))
+    for metric in WEIGHTS.values():
+        summary[metric] = _summary(with_numbers(values_of(results, metric)))
     write_json(path, summary)
 
 

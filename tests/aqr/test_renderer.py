@@ -149,7 +149,7 @@ def test_maps_without_any_query(method: str) -> None:
 
 @pytest.mark.parametrize("method", RENDER_METHODS)
 def test_kernels_kept_from_an_evaluation_serve_training(method: str) -> None:
-    """Tensors made under ``inference_mode`` may take no part in a backward pass: kernels are made outside of it."""
+    """Tensors made under ``inference_mode`` may take no part in a backward pass: kernels are made outside."""
     weights, placement = scattered()
     renderer = Renderer(method, gaussian_sigma=0.77, distance_decay=0.77, max_weight_clamp=None)
     with torch.inference_mode():

@@ -44,6 +44,8 @@ def test_two_runs_are_compared_clean_and_with_faults(run_folder: Path) -> None:
         ]
         for condition in ("clean", "fog", "night")
     }
+    for metrics in kept.values():
+        assert 0 < metrics.pop("mean LiDAR weight") < 1 and 0 < metrics.pop("mean camera weight") < 1
     assert kept["clean"] == json.loads((run_folder / "study" / "aqr" / "metrics.json").read_text())
     assert kept["fog"] == json.loads((run_folder / "foggy" / "metrics.json").read_text())
     summary = json.loads((run_folder / "study" / "fault_study.json").read_text())

@@ -134,16 +134,20 @@ def evaluate(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) ->
 
 
 def measure(
-    config: DictConfig, overrides: Sequence[str] = (), results: Path | None = None
+    config: DictConfig,
+    overrides: Sequence[str] = (),
+    results: Path | None = None,
+    watching: Sequence[L.Callback] = (),
 ) -> tuple[L.Trainer, DetectorModule]:
     """Evaluate as :func:`evaluate` does, without a report: the metrics are in the module's ``evaluated``.
 
-    With ``results`` all boxes go into that file, in nuScenes' format.
+    With ``results`` all boxes go into that file, in nuScenes' format; ``watching`` are callbacks besides.
     """
     keep_freed_memory()
     checkpoint = read_checkpoint(Path(config.ckpt_path))
     shown = [config.callbacks.get(name) for name in ("progress", "aqr_monitor")]
     callbacks = [build(callback) for callback in shown if callback is not None]
+    callbacks += watching
     trainer = build(config.trainer, callbacks=callbacks, logger=False, enable_checkpointing=False)
     data = build_data(config)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
