@@ -17,7 +17,8 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 def composed(*overrides: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", [*overrides, "callbacks.checkpoint.folder=none"])
+        folders = [f"callbacks.{name}.folder=none" for name in ("checkpoint", "aqr_monitor")]
+        return hydra.compose("train", [*overrides, *folders])
 
 
 @pytest.mark.parametrize(
