@@ -1,0 +1,12 @@
+"""What holds for all tests."""
+
+import signal
+
+
+def pytest_configure() -> None:
+    """Listen to Ctrl-C where the shell that started the tests in the background has it ignored.
+
+    Ignored signals are inherited, and a run leaves them ignored: tests of what it does on Ctrl-C need it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
