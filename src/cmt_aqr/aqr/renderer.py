@@ -253,13 +253,15 @@ class Renderer(nn.Module):
     ) -> Tensor:
         reach = self.reach_fraction * min(size)
         rows, columns = (next_fast_len(side + math.floor(reach), real=True) for side in size)
-        kernel, disc = _disc_spectra((rows, columns), reach, self.distance_decay, weights.dtype, weights.device)
+        spectra = _disc_spectra((rows, columns), reach, self.distance_decay, weights.dtype, weights.device)
         number = _cell_number(cell, (rows, columns))
-        spread = _circular_filter(_add_up(weights, number, (rows, columns)), kernel, size)
+        both = torch.cat((weights, inside.to(weights.dtype)))
+        added = _add_up(both, number.repeat(2, 1), (rows, columns)).unflatten(0, (2, -1))
+        filtered = torch.fft.irfft2(torch.fft.rfft2(added) * spectra[:, None], s=(rows, columns))
         # The transform leaves rounding noise where no query reaches. How many reach is a whole number, so
         # it tells these cells apart for certain.
-        count = _add_up(inside.to(weights.dtype), number, (rows, columns))
-        return torch.where(_circular_filter(count, disc, size) > 0.5, spread, 0.0)
+        spread, queries_in_reach = filtered[..., : size[0], : size[1]]
+        return torch.where(queries_in_reach > 0.5, spread, 0.0)
 
     def _gaussian_filter(self, added: Tensor) -> Tensor:
         """Gaussian kernel on maps (map, row, column), along both axes in turn, cut at the border."""
@@ -298,10 +300,10 @@ def _gaussian_band(
 @torch.inference_mode(False)
 def _disc_spectra(
     size: tuple[int, int], reach: float, decay: float, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Spectra of exp(-d / (decay * reach)) and of 1, both for d <= ``reach``, on a map whose borders meet.
 
-    Both are (row, column // 2 + 1). Kept like :func:`_gaussian_band`.
+    Both in one, (2, row, column // 2 + 1). Kept like :func:`_gaussian_band`.
     """
     along = []
     for side in size:
@@ -310,13 +312,8 @@ def _disc_spectra(
     distance = torch.sqrt(along[0][:, None] ** 2 + along[1] ** 2)
     disc = (distance <= reach).to(dtype)
     kernel = torch.exp(-distance / (decay * reach)) * disc
-    return torch.fft.rfft2(kernel), torch.fft.rfft2(disc)
-
-
-def _circular_filter(maps: Tensor, spectrum: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps whose opposite borders meet (map, row, column), filtered and cut to ``size``."""
-    spread: Tensor = torch.fft.irfft2(torch.fft.rfft2(maps) * spectrum, s=maps.shape[-2:])
-    return spread[:, : size[0], : size[1]]
+    spectra: Tensor = torch.fft.rfft2(torch.stack((kernel, disc)))
+    return spectra
 
 
 def soft_clamp(value: Tensor, limit: Tensor) -> Tensor:
