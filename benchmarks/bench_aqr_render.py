@@ -179,53 +179,48 @@ def add_kernel(maps: Tensor, number: int, weight: Tensor | float, kernel: Tensor
     maps[number, top:bottom, left:right] += weight * cut
 
 
-def gaussian_kernel(renderer: Renderer, device: torch.device) -> Tensor:
+def gaussian_kernel(renderer: Renderer, weights: Tensor, where: Placement) -> Tensor:
     """The kernel on a square, with sum 1."""
     radius = renderer.kernel_size // 2
-    step = torch.arange(-radius, radius + 1, device=device) ** 2
+    step = torch.arange(-radius, radius + 1, device=weights.device) ** 2
     kernel = torch.exp(-(step[:, None] + step) / (2 * renderer.gaussian_sigma**2))
     return kernel / kernel.sum()
 
 
-def loop_gaussian(renderer: Renderer) -> Loop:
-    """One Gaussian a query."""
+def disc_kernel(renderer: Renderer, weights: Tensor, where: Placement) -> Tensor:
+    """The kernel of ``distance_weighted`` on the square around its disc."""
+    reach = renderer.reach_fraction * min(where.map_size)
+    step = torch.arange(-math.floor(reach), math.floor(reach) + 1, device=weights.device)
+    distance = torch.sqrt((step[:, None] ** 2 + step**2).to(weights.dtype))
+    return torch.exp(-distance / (renderer.distance_decay * reach)) * (distance <= reach)
 
-    def draw(weights: Tensor, where: Placement) -> Tensor:
-        maps, kernel = empty_maps(weights, where), gaussian_kernel(renderer, weights.device)
-        for number, weight, _, cell in queries_of(weights, where):
-            add_kernel(maps, number, weight, kernel, cell)
-        return maps.view(*where.inside.shape[:-1], *where.map_size)
 
-    return draw
+def loop_with(kernel_on: Callable[[Renderer, Tensor, Placement], Tensor]) -> Callable[[Renderer], Loop]:
+    """The loop that adds one kernel a query: ``kernel_on`` makes it, (side, side), for weights and a placement."""
+
+    def loop(renderer: Renderer) -> Loop:
+        def draw(weights: Tensor, where: Placement) -> Tensor:
+            maps, kernel = empty_maps(weights, where), kernel_on(renderer, weights, where)
+            for number, weight, _, cell in queries_of(weights, where):
+                add_kernel(maps, number, weight, kernel, cell)
+            return maps.view(*where.inside.shape[:-1], *where.map_size)
+
+        return draw
+
+    return loop
 
 
 def loop_kernel_mean(renderer: Renderer) -> Loop:
     """Two Gaussians a query: one with its weight, one without."""
 
     def draw(weights: Tensor, where: Placement) -> Tensor:
-        maps, kernel = empty_maps(weights, where), gaussian_kernel(renderer, weights.device)
+        maps, kernel = empty_maps(weights, where), gaussian_kernel(renderer, weights, where)
         total = torch.zeros_like(maps)
         for number, weight, _, cell in queries_of(weights, where):
             add_kernel(maps, number, weight, kernel, cell)
             add_kernel(total, number, 1.0, kernel, cell)
         mean = torch.where(total > 0, maps / torch.where(total > 0, total, 1.0), 1.0)
         return mean.view(*where.inside.shape[:-1], *where.map_size)
-
-    return draw
-
-
-def loop_distance_weighted(renderer: Renderer) -> Loop:
-    """One disc a query."""
-
-    def draw(weights: Tensor, where: Placement) -> Tensor:
-        reach = renderer.reach_fraction * min(where.map_size)
-        step = torch.arange(-math.floor(reach), math.floor(reach) + 1, device=weights.device)
-        distance = torch.sqrt((step[:, None] ** 2 + step**2).to(weights.dtype))
-        kernel = torch.exp(-distance / (renderer.distance_decay * reach)) * (distance <= reach)
-        maps = empty_maps(weights, where)
-        for number, weight, _, cell in queries_of(weights, where):
-            add_kernel(maps, number, weight, kernel, cell)
-        return maps.view(*where.inside.shape[:-1], *where.map_size)
 
     return draw
 
@@ -260,10 +255,10 @@ def loop_direct(renderer: Renderer) -> Loop:
 
 
 LOOPS: dict[str, Callable[[Renderer], Loop]] = {
-    "gaussian": loop_gaussian,
+    "gaussian": loop_with(gaussian_kernel),
     "bilinear": loop_bilinear,
     "direct": loop_direct,
-    "distance_weighted": loop_distance_weighted,
+    "distance_weighted": loop_with(disc_kernel),
     "kernel_mean": loop_kernel_mean,
 }
 

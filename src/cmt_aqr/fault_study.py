@@ -29,6 +29,7 @@ from cmt_aqr.evaluation.table import nan_to_null, null_to_nan
 from cmt_aqr.files import read_json, write_json, written_at_once
 from cmt_aqr.structures import AQROutput
 from cmt_aqr.training.checkpoints import read_checkpoint, saved_config
+from cmt_aqr.training.monitor import aqr_of
 from cmt_aqr.training.run import measure
 from cmt_aqr.visual.console import console
 
@@ -55,7 +56,7 @@ class MeanWeights(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to look."""
-        aqr = getattr(pl_module.model, "aqr", None)
+        aqr = aqr_of(pl_module)
         if aqr is not None:
             self._handle = aqr.register_forward_hook(self._see)
 

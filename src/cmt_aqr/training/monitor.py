@@ -168,7 +168,7 @@ class AQRMonitor(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Take the generator's gradient norm: over all processes, unscaled, before it is clipped."""
-        aqr = _aqr_of(pl_module)
+        aqr = aqr_of(pl_module)
         if self._step is None or aqr is None:
             return
         learning = [parameter for parameter in aqr.generator.parameters() if parameter.requires_grad]
@@ -271,7 +271,7 @@ class AQRMonitor(L.Callback):
         self._warned = set(state_dict["warned"])
 
     def _look(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
-        aqr = _aqr_of(module)
+        aqr = aqr_of(module)
         if aqr is None or not trainer.is_global_zero:
             return
         self._step = step
@@ -350,7 +350,7 @@ def is_epoch_open(checkpoint: dict[str, Any]) -> bool:
     return state is not None and state["epoch"]["looks"] > 0
 
 
-def _aqr_of(module: L.LightningModule) -> AQR | None:
+def aqr_of(module: L.LightningModule) -> AQR | None:
     """The module's AQR; ``None`` for plain CMT."""
     aqr = getattr(getattr(module, "model", None), "aqr", None)
     return aqr if isinstance(aqr, AQR) else None
