@@ -57,13 +57,27 @@ def test_a_loss_that_is_not_finite_is_named_and_not_saved(
     assert record["status"] == "failed" and f"error: {record['error']}" == said
 
 
-def test_no_room_for_a_checkpoint_leaves_the_one_before(run_folder: Path) -> None:
-    """A limit on the size of files stands for a full disk, which takes a mount and so an administrator."""
-    folder = run_folder / "full"
+def after_two_steps(run_folder: Path, folder: Path) -> tuple[list[str], Path]:
+    """Train two steps in ``folder``; the overrides to go on with, but for the number of steps, and last.ckpt."""
     line = ["callbacks.checkpoint.every_n_steps=1", f"hydra.run.dir={folder}", "ckpt_path=auto", "logger=csv"]
     done = run_command(run_folder, "train", *line, "trainer.max_steps=2")
     assert done.returncode == 0, done.stderr
-    last = folder / "checkpoints" / "last.ckpt"
+    return line, folder / "checkpoints" / "last.ckpt"
+
+
+def assert_no_room(done: subprocess.CompletedProcess[str], last: Path, before: bytes, reason: str) -> None:
+    """One sentence with the reason, and the checkpoint as it was."""
+    assert done.returncode == 1
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith(f"error: the checkpoint {last} could not be written ({reason}"), said
+    assert f"{last}, is intact" in said
+    assert last.read_bytes() == before
+
+
+def test_no_room_for_a_checkpoint_leaves_the_one_before(run_folder: Path) -> None:
+    """A limit on the size of files stands for a full disk, which takes a mount and so an administrator."""
+    folder = run_folder / "full"
+    line, last = after_two_steps(run_folder, folder)
     before = last.read_bytes()
 
     def limit() -> None:
@@ -78,11 +92,7 @@ def test_no_room_for_a_checkpoint_leaves_the_one_before(run_folder: Path) -> Non
         check=False,
         preexec_fn=limit,
     )
-    assert done.returncode == 1
-    said = done.stderr.strip().splitlines()[-1]
-    assert said.startswith(f"error: the checkpoint {last} could not be written (File too large)"), said
-    assert f"{last}, is intact" in said
-    assert last.read_bytes() == before
+    assert_no_room(done, last, before, "File too large)")
     assert {path.name for path in last.parent.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     done = run_command(run_folder, "train", *line, "trainer.max_steps=4")
     assert done.returncode == 0, done.stderr
@@ -98,10 +108,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(run_folder: Path, tmp_path: Pa
         pytest.skip("mounting a small tmpfs takes an administrator")
     try:
         folder = disk / "run"
-        line = ["callbacks.checkpoint.every_n_steps=1", f"hydra.run.dir={folder}", "ckpt_path=auto", "logger=csv"]
-        done = run_command(run_folder, "train", *line, "trainer.max_steps=2")
-        assert done.returncode == 0, done.stderr
-        last = folder / "checkpoints" / "last.ckpt"
+        line, last = after_two_steps(run_folder, folder)
         before = last.read_bytes()
         # Half a checkpoint of room is left.
         filling = shutil.disk_usage(disk).free - len(before) // 2
@@ -109,11 +116,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(run_folder: Path, tmp_path: Pa
             os.posix_fallocate(file.fileno(), 0, filling)
 
         done = run_command(run_folder, "train", *line, "trainer.max_steps=4")
-        assert done.returncode == 1
-        said = done.stderr.strip().splitlines()[-1]
-        assert said.startswith(f"error: the checkpoint {last} could not be written (No space left"), said
-        assert f"{last}, is intact" in said
-        assert last.read_bytes() == before
+        assert_no_room(done, last, before, "No space left")
 
         (disk / "filling").unlink()
         done = run_command(run_folder, "train", *line, "trainer.max_steps=4")
@@ -164,10 +167,7 @@ def test_a_sweep_with_runs_that_cannot_work_ends_with_the_others(run_folder: Pat
 
 def test_a_broken_newest_checkpoint_is_skipped(run_folder: Path) -> None:
     folder = run_folder / "broken"
-    line = ["callbacks.checkpoint.every_n_steps=1", f"hydra.run.dir={folder}", "ckpt_path=auto", "logger=csv"]
-    done = run_command(run_folder, "train", *line, "trainer.max_steps=2")
-    assert done.returncode == 0, done.stderr
-    last = folder / "checkpoints" / "last.ckpt"
+    line, last = after_two_steps(run_folder, folder)
     whole = torch.load(last, weights_only=True)["state_dict"]
     last.write_bytes(last.read_bytes()[:-1000])
     (folder / "checkpoints" / "best.ckpt").unlink()
