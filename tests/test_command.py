@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cmt_aqr.command import check_overrides, flatten, join_first_process
 from cmt_aqr.configuration import build, clamp_given, override_keys, with_overrides
@@ -135,7 +135,7 @@ def test_build_turns_refusals_into_sentences_and_nothing_else() -> None:
     with pytest.raises(UserError, match=r"foo is no setting of cmt_aqr.aqr.Modulator"):
         build(target("cmt_aqr.aqr.Modulator", foo=3))
     with pytest.raises(UserError, match="No supported gpu backend found"):
-        build(target("lightning.Trainer", accelerator="gpu", logger=False, barebones=True))
+        build(target("pytorch_lightning.Trainer", accelerator="gpu", logger=False, barebones=True))
     with pytest.raises(Exception, match="ZeroDivisionError") as kept:
         build(target("operator.truediv", _args_=[1, 0]))
     assert not isinstance(kept.value, UserError)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning.fabric.plugins import ClusterEnvironment
+    from lightning_fabric.plugins import ClusterEnvironment
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ def outside_environment() -> Outside | None:
     variables = os.environ
     # Asked first, so that a plain command does not load Lightning before it knows that its arguments are fine.
     if "TORCHELASTIC_RUN_ID" in variables:
-        from lightning.fabric.plugins.environments import TorchElasticEnvironment
+        from lightning_fabric.plugins.environments import TorchElasticEnvironment
 
         return _read("torchrun", TorchElasticEnvironment())
     if int(variables.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in variables:
-        from lightning.fabric.plugins.environments import SLURMEnvironment
+        from lightning_fabric.plugins.environments import SLURMEnvironment
 
         if SLURMEnvironment.detect():
             return _read("srun", SLURMEnvironment())

@@ -102,10 +102,10 @@ _NOISE = ("litlogger", "Loading `train_dataloader` to estimate", "TPU available"
 def hide_noise() -> None:
     """Drop messages of libraries about themselves; their warnings about a run stay."""
     # Lightning prints what it logs, and so does Hydra, whose format has the time and goes to the log file, too.
-    import lightning  # noqa: F401  # its handler is there only after the import
+    import pytorch_lightning  # noqa: F401  # its handler is there only after the import
 
-    logging.getLogger("lightning").handlers.clear()
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    logging.getLogger("pytorch_lightning").handlers.clear()
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: not any(part in record.getMessage() for part in _NOISE))
     # Frozen modules, and batch norms with norm_eval, are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")

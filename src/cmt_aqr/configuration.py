@@ -10,8 +10,8 @@ from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.training.optimization import Multipliers, OptimizerSettings
@@ -23,7 +23,7 @@ def build(config: DictConfig | None, **arguments: Any) -> Any:
         return hydra.utils.instantiate(config, **arguments)
     except InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, ValueError | FileNotFoundError | MisconfigurationException):
+        if isinstance(cause, UserError | MisconfigurationException):
             raise UserError(" ".join(str(cause).split())) from error
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
         if isinstance(cause, TypeError) and unknown and config is not None:

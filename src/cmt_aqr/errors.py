@@ -4,11 +4,16 @@
 class UserError(ValueError):
     """Something the user can put right; the message is one sentence that says what and how.
 
-    Commands print it without a traceback.
+    Commands print it without a traceback. Every other exception is a bug, ours or a library's, and keeps its
+    traceback.
     """
+
+
+class SettingError(UserError):
+    """A value of the configuration that cannot be, refused by whoever is built with it."""
 
 
 def sentence(error: BaseException) -> str:
     """An exception on one line, with its type unless it was written for users."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, UserError) and text else f"{type(error).__name__}: {text}"

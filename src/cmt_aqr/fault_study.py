@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -46,7 +46,7 @@ WEIGHTS = {"lidar": "mean LiDAR weight", "camera": "mean camera weight"}
 """AQR's weights of each sensor, printed too, for the variants that have AQR."""
 
 
-class MeanWeights(L.Callback):
+class MeanWeights(pl.Callback):
     """The mean over an evaluation of the weights that draw, for each sensor; NaN without AQR."""
 
     def __init__(self) -> None:
@@ -54,13 +54,13 @@ class MeanWeights(L.Callback):
         self._counts = dict.fromkeys(WEIGHTS, 0)
         self._handle: RemovableHandle | None = None
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to look."""
         aqr = aqr_of(pl_module)
         if aqr is not None:
             self._handle = aqr.register_forward_hook(self._see)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop looking."""
         if self._handle is not None:
             self._handle.remove()
@@ -200,7 +200,7 @@ def find_runs(folder: Path) -> tuple[list[StudyRun], list[Path]]:
 def _evaluate_all(config: DictConfig, runs: Sequence[StudyRun]) -> list[Result]:
     """Every run under every condition, with a progress bar on stderr."""
     # Lightning introduces itself anew for every evaluation.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     results = []

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -148,7 +148,7 @@ def test_position_in_other_batches_is_refused(small_root: Path, tmp_path: Path) 
     assert loader.frame_sampler.epoch == 4
 
 
-class Recorder(L.LightningModule):
+class Recorder(pl.LightningModule):
     """Remembers what it was trained on."""
 
     def __init__(self) -> None:
@@ -167,23 +167,23 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class SaveAt(L.Callback):
+class SaveAt(pl.Callback):
     """Saves a checkpoint after a step, as ModelCheckpoint does, and stops there, as a kill would."""
 
     def __init__(self, step: int, path: Path) -> None:
         self.step = step
         self.path = path
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
             raise KeyboardInterrupt
 
 
 def fit(
-    root: Path, cache: Path, workers: int, callbacks: Sequence[L.Callback] = (), ckpt: Path | None = None
+    root: Path, cache: Path, workers: int, callbacks: Sequence[pl.Callback] = (), ckpt: Path | None = None
 ) -> list:
-    trainer = L.Trainer(
+    trainer = pl.Trainer(
         max_epochs=3,
         accelerator="cpu",
         logger=False,

@@ -3,8 +3,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from cmt_aqr.errors import UserError
@@ -54,7 +54,7 @@ def test_missing_truncated_and_foreign_files_say_so(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "weights.pth")
 
 
-class Scored(L.LightningModule):
+class Scored(pl.LightningModule):
     """Logs the scores that it is given, one an evaluation."""
 
     def __init__(self, scores: list[float]) -> None:
@@ -78,7 +78,7 @@ class Scored(L.LightningModule):
 def fit(folder: Path, scores: list[float], ckpt: Path | None = None, **settings: Any) -> list[int]:
     """Steps of last.ckpt and best.ckpt after a run of three steps an epoch."""
     checkpoints = Checkpoints(folder, every_n_steps=settings.pop("every_n_steps", None))
-    trainer = L.Trainer(
+    trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,
         callbacks=[checkpoints],

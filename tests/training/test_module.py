@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import hydra
-import lightning as L
 import pytest
+import pytorch_lightning as pl
 from torch import nn
 
 from cmt_aqr.configuration import build, multipliers, optimizer_settings
@@ -59,8 +59,8 @@ def test_a_multiplier_of_0_freezes_one_module_and_its_statistics(frozen: str) ->
     assert {group["name"] for group in groups} == set(MODULES) - {frozen}
 
 
-def at_epoch(epoch: int) -> L.Trainer:
-    return cast(L.Trainer, SimpleNamespace(current_epoch=epoch))
+def at_epoch(epoch: int) -> pl.Trainer:
+    return cast(pl.Trainer, SimpleNamespace(current_epoch=epoch))
 
 
 def test_a_run_that_goes_on_within_a_stage_has_the_stage_s_clamp() -> None:

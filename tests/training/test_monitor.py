@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import lightning as L
 import pytest
+import pytorch_lightning as pl
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
@@ -30,8 +30,8 @@ def frames(count: int) -> DataLoader[Batch]:
     return DataLoader(cast(Any, batches), batch_size=None)
 
 
-def fit(folder: Path, module: DetectorModule, steps: int, *callbacks: L.Callback, **settings: Any) -> L.Trainer:
-    trainer = L.Trainer(
+def fit(folder: Path, module: DetectorModule, steps: int, *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
+    trainer = pl.Trainer(
         **{
             "accelerator": "cpu",
             "max_epochs": 1,
@@ -54,13 +54,13 @@ def rows(folder: Path, key: str) -> dict[int, float]:
         return {int(row["step"]): float(row[key]) for row in csv.DictReader(file) if row.get(key)}
 
 
-class Hooks(L.Callback):
+class Hooks(pl.Callback):
     """Notes in which batches AQR had a hook."""
 
     def __init__(self) -> None:
         self.seen: list[bool] = []
 
-    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         self.seen.append(len(cast(DetectorModule, pl_module).model.aqr._forward_hooks) > 0)  # type: ignore[union-attr,arg-type]
 
 
@@ -136,7 +136,7 @@ def test_between_looks_the_monitor_does_nothing_to_any_tensor(tmp_path: Path) ->
     counted = []
     for step in (7, 10):
         at_step = SimpleNamespace(global_step=step, is_global_zero=True, loggers=[], current_epoch=0)
-        trainer = cast(L.Trainer, at_step)
+        trainer = cast(pl.Trainer, at_step)
         with Count() as count:
             monitor.on_train_batch_start(trainer, module, batch, 3)
             hooked = len(module.model.aqr._forward_hooks)  # type: ignore[union-attr]
@@ -149,7 +149,7 @@ def test_between_looks_the_monitor_does_nothing_to_any_tensor(tmp_path: Path) ->
 
 def test_other_processes_than_the_first_do_not_look(tmp_path: Path) -> None:
     module, monitor = small_module(), AQRMonitor(tmp_path)
-    trainer = cast(L.Trainer, SimpleNamespace(global_step=0, is_global_zero=False, current_epoch=0))
+    trainer = cast(pl.Trainer, SimpleNamespace(global_step=0, is_global_zero=False, current_epoch=0))
     monitor.on_train_batch_start(trainer, module, small_batch(2), 0)
     assert not module.model.aqr._forward_hooks  # type: ignore[union-attr]
 
@@ -242,13 +242,13 @@ def test_an_epoch_that_was_finished_but_not_closed_when_the_checkpoint_was_writt
 
     ended = AQRMonitor(tmp_path)  # nothing is left to train: it is the last epoch
     ended.load_state_dict(state)
-    ended.on_train_end(cast(L.Trainer, trainer), small_module())
+    ended.on_train_end(cast(pl.Trainer, trainer), small_module())
     assert json.loads((tmp_path / "map_statistics.json").read_text()) == {"bev": {"mean": 1.0}}
 
     going_on = AQRMonitor(tmp_path)  # the next epoch does not count it
     going_on.load_state_dict(state)
     trainer.current_epoch = 4
-    going_on.on_train_batch_start(cast(L.Trainer, trainer), small_module(), small_batch(1), 0)
+    going_on.on_train_batch_start(cast(pl.Trainer, trainer), small_module(), small_batch(1), 0)
     assert going_on._epoch.looks == 0 and going_on.state_dict()["epoch_number"] == 4
 
 
@@ -277,7 +277,7 @@ class NoMetric:
 
 def test_maps_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = small_module(metric=NoMetric())
-    trainer = L.Trainer(
+    trainer = pl.Trainer(
         accelerator="cpu",
         logger=CSVLogger(tmp_path, "csv", ""),
         callbacks=[AQRMonitor(tmp_path, every_n_steps=2)],
@@ -300,7 +300,7 @@ def test_maps_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_an_evaluation_within_training_is_logged_beside_it(tmp_path: Path) -> None:
     module = small_module(metric=NoMetric())
-    trainer = L.Trainer(
+    trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=1,
         logger=CSVLogger(tmp_path, "csv", ""),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cmt_aqr.cluster import outside_environment
 from cmt_aqr.errors import UserError
@@ -77,7 +77,9 @@ def test_only_an_unfinished_record_is_corrected(tmp_path: Path) -> None:
 
 
 def trainer(**settings: object) -> object:
-    return OmegaConf.create({"trainer": {"_target_": "lightning.Trainer", "accelerator": "cpu", **settings}})
+    return OmegaConf.create(
+        {"trainer": {"_target_": "pytorch_lightning.Trainer", "accelerator": "cpu", **settings}}
+    )
 
 
 def test_how_many_are_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,14 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+from cmt_aqr.errors import SettingError
+
 
 def require(condition: bool, key: str, value: Any, allowed: str) -> None:
-    """Raise ``ValueError`` naming the configuration key, its value and what is allowed, unless it holds."""
+    """Raise ``SettingError`` naming the configuration key, its value and what is allowed, unless it holds."""
     if not condition:
         shown = "null" if value is None else value
-        raise ValueError(f"{key}={shown}: must be {allowed}")
+        raise SettingError(f"{key}={shown}: must be {allowed}")
 
 
 def is_number(value: Any) -> bool:

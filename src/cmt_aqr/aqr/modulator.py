@@ -40,7 +40,7 @@ class Modulator(nn.Module):
             stays in (0, 1); it starts at ``residual_weight``.
 
     Raises:
-        ValueError: a value is out of range; the sentence names its configuration key.
+        SettingError: a value is out of range; the sentence names its configuration key.
     """
 
     def __init__(

@@ -24,6 +24,7 @@ from cmt_aqr.aqr.checks import (
     require_flag,
 )
 from cmt_aqr.aqr.placement import Placement
+from cmt_aqr.errors import SettingError
 
 RENDER_METHODS = ("gaussian", "bilinear", "direct", "distance_weighted", "kernel_mean")
 KERNEL_NORMALIZATIONS = ("sum", "peak")
@@ -68,7 +69,7 @@ class Renderer(nn.Module):
         pers_feature_shape: views, rows and columns that the image features must have; ``None`` likewise.
 
     Raises:
-        ValueError: a value is out of range; the sentence names its configuration key.
+        SettingError: a value is out of range; the sentence names its configuration key.
     """
 
     clamp_limit: Tensor
@@ -129,7 +130,7 @@ class Renderer(nn.Module):
         """Change the clamp's limit from now on: above 0, or ``None`` for no clamp.
 
         Raises:
-            ValueError: the value is not above 0.
+            SettingError: the value is not above 0.
         """
         require(
             value is None or (is_number(value) and value > 0),
@@ -158,12 +159,12 @@ class Renderer(nn.Module):
             image_shape: views, rows and columns of the image features.
 
         Raises:
-            ValueError: they differ.
+            SettingError: they differ.
         """
         for name, actual in (("bev_feature_shape", bev_shape), ("pers_feature_shape", image_shape)):
             declared = getattr(self, name)
             if declared is not None and actual is not None and declared != tuple(actual):
-                raise ValueError(
+                raise SettingError(
                     f"renderer.{name}={list(declared)}: must be {list(actual)}, the shape of the model's "
                     "features, or null to take it from them"
                 )

@@ -17,6 +17,7 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry import wrap_angle
 from cmt_aqr.structures import Frame
 
@@ -38,7 +39,7 @@ def apply_transforms(frame: Frame, transforms: Iterable[Transform], random: Gene
 
 def _check_probability(name: str, value: float) -> float:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value}: a probability must be in [0, 1]")
+        raise SettingError(f"{name}={value}: a probability must be in [0, 1]")
     return float(value)
 
 
@@ -46,7 +47,7 @@ def _check_range(name: str, values: Sequence[float], above: float = -math.inf) -
     low, high = values
     if not above < low <= high:
         limit = "" if above == -math.inf else f", both above {above:g}"
-        raise ValueError(f"{name}={list(values)}: give [low, high] with low <= high{limit}")
+        raise SettingError(f"{name}={list(values)}: give [low, high] with low <= high{limit}")
     return float(low), float(high)
 
 
@@ -78,7 +79,7 @@ class SceneAugmentation:
         self.scale = _check_range("augmentation.scene.scale", scale, above=0)
         self.translation_std = tuple(float(value) for value in translation_std)
         if len(self.translation_std) != 3 or min(self.translation_std) < 0:
-            raise ValueError(
+            raise SettingError(
                 f"augmentation.scene.translation_std={list(translation_std)}: give three values of at least 0"
             )
         self.flip_x = _check_probability("augmentation.scene.flip_x", flip_x)
@@ -189,7 +190,7 @@ class MaskModality:
         self.cameras = _check_probability("mask_modality.cameras", cameras)
         self.lidar = _check_probability("mask_modality.lidar", lidar)
         if self.cameras + self.lidar > 1:
-            raise ValueError(
+            raise SettingError(
                 f"mask_modality.cameras={cameras} and mask_modality.lidar={lidar}: together they must not exceed 1"
             )
 
@@ -218,7 +219,7 @@ class GridMask:
     def __init__(self, probability: float = 0.7, ratio: float = 0.5) -> None:
         self.probability = _check_probability("augmentation.image.grid_mask.probability", probability)
         if not 0 < ratio < 1:
-            raise ValueError(f"augmentation.image.grid_mask.ratio={ratio}: it must be above 0 and below 1")
+            raise SettingError(f"augmentation.image.grid_mask.ratio={ratio}: it must be above 0 and below 1")
         self.ratio = float(ratio)
 
     def draw(self, size: tuple[int, int], random: Generator) -> NDArray[np.bool_] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
+from pytorch_lightning import LightningDataModule
 
 from cmt_aqr.data.augmentation import (
     ImageAugmentation,
@@ -23,6 +23,7 @@ from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.tables import check_request, close_tables
+from cmt_aqr.errors import SettingError
 from cmt_aqr.evaluation.metric import NuScenesMetric
 
 Transforms = Mapping[str, Transform | None] | None
@@ -69,7 +70,7 @@ class NuScenesDataModule(LightningDataModule):
         seed: of shuffling and augmentation.
 
     Raises:
-        ValueError: a value out of range, named.
+        SettingError: a value out of range, named.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class NuScenesDataModule(LightningDataModule):
         _check_at_least("data.limit_train_frames", limit_train_frames, 1)
         _check_at_least("data.limit_eval_frames", limit_eval_frames, 1)
         if not (cameras or lidar):
-            raise ValueError("data.cameras=false and data.lidar=false: at least one sensor must be read")
+            raise SettingError("data.cameras=false and data.lidar=false: at least one sensor must be read")
         self.root = Path(root).expanduser()
         self.version = version
         self.train_split = train_split
@@ -259,4 +260,4 @@ def _present(transforms: Transforms) -> list[Transform]:
 
 def _check_at_least(name: str, value: Any, least: int) -> None:
     if value is not None and value < least:
-        raise ValueError(f"{name}={value}: it must be at least {least}")
+        raise SettingError(f"{name}={value}: it must be at least {least}")

@@ -18,6 +18,7 @@ from cmt_aqr.data.augmentation import Transform, apply_transforms
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.reading import FrameReader
+from cmt_aqr.errors import SettingError
 from cmt_aqr.structures import Batch, Frame
 
 
@@ -110,7 +111,7 @@ class FrameSampler(DistributedSampler[SampleKey]):
         rank: int = 0,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"data.batch_size={batch_size}: it must be at least 1")
+            raise SettingError(f"data.batch_size={batch_size}: it must be at least 1")
         self.frames = frames
         self.batch_size = batch_size
         self.training = training

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cmt_aqr.data.augmentation import Transform
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.errors import SettingError
 from cmt_aqr.structures import Frame
 
 NEAREST_ECHO = 1.0
@@ -26,13 +27,13 @@ def _check_number(name: str, value: Any, low: float, high: float = math.inf, ope
     """A number in [low, high], or (low, high] with ``open_low``.
 
     Raises:
-        ValueError: naming the setting, its value and what is allowed.
+        SettingError: naming the setting, its value and what is allowed.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not low <= value <= high or (open_low and value == low):
         lowest = f"above {low:g}" if open_low else f"of {low:g} or more"
         highest = "" if high == math.inf else f" and at most {high:g}"
-        raise ValueError(f"{name}={value}: must be a number {lowest}{highest}")
+        raise SettingError(f"{name}={value}: must be a number {lowest}{highest}")
     return float(value)
 
 
@@ -60,7 +61,7 @@ class Fog:
         clutter: share of the lost returns that become echoes of the fog.
 
     Raises:
-        ValueError: a value out of range, named.
+        SettingError: a value out of range, named.
     """
 
     def __init__(self, visibility: float = 50.0, clutter: float = 0.1) -> None:
@@ -105,7 +106,7 @@ class Night:
         gamma: exponent from pixels to light.
 
     Raises:
-        ValueError: a value out of range, named.
+        SettingError: a value out of range, named.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class SomeFrames:
         **faults: by name; None leaves one out.
 
     Raises:
-        ValueError: the share is no probability, or there is no fault to share.
+        SettingError: the share is no probability, or there is no fault to share.
     """
 
     def __init__(self, share: float, **faults: Transform | None) -> None:
@@ -164,9 +165,9 @@ class SomeFrames:
         self.faults = {name: fault for name, fault in faults.items() if fault is not None}
         for name, fault in self.faults.items():
             if not callable(fault):
-                raise ValueError(f"fault.{name}={fault}: must be a fault, given by its _target_, or null")
+                raise SettingError(f"fault.{name}={fault}: must be a fault, given by its _target_, or null")
         if self.share and not self.faults:
-            raise ValueError(f"fault.share={share}: there is no fault; choose one, such as fault=fog")
+            raise SettingError(f"fault.share={share}: there is no fault; choose one, such as fault=fog")
 
     def draw(self, random: Generator) -> str | None:
         """Name of the fault that a frame gets, or None."""

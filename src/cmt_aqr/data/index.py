@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import ArrayLike, NDArray
 from nuscenes import NuScenes
 from nuscenes.eval.detection.utils import category_to_detection_name
+from pytorch_lightning.utilities import rank_zero_only
 from rich.progress import track
 
 from cmt_aqr.constants import BOX_SIZE, CAMERAS, CLASSES, LIDAR

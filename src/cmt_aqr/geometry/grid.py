@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cmt_aqr.errors import SettingError
+
 
 @dataclass(frozen=True)
 class BEVGrid:
@@ -35,11 +37,13 @@ class BEVGrid:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         low, high = self.point_range[:3], self.point_range[3:]
         if any(a >= b for a, b in zip(low, high, strict=True)):
-            raise ValueError(f"grid.point_range={list(self.point_range)}: each minimum must be below its maximum")
+            raise SettingError(
+                f"grid.point_range={list(self.point_range)}: each minimum must be below its maximum"
+            )
         if any(size <= 0 for size in self.voxel_size):
-            raise ValueError(f"grid.voxel_size={list(self.voxel_size)}: sizes in metres must be above 0")
+            raise SettingError(f"grid.voxel_size={list(self.voxel_size)}: sizes in metres must be above 0")
         if any(cells % self.stride for cells in self.sparse_shape[1:]):
-            raise ValueError(
+            raise SettingError(
                 f"grid.sparse_shape={list(self.sparse_shape)}: the y and x cells must be multiples of the "
                 f"BEV stride {self.stride}"
             )

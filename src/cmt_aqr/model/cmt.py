@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmt_aqr.errors import SettingError
 from cmt_aqr.model.decoder import Decoder
 from cmt_aqr.model.head import Head
 from cmt_aqr.structures import AQROutput, Batch, DenoisingQueries, Predictions, QueryOutputs
@@ -21,7 +22,7 @@ class CMT(nn.Module):
         aqr: modulates the maps of both sensors by the queries; ``None`` is plain CMT.
 
     Raises:
-        ValueError: when there is neither a LiDAR nor an image branch.
+        SettingError: when there is neither a LiDAR nor an image branch.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class CMT(nn.Module):
     ) -> None:
         super().__init__()
         if lidar is None and image is None:
-            raise ValueError("model.lidar and model.image are both null: a detector needs at least one sensor")
+            raise SettingError("model.lidar and model.image are both null: a detector needs at least one sensor")
         self.lidar = lidar
         self.image = image
         self.head = head
@@ -48,7 +49,7 @@ class CMT(nn.Module):
             bev = self.head.share(self.lidar(batch.points, batch.point_counts))
         if self.image is not None:
             if batch.images is None:
-                raise ValueError(
+                raise SettingError(
                     "the model has an image branch but the batch has no images: set data.cameras=true"
                 )
             images = self.image(batch.images)

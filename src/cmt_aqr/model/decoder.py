@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cmt_aqr.errors import SettingError
 from cmt_aqr.model.pointwise import PointwiseLinear, linear
 
 
@@ -19,7 +20,7 @@ class Attention(nn.Module):
     def __init__(self, embed_dims: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if embed_dims % heads:
-            raise ValueError(f"model.embed_dims={embed_dims} must be a multiple of model.heads={heads}")
+            raise SettingError(f"model.embed_dims={embed_dims} must be a multiple of model.heads={heads}")
         self.heads = heads
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dims, embed_dims))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry import BEVGrid, inverse_sigmoid, pixel_of_cell, project_to_images
 from cmt_aqr.model.pointwise import PointwiseLinear
 from cmt_aqr.model.positions import depth_bins, ray_points, sine_embedding
@@ -57,7 +58,7 @@ class TaskHead(nn.Module):
     ) -> None:
         super().__init__()
         if kernel % 2 == 0:
-            raise ValueError(f"model.task_kernel={kernel}: must be odd")
+            raise SettingError(f"model.task_kernel={kernel}: must be odd")
         self.layers = layers
         for name, channels in OUTPUTS.items():
             out = classes if channels is None else channels

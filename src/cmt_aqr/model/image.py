@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cmt_aqr.errors import SettingError
 from cmt_aqr.model import vovnet
 from cmt_aqr.model.folding import fold_batch_norms
 from cmt_aqr.model.pointwise import replace_pointwise_convolutions
@@ -60,11 +61,11 @@ class ImageBranch(nn.Module):
             checkpointing: compute the backbone's activations again in the backward pass to save memory.
 
         Raises:
-            ValueError: for a backbone that timm does not know, or checkpointing with training batch norms.
+            SettingError: for a backbone that timm does not know, or checkpointing with training batch norms.
         """
         super().__init__()
         if checkpointing and not norm_eval:
-            raise ValueError(
+            raise SettingError(
                 "image branch: checkpointing=true with norm_eval=false would update the batch norms' running "
                 "statistics twice a step; set norm_eval=true or checkpointing=false"
             )
@@ -107,17 +108,17 @@ def create_backbone(name: str, out_indices: tuple[int, ...], pretrained: bool = 
     """Create a timm ``FeatureListNet``, which returns a list of feature maps, finest first.
 
     Raises:
-        ValueError: where timm has no such model, or no weights for it.
+        SettingError: where timm has no such model, or no weights for it.
     """
     if name == vovnet.NAME:
         if pretrained:
-            raise ValueError(
+            raise SettingError(
                 f"image backbone {name!r} has no pretrained weights to download; set pretrained=false and "
                 "load a checkpoint"
             )
         return vovnet.vovnet99_ese(out_indices)
     if not timm.is_model(name):
-        raise ValueError(
+        raise SettingError(
             f"image backbone {name!r} is no timm model and not {vovnet.NAME!r}; see timm.list_models() "
             "for their names"
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmt_aqr.constants import POINT_FEATURES
+from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry.grid import BEVGrid
 from cmt_aqr.model.folding import folded
 from cmt_aqr.model.pointwise import replace_pointwise_convolutions
@@ -102,11 +103,11 @@ class SparseEncoder(nn.Module):
             norm_momentum: momentum of the batch norms.
 
         Raises:
-            ValueError: where the sequences do not fit each other or z runs out of cells.
+            SettingError: where the sequences do not fit each other or z runs out of cells.
         """
         super().__init__()
         if len(blocks) != len(channels) or len(paddings) != len(channels) - 1:
-            raise ValueError(
+            raise SettingError(
                 f"lidar encoder: {len(channels)} stages in encoder_channels={list(channels)} need as many "
                 f"encoder_blocks (given {list(blocks)}) and one encoder_paddings fewer "
                 f"(given {[list(p) for p in paddings]})"
@@ -277,17 +278,17 @@ class LidarBranch(nn.Module):
             norm_momentum: momentum of all batch norms; the published 0.01 is slow for short runs.
 
         Raises:
-            ValueError: where the sizes do not fit each other or the grid.
+            SettingError: where the sizes do not fit each other or the grid.
         """
         super().__init__()
         if not len(backbone_channels) == len(backbone_layers) == len(backbone_strides) == len(neck_channels):
-            raise ValueError(
+            raise SettingError(
                 f"lidar backbone: backbone_channels={list(backbone_channels)}, "
                 f"backbone_layers={list(backbone_layers)}, backbone_strides={list(backbone_strides)} and "
                 f"neck_channels={list(neck_channels)} must have one entry a level each"
             )
         if len(max_voxels) != 2:
-            raise ValueError(
+            raise SettingError(
                 f"lidar max_voxels={list(max_voxels)}: give two numbers, for training and for evaluation"
             )
         self.grid = grid
@@ -324,12 +325,12 @@ class LidarBranch(nn.Module):
         """Compare the map that will come out with the one the grid declares."""
         rows, columns = self.encoder.output_shape[1:]
         if rows % (first_stride * coarsest) or columns % (first_stride * coarsest):
-            raise ValueError(
+            raise SettingError(
                 f"lidar branch: the encoder's {rows} x {columns} cells cannot be divided by "
                 f"{first_stride * coarsest}, the product of backbone_strides; change grid.sparse_shape"
             )
         if (rows // first_stride, columns // first_stride) != self.grid.bev_shape:
-            raise ValueError(
+            raise SettingError(
                 f"lidar branch: encoder and backbone make {rows // first_stride} x {columns // first_stride} "
                 f"BEV cells of {self.grid.sparse_shape[1]} x {self.grid.sparse_shape[2]} voxels, but "
                 f"grid.stride={self.grid.stride} says {self.grid.bev_shape[0]} x {self.grid.bev_shape[1]}; "

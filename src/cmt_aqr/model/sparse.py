@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from cmt_aqr.errors import SettingError
+
 Triple = tuple[int, int, int]
 
 CHUNK_BYTES = 8 * 2**20
@@ -372,14 +374,14 @@ def strided_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple
     """Cells along z, y, x after a convolution: floor((cells + 2 padding - kernel) / stride) + 1.
 
     Raises:
-        ValueError: where an axis would have none.
+        SettingError: where an axis would have none.
     """
     z, y, x = (
         (cells + 2 * pad - size) // step + 1
         for cells, size, step, pad in zip(shape, kernel, stride, padding, strict=True)
     )
     if min(z, y, x) < 1:
-        raise ValueError(
+        raise SettingError(
             f"a sparse grid of {list(shape)} cells (z, y, x) is too small for a convolution of kernel "
             f"{list(kernel)}, stride {list(stride)} and padding {list(padding)}; give it more cells or "
             "downsample less"

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import pytorch_lightning as pl
 import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.fabric.utilities.types import _PATH
-from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning_fabric.plugins.io import TorchCheckpointIO
+from lightning_fabric.utilities.types import _PATH
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.trainer.states import TrainerFn
 
-from cmt_aqr.errors import UserError
+from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.files import written_at_once
 from cmt_aqr.training.records import is_rank_zero
 from cmt_aqr.training.stopping import Stopped, StopSignals
@@ -186,7 +186,7 @@ class Checkpoints(Checkpoint):
         signals: Ctrl-C and SIGTERM, on which a checkpoint is written; ``None``: nobody listens.
 
     Raises:
-        ValueError: for intervals below 1, or no time above 0.
+        SettingError: for intervals below 1, or no time above 0.
     """
 
     def __init__(
@@ -199,9 +199,9 @@ class Checkpoints(Checkpoint):
     ) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
             if value is not None and value < 1:
-                raise ValueError(f"callbacks.checkpoint.{name}={value}: must be a whole number of 1 or more")
+                raise SettingError(f"callbacks.checkpoint.{name}={value}: must be a whole number of 1 or more")
         if every_n_minutes is not None and not every_n_minutes > 0:
-            raise ValueError(f"callbacks.checkpoint.every_n_minutes={every_n_minutes}: must be above 0")
+            raise SettingError(f"callbacks.checkpoint.every_n_minutes={every_n_minutes}: must be above 0")
         self.last = Path(folder) / LAST
         self.best = Path(folder) / BEST
         self.monitor = monitor
@@ -216,14 +216,14 @@ class Checkpoints(Checkpoint):
         self._step_of_last: int | None = None
         self._time_of_last = time.monotonic()
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on a signal waits for the end of the step."""
         self._time_of_last = time.monotonic()
         if self.signals is not None:
             self.signals.hold()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write ``last.ckpt`` where it is time to, an evaluation follows, the run ends, or a signal came."""
         loop = trainer.fit_loop.epoch_loop
@@ -245,7 +245,7 @@ class Checkpoints(Checkpoint):
         if self._stopping:
             self._stop(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End the run here if a signal came; during the evaluation one ends it at once."""
         if trainer.state.fn != TrainerFn.FITTING or self.signals is None or trainer.sanity_checking:
             return
@@ -253,7 +253,7 @@ class Checkpoints(Checkpoint):
         if self._stopping:  # the signal came to another process
             raise Stopped(signal.SIGTERM)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See whether this is the best evaluation so far."""
         if trainer.state.fn == TrainerFn.FITTING and self.signals is not None and not trainer.sanity_checking:
             self.signals.hold()
@@ -272,7 +272,7 @@ class Checkpoints(Checkpoint):
             with written_at_once(self.best) as partial:
                 shutil.copyfile(self.last, partial)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write ``best.ckpt`` after the best evaluation, and ``last.ckpt``."""
         if self._improved:
             self._save_best(trainer)
@@ -286,7 +286,7 @@ class Checkpoints(Checkpoint):
         if self._stopping:
             self._stop(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write ``last.ckpt`` if it is not of the last step."""
         if self._step_of_last != trainer.global_step:
             self._save_last(trainer)
@@ -294,14 +294,14 @@ class Checkpoints(Checkpoint):
             self.signals.release()
 
     def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """See which step ``last.ckpt`` is of, also where nothing is left to train and no training starts."""
         if trainer.ckpt_path is not None and Path(trainer.ckpt_path) == self.last:
             self._step_of_last = checkpoint["global_step"]
 
     def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Say that an evaluation comes first when a run goes on from here."""
         checkpoint["evaluation_due"] = self._evaluation_due
@@ -324,20 +324,20 @@ class Checkpoints(Checkpoint):
         return self.every_n_minutes is not None and minutes >= self.every_n_minutes
 
     @staticmethod
-    def _any(trainer: L.Trainer, flag: bool) -> bool:
+    def _any(trainer: pl.Trainer, flag: bool) -> bool:
         """Whether it holds on any process: clocks and signals differ, checkpoints are written by all together."""
         return trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
 
     @staticmethod
-    def _stop(trainer: L.Trainer) -> None:
+    def _stop(trainer: pl.Trainer) -> None:
         """Let Lightning end the fit as after a SIGTERM: when what this step logs is written."""
         trainer._signal_connector.received_sigterm = True
 
-    def _save_best(self, trainer: L.Trainer) -> None:
+    def _save_best(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.best, weights_only=False)
         self._improved = False
 
-    def _save_last(self, trainer: L.Trainer) -> None:
+    def _save_last(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.last, weights_only=False)
         self._step_of_last = trainer.global_step
         self._time_of_last = time.monotonic()

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import lightning as L
+import pytorch_lightning as pl
 
 from cmt_aqr.aqr import AQR, Renderer
 from cmt_aqr.aqr.checks import is_number
+from cmt_aqr.errors import SettingError
 from cmt_aqr.training.module import DetectorModule
 
 
-class ClampSchedule(L.Callback):
+class ClampSchedule(pl.Callback):
     """Sets ``renderer.max_weight_clamp`` by epoch, and logs it.
 
     The clamp's current value is a buffer of the renderer, so it travels in every checkpoint and evaluation
@@ -24,7 +25,7 @@ class ClampSchedule(L.Callback):
         mode: ``step`` holds each value until the next milestone, ``linear`` goes straight to it.
 
     Raises:
-        ValueError: for epochs that are no whole numbers, do not begin at 0 or do not increase, and for values
+        SettingError: for epochs that are no whole numbers, do not begin at 0 or do not increase, and for values
             that are no numbers above 0.
     """
 
@@ -33,7 +34,7 @@ class ClampSchedule(L.Callback):
         self.mode = mode
         self._current: float | None = None
         if mode not in ("step", "linear"):
-            raise ValueError(f"clamp_schedule.mode={mode}: must be step or linear")
+            raise SettingError(f"clamp_schedule.mode={mode}: must be step or linear")
 
     def value_at(self, epoch: int) -> float | None:
         """The clamp in an epoch, or ``None`` where there are no milestones."""
@@ -47,27 +48,27 @@ class ClampSchedule(L.Callback):
         share = (epoch - start) / (following[0] - start)
         return value + share * (self.milestones[following[0]] - value)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a schedule without anything to clamp."""
         if self.milestones and renderer_of(pl_module) is None:
-            raise ValueError("clamp_schedule has milestones but aqr=none has nothing to clamp: drop one of them")
+            raise SettingError("clamp_schedule has milestones but aqr=none has nothing to clamp: drop one of them")
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the clamp of the epoch that a run goes on in: within an epoch, none starts."""
         self._set(trainer, pl_module)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the epoch's clamp."""
         self._set(trainer, pl_module)
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Log the clamp, with the losses of the step."""
         if self._current is not None:
             pl_module.log("aqr/max_weight_clamp", self._current, batch_size=1)
 
-    def _set(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _set(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         renderer = renderer_of(pl_module)
         if renderer is None:
             return
@@ -83,7 +84,7 @@ class ClampSchedule(L.Callback):
         return {"milestones": dict(self.milestones), "mode": self.mode}
 
 
-class GivenClamp(L.Callback):
+class GivenClamp(pl.Callback):
     """Puts a clamp that was given on the command line in place of the checkpoint's, when a run goes on.
 
     Args:
@@ -93,7 +94,7 @@ class GivenClamp(L.Callback):
     def __init__(self, value: float | None) -> None:
         self.value = value
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set it, after the checkpoint was loaded."""
         renderer = renderer_of(pl_module)
         if renderer is not None:
@@ -105,18 +106,18 @@ def _checked(milestones: Mapping[Any, Any]) -> dict[int, float]:
     epochs = [int(epoch) if isinstance(epoch, str) and epoch.isdigit() else epoch for epoch in milestones]
     whole = all(isinstance(epoch, int) and not isinstance(epoch, bool) for epoch in epochs)
     if not whole or (epochs and (epochs[0] != 0 or epochs != sorted(set(epochs)))):
-        raise ValueError(
+        raise SettingError(
             f"clamp_schedule.milestones={dict(milestones)}: epochs must be whole numbers, begin at 0 and "
             "increase; all of them are given at once, as in clamp_schedule.milestones={0:2.5,6:2.0}"
         )
     for epoch, value in zip(epochs, milestones.values(), strict=True):
         if not (is_number(value) and value > 0):
             shown = "null" if value is None else value
-            raise ValueError(f"clamp_schedule.milestones[{epoch}]={shown}: a clamp must be a number above 0")
+            raise SettingError(f"clamp_schedule.milestones[{epoch}]={shown}: a clamp must be a number above 0")
     return {epoch: float(value) for epoch, value in zip(epochs, milestones.values(), strict=True)}
 
 
-def renderer_of(module: L.LightningModule) -> Renderer | None:
+def renderer_of(module: pl.LightningModule) -> Renderer | None:
     """The renderer whose clamp is scheduled, or ``None`` without AQR.
 
     Raises:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry import to_unit
 from cmt_aqr.structures import Batch, DenoisingQueries, TensorStructure, sample_index
 
@@ -51,7 +52,7 @@ class Denoising:
 
     def __post_init__(self) -> None:
         if self.groups < 0:
-            raise ValueError(f"training.denoising.groups={self.groups}: must be 0 (none) or more")
+            raise SettingError(f"training.denoising.groups={self.groups}: must be 0 (none) or more")
 
     def __call__(
         self,

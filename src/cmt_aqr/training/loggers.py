@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
 
 from cmt_aqr.configuration import build
 from cmt_aqr.training.records import is_rank_zero

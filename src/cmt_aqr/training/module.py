@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import pytorch_lightning as pl
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from cmt_aqr.evaluation.decoding import decode
@@ -20,7 +20,7 @@ from cmt_aqr.training.losses import Criterion, mean_over_processes
 from cmt_aqr.training.optimization import Multipliers, OptimizerSettings, module_of
 
 
-class DetectorModule(L.LightningModule):
+class DetectorModule(pl.LightningModule):
     """Trains and evaluates a :class:`~cmt_aqr.model.cmt.CMT`.
 
     Args:

@@ -7,10 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import pytorch_lightning as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.trainer.states import TrainerFn
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.trainer.states import TrainerFn
 from rich.table import Table
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -96,7 +96,7 @@ def _shown(key: str, value: float) -> str:
     return f"{value:.1%}" if key in ("clamped", "drawn", "relative_change") else f"{value:.4g}"
 
 
-class AQRMonitor(L.Callback):
+class AQRMonitor(pl.Callback):
     """Looks at AQR's maps every N steps, and at the first step of every epoch.
 
     A look computes :func:`~cmt_aqr.aqr.statistics.output_statistics` of the batch, the generator's gradient
@@ -118,7 +118,7 @@ class AQRMonitor(L.Callback):
         histogram_bins: bins of the weights' histograms over [0, 1].
 
     Raises:
-        ValueError: for values out of range.
+        SettingError: for values out of range.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class AQRMonitor(L.Callback):
         self._found: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Drop a look that an exception broke off."""
         self._stop_looking()
         self._forget()
@@ -154,7 +154,7 @@ class AQRMonitor(L.Callback):
     # A look in training: from the start of a batch to the end of the batch that takes the optimiser's step.
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin a look where one is due; with gradient accumulation at the first batch of the step."""
         step = trainer.global_step
@@ -165,7 +165,7 @@ class AQRMonitor(L.Callback):
             self._look(trainer, pl_module, step)
 
     def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Take the generator's gradient norm: over all processes, unscaled, before it is clipped."""
         aqr = aqr_of(pl_module)
@@ -178,22 +178,22 @@ class AQRMonitor(L.Callback):
             self._found[GRADIENT] = norm.detach()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """End the look, once the optimiser took its step."""
         self._stop_looking()
         if self._step is not None and trainer.global_step > self._step:
             self._finish(trainer)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the epoch's numbers and write them to ``map_statistics.json``."""
         self._close_epoch(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close an epoch that a run from a checkpoint found finished."""
         self._close_epoch(trainer)
 
-    def _close_epoch(self, trainer: L.Trainer) -> None:
+    def _close_epoch(self, trainer: pl.Trainer) -> None:
         """End the epoch that is open, if there is one.
 
         A checkpoint that was written after an epoch's last step and before its end leaves it open; the run that
@@ -205,7 +205,7 @@ class AQRMonitor(L.Callback):
         self._write(self._epoch)
         self._last_epoch, self._epoch = (self._epoch_number, self._epoch), Summary()
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the last epoch's numbers."""
         if self._last_epoch is not None:
             epoch, summary = self._last_epoch
@@ -218,8 +218,8 @@ class AQRMonitor(L.Callback):
 
     def on_validation_batch_start(
         self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -230,8 +230,8 @@ class AQRMonitor(L.Callback):
 
     def on_validation_batch_end(
         self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -243,7 +243,7 @@ class AQRMonitor(L.Callback):
             self._evaluation.add(_numbers(self._found))
             self._forget()
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the evaluation's numbers; where nothing was trained, print and write them, too."""
         if self._evaluation.looks == 0:
             return
@@ -270,7 +270,7 @@ class AQRMonitor(L.Callback):
         self._epoch = Summary(**state_dict["epoch"])
         self._warned = set(state_dict["warned"])
 
-    def _look(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> None:
+    def _look(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
         aqr = aqr_of(module)
         if aqr is None or not trainer.is_global_zero:
             return
@@ -289,7 +289,7 @@ class AQRMonitor(L.Callback):
             self._handle.remove()
             self._handle = None
 
-    def _finish(self, trainer: L.Trainer) -> None:
+    def _finish(self, trainer: pl.Trainer) -> None:
         """Log and sum up a look in training; here the device is waited for."""
         numbers, step = _numbers(self._found), self._step or 0
         for sensor, weights in self._weights.items():
@@ -335,7 +335,7 @@ class AQRMonitor(L.Callback):
                 step,
             )
 
-    def _log(self, trainer: L.Trainer, prefix: str, numbers: dict[str, float], step: int, epoch: int) -> None:
+    def _log(self, trainer: pl.Trainer, prefix: str, numbers: dict[str, float], step: int, epoch: int) -> None:
         values = {f"{prefix}/{key}": value for key, value in numbers.items()}
         for logger in trainer.loggers:
             logger.log_metrics({**values, "epoch": epoch}, step=step)
@@ -350,7 +350,7 @@ def is_epoch_open(checkpoint: dict[str, Any]) -> bool:
     return state is not None and state["epoch"]["looks"] > 0
 
 
-def aqr_of(module: L.LightningModule) -> AQR | None:
+def aqr_of(module: pl.LightningModule) -> AQR | None:
     """The module's AQR; ``None`` for plain CMT."""
     aqr = getattr(getattr(module, "model", None), "aqr", None)
     return aqr if isinstance(aqr, AQR) else None

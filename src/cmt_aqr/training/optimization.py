@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from cmt_aqr.errors import SettingError
+
 MODULES: dict[str, tuple[str, ...]] = {
     "img_backbone": ("image.backbone.",),
     "img_neck": ("image.neck.",),
@@ -53,9 +55,9 @@ class Multipliers:
         for kind, values in (("lr_mult", self.lr), ("lr_mult.weight_decay", self.weight_decay)):
             for name, value in values.items():
                 if name not in MODULES:
-                    raise ValueError(f"{kind}.{name}={value}: no such module; choose from {', '.join(MODULES)}")
+                    raise SettingError(f"{kind}.{name}={value}: no such module; choose from {', '.join(MODULES)}")
                 if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-                    raise ValueError(f"{kind}.{name}={value}: must be a number of 0 (frozen) or more")
+                    raise SettingError(f"{kind}.{name}={value}: must be a number of 0 (frozen) or more")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Multipliers:
@@ -115,15 +117,15 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < 1:
-            raise ValueError(f"optimizer.lr={self.lr}: must be above 0 and below 1")
+            raise SettingError(f"optimizer.lr={self.lr}: must be above 0 and below 1")
         if self.weight_decay < 0:
-            raise ValueError(f"optimizer.weight_decay={self.weight_decay}: must be 0 or more")
+            raise SettingError(f"optimizer.weight_decay={self.weight_decay}: must be 0 or more")
         if self.schedule not in ("one_cycle", "constant"):
-            raise ValueError(f"optimizer.schedule={self.schedule}: must be one_cycle or constant")
+            raise SettingError(f"optimizer.schedule={self.schedule}: must be one_cycle or constant")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"optimizer.warmup={self.warmup}: must be in [0, 1)")
+            raise SettingError(f"optimizer.warmup={self.warmup}: must be in [0, 1)")
         if self.lr_for_batch is not None and self.lr_for_batch <= 0:
-            raise ValueError(f"optimizer.lr_for_batch={self.lr_for_batch}: must be above 0, or null")
+            raise SettingError(f"optimizer.lr_for_batch={self.lr_for_batch}: must be above 0, or null")
 
     def scaled_lr(self, samples: int) -> float:
         """Learning rate for this many samples a step: in proportion to ``lr_for_batch``, if given."""

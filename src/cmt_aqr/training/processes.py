@@ -24,9 +24,9 @@ from types import FrameType
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import DictConfig
+from pytorch_lightning import Trainer
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from cmt_aqr.cluster import outside_environment
 from cmt_aqr.configuration import build
@@ -154,7 +154,7 @@ def processes_to_start(config: DictConfig) -> int:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Without Lightning's lines about devices, which the processes print themselves."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

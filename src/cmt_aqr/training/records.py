@@ -15,10 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import pytorch_lightning as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cmt_aqr.errors import sentence
 from cmt_aqr.files import RECORD, write_json
@@ -26,7 +26,16 @@ from cmt_aqr.structures import Batch
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "timm", "nuscenes-devkit", "numpy", "scipy")
+PACKAGES = (
+    "torch",
+    "pytorch-lightning",
+    "torchmetrics",
+    "hydra-core",
+    "timm",
+    "nuscenes-devkit",
+    "numpy",
+    "scipy",
+)
 
 
 class RunRecord:
@@ -120,7 +129,7 @@ def record_refusal(folder: Path, config: DictConfig, overrides: list[str], error
         RunRecord(folder, config, overrides).write(status="failed", error=sentence(error))
 
 
-class RunMeter(L.Callback):
+class RunMeter(pl.Callback):
     """Counts steps, frames and time in training; its counts travel in checkpoints, so a resumed run adds up.
 
     Time in training is that between the start and the end of epochs, without evaluation. Time after the last
@@ -152,37 +161,37 @@ class RunMeter(L.Callback):
     def _pause(self) -> None:
         self._training_seconds, self._since = self._seconds(), None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count."""
         self._since = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count a batch, taken to be as large on the other processes."""
         self.steps = trainer.global_step
         if isinstance(batch, Batch):
             self._frames += batch.size * trainer.world_size
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluation is not training."""
         self._pause()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on counting, within a fit."""
         if trainer.state.fn == "fit":
             self._since = time.monotonic()
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write how far the run came."""
         self.epochs = trainer.current_epoch + 1
         self.record.write()
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop counting."""
         self._pause()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Stop counting."""
         self._pause()
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.aqr import AQR
@@ -86,7 +86,7 @@ def _train(
     keep_freed_memory()
     if is_rank_zero():
         remove_partial(folder)
-    L.seed_everything(config.seed, workers=True, verbose=False)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
     callbacks = [build(callback) for callback in config.callbacks.values() if callback is not None]
     if config.ckpt_path and clamp_given(overrides) and config.aqr is not None:
         callbacks.append(GivenClamp(config.renderer.max_weight_clamp))
@@ -137,8 +137,8 @@ def measure(
     config: DictConfig,
     overrides: Sequence[str] = (),
     results: Path | None = None,
-    watching: Sequence[L.Callback] = (),
-) -> tuple[L.Trainer, DetectorModule]:
+    watching: Sequence[pl.Callback] = (),
+) -> tuple[pl.Trainer, DetectorModule]:
     """Evaluate as :func:`evaluate` does, without a report: the metrics are in the module's ``evaluated``.
 
     With ``results`` all boxes go into that file, in nuScenes' format; ``watching`` are callbacks besides.
@@ -205,10 +205,7 @@ def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
     if isinstance(model.image, ImageBranch):
         rows, columns = (math.ceil(side / model.image.stride) for side in image_size)
         images = (len(CAMERAS), rows, columns)
-    try:
-        model.aqr.renderer.check_shapes(bev, images)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    model.aqr.renderer.check_shapes(bev, images)
 
 
 def start_from_weights(config: DictConfig, module: DetectorModule) -> None:
@@ -232,7 +229,7 @@ def load_checkpoint_weights(module: DetectorModule, checkpoint: dict[str, Any], 
         raise UserError(f"ckpt_path={path}: it holds another model than the configuration: {first}") from error
 
 
-def report(trainer: L.Trainer, module: DetectorModule, folder: Path) -> dict[str, float]:
+def report(trainer: pl.Trainer, module: DetectorModule, folder: Path) -> dict[str, float]:
     """Print the table of metrics and write ``metrics.json``, on one process."""
     if module.evaluated is None:
         raise RuntimeError("the run ended without an evaluation")

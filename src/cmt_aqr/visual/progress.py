@@ -2,7 +2,7 @@
 
 import sys
 
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 
 
 def progress_bar() -> ProgressBar:

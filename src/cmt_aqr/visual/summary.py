@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import lightning as L
+import pytorch_lightning as pl
 from rich.table import Table
 from torch import nn
 
@@ -33,10 +33,10 @@ def parameter_table(model: nn.Module, optimizer: OptimizerSettings, factors: Mul
     return table
 
 
-class ParameterSummary(L.Callback):
+class ParameterSummary(pl.Callback):
     """Prints the parameters by module when a fit starts."""
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the table, on one process."""
         if trainer.is_global_zero and isinstance(pl_module, DetectorModule):
             settings, factors = pl_module.optimizer_settings, pl_module.multipliers

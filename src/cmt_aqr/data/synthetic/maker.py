@@ -28,6 +28,7 @@ from cmt_aqr.data.synthetic.sensors import build_rig
 from cmt_aqr.data.synthetic.settings import GENERATOR_VERSION, Settings
 from cmt_aqr.data.synthetic.shapes import KINDS
 from cmt_aqr.data.synthetic.tables import MAP_FILE, TABLE_NAMES, Tables
+from cmt_aqr.errors import SettingError
 
 DESCRIPTION_FILE = "synthetic.json"
 """Lies beside the tables and says that, and from which settings, a set was made."""
@@ -68,7 +69,7 @@ def make_dataset(
         progress: show a progress bar, and a table at the end.
 
     Raises:
-        ValueError: a setting is out of its range.
+        SettingError: a setting is out of its range.
         FileExistsError: the folder is there and may not be replaced.
     """
     settings = Settings(
@@ -81,12 +82,12 @@ def make_dataset(
         jpeg_quality=jpeg_quality,
     )
     if workers is not None and (type(workers) is not int or workers < 1):
-        raise ValueError(f"workers={workers}: must be an integer from 1 on, or null for one per core")
+        raise SettingError(f"workers={workers}: must be an integer from 1 on, or null for one per core")
     for name, value in (("overwrite", overwrite), ("progress", progress)):
         if not isinstance(value, bool):
-            raise ValueError(f"{name}={value}: must be true or false")
+            raise SettingError(f"{name}={value}: must be true or false")
     if not isinstance(out, str | Path) or not str(out):
-        raise ValueError(f"out={out}: must be the path of a folder")
+        raise SettingError(f"out={out}: must be the path of a folder")
     out = Path(out).resolve()
     _check_target(out, overwrite)
     began = time.perf_counter()

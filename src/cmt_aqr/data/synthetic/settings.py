@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cmt_aqr.errors import SettingError
+
 GENERATOR_VERSION = 1
 """Raised whenever the same settings would give other data."""
 
@@ -34,7 +36,7 @@ class Settings:
         jpeg_quality: of the pictures, as OpenCV counts it.
 
     Raises:
-        ValueError: a value is out of its range; the message names it and what is allowed.
+        SettingError: a value is out of its range; the message names it and what is allowed.
     """
 
     scenes: int = 10
@@ -55,13 +57,13 @@ class Settings:
         resolution = self.azimuth_resolution
         number = isinstance(resolution, int | float) and not isinstance(resolution, bool)
         if not number or not 0.1 <= resolution <= 4:
-            raise ValueError(f"azimuth_resolution={resolution}: must be a number of degrees from 0.1 to 4")
+            raise SettingError(f"azimuth_resolution={resolution}: must be a number of degrees from 0.1 to 4")
 
     def _check_integer(self, name: str, low: int, high: int, multiple: int = 1) -> None:
         value = getattr(self, name)
         if type(value) is not int or not low <= value <= high or value % multiple:
             kind = "an integer" if multiple == 1 else f"a multiple of {multiple}"
-            raise ValueError(f"{name}={value}: must be {kind} from {low} to {high}")
+            raise SettingError(f"{name}={value}: must be {kind} from {low} to {high}")
 
     @property
     def image_size(self) -> tuple[int, int]:
