@@ -63,6 +63,7 @@ def check_config(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     _check_numbers(config)
     _check_contradictions(config, set(override_keys(overrides)))
     _check_recipe(config)
+    _check_trainer(config)
     _check_packages(config)
     optimizer_settings(config)
     multipliers(config)
@@ -154,6 +155,46 @@ def _check_packages(config: DictConfig) -> None:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+_PRECISIONS = {
+    "32-true": ("32", "32-true"),
+    "bf16-mixed": ("bf16", "bf16-mixed"),
+    "16-mixed": ("16", "16-mixed"),
+}
+"""What the model trains in, and how Lightning lets it be written."""
+
+
+def precision_of(config: DictConfig) -> str:
+    """The precision of a configuration: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+
+    Raises:
+        UserError: it is another one.
+    """
+    given = config.trainer.get("precision", "32-true")
+    for name, spellings in _PRECISIONS.items():
+        if str(given) in spellings:
+            return name
+    raise UserError(
+        f"trainer.precision={given}: must be one of {', '.join(_PRECISIONS)}; weights are kept in float32, and so "
+        "is what needs its digits"
+    )
+
+
+_OURS = {
+    "callbacks": "add +callbacks.<name>._target_=<class> instead",
+    "logger": "choose logger=<option> instead",
+    "plugins": "precision and checkpoints have their own; choose trainer.precision",
+    "enable_checkpointing": "drop it; callbacks.checkpoint says when to write",
+}
+"""Arguments of Lightning's Trainer that the run sets itself, and what to give instead."""
+
+
+def _check_trainer(config: DictConfig) -> None:
+    precision_of(config)
+    for name, instead in _OURS.items():
+        if name in config.trainer:
+            raise UserError(f"trainer.{name}={config.trainer[name]} would have no effect: {instead}")
 
 
 def _check_contradictions(config: DictConfig, given: set[str]) -> None:

@@ -22,6 +22,8 @@ def environment() -> dict[str, str]:
 def arguments(script: str, *overrides: str) -> list[str]:
     """The command line of a script; training gets the small model before the overrides."""
     small = SMALL if script == "train" else []
+    if "aqr=none" in overrides:
+        small = [item for item in small if not item.startswith("aqr.")]
     return [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *small, *overrides]
 
 

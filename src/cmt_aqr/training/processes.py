@@ -25,14 +25,13 @@ from types import FrameType
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from pytorch_lightning import Trainer
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from cmt_aqr.cluster import outside_environment
-from cmt_aqr.configuration import build
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import read_record, record_failure
 from cmt_aqr.training.loggers import finish_loggers
+from cmt_aqr.training.precision import build_trainer
 
 Metrics = dict[str, float]
 Task = Callable[[DictConfig, Path, list[str]], Metrics]
@@ -132,7 +131,7 @@ def processes_to_start(config: DictConfig) -> int:
     if plain and environment is None:
         return 0
     with _silent():
-        trainer: Trainer = build(config.trainer, logger=False, enable_checkpointing=False)
+        trainer = build_trainer(config, logger=False, enable_checkpointing=False)
     wanted = trainer.num_devices * trainer.num_nodes
     if environment is not None:
         if environment.world_size != wanted:

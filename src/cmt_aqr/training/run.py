@@ -29,6 +29,7 @@ from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.finite import NotFiniteError
 from cmt_aqr.training.loggers import build_loggers
 from cmt_aqr.training.module import DetectorModule
+from cmt_aqr.training.precision import build_trainer
 from cmt_aqr.training.records import RunRecord, is_rank_zero, recorded
 from cmt_aqr.training.stopping import Stopped, StopSignals
 from cmt_aqr.visual.console import console
@@ -95,7 +96,7 @@ def _train(
         if isinstance(callback, Checkpoints):
             callback.signals = signals
     loggers = build_loggers(config)
-    trainer = build(config.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
+    trainer = build_trainer(config, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
     data = build_data(config)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
     module.look_at_losses_every = config.trainer.log_every_n_steps
@@ -148,7 +149,7 @@ def measure(
     shown = [config.callbacks.get(name) for name in ("progress", "aqr_monitor")]
     callbacks = [build(callback) for callback in shown if callback is not None]
     callbacks += watching
-    trainer = build(config.trainer, callbacks=callbacks, logger=False, enable_checkpointing=False)
+    trainer = build_trainer(config, callbacks=callbacks, logger=False, enable_checkpointing=False)
     data = build_data(config)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
     load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path))
