@@ -16,6 +16,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cmt_aqr.model.batch_norm import BatchNorm2d, BatchNormAct
 from cmt_aqr.model.pointwise import convolve_pointwise, is_plain_pointwise
 
 PAIRS = {
@@ -44,7 +45,7 @@ def folded(weight: Tensor, norm: _BatchNorm, dim: int = 0) -> tuple[Tensor, Tens
     return weight * scale.view(shape), norm.bias - norm.running_mean * scale
 
 
-class FoldedBatchNorm2d(nn.BatchNorm2d):
+class FoldedBatchNorm2d(BatchNorm2d):
     """A batch norm whose scale and shift, in eval mode, the convolution before it has applied."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class FoldedBatchNorm2d(nn.BatchNorm2d):
         return super().forward(input) if self.training else input
 
 
-class FoldedBatchNormAct2d(BatchNormAct2d):
+class FoldedBatchNormAct2d(BatchNormAct):
     """The same for timm's norm with its activation."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,6 +63,7 @@ class FoldedBatchNormAct2d(BatchNormAct2d):
 
 
 FOLDED = {nn.BatchNorm2d: FoldedBatchNorm2d, BatchNormAct2d: FoldedBatchNormAct2d}
+EXACT = {nn.BatchNorm2d: BatchNorm2d, BatchNormAct2d: BatchNormAct}
 
 
 class NormalisedConv2d(nn.Conv2d):
@@ -92,7 +94,10 @@ class NormalisedConv2d(nn.Conv2d):
 
 
 def fold_batch_norms(model: nn.Module) -> None:
-    """Fold every batch norm that is known to follow a convolution directly, see :data:`PAIRS`."""
+    """Fold every batch norm that is known to follow a convolution directly, see :data:`PAIRS`.
+
+    All norms, folded or not, have exact statistics in training mode afterwards.
+    """
     for parent in list(model.modules()):
         for conv_name, norm_name in PAIRS.get(type(parent), ()):
             conv: Any = getattr(parent, conv_name, None)
@@ -102,3 +107,6 @@ def fold_batch_norms(model: nn.Module) -> None:
             if type(conv) is nn.Conv2d and conv.bias is None:
                 norm.__class__ = FOLDED[type(norm)]
                 NormalisedConv2d.of(conv, parent, norm_name)
+    for module in model.modules():
+        if type(module) in EXACT:
+            module.__class__ = EXACT[type(module)]

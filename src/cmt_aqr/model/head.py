@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry import BEVGrid, inverse_sigmoid, pixel_of_cell, project_to_images
+from cmt_aqr.model.batch_norm import BatchNorm2d
 from cmt_aqr.model.pointwise import PointwiseLinear
 from cmt_aqr.model.positions import depth_bins, ray_points, sine_embedding
 from cmt_aqr.structures import QueryOutputs
@@ -179,7 +180,7 @@ class Head(nn.Module):
         if bev_channels is not None:
             self.shared_conv = nn.Sequential(
                 nn.Conv2d(bev_channels, embed_dims, 3, padding=1, bias=False),
-                nn.BatchNorm2d(embed_dims),
+                BatchNorm2d(embed_dims),
                 nn.ReLU(inplace=True),
             )
         if cameras:
@@ -234,7 +235,7 @@ class Head(nn.Module):
             with torch.inference_mode(False):  # kept for training, too
                 self._bev_sines = sine_embedding(self.grid.unit_cell_centres(device), self.embed_dims)
         with torch.autocast(device.type, enabled=False):
-            return self.bev_embedding(self._bev_sines)
+            return self.bev_embedding(self._bev_sines.to(self.reference_points.dtype))
 
     def _embed_rays(self, rays: Tensor, img2lidar: Tensor) -> Tensor:
         """Embed rays (..., pixel, 3) as (u, v, 1), given img2lidar (..., 4, 4): (..., pixel, channel)."""
@@ -245,15 +246,15 @@ class Head(nn.Module):
         """Position embedding (batch, view, cell, channel) of the image cells, row-major.
 
         Args:
-            img2lidar: (batch, view, 4, 4) float32, inverse of lidar2img.
+            img2lidar: (batch, view, 4, 4) float32 or better, inverse of lidar2img.
             image_size: height and width of the padded images in pixels.
             map_size: height and width of their feature maps.
         """
         device = img2lidar.device
         with torch.autocast(device.type, enabled=False):
             v, u = torch.meshgrid(
-                torch.arange(map_size[0], device=device, dtype=torch.float32),
-                torch.arange(map_size[1], device=device, dtype=torch.float32),
+                torch.arange(map_size[0], device=device, dtype=img2lidar.dtype),
+                torch.arange(map_size[1], device=device, dtype=img2lidar.dtype),
                 indexing="ij",
             )
             cells = torch.stack((u, v), dim=-1).reshape(-1, 2)
@@ -299,9 +300,10 @@ class Head(nn.Module):
         as cx, cy, log l, log w, cz, log h, ...: column 2 went through the z range although it is log l.
         """
         with torch.autocast(decoded.device.type, enabled=False):
-            outputs = self.task(decoded.float())
+            exact = torch.promote_types(decoded.dtype, torch.float32)
+            outputs = self.task(decoded.to(exact))
             offset = torch.cat((outputs["center"], outputs["height"]), dim=-1)
-            unit = (offset + inverse_sigmoid(reference_points.float())).sigmoid()
+            unit = (offset + inverse_sigmoid(reference_points.to(exact))).sigmoid()
             place = self.to_metres(unit)
             codes = torch.cat((place, outputs["dim"], outputs["rot"], outputs["vel"]), dim=-1)
         return QueryOutputs(codes=codes, logits=outputs["cls_logits"])

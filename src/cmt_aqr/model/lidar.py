@@ -12,6 +12,7 @@ from torch.nn import functional
 from cmt_aqr.constants import POINT_FEATURES
 from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry.grid import BEVGrid
+from cmt_aqr.model.batch_norm import BatchNorm2d
 from cmt_aqr.model.folding import folded
 from cmt_aqr.model.pointwise import replace_pointwise_convolutions
 from cmt_aqr.model.sparse import (
@@ -193,7 +194,7 @@ class SECOND(nn.Module):
                 step = stride if layer == 0 else 1
                 modules += [
                     nn.Conv2d(in_channels, width, 3, stride=step, padding=1, bias=False),
-                    nn.BatchNorm2d(width, eps=norm_eps, momentum=norm_momentum),
+                    BatchNorm2d(width, eps=norm_eps, momentum=norm_momentum),
                     nn.ReLU(inplace=True),
                 ]
                 in_channels = width
@@ -228,7 +229,7 @@ class SECONDFPN(nn.Module):
                 conv = nn.Conv2d(width_in, width, 1, bias=False)
             else:
                 conv = nn.ConvTranspose2d(width_in, width, scale, stride=scale, bias=False)
-            norm = nn.BatchNorm2d(width, eps=norm_eps, momentum=norm_momentum)
+            norm = BatchNorm2d(width, eps=norm_eps, momentum=norm_momentum)
             self.blocks.append(ConvNormActs(conv, norm, nn.ReLU(inplace=True)))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:

@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from cmt_aqr.errors import SettingError
+from cmt_aqr.model.batch_norm import batch_norm
 
 Triple = tuple[int, int, int]
 
@@ -501,4 +502,4 @@ class SparseBatchNorm(nn.BatchNorm1d):
             return functional.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        return super().forward(input)
+        return batch_norm(self, input) if self.training else super().forward(input)
