@@ -6,7 +6,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cmt_aqr.command import command
-from cmt_aqr.errors import UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -15,15 +14,12 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def main(config: DictConfig) -> float:
     """Take the checkpoint's configuration, apply this command's overrides, evaluate; returns NDS."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
-    from cmt_aqr.configuration import override_keys
     from cmt_aqr.training.processes import run_task
     from cmt_aqr.training.resuming import configuration_to_evaluate
     from cmt_aqr.training.run import evaluate
 
     hydra = HydraConfig.get()
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
-    if any(key.split(".")[0] == "fault" for key in override_keys(overrides)):
-        raise UserError("fault= is for training frames and changes no evaluation: give eval_fault= instead")
     merged = configuration_to_evaluate(config, overrides, folder)
     return run_task(evaluate, merged, folder, overrides)["NDS"]
 

@@ -9,8 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cmt_aqr.command import check_overrides, flatten, join_first_process
-from cmt_aqr.configuration import build, clamp_given, override_keys, with_overrides
+from cmt_aqr.configuration import build, clamp_given
 from cmt_aqr.errors import UserError
+from cmt_aqr.saved import override_keys, with_overrides
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 

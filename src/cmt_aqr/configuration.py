@@ -14,13 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from cmt_aqr.errors import UserError
+from cmt_aqr.saved import current_names, override_keys
 from cmt_aqr.training.optimization import Multipliers, OptimizerSettings
 
 
 def build(config: DictConfig | None, **arguments: Any) -> Any:
     """Instantiate a configuration; a refused value becomes a :class:`UserError` with the refusal's sentence."""
     try:
-        return hydra.utils.instantiate(config, **arguments)
+        return hydra.utils.instantiate(_current(config), **arguments)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, UserError | MisconfigurationException):
@@ -33,10 +34,25 @@ def build(config: DictConfig | None, **arguments: Any) -> Any:
         raise
 
 
-def build_data(config: DictConfig) -> Any:
-    """The data module of a configuration, with its sensor faults; those of old checkpoints have none."""
+def _current(config: DictConfig | None) -> DictConfig | None:
+    """The same, with a class of Lightning by the name of the package that is used here."""
+    target = None if config is None else config.get("_target_")
+    if config is None or target == current_names(target):
+        return config
+    config = config.copy()
+    config._target_ = current_names(target)
+    return config
+
+
+def build_data(config: DictConfig, evaluating: bool = False) -> Any:
+    """The data module of a configuration, with its sensor faults; those of old checkpoints have none.
+
+    Args:
+        config: the whole configuration.
+        evaluating: whether ``data.eval_split`` is all that is read.
+    """
     train_fault, eval_fault = (build(config.get(group)) for group in ("fault", "eval_fault"))
-    return build(config.data, train_fault=train_fault, eval_fault=eval_fault)
+    return build(config.data, train_fault=train_fault, eval_fault=eval_fault, evaluating=evaluating)
 
 
 def optimizer_settings(config: DictConfig) -> OptimizerSettings:
@@ -49,12 +65,13 @@ def multipliers(config: DictConfig) -> Multipliers:
     return _checked(lambda: Multipliers.from_config(_plain(config.lr_mult)))
 
 
-def check_config(config: DictConfig, overrides: Sequence[str] = ()) -> None:
+def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: bool = False) -> None:
     """Refuse values out of range and pairs that contradict each other.
 
     Args:
         config: the composed configuration of a training run.
         overrides: what was given on the command line, to tell a contradiction from a preset.
+        evaluating: whether it is for an evaluation of a checkpoint.
 
     Raises:
         UserError: naming key, value and what is allowed.
@@ -69,7 +86,7 @@ def check_config(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     multipliers(config)
     for group in ("renderer", "modulator", "aqr", "clamp_schedule", "callbacks"):
         build(config[group])
-    build_data(config)
+    build_data(config, evaluating)
 
 
 def check_complete(config: DictConfig) -> None:
@@ -81,11 +98,6 @@ def check_complete(config: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(f"{missing[0]} has no default: give {missing[0]}=...")
-
-
-def override_keys(overrides: Sequence[str]) -> list[str]:
-    """The keys and groups that command-line overrides name: ``+a.b=1`` is ``a.b``, ``~c`` is ``c``."""
-    return [item.lstrip("+~").split("=")[0].split("@")[0].replace("/", ".") for item in overrides]
 
 
 def clamp_given(overrides: Sequence[str]) -> bool:
@@ -239,27 +251,3 @@ def _checked(make: Any) -> Any:
         return make()
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
-
-
-def with_overrides(saved: dict[str, Any], composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A checkpoint's configuration with the overrides of a later command put in.
-
-    Args:
-        saved: the configuration in the checkpoint.
-        composed: the later command's own composition, which holds the overridden values.
-        overrides: as given on the command line: ``group=choice`` replaces the group, ``a.b=c`` the value.
-
-    Raises:
-        UserError: for ``experiment=``, which would replace what the checkpoint was trained with.
-    """
-    config = OmegaConf.create(saved)
-    keys = override_keys(overrides)
-    if "experiment" in keys:
-        raise UserError(
-            "experiment= with ckpt_path=: the checkpoint brings its configuration along; drop experiment=, and "
-            "override single values or groups"
-        )
-    # weights= started the run that the checkpoint goes on with; it must not be loaded again.
-    for key in ["ckpt_path", "weights", "name", *keys]:
-        OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False, force_add=True)
-    return config

@@ -95,7 +95,7 @@ def test_the_same_command_again_changes_nothing(tmp_path: Path) -> None:
     again = configuration(composed(*line), line, last)
     assert again.weights is None and again.ckpt_path == str(last)
     assert changes(OmegaConf.to_container(first, resolve=True), again) == []  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"modulator\.residual_weight: 0\.5 -> 0\.7"):
+    with pytest.raises(UserError, match=r"lr_mult\.aqr_weight_generator: 0\.8 -> 0\.5"):
         configuration(composed(*ROOT, "experiment=aqr_conservative"), ["experiment=aqr_conservative"], last)
 
 

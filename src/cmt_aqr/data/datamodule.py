@@ -44,8 +44,9 @@ class NuScenesDataModule(LightningDataModule):
         point_range: x0, y0, z0, x1, y1, z1 of the model's grid, metres, LiDAR frame.
         image_size: height and width of the images that the model gets.
         train_split: a split of the devkit, or of ``splits.json``.
-        val_split: for validation in training.
-        eval_split: for ``trainer.test``; ``val_split`` where None.
+        val_split: for evaluations in training.
+        eval_split: what ``evaluating`` reads; ``val_split`` where None.
+        evaluating: read ``eval_split`` instead of the others.
         sweeps: sweeps before the keyframe's own, at most.
         cameras: read images; off for a LiDAR-only model.
         lidar: read points; off for a camera-only model.
@@ -79,9 +80,10 @@ class NuScenesDataModule(LightningDataModule):
         version: str,
         point_range: Sequence[float],
         image_size: Sequence[int] = (320, 800),
-        train_split: str = "train",
+        train_split: str | None = "train",
         val_split: str = "val",
         eval_split: str | None = None,
+        evaluating: bool = False,
         sweeps: int = 10,
         cameras: bool = True,
         lidar: bool = True,
@@ -117,9 +119,8 @@ class NuScenesDataModule(LightningDataModule):
             raise SettingError("data.cameras=false and data.lidar=false: at least one sensor must be read")
         self.root = Path(root).expanduser()
         self.version = version
-        self.train_split = train_split
-        self.val_split = val_split
-        self.eval_split = eval_split or val_split
+        self.train_split = None if evaluating else train_split
+        self.val_split = (eval_split or val_split) if evaluating else val_split
         self.cache_dir = Path(cache_dir).expanduser()
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -148,26 +149,28 @@ class NuScenesDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Index the splits and cache their ground truth, once a machine; then the tables are let go of."""
-        for split in {self.train_split, self.val_split, self.eval_split}:
+        for split in self._splits():
             load_index(self.root, self.version, split, self.cache_dir)
-        for split in {self.val_split, self.eval_split} - {"test"}:
-            load_ground_truth(self.root, self.version, split, self.cache_dir)
+        if self.val_split != "test":
+            load_ground_truth(self.root, self.version, self.val_split, self.cache_dir)
         close_tables()
 
     def setup(self, stage: str | None = None) -> None:
         """Load the indexes of the splits that the stage needs, and see that their first frame is on disk."""
-        names = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
-        for name in names.get(stage or "", ("train", "val", "test")):
+        for name in ("train", "val") if stage == "fit" else ("val",):
             if name not in self._datasets:
                 self._datasets[name] = self._make_dataset(name)
 
-    def _split(self, name: str) -> str:
-        return {"train": self.train_split, "val": self.val_split, "test": self.eval_split}[name]
+    def _splits(self) -> list[str]:
+        """The splits that are read."""
+        return list(dict.fromkeys(split for split in (self.train_split, self.val_split) if split is not None))
 
     def _make_dataset(self, name: str) -> FrameDataset:
         training = name == "train"
         limit = self.limit_train_frames if training else self.limit_eval_frames
-        index = self.index(self._split(name)).first(limit)
+        split = self.train_split if training else self.val_split
+        assert split is not None
+        index = self.index(split).first(limit)
         index.check_files(self.root, range(1), images=self.cameras)
         reader = FrameReader(self.root, index, self.sweeps, self.cameras, self.lidar)
         transforms = self._train_transforms if training else self._eval_transforms
@@ -199,11 +202,11 @@ class NuScenesDataModule(LightningDataModule):
         Raises:
             DataError: one of them does not; the sentence says which.
         """
-        for split in dict.fromkeys((self.train_split, self.val_split, self.eval_split)):
+        for split in self._splits():
             check_request(self.root, self.version, split)
 
     def dataset(self, name: str) -> FrameDataset:
-        """The data set ``train``, ``val`` or ``test`` (of ``eval_split``); set up first.
+        """The data set ``train`` or ``val``; set up first.
 
         Raises:
             DataError: it has not been set up.
@@ -244,14 +247,6 @@ class NuScenesDataModule(LightningDataModule):
     def val_dataloader(self) -> FrameLoader:
         """Every frame of ``val_split`` once, in order, shared out among the processes."""
         return self._loader("val")
-
-    def test_dataloader(self) -> FrameLoader:
-        """Every frame of ``eval_split`` once, in order, shared out among the processes."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> FrameLoader:
-        """The same as :meth:`test_dataloader`."""
-        return self._loader("test")
 
 
 def _present(transforms: Transforms) -> list[Transform]:

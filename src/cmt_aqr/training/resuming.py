@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.table import Table
 
-from cmt_aqr.configuration import check_config, override_keys, with_overrides
+from cmt_aqr.configuration import check_config
 from cmt_aqr.errors import UserError
+from cmt_aqr.saved import below, check_evaluation, current_names, links, override_keys, with_overrides
 from cmt_aqr.training.checkpoints import newest_checkpoint, saved_config
 from cmt_aqr.training.records import is_rank_zero
 from cmt_aqr.visual.console import console
@@ -74,7 +75,8 @@ def configuration_to_evaluate(config: DictConfig, overrides: Sequence[str], fold
         )
     config.ckpt_path = str(path)
     merged = with_overrides(saved_config(path), config, overrides)
-    check_config(merged)
+    check_evaluation(merged, overrides)
+    check_config(merged, evaluating=True)
     return merged
 
 
@@ -134,9 +136,9 @@ class Change:
     @property
     def refusal(self) -> str | None:
         """Why a run cannot go on with it, or ``None`` where it can."""
-        if _named(self.key, FREE):
+        if below(self.key, FREE):
             return None
-        return next((why for keys, why in REASONS.items() if _named(self.key, keys)), OTHERWISE)
+        return next((why for keys, why in REASONS.items() if below(self.key, keys)), OTHERWISE)
 
 
 LENGTH = ("trainer.max_epochs", "trainer.max_steps")
@@ -195,20 +197,25 @@ OWN = ("ckpt_path", "weights", "name", "callbacks", "logger", "recipe", "sweep_d
 """What belongs to a command and not to the training."""
 
 
-def _named(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
 def changes(saved: Mapping[str, Any], config: DictConfig) -> list[Change]:
     """Values that differ, by dotted key; a value on one side only is ``None`` on the other."""
-    without = OmegaConf.create({key: value for key, value in config.items_ex(resolve=False) if key not in OWN})
-    new = dict(_leaves(OmegaConf.to_container(without, resolve=True)))
-    old = {key: value for key, value in _leaves(dict(saved)) if not _named(key, OWN)}
+    old, new = (_leaves_of(one) for one in (OmegaConf.create(current_names(saved)), config))
+    # What is interpolated from another key changes with it, and is told once.
+    copies = [target for target, _ in links(OmegaConf.to_container(config, resolve=False))]  # type: ignore[arg-type]
     return [
         Change(key, old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and not below(key, copies)
     ]
+
+
+def _leaves_of(config: DictConfig) -> dict[str, Any]:
+    """Values by dotted key, without those that belong to a command."""
+    training = config.copy()
+    with open_dict(training):
+        for name in OWN:
+            training.pop(name, None)
+    return dict(_leaves(OmegaConf.to_container(training, resolve=True)))
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import sys
@@ -22,6 +23,7 @@ from cmt_aqr.files import remove_partial
 from cmt_aqr.memory import keep_freed_memory
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.image import ImageBranch
+from cmt_aqr.saved import below, override_keys
 from cmt_aqr.training.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
 from cmt_aqr.training.clamp import GivenClamp, renderer_of
 from cmt_aqr.training.curves import CurveLogger
@@ -34,6 +36,8 @@ from cmt_aqr.training.records import RunRecord, is_rank_zero, recorded
 from cmt_aqr.training.stopping import Stopped, StopSignals
 from cmt_aqr.visual.console import console
 from cmt_aqr.weights import load_weights
+
+log = logging.getLogger(__name__)
 
 RESULTS = "results_nusc.json"
 """The devkit's name for a file of detections."""
@@ -104,7 +108,7 @@ def _train(
     if config.ckpt_path:
         # Before Lightning does: a checkpoint of another model is then refused in one sentence.
         checkpoint = read_checkpoint(Path(config.ckpt_path))
-        load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path))
+        load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path), overrides)
         for logger in loggers:
             if isinstance(logger, CurveLogger):
                 logger.go_on(checkpoint)
@@ -130,8 +134,22 @@ def evaluate(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) ->
     results = folder / RESULTS if config.get("write_results") else None
     trainer, module = measure(config, overrides, results)
     if results is not None and trainer.is_global_zero:
-        console().print(f"All boxes, as nuScenes takes them, are in {results}", soft_wrap=True)
+        console().print(_about_results(results, trainer, module), soft_wrap=True)
     return report(trainer, module, folder)
+
+
+def _about_results(results: Path, trainer: pl.Trainer, module: DetectorModule) -> str:
+    """What a file of boxes is good for."""
+    data: NuScenesDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    assert module.evaluated is not None
+    frames, whole = int(module.evaluated[1]["frames"]), len(data.index(data.val_split))
+    if frames == whole:
+        return f"All boxes, as nuScenes takes them, are in {results}"
+    return (
+        f"The boxes of {frames} frames are in {results}. nuScenes refuses this file as a submission: "
+        f"{whole - frames} of the {whole} frames of split {data.val_split} lack; evaluate without "
+        "data.limit_eval_frames"
+    )
 
 
 def measure(
@@ -150,9 +168,9 @@ def measure(
     callbacks = [build(callback) for callback in shown if callback is not None]
     callbacks += watching
     trainer = build_trainer(config, callbacks=callbacks, logger=False, enable_checkpointing=False)
-    data = build_data(config)
+    data = build_data(config, evaluating=True)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
-    load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path))
+    load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path), overrides)
     renderer = renderer_of(module)
     if clamp_given(overrides) and renderer is not None:
         renderer.set_clamp(config.renderer.max_weight_clamp)
@@ -164,14 +182,9 @@ def measure(
 def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -> DetectorModule:
     """The LightningModule of a configuration, with fresh weights."""
     samples = config.data.batch_size * config.trainer.accumulate_grad_batches * processes
-    plain = OmegaConf.to_container(config, resolve=True)
-    if not isinstance(plain, dict):
-        raise TypeError("a configuration is a mapping")
-    # The folders of callbacks and loggers belong to this run; one that goes on from its checkpoint has its own.
-    written_out = OmegaConf.to_container(config, resolve=False)
-    if isinstance(written_out, dict):
-        plain.update({group: written_out[group] for group in ("callbacks", "logger")})
-    denoising = Denoising(**plain["training"]["denoising"])
+    # Not resolved: an override on the checkpoint must reach what is interpolated from its key.
+    written_out: Any = OmegaConf.to_container(config, resolve=False)
+    denoising = Denoising(**OmegaConf.to_container(config.training.denoising, resolve=True))  # type: ignore[arg-type]
     model = build(config.model.network)
     check_feature_shapes(model, config.model.image_size)
     return DetectorModule(
@@ -185,7 +198,7 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
         max_detections=config.evaluation.max_detections,
         score_threshold=config.evaluation.get("score_threshold", 0.0),
         seed=config.seed,
-        config={str(key): value for key, value in plain.items()},
+        config=written_out,
     )
 
 
@@ -221,13 +234,34 @@ def start_from_weights(config: DictConfig, module: DetectorModule) -> None:
         renderer.set_clamp(config.renderer.max_weight_clamp)
 
 
-def load_checkpoint_weights(module: DetectorModule, checkpoint: dict[str, Any], path: Path) -> None:
-    """Load a training checkpoint's weights into a module of the same configuration."""
+def load_checkpoint_weights(
+    module: DetectorModule, checkpoint: dict[str, Any], path: Path, overrides: Sequence[str] = ()
+) -> None:
+    """Load a training checkpoint's weights into a module of the same configuration.
+
+    Plain CMT (``aqr=none``) takes all but AQR's.
+
+    Args:
+        module: to load into.
+        checkpoint: as read.
+        path: of the checkpoint, for the message.
+        overrides: as given on the command line, to name those that made it another model.
+
+    Raises:
+        UserError: the weights do not fit.
+    """
+    state = checkpoint["state_dict"]
+    if module.model.aqr is None:
+        state = {name: value for name, value in state.items() if not name.startswith("model.aqr.")}
+        if len(state) < len(checkpoint["state_dict"]):
+            log.info("aqr=none: plain CMT, without the checkpoint's AQR")
     try:
-        module.load_state_dict(checkpoint["state_dict"])
+        module.load_state_dict(state)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise UserError(f"ckpt_path={path}: it holds another model than the configuration: {first}") from error
+        made = [key for key in override_keys(overrides) if below(key, ["model", "aqr", "renderer", "modulator"])]
+        what = f"{' and '.join(made)} cannot be changed on trained weights: " if made else ""
+        raise UserError(f"{what}ckpt_path={path} holds another model than the configuration: {first}") from error
 
 
 def report(trainer: pl.Trainer, module: DetectorModule, folder: Path) -> dict[str, float]:

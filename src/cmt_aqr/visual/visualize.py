@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
-from cmt_aqr.configuration import build, clamp_given
+from cmt_aqr.configuration import build_data, clamp_given
 from cmt_aqr.data.augmentation import ImageProcessing, apply_transforms
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.datamodule import NuScenesDataModule
@@ -87,15 +87,15 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
         UserError: a frame is not in the split, or the data or the checkpoint cannot be read.
     """
     if settings.split is not None:
-        OmegaConf.update(config, "data.val_split", settings.split)
+        OmegaConf.update(config, "data.eval_split", settings.split)
     OmegaConf.update(config, "data.limit_eval_frames", None)
     checkpoint = read_checkpoint(Path(config.ckpt_path))
-    data: NuScenesDataModule = build(config.data)
+    data: NuScenesDataModule = build_data(config, evaluating=True)
     data.prepare_data()
     numbers = frame_numbers(data, settings.frames)
     data.setup("validate")
     module = build_module(config, data, processes=1)
-    load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path))
+    load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path), overrides)
     renderer = renderer_of(module)
     if renderer is not None and clamp_given(overrides):
         renderer.set_clamp(config.renderer.max_weight_clamp)
