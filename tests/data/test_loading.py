@@ -266,17 +266,67 @@ def test_shuffle_is_close_to_uniform() -> None:
     assert np.bincount(first, minlength=5).min() > 60
 
 
-def test_workers_that_are_left_do_not_keep_a_process_from_ending() -> None:
-    """They ignore SIGTERM, with which Python would end them."""
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn", "loky"])
+def test_workers_start_alike_whatever_the_default(small_root: Path, tmp_path: Path, method: str) -> None:
+    """Other libraries change the process' way to start processes: joblib's launcher does."""
     program = (
-        "from torch.utils.data import DataLoader\n"
-        "from cmt_aqr.data.dataset import _prepare_worker\n"
-        "loader = DataLoader(range(9), num_workers=2, worker_init_fn=_prepare_worker, persistent_workers=True)\n"
-        "left = iter(loader)\n"
-        "print(next(left))\n"
+        "import multiprocessing, sys\n"
+        "from pathlib import Path\n"
+        "if sys.argv[1] == 'loky':\n"
+        "    import joblib.externals.loky.backend\n"
+        "from tests.data.test_loading import digest, training_loader\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method(sys.argv[1], force=True)\n"
+        "    root, cache = map(Path, sys.argv[2:])\n"
+        "    none, two = (list(map(digest, training_loader(root, cache, workers))) for workers in (0, 2))\n"
+        "    assert len(none) == 3 and none == two\n"
     )
+    if method == "loky":
+        pytest.importorskip("joblib", reason="pip install -e '.[sweeps]'")
+    script = tmp_path / "script.py"
+    script.write_text(program)
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, str(script), method, str(small_root), str(tmp_path)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "tensor([0])\n"
+
+
+def test_own_workers_that_are_left_end_with_the_process_and_other_children_are_not_killed(
+    small_root: Path, tmp_path: Path
+) -> None:
+    """Workers ignore SIGTERM, with which Python ends daemonic children and which others may answer."""
+    program = (
+        "import multiprocessing, os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from tests.data.test_loading import training_loader\n"
+        "root, cache = map(Path, sys.argv[1:])\n"
+        "def other(ready):\n"
+        "    def ended(*_):\n"
+        "        (cache / 'ended').write_text('in its own way')\n"
+        "        os._exit(0)\n"
+        "    signal.signal(signal.SIGTERM, ended)\n"
+        "    ready.set()\n"
+        "    time.sleep(60)\n"
+        "context = multiprocessing.get_context('fork')\n"
+        "ready = context.Event()\n"
+        "context.Process(target=other, args=(ready,), daemon=True).start()\n"
+        "ready.wait()\n"
+        "left = iter(training_loader(root, cache, 2))\n"
+        "print(next(left).size)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(small_root), str(tmp_path)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "1\n"
+    assert (tmp_path / "ended").read_text() == "in its own way"

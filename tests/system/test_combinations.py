@@ -26,7 +26,7 @@ PAIR = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 WORKERS = ("data.num_workers=1",)
 LIDAR, CAMERA, PLAIN = ("model=tiny_lidar",), ("model=tiny_camera",), ("aqr=none",)
 STEPS = 4
-SHORT = (f"trainer.max_steps={STEPS}", "trainer.log_every_n_steps=1")
+SHORT = (f"trainer.max_steps={STEPS}", "trainer.log_every_n_steps=1", "callbacks.checkpoint.every_n_steps=1")
 
 
 def finished(folder: Path, *line: str, script: str = "train") -> Path:
@@ -100,7 +100,11 @@ def test_steps_are_real_in_every_precision_sensor_set_and_device_count(
     shown = losses(run)
     assert len(shown) >= STEPS and all(map(math.isfinite, shown))
     assert shown != losses(float32), "the settings changed nothing"
-    assert all(value.isfinite().all() for value in weights(run).values())
+    after, first = weights(run), read_checkpoint(run / "checkpoints" / "previous.ckpt")["state_dict"]
+    assert all(value.isfinite().all() for value in after.values())
+    moved = {name.split(".")[1] for name in after if not torch.equal(after[name], first[name])}
+    parts = {name.split(".")[1] for name in after if name.startswith("model.")}
+    assert moved == parts, "steps in which nothing was learnt"
     assert json.loads((run / "metrics.json").read_text())["frames"] == 3
 
 
@@ -174,6 +178,7 @@ def test_resumed_is_unbroken(run_folder: Path, row: tuple[str, ...]) -> None:
     here = read_checkpoint(resumed / "checkpoints" / "last.ckpt")
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "ClippedMixedPrecision"):
         assert_same(here.get(part), there.get(part), part)
+    assert ("scale" in there.get("ClippedMixedPrecision", {})) == (FP16 in row)
     assert (resumed / "metrics.json").read_text() == (whole / "metrics.json").read_text()
 
 
@@ -243,7 +248,7 @@ def test_torchrun_trains_in_mixed_precision(run_folder: Path, row: tuple[str, ..
 
 REFUSED = [
     ("train", ("trainer.precision=bf16-true",), "trainer.precision=bf16-true"),
-    ("train", ("trainer.precision=16-true", *PAIR), "trainer.precision=16-true"),
+    ("train", ("trainer.precision=64-true", *PAIR), "trainer.precision=64-true"),
     ("train", ("trainer=gpu",), "gpu"),
     ("train", (BF16, "ckpt_path={trained}"), "trainer.precision"),
     ("evaluate", ("ckpt_path={trained}", "model.embed_dims=64"), "model.embed_dims"),

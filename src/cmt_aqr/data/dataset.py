@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import multiprocessing
+import os
 import signal
+import sys
+import weakref
 from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import cv2
@@ -161,23 +166,34 @@ class FrameSampler(DistributedSampler[SampleKey]):
         return iter([SampleKey(epoch, int(frame)) for frame in own[start:]])
 
 
+_START = "fork" if sys.platform == "linux" else "spawn"
+"""How workers are started, whatever the process' default is, which other libraries (joblib's loky) change."""
+
+_workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+"""Workers of this process' loaders."""
+
+
 def _prepare_worker(_worker: int) -> None:
     """Workers share the cores, one thread each, and leave it to the main process when to stop."""
-    # A terminal's Ctrl-C and a job's SIGTERM reach all processes; the step being finished may need this one still.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # A terminal's Ctrl-C and a cluster's signals reach all processes; the step being finished may need this one
+    # still, and a handler that was inherited (submitit's puts the job back into the queue) is not for it.
+    for number in signal.valid_signals():
+        if number in (signal.SIGINT, signal.SIGTERM) or callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 
 def _end_workers() -> None:
     """End what is left of the workers: at its own end Python sends them SIGTERM and waits, for ever if ignored."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
+    for process in _workers:
+        if process.is_alive():
             process.kill()
 
 
-atexit.register(_end_workers)
+@functools.cache
+def _end_workers_with_this_process(_process: int) -> None:
+    atexit.register(_end_workers)
 
 
 class FrameLoader(DataLoader[Batch]):
@@ -202,6 +218,7 @@ class FrameLoader(DataLoader[Batch]):
             pin_memory=pin_memory,
             worker_init_fn=_prepare_worker if num_workers else None,
             persistent_workers=num_workers > 0,
+            multiprocessing_context=_START if num_workers else None,
         )
         self._epoch = sampler.epoch
         self._batches_done = sampler.batches_done
@@ -221,7 +238,7 @@ class FrameLoader(DataLoader[Batch]):
         sampler = self.frame_sampler
         self._epoch, self._batches_done = sampler.epoch, sampler.batches_done
         try:
-            for batch in super().__iter__():
+            for batch in self._batches():
                 self._batches_done += 1
                 yield batch
         except DataError as error:
@@ -229,6 +246,16 @@ class FrameLoader(DataLoader[Batch]):
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
         if sampler.training:
             sampler.set_position(self._epoch, self._batches_done)
+
+    def _batches(self) -> Iterator[Batch]:
+        """An iterator of PyTorch's loader; workers that it starts are remembered."""
+        if not self.num_workers:
+            return super().__iter__()
+        before = set(multiprocessing.active_children())
+        batches = super().__iter__()
+        _workers.update(set(multiprocessing.active_children()) - before)
+        _end_workers_with_this_process(os.getpid())
+        return batches
 
     def set_position(self, epoch: int, batches_done: int) -> None:
         """Let the next iteration go on after ``batches_done`` batches of ``epoch``."""

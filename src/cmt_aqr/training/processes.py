@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from cmt_aqr.cluster import outside_environment
@@ -103,10 +104,19 @@ def run_task(task: Task, config: DictConfig, folder: Path, overrides: list[str])
         config=config,
         folder=str(folder),
         overrides=overrides,
-        hydra=HydraConfig.instance().cfg,  # type: ignore[arg-type]  # a DictConfig, declared as its schema
+        hydra=_sendable_config(),
         arguments=sys.argv,
     )
     return Processes(job, processes).run()
+
+
+def _sendable_config() -> DictConfig | None:
+    """Hydra's configuration without its schema's classes: those of a launcher's plugin may be loaded twice."""
+    config: Any = HydraConfig.instance().cfg
+    if config is None:
+        return None
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    return OmegaConf.create(plain)
 
 
 def run_here(task: Task, config: DictConfig, folder: Path, overrides: list[str]) -> Metrics:

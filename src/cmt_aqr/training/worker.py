@@ -46,7 +46,7 @@ def _run(job: Job) -> dict[str, float]:
     sys.argv = list(job.arguments)
     setup_globals()  # ${now:...} and ${hydra:...}
     if job.hydra is not None:
-        HydraConfig.instance().set_config(job.hydra)
+        HydraConfig.instance().cfg = job.hydra  # type: ignore[assignment]  # a DictConfig, declared as its schema
         if os.environ["RANK"] == "0":
             configure_log(job.hydra.hydra.job_logging, job.hydra.hydra.verbose)
     hide_noise()
