@@ -10,6 +10,7 @@ from torch import nn
 from cmt_aqr.errors import UserError
 from cmt_aqr.training.precision import FIRST_SCALE, ClippedMixedPrecision, build_trainer
 from tests.composed import composed
+from tests.small_detector import small_batch, small_module
 
 FOLDERS = ["logger=csv", "trainer=cpu", "trainer.max_steps=2", "+trainer.enable_progress_bar=false"]
 
@@ -68,3 +69,19 @@ def test_float16_skips_a_step_whose_gradient_overflows_and_halves_the_scale() ->
 def test_other_precisions_are_refused_by_name(precision: str) -> None:
     with pytest.raises(UserError, match=f"^trainer.precision={precision}: must be one of 32-true, bf16-mixed, 16"):
         build_trainer(composed(*FOLDERS, f"trainer.precision={precision}"))
+
+
+@pytest.mark.parametrize("sensors", [(), ("model=tiny_camera",), ("model=tiny_lidar",)], ids=str)
+def test_gradients_fit_into_float16_from_the_first_step_on(sensors: tuple[str, ...]) -> None:
+    """With the first scale; a fresh decoder's queries are alike, and the gradient through their norm is large."""
+    module = small_module(*sensors)
+    batch = small_batch(3, cameras=sensors != ("model=tiny_lidar",))
+    points = module.model.head
+    assert module.denoising is not None
+    targets = module.denoising(batch, len(points.reference_points), tuple(points.point_range))
+    assert targets is not None
+    with torch.autocast("cpu", dtype=torch.float16, cache_enabled=False):
+        losses = module.criterion(module.model(batch, targets.queries), batch, targets, same_terms=True)
+    (FIRST_SCALE * torch.stack(list(losses.values())).sum()).backward()
+    gradients = {name: value.grad for name, value in module.named_parameters() if value.grad is not None}
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients.values())

@@ -103,8 +103,11 @@ class DecoderLayer(nn.Module):
         forbidden: Tensor | None,
     ) -> Tensor:
         """Refine the queries (batch, query, channel); ``keys`` is the memory plus its position embedding."""
-        placed = query + query_embedding
-        query = self.norm1(query + self.dropout(self.self_attention(placed, placed, query, forbidden)))
+        # In float32 also under autocast, as published: the first layer's queries have no content yet, all rows are
+        # nearly alike, and the gradient that comes through their norm exceeds what float16 holds.
+        with torch.autocast(query.device.type, enabled=False):
+            placed = query + query_embedding
+            query = self.norm1(query + self.dropout(self.self_attention(placed, placed, query, forbidden)))
         placed = query + query_embedding
         query = self.norm2(query + self.dropout(self.cross_attention(placed, keys, memory)))
         hidden = self.feedforward_dropout(functional.relu(self.linear1(query)))
