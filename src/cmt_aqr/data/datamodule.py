@@ -22,7 +22,7 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
 from cmt_aqr.data.reading import FrameReader
-from cmt_aqr.data.tables import check_request, close_tables
+from cmt_aqr.data.tables import check_request, close_tables, read_table
 from cmt_aqr.errors import SettingError
 from cmt_aqr.evaluation.metric import NuScenesMetric
 
@@ -132,6 +132,8 @@ class NuScenesDataModule(LightningDataModule):
         self.sweeps = sweeps
         self.cameras = cameras
         self.lidar = lidar
+        self.min_points = min_points
+        self.point_range = list(point_range)
         self._train_transforms: list[Transform] = [
             *_present({"fault": train_fault}),
             *_present(train_transforms),
@@ -173,8 +175,44 @@ class NuScenesDataModule(LightningDataModule):
         index = self.index(split).first(limit)
         index.check_files(self.root, range(1), images=self.cameras)
         reader = FrameReader(self.root, index, self.sweeps, self.cameras, self.lidar)
+        reader.check_first()
+        if training:
+            self._check_anything_to_learn(index, reader)
         transforms = self._train_transforms if training else self._eval_transforms
         return FrameDataset(reader, transforms, self.seed, self.cache_frames)
+
+    def _check_anything_to_learn(self, index: FrameIndex, reader: FrameReader) -> None:
+        """Refuse to train on nothing but background.
+
+        Raises:
+            DataError: naming what leaves nothing.
+        """
+        where = f"split {self.train_split} of {self.root / self.version}, {len(index)} frames"
+        if not len(index.labels):
+            names = sorted(category["name"] for category in read_table(self.root, self.version, "category"))
+            raise DataError(
+                f"{where}: no annotation is of one of nuScenes' ten detection classes, nothing to learn; "
+                f"the categories are {', '.join(names) or 'none'}"
+            )
+        seen = index.box_points >= self.min_points
+        if not seen.any():
+            raise DataError(
+                f"{where}: none of {len(seen)} boxes has data.min_points={self.min_points} LiDAR points or more "
+                f"(num_lidar_pts is at most {index.box_points.max()}); lower data.min_points, or mend the tables"
+            )
+        low, high = self.point_range[:2], self.point_range[3:5]
+        inside = ((index.boxes[:, :2] >= low) & (index.boxes[:, :2] <= high)).all(axis=1)
+        if not (seen & inside).any():
+            raise DataError(
+                f"{where}: no box lies within data.point_range={self.point_range} (x, y of its centre)"
+            )
+        if self.lidar:
+            points = reader.read_keyframe_points(0)[:, :3]
+            if not ((points >= self.point_range[:3]) & (points <= self.point_range[3:])).all(axis=1).any():
+                raise DataError(
+                    f"{where}: no point of the first frame lies within data.point_range={self.point_range}; "
+                    "are the files in metres, and the LiDAR's frame?"
+                )
 
     def index(self, split: str) -> FrameIndex:
         """The index of a split.

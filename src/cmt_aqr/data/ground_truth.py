@@ -130,6 +130,12 @@ def build_ground_truth(tables: NuScenes, split: str) -> GroundTruth:
     samples = samples_of_split(tables, split)
     if not any(sample["anns"] for sample in samples):
         raise DataError(f"split {split} of {tables.version} has no annotations: it cannot be evaluated here")
+    for token in (token for sample in samples for token in sample["anns"]):
+        if len(attributes := tables.get("sample_annotation", token)["attribute_tokens"]) > 1:
+            raise DataError(
+                f"sample_annotation.json, token {token}: attribute_tokens={attributes} must be one or none; mend "
+                "the record, or download the version's metadata again"
+            )
     tokens = tuple(sample["token"] for sample in samples)
     # The devkit's loader draws a bar even when it is told to be quiet; its errors still come through.
     with contextlib.redirect_stderr(io.StringIO()):

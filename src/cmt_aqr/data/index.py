@@ -25,6 +25,7 @@ from cmt_aqr.data.tables import (
     check_request,
     consistent_tables,
     fingerprint,
+    numbers_of,
     open_tables,
     samples_of_split,
 )
@@ -134,6 +135,9 @@ def _arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
     return {field.name: getattr(index, field.name) for field in dataclasses.fields(index)}
 
 
+ANNOTATIONS = "sample_annotation"
+
+
 def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIndex:
     """The index of a split: from the cache while the tables are what they were, else made and cached.
 
@@ -200,11 +204,14 @@ def _sensor_to_global(tables: NuScenes, records: list[dict]) -> NDArray[np.float
     """(record, 4, 4): the sensor's frame to the global frame, at the record's own ego pose."""
     ego = [tables.get("ego_pose", record["ego_pose_token"]) for record in records]
     mount = [tables.get("calibrated_sensor", record["calibrated_sensor_token"]) for record in records]
-    return _poses_of(ego) @ _poses_of(mount)
+    return _poses_of(ego, "ego_pose") @ _poses_of(mount, "calibrated_sensor")
 
 
-def _poses_of(records: list[dict]) -> NDArray[np.float64]:
-    return poses([record["translation"] for record in records], [record["rotation"] for record in records])
+def _poses_of(records: list[dict], table: str) -> NDArray[np.float64]:
+    return poses(
+        numbers_of(records, table, "translation", (3,), "position"),
+        numbers_of(records, table, "rotation", (4,), "rotation"),
+    )
 
 
 def _index_sweeps(tables: NuScenes, samples: list[dict]) -> tuple[dict[str, Any], NDArray[np.int32]]:
@@ -237,7 +244,7 @@ def _index_cameras(
         files.extend(record["filename"] for record in records)
         mount = [tables.get("calibrated_sensor", record["calibrated_sensor_token"]) for record in records]
         intrinsics = np.tile(np.eye(4), (len(samples), 1, 1))
-        intrinsics[:, :3, :3] = [record["camera_intrinsic"] for record in mount]
+        intrinsics[:, :3, :3] = numbers_of(mount, "calibrated_sensor", "camera_intrinsic", (3, 3), "intrinsic")
         lidar2img[:, view] = intrinsics @ invert(_sensor_to_global(tables, records)) @ lidar_to_global
     return _bytes(files).reshape(len(CAMERAS), len(samples)).T.copy(), lidar2img
 
@@ -265,7 +272,7 @@ def _index_boxes(
         "box_offsets": np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
         "boxes": _boxes_in_lidar(records, velocities, lidar_to_global[frame]),
         "labels": np.array(labels, dtype=np.int64),
-        "box_points": np.array([record["num_lidar_pts"] for record in records], dtype=np.int64),
+        "box_points": numbers_of(records, ANNOTATIONS, "num_lidar_pts", (), "count").astype(np.int64),
     }
 
 
@@ -275,9 +282,10 @@ def _boxes_in_lidar(
     """Annotations to boxes (box, 9): size from (w, l, h) to (l, w, h), heading from the box's x axis."""
     to_lidar = invert(lidar_to_global)
     rotation = to_lidar[:, :3, :3]
-    centre = np.array([record["translation"] for record in records], dtype=np.float64).reshape(-1, 3)
-    size = np.array([record["size"] for record in records], dtype=np.float64).reshape(-1, 3)
-    heading = np.einsum("bij,bj->bi", rotation, rotations([r["rotation"] for r in records])[:, :, 0])
+    centre = numbers_of(records, ANNOTATIONS, "translation", (3,), "position")
+    size = numbers_of(records, ANNOTATIONS, "size", (3,), "size")
+    turned = rotations(numbers_of(records, ANNOTATIONS, "rotation", (4,), "rotation"))
+    heading = np.einsum("bij,bj->bi", rotation, turned[:, :, 0])
     # nuScenes' velocity is horizontal in the global frame: z is taken as 0, and not looked at afterwards.
     velocity = np.zeros((len(records), 3))
     velocity[:, :2] = np.array(velocities, dtype=np.float64).reshape(-1, 2)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,6 +18,8 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import FrameIndex
 from cmt_aqr.data.poses import invert
 from cmt_aqr.structures import Frame
+
+log = logging.getLogger(__name__)
 
 _POINT_BYTES = 4 * POINT_FEATURES
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -35,7 +40,42 @@ def read_points(path: Path) -> NDArray[np.float32]:
             f"{path} is truncated: {len(raw)} bytes, which is not a positive multiple of the {_POINT_BYTES} "
             "bytes of a point; copy or download the file again"
         )
-    return raw.view(np.float32).reshape(-1, POINT_FEATURES)
+    points = raw.view(np.float32).reshape(-1, POINT_FEATURES)
+    usable = np.abs(points) < LARGEST_VALUE  # not so of NaN
+    if not usable.all():
+        points = points[usable.all(axis=1)]
+        _say_dropped(path, len(usable) - len(points), len(usable))
+    if not len(points):
+        raise DataError(f"{path} holds no usable point: all have values that are not finite; download it again")
+    return points
+
+
+LARGEST_VALUE = 1e5
+"""Coordinates in metres, intensities and ring indices are far smaller: a larger value is damage."""
+
+
+@functools.cache
+def _say_dropped(path: Path, count: int, of: int) -> None:
+    log.warning("%s: %d of %d points have values that are not finite, or absurd, and are dropped", path, count, of)
+
+
+def check_point_format(path: Path) -> None:
+    """See by the values of a file that it holds x, y, z, intensity and ring.
+
+    Raises:
+        DataError: the file holds something else, such as points of four numbers, which may fill whole points of
+            five by chance.
+    """
+    points = read_points(path)
+    intensity, ring = points[:, 3], points[:, 4]
+    rings = (ring >= 0) & (ring < 256) & (ring == np.round(ring))
+    intensities = (intensity >= 0) & (intensity <= 255)
+    if rings.mean() < 0.99 or intensities.mean() < 0.99:
+        raise DataError(
+            f"{path} does not hold points of five float32 (x, y, z, intensity 0..255, ring index): its fourth "
+            f"column reaches from {intensity.min():.4g} to {intensity.max():.4g}, and {1 - rings.mean():.0%} of "
+            "its fifth are no small whole numbers; points of four numbers (KITTI's, say) must be converted first"
+        )
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -53,10 +93,20 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         raise DataError(
             f"{path} is truncated: a JPEG without an end after {len(raw)} bytes; copy or download it again"
         )
+    if raw[:2].tobytes() == _JPEG_START:
+        return _decode_jpeg(path, raw)
     image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if len(raw) else None
     if image is None:
         raise DataError(f"{path} is not a readable image ({len(raw)} bytes): copy or download it again")
     return np.asarray(image, dtype=np.uint8)
+
+
+def _decode_jpeg(path: Path, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """As OpenCV, whose pixels these are, but damage in the middle is refused and not painted over with grey."""
+    try:
+        return simplejpeg.decode_jpeg(raw.tobytes(), colorspace="BGR")
+    except ValueError as error:
+        raise DataError(f"{path} is a damaged JPEG ({error}): copy or download it again") from error
 
 
 class FrameReader:
@@ -81,6 +131,19 @@ class FrameReader:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def read_keyframe_points(self, frame: int) -> NDArray[np.float32]:
+        """The points (point, 5) of a keyframe's own sweep."""
+        return read_points(self.root / self.index.sweep_files[self.index.lidar[frame]].decode())
+
+    def check_first(self) -> None:
+        """See that the first keyframe's points are what is expected.
+
+        Raises:
+            DataError: see :func:`check_point_format`.
+        """
+        if self.lidar:
+            check_point_format(self.root / self.index.sweep_files[self.index.lidar[0]].decode())
 
     def read(self, frame: int) -> Frame:
         """Read a frame: images uint8 and unresized, all boxes of the ten classes, nothing filtered.

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from nuscenes import NuScenes
 from nuscenes.utils.splits import create_splits_scenes, get_scenes_of_split
 
@@ -125,20 +129,92 @@ def _open(root: Path, version: str, _fingerprint: str) -> NuScenes:
     try:
         with consistent_tables(root / version):
             return NuScenes(version=version, dataroot=str(root), verbose=False)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{_unreadable_table(root / version)} is not valid JSON: {error}") from error
-    except AssertionError as error:
-        raise DataError(f"the devkit refuses {root / version}: {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # whatever the devkit meets in tables that are not as it expects
+        reason = _unreadable_table(root / version) or f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"the devkit cannot open the tables in {root / version}: {reason}; download the version's metadata "
+            "again"
+        ) from error
 
 
-def _unreadable_table(folder: Path) -> Path:
+def _unreadable_table(folder: Path) -> str | None:
+    """The first table that is no list of records in JSON, and why."""
     for name in TABLES:
         path = folder / f"{name}.json"
         try:
-            json.loads(path.read_text())
-        except json.JSONDecodeError:
-            return path
-    return folder
+            records = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            return f"{path} is not valid JSON in UTF-8 ({error})"
+        if not (isinstance(records, list) and all(isinstance(record, dict) for record in records)):
+            return f"{path} is no list of records"
+        if not records and name not in ("sample_annotation", "instance", "attribute", "visibility"):
+            return f"{path} has no record"
+    return None
+
+
+def numbers_of(
+    records: Sequence[Mapping[str, Any]], table: str, field: str, shape: tuple[int, ...], kind: str
+) -> NDArray[np.float64]:
+    """A numeric field of records (record, *shape).
+
+    Args:
+        records: of one table.
+        table: its name, for the message.
+        field: of a record.
+        shape: of a value.
+        kind: a key of ``_KINDS``: what the values must be.
+
+    Raises:
+        DataError: naming table, token and field of the first record whose value is something else.
+    """
+    what, holds = _KINDS[kind]
+
+    def good(some: Sequence[Mapping[str, Any]]) -> NDArray[np.float64] | None:
+        try:
+            values = np.array([record[field] for record in some], dtype=np.float64)
+        except (KeyError, TypeError, ValueError):
+            return None
+        # Written so that NaN is no good.
+        fits = values.shape == (len(some), *shape) and bool((np.abs(values) < _HUGE).all())
+        return values if fits and bool(holds(values).all()) else None
+
+    if not records:
+        return np.zeros((0, *shape))
+    values = good(records)
+    if values is None:
+        bad = next(record for record in records if good([record]) is None)
+        raise DataError(
+            f"{table}.json, token {bad.get('token')}: {field}={bad.get(field, 'absent')} must be {what}; mend the "
+            "record, or download the version's metadata again"
+        )
+    return values
+
+
+_HUGE = 1e9
+"""More than any number in the tables: metres, pixels or points."""
+
+_KINDS: dict[str, tuple[str, Callable[[NDArray[np.float64]], NDArray[np.bool_]]]] = {
+    "position": ("three finite numbers in metres", lambda v: np.isfinite(v)),
+    "rotation": (
+        "a unit quaternion (w, x, y, z)",
+        lambda v: np.abs(np.linalg.norm(v, axis=-1) - 1) < 0.01,
+    ),
+    "size": ("three sizes above 0 metres", lambda v: v > 0),
+    "intrinsic": (
+        "a 3 x 3 camera matrix with a focal length above 0 pixels",
+        lambda v: np.stack((v[:, 0, 0], v[:, 1, 1]), axis=-1) > 0,
+    ),
+    "count": ("a number of points, 0 or more", lambda v: v >= 0),
+}
+"""What a field's values must be: for the message, and as a check."""
+
+
+def read_table(root: Path, version: str, table: str) -> list[dict[str, Any]]:
+    """The records of one small table, without the devkit."""
+    records: list[dict[str, Any]] = json.loads((root / version / f"{table}.json").read_text(encoding="utf-8"))
+    return records
 
 
 def open_tables(root: Path, version: str) -> NuScenes:
@@ -153,6 +229,7 @@ def open_tables(root: Path, version: str) -> NuScenes:
 def close_tables() -> None:
     """Let go of the tables, which take gigabytes for the full set, once everything derived is cached."""
     _open.cache_clear()
+    gc.collect()  # the devkit's objects hold each other
 
 
 def samples_of_split(tables: NuScenes, split: str) -> list[dict]:

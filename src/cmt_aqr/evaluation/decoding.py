@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import decode_boxes
 from cmt_aqr.structures import Detections, QueryOutputs
 
@@ -16,6 +17,7 @@ def decode(
     max_detections: int = 300,
     centre_range: Sequence[float] = CENTRE_RANGE,
     score_threshold: float = 0.0,
+    tokens: Sequence[str] = (),
 ) -> list[Detections]:
     """Detections of every frame, best first.
 
@@ -27,10 +29,15 @@ def decode(
         max_detections: at most this many boxes a frame.
         centre_range: x0, y0, z0, x1, y1, z1 in metres, LiDAR frame.
         score_threshold: boxes scored lower are dropped; 0 keeps all, as CMT's release does.
+        tokens: of the frames, for the message.
 
     Returns:
         One :class:`Detections` a frame, on the outputs' device.
+
+    Raises:
+        UserError: outputs that are not finite, which no comparison would find.
     """
+    _require_finite(outputs, tokens)
     scores = outputs.logits[-1].float().sigmoid()
     classes = scores.shape[-1]
     scores, index = scores.flatten(1).topk(min(max_detections, scores[0].numel()), dim=1)
@@ -45,3 +52,20 @@ def decode(
         Detections(boxes=boxes[i, kept[i]], scores=scores[i, kept[i]], labels=labels[i, kept[i]])
         for i in range(len(boxes))
     ]
+
+
+def _require_finite(outputs: QueryOutputs, tokens: Sequence[str]) -> None:
+    """One wait for the device a batch; the boxes go to the host anyway."""
+    bad = {
+        name: ~values[-1].isfinite().flatten(1).all(dim=1)
+        for name, values in (("scores", outputs.logits), ("boxes", outputs.codes))
+    }
+    for name, flags in zip(bad, torch.stack(list(bad.values())).tolist(), strict=True):
+        if any(flags):
+            frames = [
+                token for token, flag in zip(tokens or map(str, range(len(flags))), flags, strict=True) if flag
+            ]
+            raise UserError(
+                f"sample {', '.join(frames)}: the model's {name} are not finite; look at the checkpoint's weights "
+                "and at this sample's points, images and calibration"
+            )

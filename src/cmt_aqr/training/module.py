@@ -159,7 +159,10 @@ class DetectorModule(pl.LightningModule):
         """Decode a batch and hand it to the metric."""
         if self.metric is None:
             raise RuntimeError("this DetectorModule was built without a metric and cannot evaluate")
-        detections = decode(self.model(batch).matching, self.max_detections, score_threshold=self.score_threshold)
+        outputs = self.model(batch).matching
+        detections = decode(
+            outputs, self.max_detections, score_threshold=self.score_threshold, tokens=batch.tokens
+        )
         self.metric.update(detections, batch.tokens, batch.lidar2global)
 
     def on_validation_epoch_end(self) -> None:

@@ -126,7 +126,7 @@ def make_scene(module: DetectorModule, dataset: FrameDataset, number: int, min_s
     frame = apply_transforms(stored, processing, random)
 
     predictions = module.model(collate([frame]).to(module.device))
-    found = decode(predictions.matching, module.max_detections, score_threshold=min_score)[0]
+    found = decode(predictions.matching, module.max_detections, score_threshold=min_score, tokens=[frame.token])[0]
     images, extent, size = None, None, (0, 0)
     if stored.images is not None and frame.images is not None:
         images = stored.images.permute(0, 2, 3, 1).flip(-1).numpy()
