@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cmt_aqr import sweeps
 from cmt_aqr.cluster import outside_environment, share_folder, shared_folder
 from cmt_aqr.errors import UserError
+from cmt_aqr.threads import sleep_while_waiting
 
 _FLAGS_WITH_VALUES = (
     "-c",
@@ -71,6 +72,7 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
                 sys.exit(f"error: {error}")
 
         def main() -> None:
+            sleep_while_waiting()
             if not any(flag in sys.argv for flag in _FLAGS_WITH_VALUES):
                 # argparse refuses overrides on both sides of a flag such as -m.
                 sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("-"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.aqr import AQR
@@ -24,6 +25,7 @@ from cmt_aqr.memory import keep_freed_memory
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.image import ImageBranch
 from cmt_aqr.saved import below, override_keys
+from cmt_aqr.threads import threads_for
 from cmt_aqr.training.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
 from cmt_aqr.training.clamp import GivenClamp, renderer_of
 from cmt_aqr.training.curves import CurveLogger
@@ -101,6 +103,7 @@ def _train(
             callback.signals = signals
     loggers = build_loggers(config)
     trainer = build_trainer(config, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
+    _use_threads(config, trainer)
     data = build_data(config)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
     module.look_at_losses_every = config.trainer.log_every_n_steps
@@ -168,6 +171,7 @@ def measure(
     callbacks = [build(callback) for callback in shown if callback is not None]
     callbacks += watching
     trainer = build_trainer(config, callbacks=callbacks, logger=False, enable_checkpointing=False)
+    _use_threads(config, trainer)
     data = build_data(config, evaluating=True)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
     load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path), overrides)
@@ -177,6 +181,13 @@ def measure(
     module.results_path = results
     trainer.validate(module, datamodule=data, verbose=False)
     return trainer, module
+
+
+def _use_threads(config: DictConfig, trainer: pl.Trainer) -> None:
+    """Compute with as many threads as suit the model and this machine, unless the environment says how many."""
+    threads = threads_for(tuple(config.model.grid.sparse_shape), trainer.num_devices)
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -> DetectorModule:
