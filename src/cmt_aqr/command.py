@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cmt_aqr import sweeps
 from cmt_aqr.cluster import outside_environment, share_folder, shared_folder
-from cmt_aqr.command_line import in_order, read_arguments, to_type
+from cmt_aqr.command_line import home_written_out, in_order, read_arguments, to_type
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 
@@ -54,6 +54,7 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
             hide_noise()
             # Paths mean the folder that the command was given in, also with hydra.job.chdir=true.
             os.chdir(HydraConfig.get().runtime.cwd)
+            check_paths(config)
             return function(config)
 
         @functools.wraps(function)
@@ -115,6 +116,30 @@ def hide_noise() -> None:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Lightning's own use of a class that PyTorch is about to replace.
     warnings.filterwarnings("ignore", message=r"`?isinstance\(treespec, LeafSpec\)")
+
+
+_PATHS = ("ckpt_path", "weights", "sweep_dir", "out", "folder", "source", "target", "data.root", "data.cache_dir")
+"""Keys of all commands that are paths."""
+
+_MAY_BE_NULL = ("ckpt_path", "weights", "sweep_dir", "out")
+
+
+def check_paths(config: DictConfig) -> None:
+    """Make every path of a configuration a text, with the home folder written out.
+
+    Raises:
+        UserError: something else is given; the sentence says how to type a path that looks like it.
+    """
+    for key in _PATHS:
+        value = OmegaConf.select(config, key, default=_MAY_BE_NULL)  # absent, or ???
+        if value is _MAY_BE_NULL or (value is None and key in _MAY_BE_NULL):
+            continue
+        if isinstance(value, bool | float) or not isinstance(value, str | int) or value == "":
+            given = "null" if value is None else value
+            raise UserError(
+                f"{key}={given}: must be a path; quote one that looks like this, as in '{key}=\"1.0\"'"
+            )
+        OmegaConf.update(config, key, home_written_out(str(value)))
 
 
 def join_first_process(arguments: list[str]) -> None:
@@ -316,6 +341,10 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     if option is not None:
         group, choice, options = option.group(1), option.group(2), option.group(3).split()
         return f"{group}={choice}: there is no such option; choose from {', '.join(options)}"
+    listed = re.search(r"Could not load '(.+)/([^'/]+)'", text)  # one of several, as in model=[tiny,foo]
+    if listed is not None:
+        options = GlobalHydra.instance().config_loader().get_group_options(listed.group(1))
+        return f"{listed.group(1)}={listed.group(2)}: there is no such option; choose from {', '.join(options)}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown is None:
         return text

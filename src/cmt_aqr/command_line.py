@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -16,7 +16,6 @@ from cmt_aqr.errors import UserError
 _PIECE = re.compile(r"""(?P<quoted>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?P<plain>[^,\[\]{}():="'\n]+)""")
 """A quoted text, or a text up to the next character that means something to Hydra."""
 
-_HOME = re.compile(r"~[\w.-]*(?=/|$)")
 _UNKNOWN_TO_HYDRA = re.compile(r"[^\x20-\x7e]|[#!&;<>^`~]")
 
 
@@ -65,16 +64,14 @@ def readable(override: str) -> str:
 def _readable_piece(match: re.Match[str]) -> str:
     quoted, plain = match["quoted"], match["plain"]
     if quoted is not None:
-        return quoted[0] + _HOME.sub(_home, quoted[1:-1], count=1) + quoted[0] if quoted[1] == "~" else quoted
-    text = _HOME.sub(_home, plain, count=1) if plain[0] == "~" else plain
+        return quoted[0] + home_written_out(quoted[1:-1]) + quoted[0]
+    text = home_written_out(plain)
     return quote(text) if _UNKNOWN_TO_HYDRA.search(text) else text
 
 
-def _home(match: re.Match[str]) -> str:
-    try:
-        return str(Path(match[0]).expanduser())
-    except RuntimeError:  # no such user
-        return match[0]
+def home_written_out(path: str) -> str:
+    """A path with the folder that ``~`` or ``~USER`` in front stands for; one of no such user stays."""
+    return os.path.expanduser(path)  # noqa: PTH111  # a Path would drop a slash at the end, and raise
 
 
 def quote(text: str) -> str:

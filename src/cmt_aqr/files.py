@@ -40,14 +40,11 @@ def check_folder(key: str, folder: Path) -> None:
     Raises:
         UserError: it cannot; the sentence names key, folder and reason.
     """
-    try:
+    with writing(key, folder):
         place = folder.absolute()
         while not _is_there(place):
             place = place.parent
-        with tempfile.TemporaryDirectory(dir=place, prefix=".cmt_aqr_"):
-            pass
-    except OSError as error:
-        raise UserError(cannot_write(key, folder, error)) from error
+        tempfile.TemporaryDirectory(dir=place, prefix=".cmt_aqr_").cleanup()
 
 
 def _is_there(path: Path) -> bool:
@@ -61,6 +58,15 @@ def _is_there(path: Path) -> bool:
 def cannot_write(key: str, path: Path, error: OSError) -> str:
     """Why a file or folder that a key names cannot be made."""
     return f"{key}={path}: cannot be written to ({error.strerror or error}); choose another place"
+
+
+@contextlib.contextmanager
+def writing(key: str, path: Path) -> Iterator[None]:
+    """Turn a failure of the file system, as a full disk, into a sentence about the key that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(cannot_write(key, path, error)) from error
 
 
 def remove_partial(folder: Path) -> None:
