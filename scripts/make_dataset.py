@@ -7,7 +7,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.command import command
-from cmt_aqr.errors import UserError
+from cmt_aqr.files import writing
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -20,9 +20,8 @@ def main(config: DictConfig) -> None:
 
     settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     try:
-        make_dataset(**settings)
-    except (ValueError, FileExistsError) as error:
-        raise UserError(str(error)) from error
+        with writing("out", settings["out"]):
+            make_dataset(**settings)
     except KeyboardInterrupt:
         print("interrupted, nothing was written", file=sys.stderr)
         sys.exit(130)

@@ -16,7 +16,7 @@ def main(config: DictConfig) -> None:
     # Imported here: a mistake in the command is answered before the evaluation's libraries are loaded.
     from cmt_aqr.reports import make_report
 
-    if OmegaConf.is_missing(config, "sweep_dir"):
+    if OmegaConf.is_missing(config, "sweep_dir") or config.sweep_dir is None:
         raise UserError("sweep_dir is missing: python scripts/report.py sweep_dir=outputs/sweeps/DATE/TIME_NAME")
     out = None if config.out is None else Path(config.out)
     make_report(Path(config.sweep_dir), out, config.metric, config.x, config.y)

@@ -1,5 +1,6 @@
 """Explaining mistakes in overrides, and putting a checkpoint's configuration together with later ones."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from cmt_aqr.command import check_overrides, flatten, join_first_process
+from cmt_aqr.command import check_overrides, check_paths, flatten, join_first_process
+from cmt_aqr.command_line import readable
 from cmt_aqr.configuration import build, clamp_given
 from cmt_aqr.errors import UserError
 from cmt_aqr.saved import override_keys, with_overrides
@@ -77,8 +79,112 @@ def test_a_launcher_that_is_not_installed_says_which_extra_it_is(
     assert said.startswith(f"{override}: this needs an extra that is not installed: pip install") and extra in said
 
 
-def test_an_override_that_cannot_be_read_is_quoted() -> None:
-    assert "trainer.max_steps=[1" in refusal("trainer.max_steps=[1")
+@pytest.mark.parametrize(
+    ("override", "shown"),
+    [
+        ("trainer.max_steps=[1", """'trainer.max_steps="[1"'"""),
+        ("weights=x/epoch=3.ckpt", """'weights="x/epoch=3.ckpt"'"""),
+        ("data.root=/d/nu(1)", """'data.root="/d/nu(1)"'"""),
+        ("weights=~/epoch=3.ckpt", f"""'weights="{Path.home()}/epoch=3.ckpt"'"""),
+        ("name=a,b", """'name="a,b"'"""),
+        ("name=a,b", "'name=[a,b]'"),
+    ],
+)
+def test_an_override_that_cannot_be_read_shows_what_to_type(override: str, shown: str) -> None:
+    said = refusal(override)
+    assert said.startswith(readable(override)) and shown in said
+    check_overrides(CONF, "train", [shlex.split(shown)[0]])
+
+
+def test_what_is_no_override_is_told_so() -> None:
+    for given in ("foo", "a b=3", "-1"):
+        assert refusal(given).startswith(f"{given}: ") and "key=value" in refusal(given)
+
+
+def test_sweeps_by_functions_are_known_and_cost_one_composition_a_key() -> None:
+    check_overrides(
+        CONF, "train", ["model=glob(tiny*)", "seed=range(0,1000000)", "name=choice(a,b)", "--multirun"]
+    )
+    assert "model=foo" in refusal("model=choice(tiny,foo)", "-m")
+    for nothing in ("model=glob(zzz*)", "seed=glob(*)"):
+        assert refusal(nothing, "-m").startswith(nothing)
+
+
+@pytest.mark.parametrize("given", ["model=[tiny,foo]", "experiment=[overfit,foo]"])
+def test_an_unknown_option_within_a_list_names_the_options(given: str) -> None:
+    group = given.split("=")[0]
+    said = refusal(given)
+    assert said.startswith(f"{group}=foo: there is no such option") and "choose from" in said
+    assert ("tiny_lidar" if group == "model" else "embedded_30min") in said
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--info", "defaults", "model=foo"], "model=foo"),
+        (["--cfg", "job", "seed=1,2"], "seed=1,2"),
+        (["-m", "--cfg", "job"], "--multirun and --cfg"),
+        (["--resolve"], "--resolve"),
+        (["--cfg", "job", "--resolve", "name=${oc.env:NO_SUCH_VARIABLE}"], "NO_SUCH_VARIABLE"),
+        (["--cfg", "hydra", "--resolve"], "--cfg all --resolve"),
+        (["--config-dir=nowhere"], "--config-dir=nowhere"),
+        (["--config-name=nothing"], "nothing"),
+        (["--config-path=nowhere"], "nowhere"),
+        (["--experimental-rerun=x.pickle"], "x.pickle"),
+        (["-sc"], "install=bash"),
+        (["-sc", "install=tcsh"], "install=bash"),
+        (["-sc", "query=bash"], "install=bash"),
+    ],
+)
+def test_flags_end_in_one_sentence_where_hydra_would_show_a_traceback(given: list[str], named: str) -> None:
+    assert named in refusal(*given)
+
+
+def test_a_folder_of_configurations_is_searched(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("defaults:\n  - tiny\n")
+    (tmp_path / "other.yaml").write_text("defaults:\n  - train\n  - _self_\nmine: 1\n")
+    check_overrides(CONF, "train", ["model=mine", "seed=1", f"--config-dir={tmp_path}"])
+    check_overrides(CONF, "train", ["-cd", str(tmp_path), "--config-name=other", "mine=2"])
+    assert "model=yours" in refusal("model=yours", f"--config-dir={tmp_path}")
+    assert "optimizer.lrr" in refusal("optimizer.lrr=1", f"--config-dir={tmp_path}")
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/below", "link"])
+@pytest.mark.parametrize(
+    ("key", "more"),
+    [("hydra.run.dir", []), ("hydra.sweep.dir", ["-m", "seed=1,2"]), ("sweep_dir", ["sweep=presets"])],
+)
+def test_a_folder_of_results_that_cannot_be_made_is_refused(
+    key: str, more: list[str], place: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    folder = tmp_path / place
+    assert refusal(f"{key}={folder}", *more).startswith(f"{key}={folder}: ")
+    check_overrides(CONF, "train", [f"{key}={tmp_path / 'new' / 'folder'}", *more])
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}, "a check leaves nothing"
+
+
+def test_paths_are_texts_with_the_home_folder_written_out() -> None:
+    config = OmegaConf.create({"weights": "~/x.pth", "out": None, "data": {"root": 2024}, "name": "~/kept"})
+    check_paths(config)
+    assert config == {
+        "weights": str(Path.home() / "x.pth"),
+        "out": None,
+        "data": {"root": "2024"},
+        "name": "~/kept",
+    }
+    check_paths(OmegaConf.create({"target": "???"}))
+
+
+@pytest.mark.parametrize("value", [None, ["a"], {"a": 1}, True, 1.5, ""])
+def test_what_is_no_path_is_refused(value: object) -> None:
+    for key in ("target", "data.cache_dir"):
+        config = OmegaConf.create({})
+        OmegaConf.update(config, key, value)
+        with pytest.raises(UserError, match=f"{key}=.*must be a path"):
+            check_paths(config)
 
 
 def test_flatten_names_groups_leaves_and_numbers_but_resolves_nothing() -> None:

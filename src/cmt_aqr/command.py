@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
 import difflib
 import functools
+import inspect
+import itertools
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cmt_aqr import sweeps
 from cmt_aqr.cluster import outside_environment, share_folder, shared_folder
+from cmt_aqr.command_line import home_written_out, in_order, read_arguments, to_type
 from cmt_aqr.errors import UserError
+from cmt_aqr.files import check_folder
 from cmt_aqr.threads import sleep_while_waiting
-
-_FLAGS_WITH_VALUES = (
-    "-c",
-    "--cfg",
-    "-cd",
-    "--config-dir",
-    "-cn",
-    "--config-name",
-    "-cp",
-    "--config-path",
-    "--experimental-rerun",
-)
 
 
 def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -55,6 +53,9 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
     def wrap(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def quietly(config: DictConfig) -> Any:
             hide_noise()
+            # Paths mean the folder that the command was given in, also with hydra.job.chdir=true.
+            os.chdir(HydraConfig.get().runtime.cwd)
+            check_paths(config)
             return function(config)
 
         @functools.wraps(function)
@@ -73,12 +74,10 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
 
         def main() -> None:
             sleep_while_waiting()
-            if not any(flag in sys.argv for flag in _FLAGS_WITH_VALUES):
-                # argparse refuses overrides on both sides of a flag such as -m.
-                sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: not argument.startswith("-"))
             try:
                 join_first_process(sys.argv)
-                check_overrides(config_dir, config_name, sys.argv[1:])
+                sys.argv[1:] = in_order(sys.argv[1:])
+                check_overrides(config_dir, config_name, sys.argv[1:], Path(inspect.getfile(function)))
             except UserError as error:
                 if _full_errors():
                     raise
@@ -103,12 +102,14 @@ _NOISE = ("litlogger", "Loading `train_dataloader` to estimate", "TPU available"
 
 def hide_noise() -> None:
     """Drop messages of libraries about themselves; their warnings about a run stay."""
-    # Lightning prints what it logs, and so does Hydra, whose format has the time and goes to the log file, too.
-    import pytorch_lightning  # noqa: F401  # its handler is there only after the import
-
+    # Lightning, which may be loaded later or never, prints what it logs where nobody else does, and so does Hydra,
+    # whose format has the time and goes to the log file, too.
     logging.getLogger("pytorch_lightning").handlers.clear()
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: not any(part in record.getMessage() for part in _NOISE))
+        logger = logging.getLogger(name)
+        logger.addFilter(lambda record: not any(part in record.getMessage() for part in _NOISE))
+        if not logging.getLogger().hasHandlers():
+            logger.setLevel(logging.WARNING)
     # Frozen modules, and batch norms with norm_eval, are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
     # The metric is gathered already; every process logs the same number.
@@ -117,6 +118,30 @@ def hide_noise() -> None:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Lightning's own use of a class that PyTorch is about to replace.
     warnings.filterwarnings("ignore", message=r"`?isinstance\(treespec, LeafSpec\)")
+
+
+_PATHS = ("ckpt_path", "weights", "sweep_dir", "out", "folder", "source", "target", "data.root", "data.cache_dir")
+"""Keys of all commands that are paths."""
+
+_MAY_BE_NULL = ("ckpt_path", "weights", "sweep_dir", "out")
+
+
+def check_paths(config: DictConfig) -> None:
+    """Make every path of a configuration a text, with the home folder written out.
+
+    Raises:
+        UserError: something else is given; the sentence says how to type a path that looks like it.
+    """
+    for key in _PATHS:
+        value = OmegaConf.select(config, key, default=_MAY_BE_NULL)  # absent, or ???
+        if value is _MAY_BE_NULL or (value is None and key in _MAY_BE_NULL):
+            continue
+        if isinstance(value, bool | float) or not isinstance(value, str | int) or value == "":
+            given = "null" if value is None else value
+            raise UserError(
+                f"{key}={given}: must be a path; quote one that looks like this, as in '{key}=\"1.0\"'"
+            )
+        OmegaConf.update(config, key, home_written_out(str(value)))
 
 
 def join_first_process(arguments: list[str]) -> None:
@@ -146,50 +171,165 @@ def _full_errors() -> bool:
     return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
-def check_overrides(config_dir: Path, config_name: str, arguments: list[str]) -> None:
+def check_overrides(
+    config_dir: Path, config_name: str, arguments: Sequence[str], script: Path | None = None
+) -> None:
     """Compose once before Hydra does, to explain a mistake in one sentence.
 
     Hydra's own messages take several lines and name no alternatives.
 
+    Args:
+        config_dir: folder of the Hydra configuration.
+        config_name: name of the primary configuration in it.
+        arguments: of the command line, flags and overrides.
+        script: what ``--config-path`` is relative to.
+
     Raises:
-        UserError: for an unknown key, group or option, or an override that cannot be read.
+        UserError: for an unknown flag, key, group or option, an override that cannot be read, or a folder for
+            the results that cannot be made.
     """
-    if any(flag in arguments for flag in _FLAGS_WITH_VALUES):
+    flags, overrides = read_arguments(arguments)
+    _check_flags(flags, overrides)
+    if flags.hydra_help or flags.shell_completion:
         return
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
-        try:
-            for singles in _without_sweeps(overrides):
-                hydra.compose(config_name, singles, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_explain(error, config_name, overrides)) from error
-
-
-def _without_sweeps(overrides: list[str]) -> Iterator[list[str]]:
-    """The overrides with single values in place of sweeps: with the first of each, then each other one once."""
-    choices = [_single_values(item) for item in overrides]
-    first = [values[0] for values in choices]
-    yield first
-    for place, values in enumerate(choices):
-        for value in values[1:]:
-            yield [*first[:place], value, *first[place + 1 :]]
-
-
-def _single_values(item: str) -> list[str]:
+    config_name = flags.config_name or config_name
     try:
-        override = OverridesParser.create().parse_override(item)
-    except HydraException as error:
+        _initialize(flags, config_dir, script)
+        swept, combinations = _without_sweeps(overrides)
+        configs = [hydra.compose(config_name, singles, return_hydra_config=True) for singles in combinations]
+        if flags.resolve and flags.cfg:
+            _resolve(configs[0], flags.cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        advice = "; --cfg all --resolve has Hydra's part with what it refers to" if flags.cfg == "hydra" else ""
+        raise UserError(_explain(error, config_name, overrides) + advice) from error
+    finally:
+        GlobalHydra.instance().clear()
+    looking = flags.help or flags.cfg is not None or flags.info is not None
+    several = not looking and (flags.multirun or configs[0].hydra.mode == RunMode.MULTIRUN)
+    if swept and not several:
+        item = swept[0]
         raise UserError(
-            f"{item}: cannot be read as key=value or group=option; quote what the shell would change, "
-            "as in 'key=[1,2]'"
+            f"{item}: several values are a sweep, which takes -m{' and no --cfg or --info' if looking else ''}; "
+            f"to give it as one text, type {to_type(item)}, and as a list {shlex.quote(_as_list(item))}"
+        )
+    if not looking:
+        _check_folder_of_results(configs[0], several)
+
+
+def _check_flags(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Refuse what Hydra answers with a traceback."""
+    asked = [
+        name
+        for name in ("run", "multirun", "cfg", "info", "shell_completion")
+        if getattr(flags, name) not in (None, False)
+    ]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(f'--{name}' for name in asked).replace('_', '-')}: give one of them")
+    if flags.resolve and not (flags.cfg or flags.help):
+        raise UserError("--resolve: goes with --cfg, as in --cfg job --resolve")
+    if flags.experimental_rerun:
+        raise UserError(
+            f"--experimental-rerun={flags.experimental_rerun}: reads a pickle, which can run code, and is not "
+            "offered; give the overrides of the run again, which are in its .hydra/overrides.yaml"
+        )
+    if flags.config_dir and not Path(flags.config_dir).is_dir():
+        raise UserError(f"--config-dir={flags.config_dir}: there is no such folder")
+    known = re.compile("(install|uninstall|query)=(bash|fish|zsh)")
+    asked_by_hand = overrides and overrides[0].startswith("query") and "COMP_LINE" not in os.environ
+    if flags.shell_completion and (len(overrides) != 1 or not known.fullmatch(overrides[0]) or asked_by_hand):
+        raise UserError("--shell-completion: takes one of install, uninstall and query, as in -sc install=bash")
+
+
+def _initialize(flags: argparse.Namespace, config_dir: Path, script: Path | None) -> None:
+    """Let Hydra look for configurations where it will look when it runs."""
+    GlobalHydra.instance().clear()
+    search = create_automatic_config_search_path(
+        None if script is None else str(script),
+        "" if script is None else None,
+        flags.config_path or str(config_dir),
+    )
+    if flags.config_dir:
+        anchor = SearchPathQuery(provider="schema")
+        search.prepend("command-line", f"file://{Path(flags.config_dir).absolute()}", anchor)
+    Hydra.create_main_hydra2(task_name="check", config_search_path=search)
+
+
+def _resolve(config: DictConfig, part: str | None) -> None:
+    """Resolve a configuration as ``--cfg PART --resolve`` does, for the errors that this may have."""
+    HydraConfig.instance().set_config(config)
+    try:
+        shown = copy.deepcopy(config)
+        OmegaConf.set_readonly(shown.hydra, False)
+        with open_dict(shown):
+            for key in [str(key) for key in shown]:
+                if (part == "job" and key == "hydra") or (part == "hydra" and key != "hydra"):
+                    del shown[key]
+        OmegaConf.resolve(shown)
+    finally:
+        HydraConfig.instance().cfg = None
+
+
+def _check_folder_of_results(config: DictConfig, several: bool) -> None:
+    key, folder = (
+        ("hydra.sweep.dir", config.hydra.sweep.dir) if several else ("hydra.run.dir", config.hydra.run.dir)
+    )
+    if several and config.get("sweep_dir"):
+        key = "sweep_dir"
+    if several or config.hydra.output_subdir is not None or not Path(folder).is_dir():
+        check_folder(key, Path(folder))
+
+
+def _without_sweeps(overrides: list[str]) -> tuple[list[str], Iterator[list[str]]]:
+    """The overrides that are sweeps, and all overrides with single values in place of sweeps.
+
+    First come the first values of each sweep, then each other one once, where it chooses a file.
+    """
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed = [_parse(parser, item) for item in overrides]
+    choices = [_single_values(override, item) for override, item in zip(parsed, overrides, strict=True)]
+    first = [values[0] for values in choices]
+
+    def combinations() -> Iterator[list[str]]:
+        yield first
+        for place, values in enumerate(choices):
+            for value in values[1:]:
+                yield [*first[:place], value, *first[place + 1 :]]
+
+    swept = [item for override, item in zip(parsed, overrides, strict=True) if override.is_sweep_override()]
+    return swept, combinations()
+
+
+def _parse(parser: OverridesParser, item: str) -> Override:
+    try:
+        return parser.parse_overrides([item])[0]  # parse_override gives it no config loader, for glob()
+    except HydraException as error:
+        if "=" not in item or not re.match(r"[+~]*[\w@/.$-]+=", item, re.ASCII):
+            raise UserError(f"{item}: cannot be read; give key=value, or group=option") from error
+        raise UserError(
+            f"{item}: cannot be read, because brackets, braces, quotes, commas and = mean something to Hydra; to "
+            f"give the value as text, type {to_type(item)}"
         ) from error
+
+
+def _single_values(override: Override, item: str) -> list[str]:
     if not override.is_sweep_override():
         return [item]
-    value = override.value()
+    key, value = override.get_key_element(), override.value()
     if isinstance(value, IntervalSweep):
-        return [f"{override.get_key_element()}={value.start}"]
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        return [f"{key}={value.start}"]
+    values = (f"{key}={value}" for value in override.sweep_string_iterator())
+    if GlobalHydra.instance().config_loader().get_group_options(override.key_or_group):
+        found = list(values)
+    else:  # a thousand seeds are composed alike
+        found = list(itertools.islice(values, 1))
+    if not found:
+        raise UserError(f"{item}: stands for no value at all; name the values, as in {override.key_or_group}=a,b")
+    return found
+
+
+def _as_list(item: str) -> str:
+    key, _, value = item.partition("=")
+    return f"{key}=[{value}]"
 
 
 def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
@@ -203,6 +343,10 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     if option is not None:
         group, choice, options = option.group(1), option.group(2), option.group(3).split()
         return f"{group}={choice}: there is no such option; choose from {', '.join(options)}"
+    listed = re.search(r"Could not load '(.+)/([^'/]+)'", text)  # one of several, as in model=[tiny,foo]
+    if listed is not None:
+        options = GlobalHydra.instance().config_loader().get_group_options(listed.group(1))
+        return f"{listed.group(1)}={listed.group(2)}: there is no such option; choose from {', '.join(options)}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown is None:
         return text

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cmt_aqr.errors import sentence
+from cmt_aqr.errors import UserError, sentence
 
 RECORD = "record.json"
 
@@ -27,6 +28,45 @@ def written_at_once(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_folder(key: str, folder: Path) -> None:
+    """See, leaving nothing behind, that a folder can be made, or written to where it is there.
+
+    Args:
+        key: of the configuration, for the message.
+        folder: may be relative.
+
+    Raises:
+        UserError: it cannot; the sentence names key, folder and reason.
+    """
+    with writing(key, folder):
+        place = folder.absolute()
+        while not _is_there(place):
+            place = place.parent
+        tempfile.TemporaryDirectory(dir=place, prefix=".cmt_aqr_").cleanup()
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return path.is_symlink()  # to nowhere: it is in the way
+    return True
+
+
+def cannot_write(key: str, path: Path, error: OSError) -> str:
+    """Why a file or folder that a key names cannot be made."""
+    return f"{key}={path}: cannot be written to ({error.strerror or error}); choose another place"
+
+
+@contextlib.contextmanager
+def writing(key: str, path: Path) -> Iterator[None]:
+    """Turn a failure of the file system, as a full disk, into a sentence about the key that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(cannot_write(key, path, error)) from error
 
 
 def remove_partial(folder: Path) -> None:

@@ -38,6 +38,7 @@ from cmt_aqr.data.synthetic import (
 from cmt_aqr.data.synthetic.sensors import Array
 from cmt_aqr.data.synthetic.shapes import GLASS, KINDS, METAL, SKIN, TYRE, WHITE
 from cmt_aqr.data.synthetic.tables import TABLE_NAMES, Row, Tables, token
+from cmt_aqr.errors import SettingError
 
 SMALL = Settings(scenes=2, seed=5, samples_per_scene=3, sweep_rate=4)
 VERSION = "v1.0-mini"
@@ -567,7 +568,7 @@ def test_what_is_there_is_replaced_only_on_demand(tmp_path: Path, root: Path) ->
     out = tmp_path / "set"
     tiny = {"samples_per_scene": 2, "sweep_rate": 2, "azimuth_resolution": 4.0, "image_width": 160}
     make(out, **tiny)
-    with pytest.raises(FileExistsError, match="overwrite=true"):
+    with pytest.raises(SettingError, match="overwrite=true"):
         make(out, **tiny)
     before = json.loads((out / VERSION / DESCRIPTION_FILE).read_text())
     make(out, **tiny, seed=6, overwrite=True)
@@ -576,7 +577,7 @@ def test_what_is_there_is_replaced_only_on_demand(tmp_path: Path, root: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="not a synthetic data set"):
+    with pytest.raises(SettingError, match="not a synthetic data set"):
         make(tmp_path / "mine", **tiny, overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 

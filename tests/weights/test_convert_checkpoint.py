@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from cmt_aqr.weights import WeightsError, read_state_dict
+from cmt_aqr.errors import UserError
+from cmt_aqr.weights import read_state_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "convert_checkpoint.py"
@@ -65,5 +66,5 @@ def test_an_error_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("target", "to"), [("x.onnx", None), ("x.pth", "theirs")])
 def test_what_cannot_be_asked_for(tmp_path: Path, target: str, to: str | None) -> None:
-    with pytest.raises(WeightsError, match="expected"):
+    with pytest.raises(UserError, match="expected"):
         script().convert_file(tmp_path / "a.pth", tmp_path / target, to)

@@ -25,7 +25,7 @@ from cmt_aqr.data.tables import (
     open_tables,
     samples_of_split,
 )
-from cmt_aqr.files import written_at_once
+from cmt_aqr.files import check_folder, writing, written_at_once
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +99,11 @@ def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> 
     path = cache_path(cache_dir, "ground-truth", root, version, split, ".json")
     truth = _read(path, version, split, stamp)
     if truth is None:
+        check_folder("data.cache_dir", cache_dir)
         with consistent_tables(root / version):
             truth = build_ground_truth(open_tables(root, version), split)
-        truth.save(path, stamp)
+        with writing("data.cache_dir", cache_dir):
+            truth.save(path, stamp)
     return truth
 
 

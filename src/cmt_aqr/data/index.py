@@ -29,7 +29,7 @@ from cmt_aqr.data.tables import (
     open_tables,
     samples_of_split,
 )
-from cmt_aqr.files import written_at_once
+from cmt_aqr.files import check_folder, writing, written_at_once
 
 log = logging.getLogger(__name__)
 
@@ -156,9 +156,11 @@ def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIn
     path = cache_path(cache_dir, "index", root, version, split, ".npz")
     index = FrameIndex.load(path, stamp)
     if index is None:
+        check_folder("data.cache_dir", cache_dir)
         with consistent_tables(root / version):
             index = build_index(open_tables(root, version), split)
-        index.save(path, stamp)
+        with writing("data.cache_dir", cache_dir):
+            index.save(path, stamp)
     return index
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cmt_aqr.errors import UserError
+from cmt_aqr.files import check_folder, writing
 from cmt_aqr.reports.figures import learning_curves, overview
 from cmt_aqr.reports.page import number_text, write_page
 from cmt_aqr.reports.runs import Run, find_runs
@@ -42,20 +42,19 @@ def make_report(
         UserError: no run there, or a metric or setting that the runs do not have.
     """
     runs = find_runs(sweep_dir)
+    out = sweep_dir if out is None else out
+    check_folder("out", out)
     check_metric(runs, metric)
     axes = find_axes(runs)
     order = best_first(runs, metric)
     pictures = overview(runs, axes, metric, x, y)
     curves = learning_curves(runs, axes, order)
-    out = sweep_dir if out is None else out
     page, table = out / "report.html", out / "report.csv"
-    try:
+    with writing("out", out):
         write_csv(runs, axes, order, table)
         write_page(
             runs, axes, [*pictures, *([curves] if curves else [])], metric, _title(sweep_dir), table.name, page
         )
-    except OSError as error:
-        raise UserError(f"out={out}: the report cannot be written there: {error.strerror or error}") from error
     console().print(_summary(runs, axes, order, metric))
     console().print(f"The page is {page}, the table {table}", soft_wrap=True, markup=False)
     return page, table

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from cmt_aqr.files import read_json, read_record
@@ -96,11 +98,11 @@ def _number(folder: Path) -> tuple[float, str]:
     return (int(folder.name) if folder.name.isdecimal() else math.inf, folder.name)
 
 
-def run_folder(sweep_dir: str, number: int, overrides: Sequence[str]) -> str:
+def run_folder(sweep_dir: str, number: int, overrides: Sequence[str], claim: bool = True) -> str:
     """The name of a run's folder in its sweep: the one that it had before, else its number or the next free one.
 
-    The folder appears at once and with its overrides, so that different runs that begin at the same time get
-    different ones, and the processes of one run the same.
+    Claimed, the folder appears at once and with its overrides, so that different runs that begin at the same time
+    get different ones, and the processes of one run the same.
     """
     wanted = identity(overrides)
     while True:
@@ -110,8 +112,29 @@ def run_folder(sweep_dir: str, number: int, overrides: Sequence[str]) -> str:
                 return folder.name
             numbers += [int(folder.name)] if folder.name.isdecimal() else []
         name = str(max(numbers) + 1 if number in numbers else number)
-        if _claim(Path(sweep_dir) / name, overrides):
+        if not claim or _claim(Path(sweep_dir) / name, overrides):
             return name
+
+
+def _folder_of_this_run(sweep_dir: str, number: int | None, overrides: Sequence[str]) -> str:
+    """What ``hydra.sweep.subdir`` resolves to: a folder is claimed by the run that begins, not by who looks."""
+    if number is None:
+        return "NUMBER"  # as with --cfg all --resolve: no run has one yet
+    return run_folder(sweep_dir, number, overrides, claim=_begins(sweep_dir, number, overrides))
+
+
+def _begins(sweep_dir: str, number: int, overrides: Sequence[str]) -> bool:
+    """Whether Hydra is about to start this run: it then makes the run's configuration the process' own."""
+    if not HydraConfig.initialized():
+        return False
+    hydra = HydraConfig.get()
+    return (
+        hydra.mode == RunMode.MULTIRUN
+        and not OmegaConf.is_missing(hydra.job, "num")
+        and hydra.job.num == number
+        and str(hydra.sweep.dir) == sweep_dir
+        and list(hydra.overrides.task) == list(overrides)
+    )
 
 
 def _claim(folder: Path, overrides: Sequence[str]) -> bool:
@@ -135,4 +158,4 @@ def _written_overrides(folder: Path) -> list[str]:
 
 
 OmegaConf.register_new_resolver("sweep_folder", lambda given, default: given or default, replace=True)
-OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+OmegaConf.register_new_resolver("run_folder", _folder_of_this_run, replace=True)

@@ -19,6 +19,7 @@ from cmt_aqr.data.dataset import FrameDataset, SampleKey, frame_generator
 from cmt_aqr.data.selection import frame_numbers
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.decoding import decode
+from cmt_aqr.files import check_folder, writing
 from cmt_aqr.structures import Frame
 from cmt_aqr.training.checkpoints import read_checkpoint
 from cmt_aqr.training.clamp import renderer_of
@@ -63,7 +64,7 @@ class PictureSettings:
         dpi = config.dpi
         if not isinstance(dpi, int) or not 20 <= dpi <= 600:
             raise UserError(f"dpi={dpi}: must be a whole number from 20 to 600")
-        out = folder if config.out is None else Path(config.out).expanduser()
+        out = folder if config.out is None else Path(config.out)
         return cls(None if chosen is None else tuple(chosen), config.split, float(score), dpi, out)
 
 
@@ -86,6 +87,7 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
     Raises:
         UserError: a frame is not in the split, or the data or the checkpoint cannot be read.
     """
+    check_folder("out", settings.out)
     if settings.split is not None:
         OmegaConf.update(config, "data.eval_split", settings.split)
     OmegaConf.update(config, "data.limit_eval_frames", None)
@@ -101,14 +103,15 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
         renderer.set_clamp(config.renderer.max_weight_clamp)
     module.to(_device(config)).eval()
 
-    settings.out.mkdir(parents=True, exist_ok=True)
     dataset = data.dataset("val")
     written: list[Path] = []
     screen = console()
     bar = track(numbers, description="Drawing frames", console=screen, disable=not screen.is_terminal)
     for number in bar:
         scene = make_scene(module, dataset, number, settings.min_score, data.val_split)
-        written.extend(draw(scene, settings.out / f"{data.val_split}_{number:04d}", settings.dpi))
+        with writing("out", settings.out):
+            settings.out.mkdir(parents=True, exist_ok=True)
+            written.extend(draw(scene, settings.out / f"{data.val_split}_{number:04d}", settings.dpi))
     for note in _notes(module):
         screen.print(note)
     screen.print("\n".join(["Wrote", *(f"  {path}" for path in written)]), soft_wrap=True, highlight=False)

@@ -29,6 +29,7 @@ from cmt_aqr.data.synthetic.settings import GENERATOR_VERSION, Settings
 from cmt_aqr.data.synthetic.shapes import KINDS
 from cmt_aqr.data.synthetic.tables import MAP_FILE, TABLE_NAMES, Tables
 from cmt_aqr.errors import SettingError
+from cmt_aqr.files import check_folder
 
 DESCRIPTION_FILE = "synthetic.json"
 """Lies beside the tables and says that, and from which settings, a set was made."""
@@ -69,8 +70,8 @@ def make_dataset(
         progress: show a progress bar, and a table at the end.
 
     Raises:
-        SettingError: a setting is out of its range.
-        FileExistsError: the folder is there and may not be replaced.
+        SettingError: a setting is out of its range, or the folder is there and may not be replaced.
+        UserError: the folder cannot be made.
     """
     settings = Settings(
         scenes=scenes,
@@ -90,6 +91,7 @@ def make_dataset(
         raise SettingError(f"out={out}: must be the path of a folder")
     out = Path(out).resolve()
     _check_target(out, overwrite)
+    check_folder("out", out)
     began = time.perf_counter()
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -110,9 +112,9 @@ def _check_target(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
-        raise FileExistsError(f"out={out} exists; choose another folder or set overwrite=true")
+        raise SettingError(f"out={out} exists; choose another folder or set overwrite=true")
     if not out.is_dir() or not any(out.glob(f"*/{DESCRIPTION_FILE}")):
-        raise FileExistsError(
+        raise SettingError(
             f"out={out} is not a synthetic data set (no */{DESCRIPTION_FILE} in it), so overwrite=true does "
             "not replace it; choose another folder"
         )
