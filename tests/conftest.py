@@ -1,6 +1,10 @@
 """What holds for all tests."""
 
+import os
 import signal
+
+# Before PyTorch is imported. Two processes of tests run on as many cores; threads that spin would stall them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:

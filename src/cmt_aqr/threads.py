@@ -37,7 +37,8 @@ def threads_for(sparse_shape: tuple[int, ...], processes: int) -> int | None:
         sparse_shape: voxels of the model's grid along z, y, x.
         processes: that this machine's cores are shared by.
     """
-    if _DECIDED_HERE not in os.environ:
+    # A launcher of ours may have set the number since, for the process that it started.
+    if _DECIDED_HERE not in os.environ or "OMP_NUM_THREADS" in os.environ:
         return None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // processes)
