@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+import pytorch_lightning
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.training.checkpoints import AtomicCheckpointIO
 from cmt_aqr.training.optimization import OneCycle
-from cmt_aqr.training.resuming import changes, checkpoint_path, configuration
+from cmt_aqr.training.resuming import changes, check_callbacks, checkpoint_path, configuration
 from tests.composed import composed
 
 ROOT = [
@@ -119,3 +120,23 @@ def test_one_cycle_goes_on_with_the_length_of_the_run_that_goes_on(steps: int) -
         schedule.optimizer.step()
         schedule.step()
     assert after.get_last_lr() == whole.get_last_lr()
+
+
+@pytest.mark.parametrize(
+    "target", ["StochasticWeightAveraging", "WeightAveraging", "BackboneFinetuning", "LearningRateFinder"]
+)
+def test_a_callback_that_makes_another_run_is_not_resumed_with(target: str) -> None:
+    arguments = {"swa_lrs": 1e-4} if target == "StochasticWeightAveraging" else {}
+    callback = getattr(pytorch_lightning.callbacks, target)(**arguments)
+    with pytest.raises(UserError, match=rf"callbacks\.mine.*{target}.*~callbacks\.mine"):
+        check_callbacks({"mine": callback})
+
+
+def test_a_callback_that_nobody_knows_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    class Other(pytorch_lightning.Callback):
+        pass
+
+    known = pytorch_lightning.callbacks.EarlyStopping("NDS"), pytorch_lightning.callbacks.LearningRateMonitor()
+    check_callbacks({"other": Other(), **{str(number): one for number, one in enumerate(known)}})
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "callbacks.other" in message and "Other" in message

@@ -234,3 +234,50 @@ def changes_table(changed: Sequence[Change]) -> Table:
     for change in changed:
         table.add_row(change.key, str(change.old), str(change.new), "" if change.refusal is None else "refused")
     return table
+
+
+_EXACT = (
+    "LearningRateMonitor",
+    "ProgressBar",
+    "ModelSummary",
+    "Timer",
+    "DeviceStatsMonitor",
+    "EarlyStopping",
+    "ThroughputMonitor",
+)
+"""Callbacks of Lightning, with what builds on them, that a resumed run goes on with as if it had not stopped."""
+
+_OTHER_RUN = (
+    "StochasticWeightAveraging",
+    "WeightAveraging",
+    "LearningRateFinder",
+    "BatchSizeFinder",
+    "GradientAccumulationScheduler",
+    "BaseFinetuning",
+)
+"""Those that replace weights, schedule or batches and do not put all of it into checkpoints."""
+
+
+def check_callbacks(callbacks: Mapping[str, Any]) -> None:
+    """Refuse to resume with callbacks that make the rest another run; warn of those that are not known.
+
+    Args:
+        callbacks: by their name in the configuration.
+
+    Raises:
+        UserError: naming the first that cannot be.
+    """
+    for name, callback in callbacks.items():
+        kinds = {kind.__name__ for kind in type(callback).__mro__}
+        if kinds & set(_OTHER_RUN):
+            raise UserError(
+                f"callbacks.{name}: a run cannot be resumed exactly with {type(callback).__name__}, which changes "
+                f"weights or schedule by itself; drop it with ~callbacks.{name}, or start a new run with weights="
+            )
+        if not type(callback).__module__.startswith("cmt_aqr.") and not kinds & set(_EXACT):
+            log.warning(
+                "callbacks.%s: whether %s goes on exactly where it stopped is not known; its own documentation "
+                "says what it keeps in checkpoints",
+                name,
+                type(callback).__name__,
+            )

@@ -35,6 +35,7 @@ from cmt_aqr.training.loggers import build_loggers
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.precision import build_trainer
 from cmt_aqr.training.records import RunRecord, is_rank_zero, recorded
+from cmt_aqr.training.resuming import check_callbacks
 from cmt_aqr.training.stopping import Stopped, StopSignals
 from cmt_aqr.visual.console import console
 from cmt_aqr.weights import load_weights
@@ -94,7 +95,10 @@ def _train(
     if is_rank_zero():
         remove_partial(folder)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    callbacks = [build(callback) for callback in config.callbacks.values() if callback is not None]
+    named = {name: build(callback) for name, callback in (config.callbacks or {}).items() if callback is not None}
+    callbacks = list(named.values())
+    if config.ckpt_path:
+        check_callbacks(named)
     if config.ckpt_path and clamp_given(overrides) and config.aqr is not None:
         callbacks.append(GivenClamp(config.renderer.max_weight_clamp))
     callbacks += [build(config.clamp_schedule), record.meter()]
