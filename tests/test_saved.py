@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.configuration import build, build_data, check_config
 from cmt_aqr.errors import UserError
-from cmt_aqr.saved import check_evaluation, current_names, links, with_overrides
+from cmt_aqr.saved import check_evaluation, check_for_evaluation, current_names, links, with_overrides
 from tests.composed import composed
 from tests.system.commands import SMALL
 
@@ -130,6 +130,7 @@ def test_a_copy_with_a_value_of_its_own_is_told_and_not_passed_over() -> None:
 )
 def test_what_changes_no_evaluation_is_refused_by_name(override: str) -> None:
     with pytest.raises(UserError, match=f"^{override.split('=')[0]} has no effect"):
+        check_for_evaluation([override])
         check_evaluation(merged(False, override), [override])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ def build(config: DictConfig | None, **arguments: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, UserError | MisconfigurationException):
             raise UserError(" ".join(str(cause).split())) from error
+        absent = re.search(r"Error locating target '([^']+)'", str(error))
+        if absent is not None:
+            raise UserError(f"_target_={absent[1]}: there is no such class or function") from error
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
         if isinstance(cause, TypeError) and unknown and config is not None:
             raise UserError(
@@ -57,12 +60,12 @@ def build_data(config: DictConfig, evaluating: bool = False) -> Any:
 
 def optimizer_settings(config: DictConfig) -> OptimizerSettings:
     """The ``optimizer`` group as checked settings."""
-    return _checked(lambda: OptimizerSettings(**_plain(config.optimizer)))
+    return _checked("optimizer", lambda: OptimizerSettings(**_plain(config.optimizer)))
 
 
 def multipliers(config: DictConfig) -> Multipliers:
     """The ``lr_mult`` group as checked settings."""
-    return _checked(lambda: Multipliers.from_config(_plain(config.lr_mult)))
+    return _checked("lr_mult", lambda: Multipliers.from_config(_plain(config.lr_mult)))
 
 
 def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: bool = False) -> None:
@@ -121,6 +124,9 @@ _LOWEST = {
 
 
 def _check_numbers(config: DictConfig) -> None:
+    size = OmegaConf.select(config, "model.image_size")
+    if not (isinstance(size, Sequence) and len(size) == 2 and all(_is_whole(side) and side > 0 for side in size)):
+        raise UserError(f"model.image_size={size}: must be height and width in whole pixels, as in [320,800]")
     for key, least in _LOWEST.items():
         value = OmegaConf.select(config, key)
         if value is None and key == "trainer.check_val_every_n_epoch":
@@ -156,6 +162,12 @@ _OPTIONAL = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 
 
 def _check_packages(config: DictConfig) -> None:
+    if not config.logger:
+        raise UserError("logger=null: a run keeps its curves; logger=csv writes one file and needs nothing else")
+    if not config.callbacks:
+        raise UserError(
+            "callbacks=null: checkpoints come from them; switch off one, as in callbacks.aqr_monitor=null"
+        )
     for logger in config.logger.values():
         package = _OPTIONAL.get(str(logger.get("_target_")).rpartition(".")[2]) if logger is not None else None
         if package is not None and importlib.util.find_spec(package) is None:
@@ -197,16 +209,22 @@ _OURS = {
     "callbacks": "add +callbacks.<name>._target_=<class> instead",
     "logger": "choose logger=<option> instead",
     "plugins": "precision and checkpoints have their own; choose trainer.precision",
+    "overfit_batches": "choose experiment=overfit, or data.limit_train_frames",
+    "fast_dev_run": "give trainer.max_steps=2 data.limit_train_frames=4 data.limit_eval_frames=2",
     "enable_checkpointing": "drop it; callbacks.checkpoint says when to write",
 }
-"""Arguments of Lightning's Trainer that the run sets itself, and what to give instead."""
+"""Arguments of Lightning's Trainer that the run sets itself or cannot end with, and what to give instead."""
 
 
 def _check_trainer(config: DictConfig) -> None:
     precision_of(config)
     for name, instead in _OURS.items():
         if name in config.trainer:
-            raise UserError(f"trainer.{name}={config.trainer[name]} would have no effect: {instead}")
+            raise UserError(f"trainer.{name}={config.trainer[name]} is not offered: {instead}")
+    if config.trainer.get("limit_val_batches") == 0:
+        raise UserError(
+            "trainer.limit_val_batches=0: a run ends with an evaluation; data.limit_eval_frames=1 makes it short"
+        )
 
 
 def _check_contradictions(config: DictConfig, given: set[str]) -> None:
@@ -246,8 +264,12 @@ def _plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
 
 
-def _checked(make: Any) -> Any:
+def _checked(group: str, make: Callable[[], Any]) -> Any:
+    """What ``make`` makes; a setting that it does not know is told by its key in ``group``."""
     try:
         return make()
-    except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise  # a bug, which keeps its traceback
+        raise UserError(f"{group}.{unknown[1]}: there is no such setting; drop or rename it") from error

@@ -148,11 +148,10 @@ _NO_EVALUATION: dict[tuple[str, ...], str] = {
 """What an evaluation does not read, and why."""
 
 
-def check_evaluation(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse overrides that would change nothing in an evaluation.
+def check_for_evaluation(overrides: Sequence[str]) -> None:
+    """Refuse overrides of what only a training reads.
 
     Args:
-        config: with the overrides put in.
         overrides: as given on the command line.
 
     Raises:
@@ -162,6 +161,19 @@ def check_evaluation(config: DictConfig, overrides: Sequence[str]) -> None:
         for names, why in _NO_EVALUATION.items():
             if below(key, names):
                 raise UserError(f"{key} has no effect on an evaluation: {why}; drop it")
+
+
+def check_evaluation(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse overrides that would change nothing in this evaluation.
+
+    Args:
+        config: with the overrides put in.
+        overrides: as given on the command line.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for key in override_keys(overrides):
         drawn = OmegaConf.select(config, "eval_fault.share") or any(
             (OmegaConf.select(config, "data.eval_transforms") or {}).values()
         )

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from cmt_aqr.aqr.checks import is_number, require, require_count
 from cmt_aqr.errors import SettingError
 
 MODULES: dict[str, tuple[str, ...]] = {
@@ -56,7 +57,7 @@ class Multipliers:
             for name, value in values.items():
                 if name not in MODULES:
                     raise SettingError(f"{kind}.{name}={value}: no such module; choose from {', '.join(MODULES)}")
-                if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                if not (is_number(value) and value >= 0):
                     raise SettingError(f"{kind}.{name}={value}: must be a number of 0 (frozen) or more")
 
     @classmethod
@@ -116,6 +117,10 @@ class OptimizerSettings:
     lowest_beta: float = 0.805
 
     def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "peak", "final", "warmup", "lowest_beta"):
+            require(is_number(getattr(self, name)), f"optimizer.{name}", getattr(self, name), "a number")
+        if self.lr_for_batch is not None:
+            require_count("optimizer.lr_for_batch", self.lr_for_batch)
         if not 0 < self.lr < 1:
             raise SettingError(f"optimizer.lr={self.lr}: must be above 0 and below 1")
         if self.weight_decay < 0:
@@ -124,8 +129,6 @@ class OptimizerSettings:
             raise SettingError(f"optimizer.schedule={self.schedule}: must be one_cycle or constant")
         if not 0 <= self.warmup < 1:
             raise SettingError(f"optimizer.warmup={self.warmup}: must be in [0, 1)")
-        if self.lr_for_batch is not None and self.lr_for_batch <= 0:
-            raise SettingError(f"optimizer.lr_for_batch={self.lr_for_batch}: must be above 0, or null")
 
     def scaled_lr(self, samples: int) -> float:
         """Learning rate for this many samples a step: in proportion to ``lr_for_batch``, if given."""

@@ -13,7 +13,15 @@ from rich.table import Table
 
 from cmt_aqr.configuration import check_config
 from cmt_aqr.errors import UserError
-from cmt_aqr.saved import below, check_evaluation, current_names, links, override_keys, with_overrides
+from cmt_aqr.saved import (
+    below,
+    check_evaluation,
+    check_for_evaluation,
+    current_names,
+    links,
+    override_keys,
+    with_overrides,
+)
 from cmt_aqr.training.checkpoints import newest_checkpoint, saved_config
 from cmt_aqr.training.records import is_rank_zero
 from cmt_aqr.visual.console import console
@@ -68,6 +76,7 @@ def configuration_to_evaluate(config: DictConfig, overrides: Sequence[str], fold
     Raises:
         UserError: no checkpoint is given, or a value cannot be.
     """
+    check_for_evaluation(overrides)
     path = checkpoint_path(config.ckpt_path, folder, folder_given=False)
     if path is None:
         raise UserError(

@@ -171,7 +171,7 @@ def measure(
     """
     keep_freed_memory()
     checkpoint = read_checkpoint(Path(config.ckpt_path))
-    shown = [config.callbacks.get(name) for name in ("progress", "aqr_monitor")]
+    shown = [(config.callbacks or {}).get(name) for name in ("progress", "aqr_monitor")]
     callbacks = [build(callback) for callback in shown if callback is not None]
     callbacks += watching
     trainer = build_trainer(config, callbacks=callbacks, logger=False, enable_checkpointing=False)
@@ -276,7 +276,9 @@ def load_checkpoint_weights(
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         made = [key for key in override_keys(overrides) if below(key, ["model", "aqr", "renderer", "modulator"])]
         what = f"{' and '.join(made)} cannot be changed on trained weights: " if made else ""
-        raise UserError(f"{what}ckpt_path={path} holds another model than the configuration: {first}") from error
+        raise UserError(
+            f"{what}ckpt_path={path}: it holds another model than the configuration: {first}"
+        ) from error
 
 
 def report(trainer: pl.Trainer, module: DetectorModule, folder: Path) -> dict[str, float]:
