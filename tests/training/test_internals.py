@@ -1,0 +1,66 @@
+"""Attributes of Lightning and PyTorch that are private and used: what a new version must be looked at for.
+
+``pyproject.toml`` bounds pytorch-lightning below the next minor release because of these.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import lightning_fabric.utilities.types
+import pytest
+import pytorch_lightning as pl
+import torch
+from packaging.requirements import Requirement
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.strategies import launchers
+
+ROOT = Path(__file__).resolve().parents[2]
+USED = {
+    "_combined_loader": "fit_loop",
+    "_data_fetcher": "fit_loop",
+    "_should_accumulate": "fit_loop.epoch_loop",
+    "_should_check_val_fx": "fit_loop.epoch_loop",
+    "_signal_connector": "",
+}
+"""Private attributes of a Trainer's parts, and the part."""
+
+
+@pytest.mark.parametrize("name", USED)
+def test_a_trainer_has_it(name: str) -> None:
+    part: object = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    for step in filter(None, USED[name].split(".")):
+        part = getattr(part, step)
+    assert hasattr(part, name), f"Lightning's Trainer has no {USED[name]}.{name} any more"
+
+
+def test_what_else_is_private() -> None:
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    assert trainer._signal_connector.received_sigterm is False
+    assert hasattr(launchers, "_SubprocessScriptLauncher")
+    assert hasattr(ExperimentWriter, "_check_log_dir_exists")
+    assert hasattr(lightning_fabric.utilities.types, "_PATH")
+    # By this, Lightning tells optimisers that take the loss' scale out of gradients themselves.
+    assert torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True)._step_supports_amp_scaling
+    amp = importlib.util.find_spec("pytorch_lightning.plugins.precision.amp")
+    assert (
+        amp is not None
+        and amp.origin is not None
+        and "_optimizer_handles_unscaling" in Path(amp.origin).read_text()
+    )
+
+
+def test_no_other_is_used() -> None:
+    """In src/, on objects that are Lightning's by name."""
+    pattern = re.compile(r"(?:trainer|_loop|\bloop|fetcher)(?:\.\w+)*?\.(_[a-z]\w+)")
+    found = {name for path in (ROOT / "src").rglob("*.py") for name in pattern.findall(path.read_text())}
+    assert found == set(USED)
+
+
+def test_the_dependency_is_bounded() -> None:
+    line = next(
+        text for text in (ROOT / "pyproject.toml").read_text().splitlines() if '"pytorch-lightning' in text
+    )
+    (requirement,) = re.findall(r'"([^"]+)"', line)
+    assert pl.__version__ in Requirement(requirement).specifier
+    assert "<" in requirement
