@@ -330,3 +330,16 @@ def test_own_workers_that_are_left_end_with_the_process_and_other_children_are_n
     assert done.returncode == 0, done.stderr
     assert done.stdout == "1\n"
     assert (tmp_path / "ended").read_text() == "in its own way"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sentence_arrives_whole_from_a_worker(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise DataError("/d/x DataError: y.bin is truncated: copy it again")
+
+    monkeypatch.setattr("cmt_aqr.data.reading.read_image", refuse)
+    with pytest.raises(DataError) as error:
+        next(iter(training_loader(small_root, tmp_path, workers)))
+    assert str(error.value) == "/d/x DataError: y.bin is truncated: copy it again"

@@ -59,7 +59,7 @@ def test_there_and_back(tmp_path: Path) -> None:
 def test_an_error_is_one_sentence(tmp_path: Path) -> None:
     done = run("source=nope.pth", "target=x.pth", cwd=tmp_path)
     assert done.returncode != 0
-    assert done.stderr.strip() == "error: weights=nope.pth: there is no such file"
+    assert done.stderr.strip() == "error: source=nope.pth: there is no such file"
     done = run("sorce=nope.pth", "target=x.pth", cwd=tmp_path)
     assert done.returncode == 1 and "did you mean source" in done.stderr and done.stderr.count("\n") == 1
 

@@ -96,3 +96,30 @@ def test_files_without_weights(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="state dict"):
         read_state_dict(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, ending: str, value: float) -> None:
+    state = {"good": torch.zeros(3), "neck.conv.weight": torch.tensor([1.0, value]), "count": torch.tensor(3)}
+    path = tmp_path / f"weights{ending}"
+    (save_safetensors if ending == ".safetensors" else save_pickled)(state, path)
+    with pytest.raises(WeightsError, match=rf"^weights={path}: neck\.conv\.weight"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"\n  <html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b'{"error": 404}', "JSON"),
+        (b"", "empty"),
+    ],
+)
+def test_a_file_of_another_kind_is_told(tmp_path: Path, content: bytes, what: str) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=what):
+        read_state_dict(path)

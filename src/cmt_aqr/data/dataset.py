@@ -6,6 +6,7 @@ import atexit
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import weakref
@@ -243,7 +244,8 @@ class FrameLoader(DataLoader[Batch]):
                 yield batch
         except DataError as error:
             # A worker's error arrives with the worker's traceback in its text: the sentence is its end.
-            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+            told = re.findall(r"^[\w.]*\bDataError: (.*)", str(error), flags=re.MULTILINE)
+            raise DataError(told[-1].strip() if told else str(error)) from error
         if sampler.training:
             sampler.set_position(self._epoch, self._batches_done)
 

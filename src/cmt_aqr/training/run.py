@@ -39,6 +39,7 @@ from cmt_aqr.training.resuming import check_callbacks
 from cmt_aqr.training.stopping import Stopped, StopSignals
 from cmt_aqr.visual.console import console
 from cmt_aqr.weights import load_weights
+from cmt_aqr.weights.files import require_finite
 
 log = logging.getLogger(__name__)
 
@@ -270,6 +271,7 @@ def load_checkpoint_weights(
         state = {name: value for name, value in state.items() if not name.startswith("model.aqr.")}
         if len(state) < len(checkpoint["state_dict"]):
             log.info("aqr=none: plain CMT, without the checkpoint's AQR")
+    require_finite(state, f"ckpt_path={path}")
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

@@ -42,6 +42,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights={path}: there is no such file")
+    if path.suffix in PICKLED:
+        _refuse_other_files(path)
     if path.suffix == ".safetensors":
         try:
             content: Any = load_file(path)
@@ -53,7 +55,48 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"weights={path}: unknown ending {path.suffix!r}; known are .safetensors, {', '.join(PICKLED)}"
         )
-    return unwrap(content, str(path))
+    state = unwrap(content, str(path))
+    require_finite(state, f"weights={path}")
+    return state
+
+
+_NO_WEIGHTS = {
+    b"<": "a web page (a download that was answered by a log-in or an error page, say)",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: run git lfs pull",
+    b"{": "a text in JSON",
+}
+"""How files begin that are often saved under the name of weights, and what they are."""
+
+
+def _refuse_other_files(path: Path) -> None:
+    with path.open("rb") as file:
+        begin = file.read(256).lstrip()
+    if not begin:
+        raise WeightsError(f"weights={path} is damaged: it is empty; copy or download it again")
+    for start, what in _NO_WEIGHTS.items():
+        if begin.startswith(start):
+            raise WeightsError(f"weights={path} is {what}; download the weights again")
+
+
+def require_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights with values that are not finite.
+
+    Args:
+        state: tensors by name.
+        source: what they were read from, as ``weights=a.pth``, for the message.
+
+    Raises:
+        WeightsError: naming the first such parameter.
+    """
+    bad = [
+        name
+        for name, value in state.items()
+        if value.is_floating_point() and not value.isfinite().all() and not name.endswith("renderer.clamp_limit")
+    ]  # that limit is infinite where there is none
+    if bad:
+        raise WeightsError(
+            f"{source}: {bad[0]} ({len(bad)} of {len(state)} tensors) holds values that are not finite"
+        )
 
 
 def _read_pickled(path: Path) -> Any:
