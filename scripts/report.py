@@ -18,6 +18,11 @@ def main(config: DictConfig) -> None:
 
     if OmegaConf.is_missing(config, "sweep_dir") or config.sweep_dir is None:
         raise UserError("sweep_dir is missing: python scripts/report.py sweep_dir=outputs/sweeps/DATE/TIME_NAME")
+    for key in ("metric", "x", "y"):
+        if not isinstance(config[key], str) and (key == "metric" or config[key] is not None):
+            raise UserError(
+                f"{key}={config[key]}: must be the name of a {'metric' if key == 'metric' else 'setting'}"
+            )
     out = None if config.out is None else Path(config.out)
     make_report(Path(config.sweep_dir), out, config.metric, config.x, config.y)
 

@@ -1,8 +1,11 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from cmt_aqr.files import written_at_once
+from cmt_aqr.errors import UserError
+from cmt_aqr.files import check_folder, writing, written_at_once
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -15,3 +18,20 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         raise RuntimeError
     assert path.read_text() == "first"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/below", "a" * 300])
+def test_a_folder_that_cannot_be_made_is_named_with_its_key(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"some.key={tmp_path / place}: "):
+        check_folder("some.key", tmp_path / place)
+    check_folder("some.key", tmp_path / "new" / "folder")
+    check_folder("some.key", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failure_to_write_is_named_with_its_key_and_others_stay() -> None:
+    with pytest.raises(UserError, match=r"out=x: .*No space left"), writing("out", Path("x")):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(KeyError), writing("out", Path("x")):
+        raise KeyError("a bug")

@@ -12,7 +12,10 @@ from omegaconf import OmegaConf
 from cmt_aqr.data.augmentation import MaskModality
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.ground_truth import load_ground_truth
+from cmt_aqr.data.index import load_index
 from cmt_aqr.data.tables import open_tables
+from cmt_aqr.errors import UserError
 from tests.small_data import RANGE, datamodule
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -127,3 +130,11 @@ def test_check_names_what_is_wrong(small_root: Path, tmp_path: Path) -> None:
         datamodule(small_root, tmp_path, val_split="nonsense").check()
     with pytest.raises(DataError, match="is not a folder"):
         datamodule(tmp_path / "nowhere", tmp_path).check()
+
+
+@pytest.mark.parametrize("load", [load_index, load_ground_truth])
+def test_a_cache_folder_that_cannot_be_made_is_named(load: Any, small_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cache = tmp_path / "file" / "cache"
+    with pytest.raises(UserError, match=rf"data\.cache_dir={cache}: "):
+        load(small_root, "v1.0-mini", "mini_val", cache)

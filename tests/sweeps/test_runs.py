@@ -4,10 +4,14 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hydra
 import pytest
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.sweeps.runs import SweepRun, identity, run_folder, runs_of
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def begun(sweep: Path, number: int, *overrides: str) -> Path:
@@ -101,3 +105,25 @@ def test_how_a_run_ended(record: dict | None, evaluated: bool, status: str, tmp_
 
 def test_a_folder_that_is_not_there_is_a_new_run(tmp_path: Path) -> None:
     assert SweepRun.read(tmp_path / "0").status == "new"
+
+
+def looked_at(folder: Path, *overrides: str) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", [f"sweep_dir={folder}", "seed=1", *overrides], return_hydra_config=True)
+
+
+def test_looking_at_a_sweep_s_configuration_makes_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    assert looked_at(folder, "hydra.mode=MULTIRUN").hydra.sweep.subdir == "NUMBER"
+    assert looked_at(folder, "hydra.mode=MULTIRUN", "hydra.job.num=3").hydra.sweep.subdir == "3"
+    assert not folder.exists()
+    begun(folder, 0, "seed=1", f"sweep_dir={folder}")
+    assert looked_at(folder, "hydra.job.num=3").hydra.sweep.subdir == "0", "the folder that the run has"
+
+
+def test_a_run_that_begins_claims_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    config = looked_at(tmp_path, "hydra.mode=MULTIRUN", "hydra.job.num=3")
+    HydraConfig.instance().set_config(config)  # as Hydra does before it asks for a run's folder
+    assert config.hydra.sweep.subdir == "3"
+    assert set(SweepRun.read(tmp_path / "3").overrides) == {"seed=1", f"sweep_dir={tmp_path}"}

@@ -1,0 +1,75 @@
+"""Paths on the command line: relative ones, ones that cannot be made, and values that are no path."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.system.commands import SMALL, run_command
+from tests.system.test_refusals import sentence
+
+pytestmark = pytest.mark.system
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_relative_paths_mean_the_folder_of_the_command_with_chdir_too(run_folder: Path) -> None:
+    chdir = "hydra.job.chdir=true"
+    done = run_command(run_folder, "train", "trainer.max_steps=1", "hydra.run.dir=moved", chdir)
+    assert done.returncode == 0, done.stderr
+    assert names(run_folder) == {"data", "cache", "moved"}
+    assert not names(run_folder / "moved") & {"data", "cache", ".cache", "outputs", "moved"}
+    done = run_command(run_folder, "evaluate", "ckpt_path=moved", "hydra.run.dir=again", chdir)
+    assert done.returncode == 0, done.stderr
+    assert (run_folder / "again" / "metrics.json").read_bytes() == (
+        run_folder / "moved" / "metrics.json"
+    ).read_bytes()
+    done = run_command(run_folder, "report", "sweep_dir=moved", "out=отчёт", chdir)
+    assert done.returncode == 0, done.stderr
+    assert names(run_folder / "отчёт") == {"report.html", "report.csv"}
+
+
+def test_a_mistyped_root_draws_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = sentence(monkeypatch, tmp_path, "train", *SMALL, "data.root=data/syntetic")
+    assert said.startswith("error: data.root=data/syntetic: ") and "data.make." in said
+    assert "data" not in names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("script", "given", "part"),
+    [
+        ("report", ["sweep_dir=run", "out=run/file"], "out=run/file: cannot be written"),
+        ("report", ["sweep_dir=run", "out=/proc/below"], "out=/proc/below: cannot be written"),
+        ("report", ["sweep_dir=[a]"], "sweep_dir=['a']: must be a path"),
+        ("report", ["sweep_dir=null"], "sweep_dir is missing"),
+        ("report", ["sweep_dir=run", "metric=3"], "metric=3"),
+        (
+            "convert_checkpoint",
+            ["source=nowhere.pth", "target=x.pth"],
+            "source=nowhere.pth: there is no such file",
+        ),
+        ("convert_checkpoint", ["source=run", "target=x.pth"], "source=run: there is no such file"),
+        ("convert_checkpoint", ["source=run/file", "target=x.pth"], "source=run/file"),
+        ("convert_checkpoint", ["source=run/file", "target=run/file/x.pth"], "target=run/file: cannot be written"),
+        ("convert_checkpoint", ["source=run/file", "target=null"], "target=null: must be a path"),
+        ("make_dataset", ["out=run/file/below"], "run/file/below: cannot be written"),
+        ("make_dataset", ["out=/proc/below"], "out=/proc/below: cannot be written"),
+        ("make_dataset", ["out=run"], "overwrite=true"),
+        ("make_dataset", ["out=new", "scenes=abc"], "scenes=abc"),
+        ("fault_study", ["folder=[a]"], "folder=['a']: must be a path"),
+        ("train", ["weights=[a]"], "weights=['a']: must be a path"),
+        ("train", ["data.root=null"], "data.root=null: must be a path"),
+        ("train", ["weights=~/nowhere.pth"], f"weights={Path.home()}/nowhere.pth: there is no such file"),
+        ("evaluate", ["ckpt_path=~/nowhere"], f"ckpt_path={Path.home()}/nowhere"),
+    ],
+)
+def test_what_is_no_path_or_cannot_be_made_is_named(
+    script: str, given: list[str], part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "record.json").write_text("{}")
+    (tmp_path / "run" / "file").touch()
+    said = sentence(monkeypatch, tmp_path, script, *given)
+    assert said.startswith("error: ") and part in said and "\n" not in said
+    assert not names(tmp_path) & {"new", "x.pth"}
