@@ -29,7 +29,7 @@ from cmt_aqr.files import check_folder, writing, written_at_once
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 _BIKE_RACK = "static_object.bicycle_rack"
 
 

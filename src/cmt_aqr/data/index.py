@@ -33,7 +33,7 @@ from cmt_aqr.files import check_folder, writing, written_at_once
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the arrays change their meaning, so that old caches are made again."""
 
 _PROGRESS_FROM = 1000
