@@ -199,6 +199,9 @@ def check_overrides(
         configs = [hydra.compose(config_name, singles, return_hydra_config=True) for singles in combinations]
         if flags.resolve and flags.cfg:
             _resolve(configs[0], flags.cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        advice = "; --cfg all --resolve has Hydra's part with what it refers to" if flags.cfg == "hydra" else ""
+        raise UserError(_explain(error, config_name, overrides) + advice) from error
     except ValueError as error:
         emptied = next((item for item in overrides if re.fullmatch(r"[\w/]+=(null)?", item)), None)
         if emptied is None or "group override must be" not in str(error):
@@ -206,9 +209,6 @@ def check_overrides(
         group = emptied.partition("=")[0]
         options = ", ".join(GlobalHydra.instance().config_loader().get_group_options(group))
         raise UserError(f"{emptied}: must be one of {options}; a single key below it may be null") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        advice = "; --cfg all --resolve has Hydra's part with what it refers to" if flags.cfg == "hydra" else ""
-        raise UserError(_explain(error, config_name, overrides) + advice) from error
     finally:
         GlobalHydra.instance().clear()
     looking = flags.help or flags.cfg is not None or flags.info is not None
