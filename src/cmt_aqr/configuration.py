@@ -162,13 +162,7 @@ _OPTIONAL = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 
 
 def _check_packages(config: DictConfig) -> None:
-    if not config.logger:
-        raise UserError("logger=null: a run keeps its curves; logger=csv writes one file and needs nothing else")
-    if not config.callbacks:
-        raise UserError(
-            "callbacks=null: checkpoints come from them; switch off one, as in callbacks.aqr_monitor=null"
-        )
-    for logger in config.logger.values():
+    for logger in (config.logger or {}).values():
         package = _OPTIONAL.get(str(logger.get("_target_")).rpartition(".")[2]) if logger is not None else None
         if package is not None and importlib.util.find_spec(package) is None:
             raise UserError(
