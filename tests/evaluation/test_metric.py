@@ -14,7 +14,6 @@ import pytest
 import torch
 from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
-from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.common.loaders import load_gt
 from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.evaluate import DetectionEval
@@ -22,20 +21,23 @@ from rich.console import Console
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
+from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth, to_rows
 from cmt_aqr.data.tables import open_tables
-from cmt_aqr.evaluation.metric import ERRORS, NuScenesMetric, evaluate_boxes
-from cmt_aqr.evaluation.submission import write_submission
+from cmt_aqr.evaluation import metric as metric_module
+from cmt_aqr.evaluation.curves import ERRORS
+from cmt_aqr.evaluation.metric import NuScenesMetric
+from cmt_aqr.evaluation.official import evaluate_boxes
 from cmt_aqr.evaluation.table import print_metrics, read_metrics, write_metrics
 from cmt_aqr.structures import Detections, Frame
+from tests.evaluation.test_official import assert_equal_to
 from tests.shared_data import KEYFRAME, needs_keyframe
 from tests.small_data import datamodule
 
 
-def official(root: Path, split: str, results: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The devkit's DetectionEval of a results file."""
+def official(root: Path, split: str, metric: NuScenesMetric, folder: Path) -> dict[str, Any]:
+    """The devkit's DetectionEval of the results file that the metric writes."""
     path = folder / "results_nusc.json"
-    write_submission(path, results, use_camera=True, use_lidar=True)
+    metric.write(path, use_camera=True, use_lidar=True)
     return evaluation_of(root, split, path, folder / "devkit")
 
 
@@ -53,20 +55,6 @@ def evaluation_of(root: Path, split: str, path: Path, out: Path) -> dict[str, An
         )
     metrics, _ = evaluation.evaluate()
     return metrics.serialize()
-
-
-def assert_equal_to(devkit: dict[str, Any], ours: dict[str, float], tolerance: float = 1e-9) -> None:
-    def close(name: str, value: float) -> None:
-        assert ours[name] == pytest.approx(value, abs=tolerance, nan_ok=True), name
-
-    close("mAP", devkit["mean_ap"])
-    close("NDS", devkit["nd_score"])
-    for key, name in ERRORS.items():
-        close(f"m{name}", devkit["tp_errors"][key])
-        for label in CLASSES:
-            close(f"{name}/{label}", devkit["label_tp_errors"][label][key])
-    for label in CLASSES:
-        close(f"AP/{label}", devkit["mean_dist_aps"][label])
 
 
 def frames_of(root: Path, cache: Path, split: str) -> list[Frame]:
@@ -122,15 +110,29 @@ def test_ground_truth_is_the_devkits(small_root: Path, truth: GroundTruth) -> No
     tables = open_tables(small_root, "v1.0-mini")
     with redirect_stderr(io.StringIO()):
         expected = load_gt(tables, "mini_val", DetectionBox)
-    assert isinstance(expected, EvalBoxes)
     assert truth.tokens == tuple(expected.sample_tokens)
-    for token in truth.tokens:
-        assert len(truth.boxes[token]) == len(expected[token]) > 0
-        for ours, theirs in zip(truth.boxes[token], expected[token], strict=True):
-            np.testing.assert_array_equal(ours.velocity, theirs.velocity)
-            ours_record, record = ours.serialize(), theirs.serialize()
-            for name in set(record) - {"velocity"}:
-                assert np.array_equal(ours_record[name], record[name]), name
+    assert [truth.tokens[frame] for frame in truth.frames] == [box.sample_token for box in expected.all]
+    np.testing.assert_array_equal(truth.rows, to_rows(expected.all))
+    np.testing.assert_array_equal(truth.points, [box.num_pts for box in expected.all])
+
+
+def test_ground_truth_comes_from_the_cache(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load_ground_truth(small_root, "v1.0-mini", "mini_val", tmp_path)
+    (file,) = tmp_path.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("cmt_aqr.data.ground_truth.open_tables", lambda *_: pytest.fail("the tables were read"))
+        again = load_ground_truth(small_root, "v1.0-mini", "mini_val", tmp_path)
+        assert again.tokens == made.tokens
+        np.testing.assert_array_equal(again.rows, made.rows)
+    monkeypatch.setattr("cmt_aqr.data.ground_truth.FORMAT", -1)
+    whole = file.stat().st_mtime_ns
+    load_ground_truth(small_root, "v1.0-mini", "mini_val", tmp_path)
+    assert file.stat().st_mtime_ns > whole, "a cache of another format was kept"
+    file.write_bytes(file.read_bytes()[:1000])
+    mended = load_ground_truth(small_root, "v1.0-mini", "mini_val", tmp_path)
+    np.testing.assert_array_equal(mended.rows, made.rows)
 
 
 def test_equals_the_devkit_on_imperfect_detections(
@@ -140,7 +142,7 @@ def test_equals_the_devkit_on_imperfect_detections(
     ours = metric.compute()
     assert 0.05 < ours["mAP"] < 0.9
     assert (ours["frames"], ours["frames_of_split"]) == (3, 3)
-    assert_equal_to(official(small_root, "mini_val", metric.results(), tmp_path), ours)
+    assert_equal_to(official(small_root, "mini_val", metric, tmp_path), ours)
 
 
 def test_order_of_arrival_and_repetition_do_not_matter(truth: GroundTruth, frames: list[Frame]) -> None:
@@ -189,14 +191,13 @@ def test_bike_racks_are_filtered_as_by_the_devkit(small_root: Path, tmp_path: Pa
     (tables / "sample_annotation.json").write_text(json.dumps(records))
     (tables / "instance.json").write_text(json.dumps(instances))
     truth = load_ground_truth(root, "v1.0-mini", "mini_val", tmp_path / "cache")
-    assert any(truth.bike_racks.values())
+    assert len(truth.racks)
     metric = filled(truth, frames, noisy_detections(frames))
     ours = metric.compute()
-    assert_equal_to(official(root, "mini_val", metric.results(), tmp_path), ours)
+    assert_equal_to(official(root, "mini_val", metric, tmp_path), ours)
     assert ours["AP/bicycle"] == ours["AP/motorcycle"] == 0
     without_racks = evaluate_boxes(
-        load_ground_truth(small_root, "v1.0-mini", "mini_val", tmp_path / "cache"),
-        {token: [DetectionBox.deserialize(e) for e in boxes] for token, boxes in metric.results().items()},
+        load_ground_truth(small_root, "v1.0-mini", "mini_val", tmp_path / "cache"), metric.found()
     )
     assert without_racks["AP/bicycle"] + without_racks["AP/motorcycle"] > 0
 
@@ -206,7 +207,7 @@ def perfect(frames: list[Frame], truth: GroundTruth) -> list[Detections]:
     found = []
     score = 1.0
     for frame in frames:
-        counted = torch.tensor([box.num_pts > 0 for box in truth.boxes[frame.token]])
+        counted = torch.from_numpy(truth.points[truth.frames == truth.tokens.index(frame.token)] > 0)
         scores = score - 1e-4 * torch.arange(int(counted.sum()))
         score = float(scores[-1]) - 1e-4
         found.append(Detections(frame.boxes[counted], scores, frame.labels[counted]))
@@ -215,19 +216,20 @@ def perfect(frames: list[Frame], truth: GroundTruth) -> list[Detections]:
 
 def devkit_perfect(root: Path, split: str, truth: GroundTruth, folder: Path) -> dict[str, Any]:
     """What the devkit gives for its own ground truth as a submission, velocities where it has them."""
-    results: dict[str, Any] = {}
+    with redirect_stderr(io.StringIO()):
+        boxes = load_gt(open_tables(root, "v1.0-mini"), split, DetectionBox)
+    results: dict[str, Any] = {token: [] for token in truth.tokens}
     score = 1.0
-    for token in truth.tokens:
-        results[token] = []
-        for box in truth.boxes[token]:
-            if box.num_pts == 0:
-                continue
+    for box in boxes.all:
+        if box.num_pts > 0:
             score -= 1e-4
-            entry = box.serialize()
-            entry["velocity"] = [0.0 if math.isnan(value) else value for value in box.velocity]
-            results[token].append({**entry, "detection_score": score})
-            del results[token][-1]["ego_translation"], results[token][-1]["num_pts"]
-    return official(root, split, results, folder)
+            velocity = [0.0 if math.isnan(value) else float(value) for value in box.velocity]
+            entry = {**box.serialize(), "velocity": velocity, "detection_score": score}
+            results[box.sample_token].append(entry)
+            del entry["ego_translation"], entry["num_pts"]
+    path = folder / "perfect.json"
+    path.write_text(json.dumps({"meta": {}, "results": results}))
+    return evaluation_of(root, split, path, folder / "devkit")
 
 
 def check_perfect(root: Path, split: str, cache: Path, folder: Path) -> dict[str, float]:
@@ -268,6 +270,16 @@ def test_ground_truth_scores_as_perfect_on_real_keyframe(cache: Path, tmp_path: 
     assert ours["mAP"] == pytest.approx(0.5, abs=1e-6)
 
 
+@needs_keyframe
+def test_equals_the_devkit_on_the_real_keyframe(cache: Path, tmp_path: Path) -> None:
+    truth = load_ground_truth(KEYFRAME, "v1.0-mini", "mini_train", cache)
+    frames = frames_of(KEYFRAME, cache, "mini_train")
+    metric = filled(truth, frames, noisy_detections(frames))
+    ours = metric.compute()
+    assert 0.01 < ours["mAP"] < 0.9
+    assert_equal_to(official(KEYFRAME, "mini_train", metric, tmp_path), ours)
+
+
 def test_part_of_a_split_says_so(truth: GroundTruth, frames: list[Frame]) -> None:
     found = perfect(frames, truth)
     part = filled(truth, frames[:1], found[:1]).compute()
@@ -297,7 +309,7 @@ def test_refusals(truth: GroundTruth, frames: list[Frame]) -> None:
     with pytest.raises(DataError, match=f"detections of sample {frames[0].token} are not finite"):
         metric.update([broken], [frames[0].token], frames[0].lidar2global[None])
     with pytest.raises(DataError, match="no frame of split mini_val"):
-        evaluate_boxes(truth, {})
+        evaluate_boxes(truth, NuScenesMetric(truth).found())
 
 
 def test_ground_truth_loads_when_first_needed(truth: GroundTruth, frames: list[Frame]) -> None:
@@ -321,11 +333,17 @@ def _rank(rank: int, port: int, truth: GroundTruth, frames: list[Frame], folder:
     found = noisy_detections(frames)
     # Three frames on two ranks; the padded frame that a distributed sampler would repeat comes twice.
     own = [0, 2] if rank == 0 else [1, 0]
+    if rank == 1:  # it is told the numbers
+        metric_module.evaluate_boxes = lambda *_: pytest.fail("computed twice")  # type: ignore[assignment]
     metric = filled(truth, [frames[i] for i in own], [found[i] for i in own])
     torch.save(metric.compute(), Path(folder) / f"uneven{rank}.pt")
     metric.write(Path(folder) / "results_nusc.json", use_camera=True, use_lidar=True)
     lonely = filled(truth, frames if rank == 0 else [], found if rank == 0 else [])
     torch.save(lonely.compute(), Path(folder) / f"lonely{rank}.pt")
+    try:
+        filled(truth, [], []).compute()
+    except DataError as error:
+        torch.save(str(error), Path(folder) / f"error{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -338,12 +356,15 @@ def test_two_processes_make_the_devkits_number(
     # Forked, as a fresh interpreter would spend most of the time importing.
     arguments = (port, truth, frames, str(tmp_path))
     torch.multiprocessing.start_processes(_rank, arguments, nprocs=2, start_method="fork")
-    devkit = official(
-        small_root, "mini_val", filled(truth, frames, noisy_detections(frames)).results(), tmp_path / "one"
-    )
+    devkit = official(small_root, "mini_val", filled(truth, frames, noisy_detections(frames)), tmp_path / "one")
     for name in ("uneven", "lonely"):
         for rank in range(2):
             assert_equal_to(devkit, torch.load(tmp_path / f"{name}{rank}.pt"))
+        assert torch.load(tmp_path / f"{name}0.pt") == pytest.approx(
+            torch.load(tmp_path / f"{name}1.pt"), abs=0, nan_ok=True
+        )
+    for rank in range(2):
+        assert "no frame of split mini_val" in torch.load(tmp_path / f"error{rank}.pt")
     assert (tmp_path / "results_nusc.json").is_file()
 
 

@@ -3,22 +3,32 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.common.loaders import load_prediction
 from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES
+from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.utils import detection_name_to_rel_attributes
 from pyquaternion import Quaternion
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.evaluation.submission import (
+    ATTRIBUTE,
     ATTRIBUTES,
+    LABEL,
+    ROTATION,
+    SCORE,
+    SIZE,
+    TRANSLATION,
+    VELOCITY,
+    FoundBoxes,
     attributes_of,
     read_submission,
-    to_detection_boxes,
-    to_entries,
     to_global,
     write_submission,
 )
@@ -29,12 +39,35 @@ def one(box: list[float], label: int = 0, score: float = 0.5) -> Detections:
     return Detections(torch.tensor([box]), torch.tensor([score]), torch.tensor([label]))
 
 
-def test_turned_and_shifted_frame_by_hand() -> None:
+def written(path: Path, rows: list[np.ndarray], tokens: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """The results of a file that :func:`write_submission` made of the rows of each frame."""
+    counts = np.array([len(of_frame) for of_frame in rows])
+    found = FoundBoxes(np.arange(len(rows)), counts, np.concatenate(rows))
+    write_submission(path, tokens, found, use_camera=True, use_lidar=False)
+    return read_submission(path)[0]
+
+
+def entry_of(token: str, row: np.ndarray) -> dict[str, Any]:
+    """What nuScenes' format makes of a row."""
+    return {
+        "sample_token": token,
+        "translation": row[TRANSLATION].tolist(),
+        "size": row[SIZE].tolist(),
+        "rotation": row[ROTATION].tolist(),
+        "velocity": row[VELOCITY].tolist(),
+        "detection_name": CLASSES[int(row[LABEL])],
+        "detection_score": row[SCORE],
+        "attribute_name": ATTRIBUTES[int(row[ATTRIBUTE])],
+    }
+
+
+def test_turned_and_shifted_frame_by_hand(tmp_path: Path) -> None:
     pose = torch.eye(4, dtype=torch.float64)
     # The LiDAR's x axis points to global +y, its y axis to global -x.
     pose[:3, :3] = torch.tensor(((0.0, -1, 0), (1, 0, 0), (0, 0, 1)))
     pose[:3, 3] = torch.tensor((100.0, 200.0, 1.0))
-    (entry,) = to_entries("t", to_global(one([10, 2, 0.5, 4, 2, 1.5, 0.3, 3, 0], label=3, score=0.25), pose))
+    rows = to_global(one([10, 2, 0.5, 4, 2, 1.5, 0.3, 3, 0], label=3, score=0.25), pose)
+    (entry,) = written(tmp_path / "results_nusc.json", [rows], ["t"])["t"]
     assert entry["sample_token"] == "t"
     np.testing.assert_allclose(entry["translation"], (98, 210, 1.5), atol=1e-6)
     assert entry["size"] == [2, 4, 1.5]
@@ -81,16 +114,15 @@ def test_best_500_are_kept() -> None:
     assert len(rows) == 500
     np.testing.assert_allclose(rows[:, 13], scores.sort(descending=True).values[:500].numpy())
     nothing = Detections(boxes[:0], scores[:0], torch.zeros(0, dtype=torch.int64))
-    assert to_detection_boxes("t", to_global(nothing, torch.eye(4))) == []
+    assert to_global(nothing, torch.eye(4)).shape == (0, 15)
 
 
 def test_file_is_written_whole_and_read_again(tmp_path: Path) -> None:
-    entries = to_entries("t", to_global(one([1, 2, 3, 4, 5, 6, 0.7, 0.8, 0.9]), torch.eye(4)))
+    row = to_global(one([1, 2, 3, 4, 5, 6, 0.7, 0.8, 0.9]), torch.eye(4))
     path = tmp_path / "deep" / "results_nusc.json"
-    write_submission(path, {"t": entries, "u": []}, use_camera=True, use_lidar=False)
-    results, meta = read_submission(path)
-    assert results == {"t": entries, "u": []}
-    assert meta == {
+    results = written(path, [row, row[:0]], ["t", "u"])
+    assert results == {"t": [entry_of("t", row[0])], "u": []}
+    assert read_submission(path)[1] == {
         "use_camera": True,
         "use_lidar": False,
         "use_radar": False,
@@ -98,6 +130,26 @@ def test_file_is_written_whole_and_read_again(tmp_path: Path) -> None:
         "use_external": False,
     }
     assert [file.name for file in path.parent.iterdir()] == ["results_nusc.json"]
+
+
+def test_file_is_what_the_devkit_takes_and_holds_the_same_numbers(tmp_path: Path) -> None:
+    """40 frames, more than are written at once; one is empty, one token has a quote, numbers are of any size."""
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(2000, 15)) * 10.0 ** random.integers(-30, 30, (2000, 15))
+    rows[random.random(rows.shape) < 0.1] = 0
+    rows[:5, 0] = (1e-300, -2.5e120, 5e-324, -0.0, 1 / 3)
+    rows[:, LABEL] = random.integers(0, len(CLASSES), len(rows))
+    rows[:, ATTRIBUTE] = random.integers(0, len(ATTRIBUTES), len(rows))
+    frames = np.split(rows, np.sort(random.integers(0, len(rows), 38)))
+    frames.append(rows[:0])
+    tokens = [f"{number:x}" for number in range(39)] + ['a "quoted" token of another länge']
+    expected = {
+        token: [entry_of(token, row) for row in of_frame] for token, of_frame in zip(tokens, frames, strict=True)
+    }
+    path = tmp_path / "results_nusc.json"
+    assert written(path, frames, tokens) == expected
+    boxes, _ = load_prediction(str(path), 500, DetectionBox)
+    assert boxes == EvalBoxes.deserialize(expected, DetectionBox)
 
 
 def test_bad_files_are_refused(tmp_path: Path) -> None:

@@ -1,22 +1,22 @@
-"""What nuScenes' official evaluation compares detections with, cached so that tables are read once."""
+"""What nuScenes' official evaluation compares detections with, in arrays, cached so that tables are read once."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
-import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from nuscenes import NuScenes
-from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.common.loaders import load_gt_of_sample_tokens
 from nuscenes.eval.detection.data_classes import DetectionBox
 
-from cmt_aqr.constants import LIDAR
+from cmt_aqr.constants import CLASSES, LIDAR
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
 from cmt_aqr.data.tables import (
     cache_path,
     check_request,
@@ -25,67 +25,59 @@ from cmt_aqr.data.tables import (
     open_tables,
     samples_of_split,
 )
-from cmt_aqr.files import check_folder, writing, written_at_once
+from cmt_aqr.evaluation.submission import (
+    ATTRIBUTE,
+    ATTRIBUTES,
+    COLUMNS,
+    LABEL,
+    ROTATION,
+    SCORE,
+    SIZE,
+    TRANSLATION,
+    VELOCITY,
+)
+from cmt_aqr.files import check_folder, writing
 
-log = logging.getLogger(__name__)
+FORMAT = 3
+"""Raise it when the arrays change their meaning, so that old caches are made again."""
 
-FORMAT = 2
 _BIKE_RACK = "static_object.bicycle_rack"
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Annotations of a split in the form of the devkit's evaluation, and what its filters look up.
+    """Annotations of a split, global frame, and what the evaluation's filters look up.
 
     Attributes:
         version: e.g. ``v1.0-trainval``.
         split: e.g. ``val``.
-        tokens: sample tokens in the order of the devkit's sample table.
-        boxes: the devkit's own boxes of every token: global frame, not filtered.
-        ego_translations: of every token, where the car was at the LiDAR's time: x, y, z in metres,
-            global frame.
-        bike_racks: of every token, the annotated bicycle racks: translation, size, rotation.
+        tokens: sample tokens in the order of the devkit's sample table; a frame's number counts them.
+        frames: (box,) int64, the frame of each annotation of a detection class, rising.
+        rows: (box, 15) float64, columns as of :func:`cmt_aqr.evaluation.submission.to_global`; not filtered.
+            The score is -1, the velocity NaN where nuScenes has none.
+        points: (box,) int64, annotated LiDAR and radar points.
+        ego: (frame, 3) float64, where the car was at the LiDAR's time, metres.
+        rack_frames: (rack,) int64, the frame of each annotated bicycle rack.
+        racks: (rack, 10) float64: the columns of translation, size and rotation.
     """
 
     version: str
     split: str
     tokens: tuple[str, ...]
-    boxes: EvalBoxes
-    ego_translations: dict[str, list[float]]
-    bike_racks: dict[str, list[dict[str, list[float]]]]
-
-    def get(self, table: str, token: str) -> dict[str, Any]:
-        """Stand in for ``NuScenes.get`` in the devkit's ``add_center_dist`` and ``filter_eval_boxes``.
-
-        They ask for the ego pose of a sample's LiDAR record and for its annotated bicycle racks. Tokens of
-        those records are made up here: the sample's own, or the sample's with a rack's number.
-
-        Raises:
-            KeyError: another table is asked for.
-        """
-        if table == "sample":
-            racks = range(len(self.bike_racks[token]))
-            return {"data": {LIDAR: token}, "anns": [f"{token}/{rack}" for rack in racks]}
-        if table == "sample_data":
-            return {"ego_pose_token": token}
-        if table == "ego_pose":
-            return {"translation": self.ego_translations[token]}
-        if table == "sample_annotation":
-            sample, _, rack = token.rpartition("/")
-            return {"category_name": _BIKE_RACK, **self.bike_racks[sample][int(rack)]}
-        raise KeyError(f"the evaluation's tables hold no {table}")
+    frames: NDArray[np.int64]
+    rows: NDArray[np.float64]
+    points: NDArray[np.int64]
+    ego: NDArray[np.float64]
+    rack_frames: NDArray[np.int64]
+    racks: NDArray[np.float64]
 
     def save(self, path: Path, stamp: str) -> None:
-        """Write JSON to ``path`` at once or not at all, stamped with what it was made from."""
-        content = {
-            "stamp": stamp,
-            "tokens": self.tokens,
-            "boxes": self.boxes.serialize(),
-            "ego_translations": self.ego_translations,
-            "bike_racks": self.bike_racks,
-        }
-        with written_at_once(path) as partial:
-            partial.write_text(json.dumps(content))
+        """Write to ``path`` at once or not at all, stamped with what it was made from."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        save_arrays(path, stamp, {"tokens": np.array(self.tokens), **arrays})
+
+
+_ARRAYS = ("frames", "rows", "points", "ego", "rack_frames", "racks")
 
 
 def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> GroundTruth:
@@ -96,8 +88,8 @@ def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> 
     """
     check_request(root, version, split)
     stamp = f"format {FORMAT} {fingerprint(root, version)}"
-    path = cache_path(cache_dir, "ground-truth", root, version, split, ".json")
-    truth = _read(path, version, split, stamp)
+    path = cache_path(cache_dir, "ground-truth", root, version, split, ".npz")
+    truth = load_saved(path, version, split, stamp)
     if truth is None:
         check_folder("data.cache_dir", cache_dir)
         with consistent_tables(root / version):
@@ -107,20 +99,12 @@ def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> 
     return truth
 
 
-def _read(path: Path, version: str, split: str, stamp: str) -> GroundTruth | None:
-    if not path.is_file():
+def load_saved(path: Path, version: str, split: str, stamp: str) -> GroundTruth | None:
+    """Read what ``GroundTruth.save`` wrote; None where it is absent, of another stamp, or damaged (logged)."""
+    arrays = load_arrays(path, stamp, ("tokens", *_ARRAYS))
+    if arrays is None:
         return None
-    try:
-        content = json.loads(path.read_text())
-        if content.pop("stamp") != stamp:
-            log.info("The tables behind %s have changed: making it again", path)
-            return None
-        content["boxes"] = EvalBoxes.deserialize(content["boxes"], DetectionBox)
-        content["tokens"] = tuple(content["tokens"])
-        return GroundTruth(version, split, **content)
-    except (ValueError, KeyError, TypeError) as error:
-        log.warning("The cached ground truth %s is damaged (%s): making it again", path, error)
-        return None
+    return GroundTruth(version, split, tuple(arrays.pop("tokens").tolist()), **arrays)
 
 
 def build_ground_truth(tables: NuScenes, split: str) -> GroundTruth:
@@ -142,16 +126,38 @@ def build_ground_truth(tables: NuScenes, split: str) -> GroundTruth:
     # The devkit's loader draws a bar even when it is told to be quiet; its errors still come through.
     with contextlib.redirect_stderr(io.StringIO()):
         boxes = load_gt_of_sample_tokens(tables, list(tokens), DetectionBox, verbose=False)
-    for box in boxes.all:
-        box.velocity = tuple(float(value) for value in box.velocity)
-    ego, racks = {}, {}
-    for sample in samples:
+    number = {token: frame for frame, token in enumerate(tokens)}
+    every = boxes.all
+    ego, racks, rack_frames = [], [], []
+    for frame, sample in enumerate(samples):
         lidar = tables.get("sample_data", sample["data"][LIDAR])
-        ego[sample["token"]] = tables.get("ego_pose", lidar["ego_pose_token"])["translation"]
-        annotations = [tables.get("sample_annotation", token) for token in sample["anns"]]
-        racks[sample["token"]] = [
-            {key: record[key] for key in ("translation", "size", "rotation")}
-            for record in annotations
-            if record["category_name"] == _BIKE_RACK
-        ]
-    return GroundTruth(tables.version, split, tokens, boxes, ego, racks)
+        ego.append(tables.get("ego_pose", lidar["ego_pose_token"])["translation"])
+        for record in (tables.get("sample_annotation", token) for token in sample["anns"]):
+            if record["category_name"] == _BIKE_RACK:
+                racks.append([*record["translation"], *record["size"], *record["rotation"]])
+                rack_frames.append(frame)
+    return GroundTruth(
+        tables.version,
+        split,
+        tokens,
+        frames=np.array([number[box.sample_token] for box in every], dtype=np.int64),
+        rows=to_rows(every),
+        points=np.array([box.num_pts for box in every], dtype=np.int64),
+        ego=np.array(ego, dtype=np.float64),
+        rack_frames=np.array(rack_frames, dtype=np.int64),
+        racks=np.array(racks, dtype=np.float64).reshape(-1, ROTATION.stop),
+    )
+
+
+def to_rows(boxes: Sequence[DetectionBox]) -> NDArray[np.float64]:
+    """The devkit's boxes as rows (box, 15) of :func:`cmt_aqr.evaluation.submission.to_global`."""
+    rows = np.zeros((len(boxes), COLUMNS))
+    if boxes:
+        rows[:, TRANSLATION] = [box.translation for box in boxes]
+        rows[:, SIZE] = [box.size for box in boxes]
+        rows[:, ROTATION] = [box.rotation for box in boxes]
+        rows[:, VELOCITY] = [box.velocity for box in boxes]
+        rows[:, LABEL] = [CLASSES.index(box.detection_name) for box in boxes]
+        rows[:, SCORE] = [box.detection_score for box in boxes]
+        rows[:, ATTRIBUTE] = [ATTRIBUTES.index(box.attribute_name) for box in boxes]
+    return rows

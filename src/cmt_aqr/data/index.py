@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from rich.progress import track
 from cmt_aqr.constants import BOX_SIZE, CAMERAS, CLASSES, LIDAR
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.poses import invert, poses, rotations
+from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
 from cmt_aqr.data.tables import (
     cache_path,
     check_request,
@@ -29,9 +28,7 @@ from cmt_aqr.data.tables import (
     open_tables,
     samples_of_split,
 )
-from cmt_aqr.files import check_folder, writing, written_at_once
-
-log = logging.getLogger(__name__)
+from cmt_aqr.files import check_folder, writing
 
 FORMAT = 2
 """Raise it when the arrays change their meaning, so that old caches are made again."""
@@ -112,23 +109,13 @@ class FrameIndex:
 
     def save(self, path: Path, stamp: str) -> None:
         """Write to ``path`` at once or not at all, stamped with what it was made from."""
-        with written_at_once(path) as partial, partial.open("wb") as file:
-            np.savez(file, stamp=np.bytes_(stamp.encode()), **_arrays(self))
+        save_arrays(path, stamp, _arrays(self))
 
     @classmethod
     def load(cls, path: Path, stamp: str) -> Self | None:
         """Read what :meth:`save` wrote; None where it is absent, of another stamp, or damaged (logged)."""
-        if not path.is_file():
-            return None
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                if bytes(file["stamp"].item()).decode() != stamp:
-                    log.info("The tables behind %s have changed: indexing again", path)
-                    return None
-                return cls(**{field.name: file[field.name] for field in dataclasses.fields(cls)})
-        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-            log.warning("The cached index %s is damaged (%s): indexing again", path, error)
-            return None
+        arrays = load_arrays(path, stamp, (field.name for field in dataclasses.fields(cls)))
+        return None if arrays is None else cls(**arrays)
 
 
 def _arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:

@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from cmt_aqr.constants import CLASSES
-from cmt_aqr.evaluation.metric import ERRORS
+from cmt_aqr.evaluation.curves import ERRORS
 from cmt_aqr.files import write_json, written_at_once
 
 
@@ -20,7 +20,7 @@ def metrics_table(metrics: Mapping[str, float], title: str = "nuScenes detection
     """Tables of the summary and of each class, for rich to print.
 
     Args:
-        metrics: of :func:`cmt_aqr.evaluation.metric.evaluate_boxes`.
+        metrics: of :func:`cmt_aqr.evaluation.official.evaluate_boxes`.
         title: above the first table. How many frames were evaluated stands behind it.
     """
     frames, total = int(metrics["frames"]), int(metrics["frames_of_split"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.evaluation.metric import ERRORS
+from cmt_aqr.evaluation.curves import ERRORS
 from cmt_aqr.files import written_at_once
 from cmt_aqr.reports.runs import Run
 from cmt_aqr.reports.settings import NOT_RECORDED, Axis, Value, reproducing_command, setting

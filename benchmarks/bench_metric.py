@@ -1,0 +1,166 @@
+"""Time the official metrics and the results file against the nuScenes devkit's evaluation and `json.dumps`.
+
+    python benchmarks/bench_metric.py [--frames 600] [--boxes 300] [--objects 30]
+
+nuScenes' val has 6,019 frames; 600 with 300 detections each take a minute, as the rival takes most of it. Frames
+are made up. The devkit reads the results file and builds its boxes, from tables that are in memory already; ours
+reads its cached ground truth, and has the detections in memory, frame by frame, as after an evaluation. Numbers
+must be the same to 1e-9 and those in the files to the bit, or nothing is compared. Each rival runs in a process of
+its own: CPU seconds, and memory beyond what was there before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.made_evaluation import Tables, devkit_evaluation, made_found, made_truth, named
+
+from cmt_aqr.constants import CLASSES
+from cmt_aqr.data.ground_truth import GroundTruth, load_saved
+from cmt_aqr.evaluation.metric import NuScenesMetric
+from cmt_aqr.evaluation.official import evaluate_boxes
+from cmt_aqr.evaluation.submission import (
+    ATTRIBUTE,
+    ATTRIBUTES,
+    LABEL,
+    ROTATION,
+    SCORE,
+    SIZE,
+    TRANSLATION,
+    VELOCITY,
+    FoundBoxes,
+    write_submission,
+)
+
+
+def main() -> None:
+    """Make frames, run both ways, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--frames", type=int, default=600)
+    parser.add_argument("--boxes", type=int, default=300, help="detections a frame")
+    parser.add_argument("--objects", type=int, default=30, help="annotations a frame; nuScenes' val has 31")
+    options = parser.parse_args()
+    random = np.random.default_rng(0)
+    truth = made_truth(random, options.frames, options.objects)
+    found = made_found(random, truth, options.boxes)
+    print(f"{options.frames} frames, {options.boxes} detections and {options.objects} objects in each")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        compare_files(truth, found, folder)
+        compare_metrics(truth, found, folder)
+
+
+def compare_files(truth: GroundTruth, found: FoundBoxes, folder: Path) -> None:
+    """The results file, against dictionaries handed to `json.dumps`."""
+    ours, theirs = folder / "results.json", folder / "dumped.json"
+    _, our_time, our_memory = measured(lambda: write_submission(ours, truth.tokens, found, True, True))
+    _, their_time, their_memory = measured(lambda: dump(theirs, truth, found))
+    same = json.loads(ours.read_text())["results"] == json.loads(theirs.read_text())["results"]
+    sizes = f"{ours.stat().st_size / 1e6:.0f} MB, {theirs.stat().st_size / 1e6:.0f} MB"
+    report("results file", (our_time, our_memory), ("json.dumps", their_time, their_memory), same)
+    print(f"{'':14} files of {sizes}")
+    theirs.unlink()
+
+
+def compare_metrics(truth: GroundTruth, found: FoundBoxes, folder: Path) -> None:
+    """The 67 numbers, against the devkit's `DetectionEval`."""
+    cache = folder / "ground-truth.npz"
+    truth.save(cache, "")
+    parts = torch.from_numpy(found.rows).split(found.counts.tolist())
+    numbers = torch.from_numpy(np.column_stack((found.frames, found.counts))).split(1)
+
+    def ours() -> dict[str, float]:
+        saved = load_saved(cache, truth.version, truth.split, "")
+        assert saved is not None
+        metric = NuScenesMetric(saved)
+        metric.frames, metric.rows = list(numbers), list(parts)
+        return evaluate_boxes(saved, metric.found())
+
+    tables = Tables(truth)
+
+    def theirs() -> tuple[dict[str, float], float]:
+        evaluation = devkit_evaluation(tables, folder / "results.json", folder / "devkit")
+        loaded = time.process_time()
+        metrics = named(evaluation.evaluate()[0].serialize())
+        return metrics, time.process_time() - loaded
+
+    metrics, our_time, our_memory = measured(ours)
+    (expected, evaluating), their_time, their_memory = measured(theirs)
+    apart = max(abs(metrics[name] - value) for name, value in expected.items() if not math.isnan(value))
+    undefined = all(math.isnan(metrics[name]) for name, value in expected.items() if math.isnan(value))
+    same = len(expected) == 67 and apart < 1e-9 and undefined
+    report("metric", (our_time, our_memory), ("devkit", their_time, their_memory), same)
+    print(f"{'':14} the devkit's evaluate without its load {evaluating:.2f} s: {evaluating / our_time:.1f} times")
+    print(f"{'':14} mAP {metrics['mAP']:.4f}, NDS {metrics['NDS']:.4f}; largest difference {apart:.1e}")
+
+
+def report(name: str, ours: tuple[float, float], rival: tuple[str, float, float], same: bool) -> None:
+    """Print one comparison, or leave where the results differ."""
+    if not same:
+        sys.exit(f"{name}: the results differ")
+    (seconds, memory), (rival_name, rival_seconds, rival_memory) = ours, rival
+    print(
+        f"{name:14} {seconds:.2f} CPU s, {memory:.0f} MB; {rival_name} {rival_seconds:.2f} CPU s, "
+        f"{rival_memory:.0f} MB: {rival_seconds / seconds:.1f} times as fast"
+    )
+
+
+def measured(function: Callable[[], Any]) -> tuple[Any, float, float]:
+    """What a function returns in a process of its own, its CPU seconds, and by how many MB memory grew."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def work() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.process_time()
+        result = function()
+        seconds = time.process_time() - start
+        sender.send((result, seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+
+    process = context.Process(target=work)
+    process.start()
+    sender.close()
+    answer: tuple[Any, float, float] = receiver.recv()
+    process.join()
+    return answer
+
+
+def dump(path: Path, truth: GroundTruth, found: FoundBoxes) -> None:
+    """The obvious way to write a results file."""
+    frames = np.split(found.rows, np.cumsum(found.counts)[:-1])
+    results = {
+        truth.tokens[frame]: [
+            {
+                "sample_token": truth.tokens[frame],
+                "translation": row[TRANSLATION],
+                "size": row[SIZE],
+                "rotation": row[ROTATION],
+                "velocity": row[VELOCITY],
+                "detection_name": CLASSES[int(row[LABEL])],
+                "detection_score": row[SCORE],
+                "attribute_name": ATTRIBUTES[int(row[ATTRIBUTE])],
+            }
+            for row in rows.tolist()
+        ]
+        for frame, rows in zip(found.frames, frames, strict=True)
+    }
+    path.write_text(json.dumps({"meta": {}, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""nuScenes' official detection metrics: the devkit's numbers, by its formulas, in arrays.
+
+Tests hold every step against the devkit's own evaluation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.detection.data_classes import DetectionConfig
+
+from cmt_aqr.constants import CLASSES
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.ground_truth import GroundTruth
+from cmt_aqr.data.poses import rotations
+from cmt_aqr.evaluation.curves import (
+    ERRORS,
+    Curves,
+    average_precision,
+    make_curves,
+    match_errors,
+    mean_errors,
+)
+from cmt_aqr.evaluation.matching import greedy_match, near_pairs
+from cmt_aqr.evaluation.submission import LABEL, ROTATION, SCORE, SIZE, TRANSLATION, FoundBoxes
+
+CONFIGURATION = "detection_cvpr_2019"
+"""The devkit's configuration of the official detection task."""
+
+_UNDEFINED = {"traffic_cone": ("AOE", "AVE", "AAE"), "barrier": ("AVE", "AAE")}
+"""Errors that nuScenes does not define, by class: ``DetectionEval.evaluate`` in
+nuscenes/eval/detection/evaluate.py."""
+
+
+def evaluate_boxes(truth: GroundTruth, found: FoundBoxes) -> dict[str, float]:
+    """The official metrics of detections: ``DetectionEval`` in nuscenes/eval/detection/evaluate.py.
+
+    Args:
+        truth: ground truth of the split.
+        found: detections. Only the ground truth of these frames takes part; if they are all of the split's,
+            the numbers are those of the devkit's ``DetectionEval``.
+
+    Returns:
+        ``mAP``, ``NDS``; ``mATE``, ``mASE``, ``mAOE``, ``mAVE``, ``mAAE``; ``AP/<class>`` and ``ATE/<class>``
+        and so on, NaN where nuScenes defines none; ``frames`` and ``frames_of_split``, the number of samples
+        evaluated and there.
+
+    Raises:
+        DataError: no frame at all, or a size that is not above 0.
+    """
+    if not len(found.frames):
+        raise DataError(f"no frame of split {truth.split} was given to the evaluation: it needs at least one")
+    config = config_factory(CONFIGURATION)
+    curves = make_all_curves(truth, found, config)
+    precisions = np.array(
+        [
+            [average_precision(of_class, config.min_recall, config.min_precision) for of_class in of_distance]
+            for of_distance in curves
+        ]
+    ).mean(axis=0)
+    at = config.dist_ths.index(config.dist_th_tp)
+    errors = np.array([mean_errors(of_class, config.min_recall) for of_class in curves[at]])
+    for label, names in _UNDEFINED.items():
+        for name in names:
+            errors[CLASSES.index(label), list(ERRORS.values()).index(name)] = np.nan
+    return {
+        **_summary(precisions, errors, config.mean_ap_weight),
+        "frames": float(len(found.frames)),
+        "frames_of_split": float(len(truth.tokens)),
+    }
+
+
+def _summary(
+    precisions: NDArray[np.float64], errors: NDArray[np.float64], precision_weight: float
+) -> dict[str, float]:
+    """Means and the detection score: ``DetectionMetrics`` in nuscenes/eval/detection/data_classes.py.
+
+    Args:
+        precisions: (class,).
+        errors: (class, 5), NaN where undefined.
+        precision_weight: of mAP among the five scores of errors.
+    """
+    means = np.nanmean(errors, axis=0)
+    scores = np.maximum(1 - means, 0)
+    precision = precisions.mean()
+    total = precision_weight * precision + scores.sum()
+    values = {"mAP": precision, "NDS": total / (precision_weight + len(scores))}
+    values |= {f"m{name}": mean for name, mean in zip(ERRORS.values(), means, strict=True)}
+    for label, of_precision, of_errors in zip(CLASSES, precisions, errors, strict=True):
+        values[f"AP/{label}"] = of_precision
+        values |= {f"{name}/{label}": error for name, error in zip(ERRORS.values(), of_errors, strict=True)}
+    return {name: float(value) for name, value in values.items()}
+
+
+def make_all_curves(truth: GroundTruth, found: FoundBoxes, config: DetectionConfig) -> list[list[Curves]]:
+    """Filter, match and accumulate: curves of each class, for each of the configuration's distances.
+
+    Args:
+        truth: ground truth of the split.
+        found: detections of some of its frames.
+        config: of the devkit.
+    """
+    true_rows, true_groups = _true_boxes(truth, found, config)
+    rows, frames = _in_line(truth, found, config)
+    labels = found.rows[rows, LABEL].astype(np.int64)
+    pairs = near_pairs(
+        frames * len(CLASSES) + labels,
+        found.rows[rows, :2],
+        true_groups,
+        true_rows[:, :2],
+        reach=max(config.dist_ths),
+    )
+    objects = np.bincount(true_groups % len(CLASSES), minlength=len(CLASSES))
+    lines = [np.flatnonzero(labels == label) for label in range(len(CLASSES))]
+    scores = found.rows[rows, SCORE]
+    curves = []
+    for distance in config.dist_ths:
+        matches = greedy_match(pairs.within(distance), len(rows), len(true_rows))
+        matched = matches >= 0
+        errors = np.full((len(rows), len(ERRORS)), np.nan)
+        errors[matched] = match_errors(true_rows[matches[matched]], found.rows[rows[matched]])
+        curves.append(
+            [
+                make_curves(scores[line], matched[line], errors[line][matched[line]], count)
+                for line, count in zip(lines, objects.tolist(), strict=True)
+            ]
+        )
+    return curves
+
+
+def _true_boxes(
+    truth: GroundTruth, found: FoundBoxes, config: DetectionConfig
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Rows (box, 15) of the objects that count in the frames seen, and their frame and class as one number."""
+    seen = np.zeros(len(truth.tokens), dtype=bool)
+    seen[found.frames] = True
+    kept = seen[truth.frames] & (truth.points != 0) & counted(truth, truth.frames, truth.rows, config)
+    rows = truth.rows[kept]
+    return rows, truth.frames[kept] * len(CLASSES) + rows[:, LABEL].astype(np.int64)
+
+
+def _in_line(
+    truth: GroundTruth, found: FoundBoxes, config: DetectionConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers and frames of the detections that count, in the order in which they choose.
+
+    The highest score first, and of equal ones the last: as ``accumulate`` in nuscenes/eval/detection/algo.py.
+    """
+    frames = np.repeat(found.frames, found.counts)
+    rows = np.flatnonzero(counted(truth, frames, found.rows, config))
+    rows = rows[np.argsort(found.rows[rows, SCORE], kind="stable")[::-1]]
+    return rows, frames[rows]
+
+
+def counted(
+    truth: GroundTruth, frames: NDArray[np.int64], rows: NDArray[np.float64], config: DetectionConfig
+) -> NDArray[np.bool_]:
+    """Which boxes (box,) are near enough to the car for their class, and no cycle in a bicycle rack.
+
+    ``filter_eval_boxes`` in nuscenes/eval/common/loaders.py.
+
+    Args:
+        truth: where the car and the racks are.
+        frames: (box,) numbers of frames, rising.
+        rows: (box, 15) of :func:`cmt_aqr.evaluation.submission.to_global`.
+        config: of the devkit.
+    """
+    labels = rows[:, LABEL].astype(np.int64)
+    offsets = rows[:, :2] - truth.ego[frames, :2]
+    reach = np.array([config.class_range[label] for label in CLASSES])
+    kept = np.sqrt(offsets[:, 0] ** 2 + offsets[:, 1] ** 2) < reach[labels]
+    cycle = kept & np.isin(labels, [CLASSES.index("bicycle"), CLASSES.index("motorcycle")])
+    starts = np.searchsorted(frames, truth.rack_frames)
+    ends = np.searchsorted(frames, truth.rack_frames, side="right")
+    for rack, start, end in zip(truth.racks, starts, ends, strict=True):
+        cycles = start + np.flatnonzero(cycle[start:end])
+        kept[cycles[_inside(rack, rows[cycles, TRANSLATION])]] = False
+    return kept
+
+
+def _inside(box: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which points (point, 3) lie in a box (10,), its faces too: nuscenes/utils/geometry_utils.py."""
+    axes = rotations(box[ROTATION])[0]
+    width, length, height = box[SIZE]
+    along = (points - box[TRANSLATION]) @ axes
+    return (np.abs(along) <= np.array((length, width, height)) / 2).all(axis=1)

@@ -1,0 +1,200 @@
+"""Made-up ground truth and detections, and tables of it for the devkit's own evaluation to read."""
+
+import io
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.detection.evaluate import DetectionEval
+
+from cmt_aqr.constants import CLASSES, LIDAR
+from cmt_aqr.data.ground_truth import GroundTruth
+from cmt_aqr.evaluation.curves import ERRORS
+from cmt_aqr.evaluation.official import CONFIGURATION
+from cmt_aqr.evaluation.submission import (
+    ATTRIBUTE,
+    ATTRIBUTES,
+    COLUMNS,
+    LABEL,
+    ROTATION,
+    SCORE,
+    SIZE,
+    TRANSLATION,
+    VELOCITY,
+    FoundBoxes,
+    attributes_of,
+)
+
+CATEGORIES = (
+    "vehicle.car",
+    "vehicle.truck",
+    "vehicle.construction",
+    "vehicle.bus.rigid",
+    "vehicle.trailer",
+    "movable_object.barrier",
+    "vehicle.motorcycle",
+    "vehicle.bicycle",
+    "human.pedestrian.adult",
+    "movable_object.trafficcone",
+)
+"""nuScenes' names of one category of each class."""
+
+RACK = "static_object.bicycle_rack"
+
+
+class Tables:
+    """As much of ``NuScenes`` as the devkit's evaluation asks for, of made-up ground truth of split ``val``."""
+
+    version = "v1.0-trainval"
+
+    def __init__(self, truth: GroundTruth) -> None:
+        self.attribute = [{"token": name, "name": name} for name in ATTRIBUTES[1:]]
+        self.sample: list[dict[str, Any]] = [
+            {"token": token, "scene_token": "scene", "data": {LIDAR: token}, "anns": []} for token in truth.tokens
+        ]
+        self._records: dict[str, dict[str, Any]] = {
+            "scene": {"scene": {"name": "scene-0003"}},
+            "sample": {sample["token"]: sample for sample in self.sample},
+            "sample_data": {token: {"ego_pose_token": token} for token in truth.tokens},
+            "ego_pose": {
+                token: {"translation": place}
+                for token, place in zip(truth.tokens, truth.ego.tolist(), strict=True)
+            },
+            "sample_annotation": {},
+        }
+        for row, frame, points in zip(truth.rows.tolist(), truth.frames, truth.points.tolist(), strict=True):
+            attribute = ATTRIBUTES[int(row[ATTRIBUTE])]
+            self._add(frame, row, CATEGORIES[int(row[LABEL])], points, [attribute] if attribute else [])
+        for row, frame in zip(truth.racks.tolist(), truth.rack_frames, strict=True):
+            self._add(frame, [*row, 0.0, 0.0], RACK, 1, [])
+
+    def _add(self, frame: int, row: list[float], category: str, points: int, attributes: list[str]) -> None:
+        token = f"annotation{len(self._records['sample_annotation'])}"
+        self.sample[frame]["anns"].append(token)
+        self._records["sample_annotation"][token] = {
+            "token": token,
+            "translation": row[TRANSLATION],
+            "size": row[SIZE],
+            "rotation": row[ROTATION],
+            "velocity": np.array([*row[VELOCITY], 0.0]),
+            "category_name": category,
+            "attribute_tokens": attributes,
+            "num_lidar_pts": points,
+            "num_radar_pts": 0,
+        }
+
+    def get(self, table: str, token: str) -> dict[str, Any]:
+        return self._records[table][token]
+
+    def box_velocity(self, token: str) -> NDArray[np.float64]:
+        velocity: NDArray[np.float64] = self._records["sample_annotation"][token]["velocity"]
+        return velocity
+
+
+def devkit_evaluation(tables: Tables, results: Path, folder: Path) -> DetectionEval:
+    """The devkit's evaluation of a results file, loaded and filtered."""
+    with redirect_stderr(io.StringIO()):
+        return DetectionEval(
+            tables, config_factory(CONFIGURATION), str(results), "val", str(folder), verbose=False
+        )
+
+
+def named(devkit: dict[str, Any]) -> dict[str, float]:
+    """The 67 numbers that the devkit's metrics serialise to, by our names."""
+    values = {"mAP": devkit["mean_ap"], "NDS": devkit["nd_score"]}
+    values |= {f"AP/{label}": devkit["mean_dist_aps"][label] for label in CLASSES}
+    for key, name in ERRORS.items():
+        values[f"m{name}"] = devkit["tp_errors"][key]
+        values |= {f"{name}/{label}": devkit["label_tp_errors"][label][key] for label in CLASSES}
+    return values
+
+
+def made_truth(
+    random: np.random.Generator, frames: int, boxes: int, step: float = 0, racks: int = 0, unknown: float = 0.1
+) -> GroundTruth:
+    """Objects about a car that stands somewhere.
+
+    Args:
+        random: source of all that is random.
+        frames: how many.
+        boxes: in each.
+        step: positions and sizes are multiples of it, so that distances tie; 0: as they come.
+        racks: in each frame, each over an object.
+        unknown: share of velocities, of attributes and of points that are not there.
+    """
+    ego = np.column_stack((random.uniform(300, 2000, (frames, 2)), np.zeros(frames)))
+    ego = _stepped(ego, step)
+    of_box = np.repeat(np.arange(frames), boxes)
+    count = len(of_box)
+    rows = np.zeros((count, COLUMNS))
+    rows[:, LABEL] = random.choice(len(CLASSES), count, p=_FREQUENCIES)
+    rows[:, TRANSLATION] = ego[of_box] + random.normal(0, (25, 25, 1), (count, 3))
+    rows[:, SIZE] = random.uniform(0.5, 3, (count, 3))
+    rows[:, TRANSLATION] = _stepped(rows[:, TRANSLATION], step)
+    rows[:, SIZE] = np.maximum(_stepped(rows[:, SIZE], step), step)
+    rows[:, ROTATION] = _headings(random.uniform(-np.pi, np.pi, count))
+    rows[:, VELOCITY] = random.normal(0, 3, (count, 2)) * random.integers(0, 2, (count, 1))
+    rows[:, ATTRIBUTE] = attributes_of(rows[:, LABEL].astype(int), rows[:, VELOCITY])
+    rows[random.random(count) < unknown, VELOCITY] = np.nan
+    rows[random.random(count) < unknown, ATTRIBUTE] = 0
+    rows[:, SCORE] = -1
+    points = np.where(random.random(count) < unknown, 0, random.integers(1, 50, count))
+    in_rack = random.integers(0, max(boxes, 1), (frames, racks)) + boxes * np.arange(frames)[:, None]
+    stands = rows[in_rack.ravel(), : ROTATION.stop].copy()
+    stands[:, SIZE] *= (2.0, 3.0, 1.0)
+    tokens = tuple(f"{number:032x}" for number in range(frames))
+    rack_frames = np.repeat(np.arange(frames), racks)
+    return GroundTruth("v1.0-trainval", "val", tokens, of_box, rows, points, ego, rack_frames, stands)
+
+
+_FREQUENCIES = np.array((0.42, 0.08, 0.02, 0.02, 0.03, 0.13, 0.02, 0.02, 0.18, 0.08))
+
+
+def _stepped(values: NDArray[np.float64], step: float) -> NDArray[np.float64]:
+    return np.round(values / step) * step if step else values
+
+
+def _headings(yaws: NDArray[np.float64]) -> NDArray[np.float64]:
+    zero = np.zeros(len(yaws))
+    return np.column_stack((np.cos(yaws / 2), zero, zero, np.sin(yaws / 2)))
+
+
+def made_found(
+    random: np.random.Generator, truth: GroundTruth, boxes: int, step: float = 0, found: float = 0.9
+) -> FoundBoxes:
+    """Detections: objects, moved a little, some twice, some of another class; the rest is nowhere near.
+
+    Args:
+        random: source of all that is random.
+        truth: what is there.
+        boxes: detections in each frame.
+        step: positions and sizes are multiples of it, and scores of 0.1; 0: as they come.
+        found: share of the objects that is found.
+    """
+    frames = len(truth.tokens)
+    of_row = np.repeat(np.arange(frames), boxes)
+    rows = np.zeros((len(of_row), COLUMNS))
+    starts, ends = (np.searchsorted(truth.frames, np.arange(frames), side=side) for side in ("left", "right"))
+    place = np.tile(np.arange(boxes), frames)
+    source = starts[of_row] + place % np.maximum(ends - starts, 1)[of_row]
+    near = (place < 2 * found * (ends - starts)[of_row]) & (random.random(len(rows)) < found)
+    rows[near] = truth.rows[source[near]]
+    noise = random.uniform(0, 1, (len(rows), 1)) ** 2
+    rows[:, TRANSLATION] += noise * random.normal(0, 2, (len(rows), 3))
+    rows[:, SIZE] *= np.exp(noise * random.normal(0, 0.3, (len(rows), 3)))
+    far = np.flatnonzero(~near)
+    rows[far, TRANSLATION] = truth.ego[of_row[far]] + random.normal(0, (25, 25, 1), (len(far), 3))
+    rows[far, SIZE] = random.uniform(0.5, 3, (len(far), 3))
+    rows[:, TRANSLATION] = _stepped(rows[:, TRANSLATION], step)
+    rows[:, SIZE] = np.maximum(_stepped(rows[:, SIZE], step), step)
+    other = ~near | (random.random(len(rows)) < 0.1)
+    rows[other, LABEL] = random.choice(len(CLASSES), other.sum(), p=_FREQUENCIES)
+    rows[:, ROTATION] = _headings(random.uniform(-np.pi, np.pi, len(rows)))
+    rows[:, VELOCITY] = np.nan_to_num(rows[:, VELOCITY]) + random.normal(0, 0.5, (len(rows), 2))
+    rows[:, ATTRIBUTE] = attributes_of(rows[:, LABEL].astype(int), rows[:, VELOCITY])
+    score = (near * (0.6 - 0.4 * noise[:, 0]) + random.uniform(0.01, 0.4, len(rows))).astype(np.float32)
+    rows[:, SCORE] = np.round(score, 1) if step else score
+    return FoundBoxes(np.arange(frames), np.full(frames, boxes), rows)
