@@ -41,7 +41,7 @@ def seconds(count: int, rival: bool, overrides: list[str], limit: float) -> floa
             subprocess.Popen(
                 [
                     sys.executable,
-                    str(ROOT / "scripts" / "train.py"),
+                    str(TRAIN),
                     *overrides,
                     f"hydra.run.dir={folder}/{number}",
                 ],

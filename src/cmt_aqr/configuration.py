@@ -29,12 +29,16 @@ def build(config: DictConfig | None, **arguments: Any) -> Any:
         absent = re.search(r"Error locating target '([^']+)'", str(error))
         if absent is not None:
             raise UserError(f"_target_={absent[1]}: there is no such class or function") from error
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
-        if isinstance(cause, TypeError) and unknown and config is not None:
-            raise UserError(
-                f"{unknown[1]} is no setting of {config.get('_target_')}: drop or rename it"
-            ) from error
+        unknown = _unknown_setting(cause)
+        if unknown is not None and config is not None:
+            raise UserError(f"{unknown} is no setting of {config.get('_target_')}: drop or rename it") from error
         raise
+
+
+def _unknown_setting(error: BaseException | None) -> str | None:
+    """The argument that a constructor does not know, if that is what an error says."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    return unknown[1] if isinstance(error, TypeError) and unknown else None
 
 
 def _current(config: DictConfig | None) -> DictConfig | None:
@@ -263,7 +267,7 @@ def _checked(group: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except TypeError as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        unknown = _unknown_setting(error)
         if unknown is None:
             raise  # a bug, which keeps its traceback
-        raise UserError(f"{group}.{unknown[1]}: there is no such setting; drop or rename it") from error
+        raise UserError(f"{group}.{unknown}: there is no such setting; drop or rename it") from error

@@ -88,16 +88,14 @@ def _linked(config: DictConfig, composed: Mapping[str, Any], overridden: Sequenc
 
     Checkpoints of versions before 2026-11-25 hold their configuration resolved.
     """
+    plain = OmegaConf.to_container(config, resolve=False)
     for target, source in links(composed):
-        value = _at(OmegaConf.to_container(config, resolve=False), target)
+        value = _at(plain, target)
         if isinstance(value, str) and _LINK.fullmatch(value):
             continue
         own, other = (OmegaConf.select(config, key) for key in (target, source))
-        if (
-            own is None
-            and target.rpartition(".")[0]
-            and OmegaConf.select(config, target.rpartition(".")[0]) is None
-        ):
+        part = target.rpartition(".")[0]
+        if own is None and part and OmegaConf.select(config, part) is None:
             continue  # a part that this model has not
         if own == other:
             OmegaConf.update(config, target, f"${{{source}}}", merge=False)
@@ -120,8 +118,11 @@ def _at(plain: Any, key: str) -> Any:
 
 _NO_EVALUATION: dict[tuple[str, ...], str] = {
     ("fault",): "it is for training frames; give eval_fault= instead",
-    ("optimizer", "lr_mult", "training", "clamp_schedule"): "it is for training",
     (
+        "optimizer",
+        "lr_mult",
+        "training",
+        "clamp_schedule",
         "trainer.max_epochs",
         "trainer.max_steps",
         "trainer.max_time",
@@ -173,10 +174,9 @@ def check_evaluation(config: DictConfig, overrides: Sequence[str]) -> None:
     Raises:
         UserError: naming the first of them.
     """
+    transforms = OmegaConf.select(config, "data.eval_transforms") or {}
+    drawn = OmegaConf.select(config, "eval_fault.share") or any(transforms.values())
     for key in override_keys(overrides):
-        drawn = OmegaConf.select(config, "eval_fault.share") or any(
-            (OmegaConf.select(config, "data.eval_transforms") or {}).values()
-        )
         if below(key, ["seed", "data.seed"]) and not drawn:
             raise UserError(
                 f"{key} has no effect on an evaluation without eval_fault=, for nothing is drawn; drop it"

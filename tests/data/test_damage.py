@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.reading import check_point_format, read_image, read_points
+from cmt_aqr.data.reading import read_checked_points, read_image, read_points
 from cmt_aqr.data.tables import close_tables, fingerprint, open_tables
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.decoding import decode
@@ -181,7 +181,7 @@ def test_points_of_other_columns_are_told_by_their_values(tmp_path: Path, column
     path = tmp_path / "points.bin"
     points.tofile(path)
     with pytest.raises(DataError, match=rf"{path}.*five float32"):
-        check_point_format(path)
+        read_checked_points(path)
 
 
 def test_real_and_embedded_points_are_what_is_expected(small_root: Path) -> None:
@@ -189,7 +189,7 @@ def test_real_and_embedded_points_are_what_is_expected(small_root: Path) -> None
     files += sorted(SHARED.glob("nuscenes-keyframe/samples/LIDAR_TOP/*.bin"))
     assert files
     for path in files:
-        check_point_format(path)
+        read_checked_points(path)
 
 
 def test_a_jpeg_damaged_in_its_middle_is_refused(small_root: Path, tmp_path: Path) -> None:

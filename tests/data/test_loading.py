@@ -266,6 +266,15 @@ def test_shuffle_is_close_to_uniform() -> None:
     assert np.bincount(first, minlength=5).min() > 60
 
 
+def printed_by(*arguments: str) -> str:
+    """What a Python program prints, in a process of its own, if it ends well."""
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn", "loky"])
 def test_workers_start_alike_whatever_the_default(small_root: Path, tmp_path: Path, method: str) -> None:
     """Other libraries change the process' way to start processes: joblib's launcher does."""
@@ -285,15 +294,7 @@ def test_workers_start_alike_whatever_the_default(small_root: Path, tmp_path: Pa
         pytest.importorskip("joblib", reason="pip install -e '.[sweeps]'")
     script = tmp_path / "script.py"
     script.write_text(program)
-    done = subprocess.run(
-        [sys.executable, str(script), method, str(small_root), str(tmp_path)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    printed_by(str(script), method, str(small_root), str(tmp_path))
 
 
 def test_own_workers_that_are_left_end_with_the_process_and_other_children_are_not_killed(
@@ -319,16 +320,7 @@ def test_own_workers_that_are_left_end_with_the_process_and_other_children_are_n
         "left = iter(training_loader(root, cache, 2))\n"
         "print(next(left).size)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(small_root), str(tmp_path)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "1\n"
+    assert printed_by("-c", program, str(small_root), str(tmp_path)) == "1\n"
     assert (tmp_path / "ended").read_text() == "in its own way"
 
 

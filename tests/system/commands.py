@@ -27,14 +27,25 @@ def arguments(script: str, *overrides: str) -> list[str]:
     return [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *small, *overrides]
 
 
+def torchrun(*overrides: str) -> list[str]:
+    """The command line of a training that torchrun starts in two processes."""
+    python, *script = arguments("train", *overrides)
+    return [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *script]
+
+
+def resuming(checkpoint: Path, folder: Path) -> list[str]:
+    """The command line that resumes from a checkpoint, whose configuration comes with it, in a folder."""
+    python, script, *_ = arguments("train")
+    return [python, script, f"ckpt_path={checkpoint}", f"hydra.run.dir={folder}"]
+
+
+def run_line(folder: Path, line: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command line to its end in a folder."""
+    return subprocess.run(
+        line, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=300
+    )
+
+
 def run_command(folder: Path, script: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run a script to its end in a folder."""
-    return subprocess.run(
-        arguments(script, *overrides),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    return run_line(folder, arguments(script, *overrides))

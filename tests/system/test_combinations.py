@@ -6,7 +6,6 @@ faults that users met stood between two of them. A new option gets a row here, b
 
 import json
 import math
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 
 from cmt_aqr.files import read_record
 from cmt_aqr.training.checkpoints import read_checkpoint
-from tests.system.commands import arguments, environment, run_command
+from tests.system.commands import resuming, run_command, run_line, torchrun
 from tests.system.test_resume import assert_same, logged
 
 pytestmark = pytest.mark.system
@@ -165,15 +164,7 @@ def test_resumed_is_unbroken(run_folder: Path, row: tuple[str, ...]) -> None:
     there = read_checkpoint(whole / "checkpoints" / "last.ckpt")
     assert read_checkpoint(middle)["global_step"] < there["global_step"]
     resumed = run_folder / f"resumed{number}"
-    command = [
-        *arguments("evaluate")[:1],
-        arguments("train")[1],
-        f"ckpt_path={middle}",
-        f"hydra.run.dir={resumed}",
-    ]
-    done = subprocess.run(
-        command, cwd=run_folder, env=environment(), capture_output=True, text=True, check=False, timeout=300
-    )
+    done = run_line(run_folder, resuming(middle, resumed))
     assert done.returncode == 0, done.stderr
     here = read_checkpoint(resumed / "checkpoints" / "last.ckpt")
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "ClippedMixedPrecision"):
@@ -232,16 +223,7 @@ def test_a_sweep_of_evaluations_in_parallel_with_workers(run_folder: Path, train
 @pytest.mark.parametrize("row", [(BF16, *LIDAR), (FP16, *WORKERS)], ids=" ".join)
 def test_torchrun_trains_in_mixed_precision(run_folder: Path, row: tuple[str, ...]) -> None:
     run = run_folder / f"torchrun_{row[0].partition('=')[2]}"
-    python, *script = arguments("train", *SHORT, *PAIR, *row, f"hydra.run.dir={run}")
-    done = subprocess.run(
-        [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *script],
-        cwd=run_folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = run_line(run_folder, torchrun(*SHORT, *PAIR, *row, f"hydra.run.dir={run}"))
     assert done.returncode == 0, done.stderr
     assert len(losses(run)) == STEPS and all(map(math.isfinite, losses(run)))
 

@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -14,7 +13,7 @@ from cmt_aqr.data.synthetic import make_dataset
 from cmt_aqr.evaluation.table import read_metrics
 from cmt_aqr.training.checkpoints import read_checkpoint
 from tests.evaluation.test_metric import assert_equal_to, evaluation_of
-from tests.system.commands import ROOT, arguments, environment, run_command
+from tests.system.commands import arguments, environment, resuming, run_command, run_line, torchrun
 from tests.system.test_resume import assert_same, logged, wait_for_step
 
 pytestmark = pytest.mark.system
@@ -109,10 +108,7 @@ def test_killed_and_resumed_alone_it_is_the_sweep_s_second_run(folder: Path, swe
     assert 4 <= stopped < 9
 
     resumed = folder / "resumed"
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), f"ckpt_path={last}", f"hydra.run.dir={resumed}"]
-    done = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=300
-    )
+    done = run_line(folder, resuming(last, resumed))
     assert done.returncode == 0, done.stderr
     whole, rest = logged(sweep / "1", "train/loss"), logged(resumed, "train/loss")
     assert len(rest) == 9 - stopped
@@ -132,16 +128,7 @@ def single(folder: Path) -> Path:
 
 
 def test_two_processes_of_torchrun_are_one_with_twice_the_batch(folder: Path, single: Path) -> None:
-    python, *script = arguments("train", *EQUAL, *TWO, "data.batch_size=1", "name=pair")
-    done = subprocess.run(
-        [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *script],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = run_line(folder, torchrun(*EQUAL, *TWO, "data.batch_size=1", "name=pair"))
     assert done.returncode == 0, done.stderr
     # One run folder, though each process has its own clock.
     (day,) = (folder / "outputs").iterdir()

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
 from cmt_aqr.data.augmentation import (
@@ -175,14 +177,18 @@ class NuScenesDataModule(LightningDataModule):
         index = self.index(split).first(limit)
         index.check_files(self.root, range(1), images=self.cameras)
         reader = FrameReader(self.root, index, self.sweeps, self.cameras, self.lidar)
-        reader.check_first()
+        points = reader.read_first_points() if self.lidar else None
         if training:
-            self._check_anything_to_learn(index, reader)
+            self._check_anything_to_learn(index, points)
         transforms = self._train_transforms if training else self._eval_transforms
         return FrameDataset(reader, transforms, self.seed, self.cache_frames)
 
-    def _check_anything_to_learn(self, index: FrameIndex, reader: FrameReader) -> None:
+    def _check_anything_to_learn(self, index: FrameIndex, points: NDArray[np.float32] | None) -> None:
         """Refuse to train on nothing but background.
+
+        Args:
+            index: of the frames to train on.
+            points: (point, 5) of the first of them; ``None`` where none are read.
 
         Raises:
             DataError: naming what leaves nothing.
@@ -206,13 +212,14 @@ class NuScenesDataModule(LightningDataModule):
             raise DataError(
                 f"{where}: no box lies within data.point_range={self.point_range} (x, y of its centre)"
             )
-        if self.lidar:
-            points = reader.read_keyframe_points(0)[:, :3]
-            if not ((points >= self.point_range[:3]) & (points <= self.point_range[3:])).all(axis=1).any():
-                raise DataError(
-                    f"{where}: no point of the first frame lies within data.point_range={self.point_range}; "
-                    "are the files in metres, and the LiDAR's frame?"
-                )
+        if points is None:
+            return
+        places = points[:, :3]
+        if not ((places >= self.point_range[:3]) & (places <= self.point_range[3:])).all(axis=1).any():
+            raise DataError(
+                f"{where}: no point of the first frame lies within data.point_range={self.point_range}; "
+                "are the files in metres, and the LiDAR's frame?"
+            )
 
     def index(self, split: str) -> FrameIndex:
         """The index of a split.

@@ -59,8 +59,8 @@ def _say_dropped(path: Path, count: int, of: int) -> None:
     log.warning("%s: %d of %d points have values that are not finite, or absurd, and are dropped", path, count, of)
 
 
-def check_point_format(path: Path) -> None:
-    """See by the values of a file that it holds x, y, z, intensity and ring.
+def read_checked_points(path: Path) -> NDArray[np.float32]:
+    """Points as of :func:`read_points`, of a file whose values look like x, y, z, intensity and ring.
 
     Raises:
         DataError: the file holds something else, such as points of four numbers, which may fill whole points of
@@ -76,6 +76,7 @@ def check_point_format(path: Path) -> None:
             f"column reaches from {intensity.min():.4g} to {intensity.max():.4g}, and {1 - rings.mean():.0%} of "
             "its fifth are no small whole numbers; points of four numbers (KITTI's, say) must be converted first"
         )
+    return points
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -132,18 +133,13 @@ class FrameReader:
     def __len__(self) -> int:
         return len(self.index)
 
-    def read_keyframe_points(self, frame: int) -> NDArray[np.float32]:
-        """The points (point, 5) of a keyframe's own sweep."""
-        return read_points(self.root / self.index.sweep_files[self.index.lidar[frame]].decode())
-
-    def check_first(self) -> None:
-        """See that the first keyframe's points are what is expected.
+    def read_first_points(self) -> NDArray[np.float32]:
+        """The points (point, 5) of the first keyframe's own sweep.
 
         Raises:
-            DataError: see :func:`check_point_format`.
+            DataError: see :func:`read_checked_points`.
         """
-        if self.lidar:
-            check_point_format(self.root / self.index.sweep_files[self.index.lidar[0]].decode())
+        return read_checked_points(self.root / self.index.sweep_files[self.index.lidar[0]].decode())
 
     def read(self, frame: int) -> Frame:
         """Read a frame: images uint8 and unresized, all boxes of the ten classes, nothing filtered.
