@@ -335,3 +335,24 @@ def test_a_sentence_arrives_whole_from_a_worker(
     with pytest.raises(DataError) as error:
         next(iter(training_loader(small_root, tmp_path, workers)))
     assert str(error.value) == "/d/x DataError: y.bin is truncated: copy it again"
+
+
+def test_a_copy_of_a_process_leaves_its_workers_alone(small_root: Path, tmp_path: Path) -> None:
+    """It may end by itself, and the workers go on for the process that started them."""
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from tests.data.test_loading import training_loader\n"
+        "batches = iter(training_loader(*map(Path, sys.argv[1:]), 1))\n"
+        "next(batches)\n"
+        "copy = os.fork()\n"
+        "if copy == 0:\n"
+        "    sys.stderr = sys.stdout\n"
+        "    sys.exit()\n"
+        "assert os.waitpid(copy, 0)[1] == 0\n"
+        "print(len(list(batches)))\n"
+    )
+    printed = printed_by("-c", program, str(small_root), str(tmp_path))
+    # Python's own handler complains of a copy in the same way; ours must not.
+    assert "_end_workers" not in printed
+    assert printed.endswith("2\n")

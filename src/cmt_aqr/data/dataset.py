@@ -185,16 +185,19 @@ def _prepare_worker(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _end_workers() -> None:
+def _end_workers(parent: int) -> None:
     """End what is left of the workers: at its own end Python sends them SIGTERM and waits, for ever if ignored."""
+    if os.getpid() != parent:
+        return  # a copy of that process, whose children they are not
     for process in _workers:
         if process.is_alive():
             process.kill()
 
 
 @functools.cache
-def _end_workers_with_this_process(_process: int) -> None:
-    atexit.register(_end_workers)
+def _end_workers_with(process: int) -> None:
+    """Once for each process."""
+    atexit.register(_end_workers, process)
 
 
 class FrameLoader(DataLoader[Batch]):
@@ -256,7 +259,7 @@ class FrameLoader(DataLoader[Batch]):
         before = set(multiprocessing.active_children())
         batches = super().__iter__()
         _workers.update(set(multiprocessing.active_children()) - before)
-        _end_workers_with_this_process(os.getpid())
+        _end_workers_with(os.getpid())
         return batches
 
     def set_position(self, epoch: int, batches_done: int) -> None:
