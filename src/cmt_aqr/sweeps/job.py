@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import record_failure
 from cmt_aqr.sweeps.runs import COMPLETE, SweepRun
+from cmt_aqr.sweeps.slurm import about_requeueing, begin_job
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ def run(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     Returns:
         What ``function`` returns, the NDS of a run that was complete, or ``None`` after a failure.
     """
+    begin_job()
     folder = Path(HydraConfig.get().runtime.output_dir)
     before = SweepRun.read(folder)
     if before.status == COMPLETE:
@@ -37,7 +39,8 @@ def run(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         return before.metrics["NDS"]
     try:
         return function(config)
-    except Exception as error:
+    except Exception as raised:
+        error = about_requeueing(raised) or raised
         known = isinstance(error, UserError)
         log.error("This run failed: %s", error, exc_info=None if known else error)
         record_failure(folder, error)

@@ -81,6 +81,12 @@ class SweepCallback(Callback):
             raise SystemExit(f"error: {error}") from error
 
 
+def forget() -> None:
+    """Print no summary, because no run was begun."""
+    global _under_way
+    _under_way = None
+
+
 def finish() -> str | None:
     """Print the summary of the sweep that ended in this process, and write ``summary.csv``.
 

@@ -183,7 +183,7 @@ class Checkpoints(Checkpoint):
         every_n_minutes: the same after so much time since the last one was written.
 
     Attributes:
-        signals: Ctrl-C and SIGTERM, on which a checkpoint is written; ``None``: nobody listens.
+        signals: those that end the run or ask for a checkpoint; ``None``: nobody listens.
 
     Raises:
         SettingError: for intervals below 1, or no time above 0.
@@ -230,8 +230,7 @@ class Checkpoints(Checkpoint):
         if loop._should_accumulate():
             return  # within a step: its gradients are in no checkpoint
         step = trainer.global_step
-        in_time = self.every_n_steps is not None and step % self.every_n_steps == 0
-        self._stopping = self._stopping or self._any(trainer, self._received())
+        in_time = self._steps_passed(trainer) | self._ask(trainer)
         fetcher = trainer.fit_loop._data_fetcher
         if fetcher is not None and loop._should_check_val_fx(fetcher):
             self._evaluation_due = True
@@ -240,7 +239,7 @@ class Checkpoints(Checkpoint):
             return
         if loop.batch_progress.is_last_batch:
             return  # on_train_epoch_end follows
-        if in_time or self._stopping or step == trainer.max_steps or self._any(trainer, self._minutes_passed()):
+        if in_time or self._stopping or step == trainer.max_steps:
             self._save_last(trainer)
         if self._stopping:
             self._stop(trainer)
@@ -278,10 +277,9 @@ class Checkpoints(Checkpoint):
             self._save_best(trainer)
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return  # max_steps ended the fit within the epoch, and last.ckpt knows where
-        self._stopping = self._stopping or self._any(trainer, self._received())
-        steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        in_time = self._steps_passed(trainer) | self._ask(trainer)
         epochs = (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if epochs or steps or self._stopping or self._any(trainer, self._minutes_passed()):
+        if epochs or in_time or self._stopping:
             self._save_last(trainer)
         if self._stopping:
             self._stop(trainer)
@@ -316,17 +314,24 @@ class Checkpoints(Checkpoint):
         """Take the best score over."""
         self.best_score = float(state_dict["best_score"])
 
-    def _received(self) -> bool:
-        return self.signals is not None and self.signals.received is not None
+    def _steps_passed(self, trainer: pl.Trainer) -> bool:
+        return self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
 
-    def _minutes_passed(self) -> bool:
-        minutes = (time.monotonic() - self._time_of_last) / 60
-        return self.every_n_minutes is not None and minutes >= self.every_n_minutes
+    def _ask(self, trainer: pl.Trainer) -> bool:
+        """Whether it is time for a checkpoint, by the clock or because a signal asked; also learn of a stop.
 
-    @staticmethod
-    def _any(trainer: pl.Trainer, flag: bool) -> bool:
-        """Whether it holds on any process: clocks and signals differ, checkpoints are written by all together."""
-        return trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
+        Clocks and signals differ between processes, and checkpoints are written by all together: asked in one go.
+        """
+        signals, every = self.signals, self.every_n_minutes
+        stop = self._stopping or (signals is not None and signals.received is not None)
+        save = signals is not None and signals.save
+        save = save or (every is not None and time.monotonic() - self._time_of_last >= 60 * every)
+        asked = 2 if stop else int(save)
+        if trainer.world_size > 1:
+            told = torch.tensor(float(asked), device=trainer.strategy.root_device)
+            asked = int(trainer.strategy.reduce(told, reduce_op="max"))
+        self._stopping = asked == 2
+        return asked > 0
 
     @staticmethod
     def _stop(trainer: pl.Trainer) -> None:
@@ -341,6 +346,8 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(self.last, weights_only=False)
         self._step_of_last = trainer.global_step
         self._time_of_last = time.monotonic()
+        if self.signals is not None:
+            self.signals.save = False
 
 
 def expect_evaluation(fit_loop: dict[str, Any]) -> None:

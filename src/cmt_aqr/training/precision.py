@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig, open_dict
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
@@ -64,7 +65,7 @@ def build_trainer(config: DictConfig, *, plugins: list[Any] | None = None, **arg
     """
     precision = precision_of(config)
     settings = config.trainer.copy()
-    plugins = list(plugins or ())
+    plugins = [*(plugins or ()), *_cluster()]
     if precision == "32-true":
         return build(settings, plugins=plugins, **arguments)
     with open_dict(settings):
@@ -73,6 +74,13 @@ def build_trainer(config: DictConfig, *, plugins: list[Any] | None = None, **arg
     scaler = torch.amp.GradScaler(device, init_scale=FIRST_SCALE) if precision == "16-mixed" else None
     mixed = ClippedMixedPrecision(precision, device, scaler)  # type: ignore[arg-type]
     return build(settings, plugins=[mixed, *plugins], **arguments)
+
+
+def _cluster() -> list[SLURMEnvironment]:
+    """Slurm's description of the processes where Lightning would use it, without requeueing jobs by itself."""
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def device_type(accelerator: str) -> str:

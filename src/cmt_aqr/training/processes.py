@@ -33,6 +33,7 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.files import read_record, record_failure
 from cmt_aqr.training.loggers import finish_loggers
 from cmt_aqr.training.precision import build_trainer
+from cmt_aqr.training.stopping import ENDING, Stopped, is_others
 
 Metrics = dict[str, float]
 Task = Callable[[DictConfig, Path, list[str]], Metrics]
@@ -54,6 +55,7 @@ class Job:
         folder: the run's folder.
         overrides: as given on the command line.
         hydra: Hydra's own configuration, for ``${hydra:...}``; ``None`` outside of Hydra.
+        sigterm_saves: SIGTERM does not end the run, because the command's process lets it pass.
         arguments: ``sys.argv`` of the command, for the record.
     """
 
@@ -63,6 +65,7 @@ class Job:
     overrides: list[str]
     hydra: DictConfig | None
     arguments: list[str]
+    sigterm_saves: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def run_task(task: Task, config: DictConfig, folder: Path, overrides: list[str])
         overrides=overrides,
         hydra=_sendable_config(),
         arguments=sys.argv,
+        sigterm_saves=is_others(signal.SIGTERM),
     )
     return Processes(job, processes).run()
 
@@ -270,9 +274,12 @@ class Processes:
         if errors:
             first = min(errors, key=lambda outcome: outcome.time).error
             assert first is not None
+            if self._signal is not None and isinstance(first, SystemExit) and is_others(self._signal):
+                signal.raise_signal(self._signal)
             raise first
         if self._signal is not None:
             signal.raise_signal(self._signal)
+            raise Stopped(self._signal)
         outcome = self._outcomes.get(0)
         if outcome is None or outcome.metrics is None:
             codes = ", ".join(str(process.returncode) for process in self._processes)
@@ -284,22 +291,29 @@ class Processes:
 
     @contextlib.contextmanager
     def _forwarding_signals(self) -> Iterator[None]:
-        """Hand Ctrl-C and SIGTERM on to the first process, which tells the others; a second one ends all.
+        """Hand signals that end a run on to the first process, which tells the others; a second Ctrl-C ends all.
 
         Only the first gets it, because the processes must stop at the same step.
         """
 
-        def forward(number: int, _: FrameType | None) -> None:
-            if self._signal is not None:
+        def forward(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGINT and self._signal is not None:
                 raise KeyboardInterrupt
-            self._signal = number
             if self._processes and self._processes[0].poll() is None:
                 self._processes[0].send_signal(number)
+            if number == signal.SIGTERM and self.job.sigterm_saves:
+                pass_on = before[signal.SIGTERM]
+                if callable(pass_on):
+                    pass_on(number, frame)
+                return
+            self._signal = self._signal or number
 
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in ENDING}
+        for number in before:
+            signal.signal(number, forward)
         try:
             yield
         finally:

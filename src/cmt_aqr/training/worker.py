@@ -44,6 +44,8 @@ def _outcome(job: Job) -> Outcome:
 
 def _run(job: Job) -> dict[str, float]:
     sys.argv = list(job.arguments)
+    if job.sigterm_saves:
+        signal.signal(signal.SIGTERM, lambda *_: None)
     setup_globals()  # ${now:...} and ${hydra:...}
     if job.hydra is not None:
         HydraConfig.instance().cfg = job.hydra  # type: ignore[assignment]  # a DictConfig, declared as its schema

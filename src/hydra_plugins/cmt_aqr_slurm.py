@@ -1,0 +1,22 @@
+"""``launcher=slurm``: submitit's plugin for Hydra, which takes its launchers from this package only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.utils import JobReturn
+
+try:
+    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+except ImportError:  # an extra; without it there is no hydra.launcher of that name to ask for this one
+    pass
+else:
+
+    class PatientSlurmLauncher(SlurmLauncher):
+        """Waits until every job has left Slurm's queue, however it ended; a refusal of sbatch is one sentence."""
+
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+            """Submit the runs as one array, and wait for them."""
+            from cmt_aqr.sweeps.slurm import patiently
+
+            return patiently(lambda: super(PatientSlurmLauncher, self).launch(job_overrides, initial_job_idx))

@@ -1,0 +1,111 @@
+"""A job whose time is up is warned, writes a checkpoint, is queued again, and ends as one that nobody stopped."""
+
+import contextlib
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cmt_aqr.files import read_record
+from cmt_aqr.training.checkpoints import read_checkpoint
+from tests.system.commands import ROOT, arguments, environment, run_command, run_line
+from tests.system.requeued_job import REQUEUED
+from tests.system.test_resume import LONG, assert_same, logged, wait_for_step
+
+pytestmark = pytest.mark.system
+
+TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+JOB = ROOT / "tests" / "system" / "requeued_job.py"
+
+
+def warn(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """A signal to a job's processes, loader workers included, as Slurm sends it."""
+    for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.send_signal(number)
+
+
+@pytest.mark.parametrize(("workers", "devices"), [(0, 1), (2, 1), (0, 2), (1, 2)])
+def test_a_warned_job_is_queued_again_and_ends_as_if_it_had_not_been(
+    run_folder: Path, workers: int, devices: int
+) -> None:
+    given = [*LONG, *(TWO if devices == 2 else []), "trainer.max_epochs=4", f"data.num_workers={workers}"]
+    run, whole = (run_folder / f"{name}{workers}{devices}" for name in ("warned", "whole"))
+    done = run_command(run_folder, "train", *given, f"hydra.run.dir={whole}")
+    assert done.returncode == 0, done.stderr
+
+    queue = run_folder / f"queue{workers}{devices}"
+    python, *line = arguments("train", *given, f"hydra.run.dir={run}")
+    job = [python, str(JOB), str(queue), *line]
+    with (run_folder / "job.log").open("wb") as log:
+        process = subprocess.Popen(job, cwd=run_folder, env=environment(), stdout=log, stderr=log)
+        wait_for_step(run / "checkpoints" / "last.ckpt", 2, process)
+        warn(process, signal.SIGTERM)  # comes first where a job is preempted
+        time.sleep(0.1)
+        assert process.poll() is None
+        warn(process, signal.SIGUSR2)
+        process.wait(timeout=60)
+    told = (run_folder / "job.log").read_text()
+    assert process.returncode == REQUEUED, told
+    assert queue.read_text() == "requeued\n", "only the job itself goes back into the queue, once"
+    assert read_record(run)["status"] == "stopped" and "Traceback" not in told
+    assert 2 <= read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] < 12
+
+    done = run_line(run_folder, [*job, "ckpt_path=auto"])
+    assert done.returncode == 0, done.stderr
+    assert logged(run, "train/loss") == logged(whole, "train/loss")
+    here, there = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (run, whole))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert_same(here[part], there[part], part)
+    assert (run / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
+
+
+SLURM = [
+    "launcher=slurm",
+    "hydra.launcher.gpus_per_node=null",
+    "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.mem_gb=4",
+    "hydra.launcher.timeout_min=1",
+    "hydra.launcher.signal_delay_s=35",
+]
+
+
+def has_slurm() -> bool:
+    """Whether a Slurm is at work on this machine."""
+    return shutil.which("sinfo") is not None and not subprocess.run(["sinfo"], capture_output=True).returncode
+
+
+needs_slurm = pytest.mark.skipif(not has_slurm(), reason="no Slurm here: sudo bash tests/system/slurm_here.sh")
+
+
+@needs_slurm
+def test_what_slurm_refuses_is_one_sentence(run_folder: Path) -> None:
+    done = run_command(run_folder, "train", "-m", "seed=0,1", *SLURM, "hydra.launcher.partition=none")
+    assert done.returncode != 0
+    assert "error: launcher=slurm: sbatch refused the jobs" in done.stderr and "Traceback" not in done.stderr
+
+
+@needs_slurm
+def test_on_slurm_runs_longer_than_the_limit_complete_and_the_command_waits(run_folder: Path) -> None:
+    long = [*LONG, "trainer.max_epochs=40", "trainer.check_val_every_n_epoch=40"]
+    slow = "+callbacks.slow={_target_: tests.system.slow.Slow, seconds: 0.4}"
+    line = arguments("train", "-m", *long, slow, "data.num_workers=0,1", *SLURM, "sweep_dir=slurm")
+    done = subprocess.run(
+        line, cwd=run_folder, env=environment(), capture_output=True, text=True, check=False, timeout=850
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sacct" not in done.stdout + done.stderr
+    for number in (0, 1):
+        run = run_folder / "slurm" / str(number)
+        assert read_record(run)["status"] == "complete"
+        (log,) = (run_folder / "slurm" / ".submitit").glob(f"*_{number}/*_log.err")
+        assert "Caught signal SIGUSR2" in log.read_text()
+        whole = run_command(
+            run_folder, "train", *long, f"data.num_workers={number}", f"hydra.run.dir=whole{number}"
+        )
+        assert whole.returncode == 0, whole.stderr
+        assert logged(run, "train/loss") == logged(run_folder / f"whole{number}", "train/loss")
