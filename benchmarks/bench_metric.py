@@ -28,8 +28,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.made_evaluation import Tables, devkit_evaluation, made_found, made_truth, named
-
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.ground_truth import GroundTruth, load_saved
 from cmt_aqr.evaluation.metric import NuScenesMetric
@@ -46,6 +44,7 @@ from cmt_aqr.evaluation.submission import (
     FoundBoxes,
     write_submission,
 )
+from tests.helpers.made_evaluation import Tables, devkit_evaluation, made_found, made_truth, named
 
 
 def main() -> None:

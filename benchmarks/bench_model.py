@@ -31,8 +31,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from cmt_aqr.data.collate import collate
-from cmt_aqr.memory import keep_freed_memory
 from cmt_aqr.model.cmt import CMT
+from cmt_aqr.runs.memory import keep_freed_memory
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.losses import Criterion

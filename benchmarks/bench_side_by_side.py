@@ -20,8 +20,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from cmt_aqr.threads import SETTINGS
-from cmt_aqr.visual.console import console
+from cmt_aqr.runs.console import console
+from cmt_aqr.runs.threads import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "scripts" / "train.py"

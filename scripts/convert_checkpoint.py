@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from cmt_aqr.command import command
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder, writing
-from cmt_aqr.visual.console import console
+from cmt_aqr.runs.command import command
+from cmt_aqr.runs.console import console
 
 if TYPE_CHECKING:
     from torch import Tensor

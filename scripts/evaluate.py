@@ -5,7 +5,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from cmt_aqr.command import command
+from cmt_aqr.runs.command import command
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -14,8 +14,8 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def main(config: DictConfig) -> float:
     """Take the checkpoint's configuration, apply this command's overrides, evaluate; returns NDS."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
-    from cmt_aqr.training.processes import run_task
-    from cmt_aqr.training.resuming import configuration_to_evaluate
+    from cmt_aqr.runs.processes import run_task
+    from cmt_aqr.runs.resuming import configuration_to_evaluate
     from cmt_aqr.training.run import evaluate
 
     hydra = HydraConfig.get()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from cmt_aqr.command import command
 from cmt_aqr.errors import UserError
+from cmt_aqr.runs.command import command
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -16,7 +16,7 @@ def main(config: DictConfig) -> None:
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
     from omegaconf import OmegaConf
 
-    from cmt_aqr.fault_study import study
+    from cmt_aqr.studies.fault_study import study
 
     if OmegaConf.is_missing(config, "folder"):
         raise UserError("folder is missing: python scripts/fault_study.py folder=outputs/study")

@@ -30,8 +30,8 @@ import torch
 from rich.table import Table
 
 from cmt_aqr.files import RECORD
-from cmt_aqr.training.checkpoints import read_checkpoint
-from cmt_aqr.visual.console import console
+from cmt_aqr.runs.checkpoints import read_checkpoint
+from cmt_aqr.runs.console import console
 
 TRAIN = Path(__file__).with_name("train.py")
 SMALLEST_MODEL = (

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from cmt_aqr.command import command
 from cmt_aqr.files import writing
+from cmt_aqr.runs.command import command
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -16,7 +16,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def main(config: DictConfig) -> None:
     """Make the data set that the configuration describes."""
     # Imported here: a mistake in the command is answered first.
-    from cmt_aqr.data.synthetic import make_dataset
+    from cmt_aqr.scenes import make_dataset
 
     settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     try:

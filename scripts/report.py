@@ -4,8 +4,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from cmt_aqr.command import command
 from cmt_aqr.errors import UserError
+from cmt_aqr.runs.command import command
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -14,7 +14,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def main(config: DictConfig) -> None:
     """Read the runs, write the report and print the best."""
     # Imported here: a mistake in the command is answered before the evaluation's libraries are loaded.
-    from cmt_aqr.reports import make_report
+    from cmt_aqr.studies.reports import make_report
 
     if OmegaConf.is_missing(config, "sweep_dir") or config.sweep_dir is None:
         raise UserError("sweep_dir is missing: python scripts/report.py sweep_dir=outputs/sweeps/DATE/TIME_NAME")

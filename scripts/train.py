@@ -5,9 +5,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from cmt_aqr.command import command
 from cmt_aqr.errors import UserError
-from cmt_aqr.sweeps import in_sweep
+from cmt_aqr.runs.command import command
+from cmt_aqr.runs.sweep_job import in_sweep
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -18,10 +18,10 @@ FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=")
 def main(config: DictConfig) -> float:
     """Check the configuration and train; returns NDS for sweepers."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
-    from cmt_aqr.configuration import check_config
-    from cmt_aqr.training.processes import run_task
-    from cmt_aqr.training.records import record_refusal
-    from cmt_aqr.training.resuming import AUTO, checkpoint_path, configuration
+    from cmt_aqr.runs.configuration import check_config
+    from cmt_aqr.runs.processes import run_task
+    from cmt_aqr.runs.records import record_refusal
+    from cmt_aqr.runs.resuming import AUTO, checkpoint_path, configuration
     from cmt_aqr.training.run import train
 
     hydra = HydraConfig.get()

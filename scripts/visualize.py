@@ -5,7 +5,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from cmt_aqr.command import command
+from cmt_aqr.runs.command import command
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -14,8 +14,8 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def main(config: DictConfig) -> None:
     """Take the checkpoint's configuration, apply this command's overrides, draw."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
-    from cmt_aqr.training.resuming import configuration_to_evaluate
-    from cmt_aqr.visual.visualize import PictureSettings, visualize
+    from cmt_aqr.runs.resuming import configuration_to_evaluate
+    from cmt_aqr.studies.visualize import PictureSettings, visualize
 
     hydra = HydraConfig.get()
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)

@@ -17,6 +17,6 @@ else:
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             """Submit the runs as one array, and wait for them."""
-            from cmt_aqr.sweeps.slurm import patiently
+            from cmt_aqr.runs.slurm import patiently
 
             return patiently(lambda: super(PatientSlurmLauncher, self).launch(job_overrides, initial_job_idx))

@@ -7,7 +7,7 @@ from torch import Tensor
 from cmt_aqr.aqr import AQR, RENDER_METHODS, Renderer, WeightGenerator
 from cmt_aqr.geometry import BEVGrid
 from cmt_aqr.structures import AQROutput
-from tests.aqr.scenes import IMAGE_MAP, inputs, small_aqr
+from tests.helpers.aqr_scenes import IMAGE_MAP, inputs, small_aqr
 
 SPLIT = {"gaussian": 0.1, "bilinear": 0.6, "direct": 0.82, "distance_weighted": 0.82, "kernel_mean": 0.82}
 """A value that some cells of the scene below lie under, and some over."""

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmt_aqr.aqr import Placement, WeightGenerator, generator, place_on_bev, place_on_images
-from cmt_aqr.aqr.windows import window_scores, window_sum
-from tests.aqr.scenes import GRID, IMAGE_MAP, IMAGE_SIZE, inputs, small_aqr
+from cmt_aqr.ops.windows import window_scores, window_sum
+from tests.helpers.aqr_scenes import GRID, IMAGE_MAP, IMAGE_SIZE, inputs, small_aqr
 
 
 def placements(scene: dict) -> tuple[Placement, Placement]:
@@ -225,7 +225,7 @@ def test_window_products_in_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None
         return [result, *torch.autograd.grad(result, (queries, table, weights))]
 
     expected = run()
-    monkeypatch.setattr("cmt_aqr.aqr.windows._CPU_BLOCK_BYTES", 2 * 4 * 3 * 4)
+    monkeypatch.setattr("cmt_aqr.ops.windows._CPU_BLOCK_BYTES", 2 * 4 * 3 * 4)
     for value, one in zip(run(), expected, strict=True):
         torch.testing.assert_close(value, one)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from cmt_aqr.aqr import Renderer, place_on_bev, place_on_images
-from cmt_aqr.aqr.windows import window_cells
 from cmt_aqr.geometry import BEVGrid
-from tests.aqr.scenes import GOLDEN_GRID, GRID, IMAGE_MAP, IMAGE_SIZE, points, rig
-from tests.shared_data import REFERENCE, needs_reference
+from cmt_aqr.ops.windows import window_cells
+from tests.helpers.aqr_scenes import GOLDEN_GRID, GRID, IMAGE_MAP, IMAGE_SIZE, points, rig
+from tests.helpers.shared_data import REFERENCE, needs_reference
 
 
 @pytest.mark.parametrize("grid", [GOLDEN_GRID, GRID])

@@ -5,7 +5,7 @@ import torch
 
 from cmt_aqr.aqr import RENDER_METHODS, Renderer
 from cmt_aqr.aqr.statistics import map_statistics, output_statistics, relative_change, used_weights
-from tests.aqr.scenes import inputs, small_aqr
+from tests.helpers.aqr_scenes import inputs, small_aqr
 
 
 def numbers(drawn: torch.Tensor, processed: torch.Tensor, background: float = 0.0) -> dict[str, float]:

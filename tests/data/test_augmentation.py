@@ -21,7 +21,7 @@ from cmt_aqr.data.augmentation import (
 )
 from cmt_aqr.geometry import box_corners, points_in_boxes, project_to_images
 from cmt_aqr.structures import Frame
-from tests.small_data import RANGE
+from tests.helpers.small_data import RANGE
 
 SIZE = (90, 160)
 SCENE = SceneAugmentation((-0.785, 0.785), (0.9, 1.1), (0.5, 0.5, 0.5), 0.5, 0.5)

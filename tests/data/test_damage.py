@@ -17,8 +17,8 @@ from cmt_aqr.data.tables import close_tables, fingerprint, open_tables
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.structures import QueryOutputs
-from tests.shared_data import SHARED
-from tests.small_data import RANGE, datamodule
+from tests.helpers.shared_data import SHARED
+from tests.helpers.small_data import RANGE, datamodule
 
 VERSION = "v1.0-mini"
 

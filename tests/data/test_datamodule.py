@@ -16,7 +16,7 @@ from cmt_aqr.data.ground_truth import load_ground_truth
 from cmt_aqr.data.index import load_index
 from cmt_aqr.data.tables import open_tables
 from cmt_aqr.errors import UserError
-from tests.small_data import RANGE, datamodule
+from tests.helpers.small_data import RANGE, datamodule
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

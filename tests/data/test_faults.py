@@ -11,14 +11,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cmt_aqr.configuration import build_data
+from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.data.augmentation import Transform
 from cmt_aqr.data.dataset import SampleKey, frame_generator
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.faults import NEAREST_ECHO, Fog, Night, SomeFrames
 from cmt_aqr.structures import Frame
-from tests.composed import composed
-from tests.small_data import datamodule
+from tests.helpers.composed import composed
+from tests.helpers.small_data import datamodule
 
 COUNT = 20_000
 

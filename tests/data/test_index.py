@@ -18,7 +18,7 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import FrameIndex, build_index, load_index
 from cmt_aqr.data.poses import invert, poses
 from cmt_aqr.data.tables import close_tables, open_tables
-from tests.shared_data import KEYFRAME, needs_keyframe
+from tests.helpers.shared_data import KEYFRAME, needs_keyframe
 
 
 def tables_copy(root: Path, target: Path) -> Path:

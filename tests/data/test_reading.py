@@ -17,7 +17,7 @@ from cmt_aqr.data.index import load_index
 from cmt_aqr.data.reading import FrameReader, read_image, read_points
 from cmt_aqr.data.tables import open_tables
 from cmt_aqr.geometry import project_to_images
-from tests.shared_data import KEYFRAME, needs_keyframe
+from tests.helpers.shared_data import KEYFRAME, needs_keyframe
 
 
 def reader_of(root: Path, cache: Path, split: str = "mini_train", **settings: object) -> FrameReader:

@@ -1,3 +1,3 @@
-from tests.small_data import small_root
+from tests.helpers.small_data import small_root
 
 __all__ = ["small_root"]

@@ -2,7 +2,7 @@ import torch
 
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.geometry import encode_boxes
-from tests.builders import box, outputs_of
+from tests.helpers.builders import box, outputs_of
 
 
 def test_the_best_pairs_of_query_and_class_inside_the_range() -> None:

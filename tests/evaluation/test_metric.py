@@ -30,8 +30,8 @@ from cmt_aqr.evaluation.official import evaluate_boxes
 from cmt_aqr.evaluation.table import print_metrics, read_metrics, write_metrics
 from cmt_aqr.structures import Detections, Frame
 from tests.evaluation.test_official import assert_equal_to
-from tests.shared_data import KEYFRAME, needs_keyframe
-from tests.small_data import datamodule
+from tests.helpers.shared_data import KEYFRAME, needs_keyframe
+from tests.helpers.small_data import datamodule
 
 
 def official(root: Path, split: str, metric: NuScenesMetric, folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.evaluation.curves import ERRORS, Curves, average_precision, mean_errors
 from cmt_aqr.evaluation.official import CONFIGURATION, evaluate_boxes, make_all_curves
 from cmt_aqr.evaluation.submission import LABEL, SCORE, SIZE, FoundBoxes, write_submission
-from tests.made_evaluation import Tables, devkit_evaluation, made_found, made_truth, named
+from tests.helpers.made_evaluation import Tables, devkit_evaluation, made_found, made_truth, named
 
 TOLERANCE = 1e-9
 

@@ -17,7 +17,7 @@ from cmt_aqr.geometry import (
     to_unit,
     wrap_angle,
 )
-from tests.builders import RANGE
+from tests.helpers.builders import RANGE
 
 PUBLISHED = BEVGrid(RANGE, (0.1, 0.1, 0.2), (41, 1024, 1024), 8)
 

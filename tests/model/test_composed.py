@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cmt_aqr.structures import Batch
-from tests.composed import composed, network
+from tests.helpers.composed import composed, network
 
 SMALL = ("model.grid.sparse_shape=[41,128,128]", "model.image_size=[64,160]", "model.queries=50", "model.layers=2")
 

@@ -3,8 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from cmt_aqr.configuration import multipliers, optimizer_settings
-from tests.composed import CONF, composed
+from cmt_aqr.runs.configuration import multipliers, optimizer_settings
+from tests.helpers.composed import CONF, composed
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # Learning rate for 16 frames, peak, factor of the image backbone, masked-modal training, objects pasted, rotation.

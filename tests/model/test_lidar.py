@@ -53,7 +53,7 @@ def test_points_move_features_along_the_right_axes() -> None:
 
 
 def _encoder_input(branch: LidarBranch, points: torch.Tensor) -> tuple:
-    from cmt_aqr.model.sparse import Sites
+    from cmt_aqr.ops.sparse import Sites
 
     voxels = branch.voxelize(points, (len(points),))
     return voxels.features, Sites(voxels.coords, branch.grid.sparse_shape, 1)

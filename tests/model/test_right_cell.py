@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from cmt_aqr.aqr import Renderer, place_on_bev
 from cmt_aqr.geometry import BEVGrid, to_metres, to_unit
 from cmt_aqr.model.lidar import LidarBranch
-from cmt_aqr.model.sparse import StridedSparseConv3d, SubmanifoldConv3d
-from tests.composed import CONF, composed
+from cmt_aqr.ops.sparse import StridedSparseConv3d, SubmanifoldConv3d
+from tests.helpers.composed import CONF, composed
 
 MODELS = sorted(
     path.stem for path in Path(CONF, "model").glob("*.yaml") if path.stem != "base" and "camera" not in path.stem

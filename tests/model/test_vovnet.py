@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from cmt_aqr.model.image import ImageBranch
 from cmt_aqr.weights import to_ours
-from tests.shared_data import needs_reference, official_state_dict
+from tests.helpers.shared_data import needs_reference, official_state_dict
 
 
 def reference(images: Tensor, weights: dict[str, Tensor]) -> list[Tensor]:

@@ -11,8 +11,8 @@ from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.structures import Batch, Detections, QueryOutputs
 from cmt_aqr.weights import load_weights
-from tests.composed import composed
-from tests.shared_data import KEYFRAME, REFERENCE, needs_keyframe, needs_reference, official_state_dict
+from tests.helpers.composed import composed
+from tests.helpers.shared_data import KEYFRAME, REFERENCE, needs_keyframe, needs_reference, official_state_dict
 
 pytestmark = [needs_reference, needs_keyframe]
 COLUMNS = {"center": (0, 2), "height": (2, 3), "dim": (3, 6), "rot": (6, 8), "vel": (8, 10)}

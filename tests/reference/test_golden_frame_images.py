@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.shared_data import KEYFRAME, REFERENCE, needs_keyframe, needs_reference
-from tests.small_data import datamodule
+from tests.helpers.shared_data import KEYFRAME, REFERENCE, needs_keyframe, needs_reference
+from tests.helpers.small_data import datamodule
 
 
 @needs_keyframe

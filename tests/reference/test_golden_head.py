@@ -13,7 +13,7 @@ from cmt_aqr.model.head import Head
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.losses import Criterion
-from tests.shared_data import REFERENCE, needs_reference, official_state_dict
+from tests.helpers.shared_data import REFERENCE, needs_reference, official_state_dict
 
 pytestmark = needs_reference
 

@@ -5,7 +5,7 @@ import torch
 
 from cmt_aqr.model.image import ImageBranch
 from cmt_aqr.weights.convert import to_ours
-from tests.shared_data import REFERENCE, needs_reference, official_state_dict
+from tests.helpers.shared_data import REFERENCE, needs_reference, official_state_dict
 
 pytestmark = needs_reference
 

@@ -7,7 +7,7 @@ import torch
 from cmt_aqr.geometry.grid import BEVGrid
 from cmt_aqr.model.lidar import LidarBranch
 from cmt_aqr.weights.convert import to_ours
-from tests.shared_data import KEYFRAME, REFERENCE, needs_keyframe, needs_reference, official_state_dict
+from tests.helpers.shared_data import KEYFRAME, REFERENCE, needs_keyframe, needs_reference, official_state_dict
 
 pytestmark = needs_reference
 VARIANT = "cmt_voxel0100_r50_800x320"

@@ -6,9 +6,9 @@ import torch
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.losses import Criterion
 from cmt_aqr.weights import load_weights
-from tests.composed import network
+from tests.helpers.composed import network
+from tests.helpers.shared_data import needs_reference, official_state_dict
 from tests.model.test_composed import batch
-from tests.shared_data import needs_reference, official_state_dict
 
 SMALL = ("model.grid.sparse_shape=[41,128,128]", "model.image_size=[64,160]")
 BOXES = torch.tensor(

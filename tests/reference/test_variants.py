@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cmt_aqr.weights import load_weights, to_official
-from tests.composed import network
-from tests.shared_data import needs_reference, official_state_dict
+from tests.helpers.composed import network
+from tests.helpers.shared_data import needs_reference, official_state_dict
 
 VARIANTS = {
     "cmt_r50": "cmt_voxel0100_r50_800x320",

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_data import small_root
-from tests.system.commands import run_command
+from tests.helpers.commands import run_command
+from tests.helpers.small_data import small_root
 
 __all__ = ["small_root"]
 

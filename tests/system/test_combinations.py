@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from cmt_aqr.files import read_record
-from cmt_aqr.training.checkpoints import read_checkpoint
-from tests.system.commands import resuming, run_command, run_line, torchrun
+from cmt_aqr.runs.checkpoints import read_checkpoint
+from tests.helpers.commands import resuming, run_command, run_line, torchrun
 from tests.system.test_resume import assert_same, logged
 
 pytestmark = pytest.mark.system

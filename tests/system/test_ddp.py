@@ -9,11 +9,11 @@ import psutil
 import pytest
 import torch
 
-from cmt_aqr.data.synthetic import make_dataset
 from cmt_aqr.evaluation.table import read_metrics
-from cmt_aqr.training.checkpoints import read_checkpoint
+from cmt_aqr.runs.checkpoints import read_checkpoint
+from cmt_aqr.scenes import make_dataset
 from tests.evaluation.test_metric import assert_equal_to, evaluation_of
-from tests.system.commands import arguments, environment, resuming, run_command, run_line, torchrun
+from tests.helpers.commands import arguments, environment, resuming, run_command, run_line, torchrun
 from tests.system.test_resume import assert_same, logged, wait_for_step
 
 pytestmark = pytest.mark.system
@@ -57,7 +57,7 @@ def workers(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if "cmt_aqr.training.worker" in process.cmdline() and process.cwd() == str(folder):
+            if "cmt_aqr.runs.worker" in process.cmdline() and process.cwd() == str(folder):
                 found.append(process)
         except psutil.Error:
             continue

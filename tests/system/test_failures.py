@@ -11,11 +11,11 @@ import torch
 
 from cmt_aqr.data.dataset import FrameSampler
 from cmt_aqr.files import read_record
-from cmt_aqr.sweeps.runs import key_values, runs_of
-from cmt_aqr.training.checkpoints import read_checkpoint
-from tests.small_data import datamodule
-from tests.system.commands import arguments, environment, run_command
-from tests.system.poison import poisoned
+from cmt_aqr.runs.checkpoints import read_checkpoint
+from cmt_aqr.runs.sweep_runs import key_values, runs_of
+from tests.helpers.commands import arguments, environment, run_command
+from tests.helpers.poison import poisoned
+from tests.helpers.small_data import datamodule
 
 pytestmark = pytest.mark.system
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.system.commands import run_command
+from tests.helpers.commands import run_command
 
 pytestmark = pytest.mark.system
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.commands import SMALL, run_command
+from tests.helpers.commands import SMALL, run_command
 from tests.system.test_refusals import sentence
 
 pytestmark = pytest.mark.system

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cmt_aqr.aqr.findings import FINDINGS
-from tests.system.commands import run_command
+from benchmarks.old_aqr.findings import FINDINGS
+from tests.helpers.commands import run_command
 from tests.system.test_refusals import sentence
 
 pytestmark = pytest.mark.system

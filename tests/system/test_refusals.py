@@ -10,7 +10,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from tests.system.commands import ROOT, SMALL, arguments, environment, run_command
+from tests.helpers.commands import SMALL, arguments, environment, run_command, script_path
 
 pytestmark = pytest.mark.system
 
@@ -20,7 +20,7 @@ QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
 
 def sentence(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str, *overrides: str) -> str:
     """What a script says on stderr as it exits, run in this process: starting one takes seconds."""
-    path = ROOT / "scripts" / f"{script}.py"
+    path = script_path(script)
     spec = importlib.util.spec_from_file_location(f"script_{script}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

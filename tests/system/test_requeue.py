@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from cmt_aqr.files import read_record
-from cmt_aqr.training.checkpoints import read_checkpoint
-from tests.system.commands import ROOT, arguments, environment, run_command, run_line
-from tests.system.requeued_job import REQUEUED
+from cmt_aqr.runs.checkpoints import read_checkpoint
+from tests.helpers.commands import ROOT, arguments, environment, run_command, run_line
+from tests.helpers.requeued_job import REQUEUED
 from tests.system.test_resume import LONG, assert_same, logged, wait_for_step
 
 pytestmark = pytest.mark.system
@@ -92,7 +92,7 @@ def test_what_slurm_refuses_is_one_sentence(run_folder: Path) -> None:
 @needs_slurm
 def test_on_slurm_runs_longer_than_the_limit_complete_and_the_command_waits(run_folder: Path) -> None:
     long = [*LONG, "trainer.max_epochs=40", "trainer.check_val_every_n_epoch=40"]
-    slow = "+callbacks.slow={_target_: tests.system.slow.Slow, seconds: 0.4}"
+    slow = "+callbacks.slow={_target_: tests.helpers.slow.Slow, seconds: 0.4}"
     line = arguments("train", "-m", *long, slow, "data.num_workers=0,1", *SLURM, "sweep_dir=slurm")
     done = subprocess.run(
         line, cwd=run_folder, env=environment(), capture_output=True, text=True, check=False, timeout=850

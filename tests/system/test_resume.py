@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from cmt_aqr.files import read_record
-from cmt_aqr.training.checkpoints import read_checkpoint
-from tests.system.commands import ROOT, arguments, environment, run_command
+from cmt_aqr.runs.checkpoints import read_checkpoint
+from tests.helpers.commands import ROOT, arguments, environment, run_command
 
 pytestmark = pytest.mark.system
 

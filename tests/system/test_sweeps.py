@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cmt_aqr.sweeps.runs import SweepRun, runs_of
-from cmt_aqr.training.checkpoints import read_checkpoint
-from tests.system.commands import arguments, environment, run_command
+from cmt_aqr.runs.checkpoints import read_checkpoint
+from cmt_aqr.runs.sweep_runs import SweepRun, runs_of
+from tests.helpers.commands import arguments, environment, run_command
 
 pytestmark = pytest.mark.system
 

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from cmt_aqr.constants import CLASSES
-from cmt_aqr.training.checkpoints import read_checkpoint
+from cmt_aqr.runs.checkpoints import read_checkpoint
 from cmt_aqr.weights import convert, naming_of, save_pickled
-from tests.system.commands import arguments, environment, run_command
+from tests.helpers.commands import arguments, environment, run_command
 
 pytestmark = pytest.mark.system
 

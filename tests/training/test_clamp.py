@@ -3,7 +3,7 @@ import math
 import pytest
 
 from cmt_aqr.training.clamp import ClampSchedule
-from tests.composed import composed
+from tests.helpers.composed import composed
 
 PROGRESSIVE = {0: 2.5, 6: 2.0, 16: 1.5}
 

@@ -2,7 +2,7 @@ import torch
 
 from cmt_aqr.geometry import to_metres
 from cmt_aqr.training.denoising import Denoising, attention_mask
-from tests.builders import RANGE, batch_of, box
+from tests.helpers.builders import RANGE, batch_of, box
 
 
 def test_places_and_padding() -> None:

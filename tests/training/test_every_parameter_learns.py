@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cmt_aqr.training.module import DetectorModule
-from tests.small_detector import small_batch, small_module
+from tests.helpers.small_detector import small_batch, small_module
 
 OPTIONS = [
     (),

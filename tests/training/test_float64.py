@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmt_aqr.model import batch_norm
+from cmt_aqr.ops import batch_norm
 from cmt_aqr.structures import Batch, DenoisingQueries
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.losses import Criterion
-from tests.composed import network
+from tests.helpers.composed import network
 from tests.model.test_composed import batch
 
 OVERRIDES = (

@@ -9,7 +9,7 @@ from cmt_aqr.geometry import encode_boxes
 from cmt_aqr.structures import Predictions, QueryOutputs
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.losses import Criterion, sigmoid_focal
-from tests.builders import RANGE, batch_of, box, outputs_of
+from tests.helpers.builders import RANGE, batch_of, box, outputs_of
 
 
 def test_focal_equals_torchvisions() -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from cmt_aqr.structures import AQROutput, Batch, DenoisingQueries
 from cmt_aqr.training.module import DetectorModule
-from tests.small_detector import small_batch, small_module
+from tests.helpers.small_detector import small_batch, small_module
 
 
 def aqr_in_a_step(module: DetectorModule, batch: Batch) -> AQROutput:

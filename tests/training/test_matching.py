@@ -7,7 +7,7 @@ import torch
 from cmt_aqr.geometry import encode_boxes
 from cmt_aqr.training.losses import CODE_WEIGHTS
 from cmt_aqr.training.matching import HungarianMatcher, focal_cost
-from tests.builders import batch_of, box, outputs_of
+from tests.helpers.builders import batch_of, box, outputs_of
 
 WEIGHTS = torch.tensor(CODE_WEIGHTS)
 

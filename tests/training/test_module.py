@@ -9,11 +9,11 @@ import pytest
 import pytorch_lightning as pl
 from torch import nn
 
-from cmt_aqr.configuration import build, multipliers, optimizer_settings
+from cmt_aqr.runs.configuration import build, multipliers, optimizer_settings
 from cmt_aqr.training.clamp import ClampSchedule, GivenClamp, renderer_of
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.optimization import MODULES, module_of
-from tests.system.commands import SMALL
+from tests.helpers.commands import SMALL
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

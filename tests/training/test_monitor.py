@@ -20,7 +20,7 @@ from cmt_aqr.aqr.statistics import output_statistics
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.monitor import AQRMonitor, Summary
-from tests.small_detector import small_batch, small_module
+from tests.helpers.small_detector import small_batch, small_module
 
 KEYS = {"mean", "std", "min", "max", "max_over_mean", "clamped", "drawn", "relative_change"}
 

@@ -9,7 +9,7 @@ from cmt_aqr.model.image import ImageBranch
 from cmt_aqr.model.lidar import LidarBranch
 from cmt_aqr.weights import WeightsError, convert, naming_of, to_official, to_ours
 from cmt_aqr.weights.convert import RULES, our_name
-from tests.shared_data import needs_reference, official_state_dict, parameter_shapes
+from tests.helpers.shared_data import needs_reference, official_state_dict, parameter_shapes
 
 VARIANTS = (
     "cmt_voxel0100_r50_800x320",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cmt_aqr.aqr.checks import is_number, require, require_count, require_odd
 from cmt_aqr.aqr.placement import Placement
-from cmt_aqr.aqr.windows import window_cells, window_scores, window_sum
+from cmt_aqr.ops.windows import window_cells, window_scores, window_sum
 
 
 @dataclass(frozen=True)

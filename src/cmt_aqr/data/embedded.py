@@ -9,7 +9,7 @@ from typing import Any
 
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.synthetic import make_dataset
+from cmt_aqr.scenes import make_dataset
 from cmt_aqr.errors import SettingError
 from cmt_aqr.files import check_folder, writing
 
@@ -21,7 +21,7 @@ class EmbeddedDataModule(NuScenesDataModule):
     """Synthetic data in the nuScenes format, made where ``root`` is absent and is the default or ``make`` says so.
 
     Args:
-        make: settings of :func:`cmt_aqr.data.synthetic.make_dataset`, its folder left out; ``None``: its default.
+        make: settings of :func:`cmt_aqr.scenes.make_dataset`, its folder left out; ``None``: its default.
         **settings: those of :class:`NuScenesDataModule`.
 
     Raises:

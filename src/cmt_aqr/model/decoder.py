@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmt_aqr.errors import SettingError
-from cmt_aqr.model.pointwise import PointwiseLinear, linear
+from cmt_aqr.ops.pointwise import PointwiseLinear, linear
 
 
 class Attention(nn.Module):

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry import BEVGrid, inverse_sigmoid, pixel_of_cell, project_to_images
-from cmt_aqr.model.batch_norm import BatchNorm2d
-from cmt_aqr.model.pointwise import PointwiseLinear
 from cmt_aqr.model.positions import depth_bins, ray_points, sine_embedding
+from cmt_aqr.ops.batch_norm import BatchNorm2d
+from cmt_aqr.ops.pointwise import PointwiseLinear
 from cmt_aqr.structures import QueryOutputs
 
 OUTPUTS = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2, "cls_logits": None}

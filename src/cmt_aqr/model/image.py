@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cmt_aqr.errors import SettingError
 from cmt_aqr.model import vovnet
-from cmt_aqr.model.folding import fold_batch_norms
-from cmt_aqr.model.pointwise import replace_pointwise_convolutions
+from cmt_aqr.ops.folding import fold_batch_norms
+from cmt_aqr.ops.pointwise import replace_pointwise_convolutions
 
 
 class ImageNeck(nn.Module):

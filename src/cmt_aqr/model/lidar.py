@@ -12,10 +12,10 @@ from torch.nn import functional
 from cmt_aqr.constants import POINT_FEATURES
 from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry.grid import BEVGrid
-from cmt_aqr.model.batch_norm import BatchNorm2d
-from cmt_aqr.model.folding import folded
-from cmt_aqr.model.pointwise import replace_pointwise_convolutions
-from cmt_aqr.model.sparse import (
+from cmt_aqr.ops.batch_norm import BatchNorm2d
+from cmt_aqr.ops.folding import folded
+from cmt_aqr.ops.pointwise import replace_pointwise_convolutions
+from cmt_aqr.ops.sparse import (
     Sites,
     SparseBatchNorm,
     SparseTensor,
@@ -24,7 +24,7 @@ from cmt_aqr.model.sparse import (
     Triple,
     strided_shape,
 )
-from cmt_aqr.model.voxels import Voxels, hard_voxelize
+from cmt_aqr.ops.voxels import Voxels, hard_voxelize
 
 STAGE_KERNEL: Triple = (3, 3, 3)
 STAGE_STRIDE: Triple = (2, 2, 2)
@@ -339,7 +339,7 @@ class LidarBranch(nn.Module):
             )
 
     def voxelize(self, points: Tensor, point_counts: tuple[int, ...]) -> Voxels:
-        """Voxels of points (point, feature), see :func:`cmt_aqr.model.voxels.hard_voxelize`."""
+        """Voxels of points (point, feature), see :func:`cmt_aqr.ops.voxels.hard_voxelize`."""
         limit = self.max_voxels[0 if self.training else 1]
         return hard_voxelize(points, point_counts, self.grid, self.max_points, limit)
 

@@ -19,8 +19,8 @@ from cmt_aqr.aqr import AQR
 from cmt_aqr.aqr.checks import require_above_zero, require_count
 from cmt_aqr.aqr.statistics import output_statistics, used_weights
 from cmt_aqr.files import write_json
+from cmt_aqr.runs.console import console
 from cmt_aqr.structures import AQROutput
-from cmt_aqr.visual.console import console
 
 log = logging.getLogger(__name__)
 

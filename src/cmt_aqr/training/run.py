@@ -15,29 +15,29 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.aqr import AQR
-from cmt_aqr.configuration import build, build_data, clamp_given, multipliers, optimizer_settings
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.table import metrics_table, write_metrics, write_metrics_csv
 from cmt_aqr.files import remove_partial
-from cmt_aqr.memory import keep_freed_memory
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.image import ImageBranch
-from cmt_aqr.saved import below, override_keys
-from cmt_aqr.threads import threads_for
-from cmt_aqr.training.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
+from cmt_aqr.runs.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
+from cmt_aqr.runs.configuration import build, build_data, clamp_given, multipliers, optimizer_settings
+from cmt_aqr.runs.console import console
+from cmt_aqr.runs.curves import CurveLogger
+from cmt_aqr.runs.loggers import build_loggers
+from cmt_aqr.runs.memory import keep_freed_memory
+from cmt_aqr.runs.precision import build_trainer
+from cmt_aqr.runs.records import RunRecord, is_rank_zero, recorded
+from cmt_aqr.runs.resuming import check_callbacks
+from cmt_aqr.runs.saved import below, override_keys
+from cmt_aqr.runs.stopping import Stopped, StopSignals
+from cmt_aqr.runs.threads import threads_for
 from cmt_aqr.training.clamp import GivenClamp, renderer_of
-from cmt_aqr.training.curves import CurveLogger
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.finite import NotFiniteError
-from cmt_aqr.training.loggers import build_loggers
 from cmt_aqr.training.module import DetectorModule
-from cmt_aqr.training.precision import build_trainer
-from cmt_aqr.training.records import RunRecord, is_rank_zero, recorded
-from cmt_aqr.training.resuming import check_callbacks
-from cmt_aqr.training.stopping import Stopped, StopSignals
-from cmt_aqr.visual.console import console
 from cmt_aqr.weights import load_weights
 from cmt_aqr.weights.files import require_finite
 

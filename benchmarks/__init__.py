@@ -1,0 +1,1 @@
+"""Claims about speed, and about old code: each file prints what it measured."""

@@ -1,0 +1,1 @@
+"""What was wrong with the maps of the published AQR, measured."""

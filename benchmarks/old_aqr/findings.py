@@ -1,0 +1,407 @@
+"""Why the maps of the old AQR exploded: five findings, each as the old behaviour beside ours, in numbers.
+
+What the old code did is written here as formulas, anew: where it drew, what it drew, and what its gradient
+was. A frame's calibration and boxes are enough for it; no trained weights are needed. Every query's weight is
+:data:`WEIGHT`, as at the start of training. ``benchmarks/old_aqr/README.md`` tells the story.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy.stats import mannwhitneyu
+from torch import Tensor
+
+from cmt_aqr.aqr.aqr import AQR
+from cmt_aqr.aqr.generator import WeightGenerator
+from cmt_aqr.aqr.modulator import Modulator
+from cmt_aqr.aqr.placement import Placement, place_on_bev, place_on_images
+from cmt_aqr.aqr.renderer import RENDER_METHODS, Renderer
+from cmt_aqr.errors import UserError
+from cmt_aqr.geometry import BEVGrid, to_metres, to_unit
+from cmt_aqr.structures import Frame
+
+WEIGHT = 0.82
+"""sigmoid(1.5), every query's weight when training starts."""
+
+MATCHING, DENOISING, PADDING = 900, 290, 540
+"""Queries of a training step: learned, at noised boxes, and padding up to the fullest frame of a batch."""
+
+IMAGE_STRIDE = 16
+"""Pixels between cells of the camera maps."""
+
+OLD_RESIDUAL, RESIDUAL = 0.7, 0.65
+"""Residual weight r of the run that reported the maximum of 70.83, and of the recommended preset."""
+
+_DRAWS = 5
+"""Draws of random queries that a number is the mean of."""
+
+_LEAK_DRAWS = 50
+"""The same for the leak: what the few cells with a box happen to hold varies more."""
+
+
+@dataclass(frozen=True)
+class MapScene:
+    """Where a frame's queries can stand.
+
+    Attributes:
+        lidar2img: (1, view, 4, 4), LiDAR frame to the network's pixels.
+        boxes: (box, 9) with LiDAR points in them, LiDAR frame.
+        image_size: height and width of the network's images in pixels.
+        grid: of the BEV map.
+    """
+
+    lidar2img: Tensor
+    boxes: Tensor
+    image_size: tuple[int, int]
+    grid: BEVGrid
+
+    @classmethod
+    def of_frame(cls, frame: Frame, grid: BEVGrid) -> MapScene:
+        """From a frame as the network gets it.
+
+        Raises:
+            UserError: the frame has no images, or no box with LiDAR points.
+        """
+        boxes = frame.boxes[frame.box_points > 0]
+        if frame.images is None or not len(boxes):
+            raise UserError(f"frame {frame.token} has no images or no boxes with points: choose another frame=")
+        size = (frame.images.shape[-2], frame.images.shape[-1])
+        return cls(frame.lidar2img[None], boxes, size, grid)
+
+    @property
+    def image_map(self) -> tuple[int, int]:
+        """Rows and columns of a camera map."""
+        return self.image_size[0] // IMAGE_STRIDE, self.image_size[1] // IMAGE_STRIDE
+
+    def queries(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Random matching, denoising and padding queries (query, 3), metres, LiDAR frame.
+
+        Matching queries are uniform over the range, denoising queries uniform in the boxes (along the axes,
+        whatever the heading), and padding is 0 in the unit cube: the corner of the range.
+        """
+        random = torch.Generator().manual_seed(seed)
+        matching = to_metres(torch.rand(MATCHING, 3, generator=random), self.grid.point_range)
+        boxes = self.boxes[torch.randint(0, len(self.boxes), (DENOISING,), generator=random)]
+        noise = torch.rand(DENOISING, 3, generator=random) - 0.5
+        padding = to_metres(torch.zeros(PADDING, 3), self.grid.point_range)
+        return matching, boxes[:, :3] + noise * boxes[:, 3:6], padding
+
+    def on_images(self, *parts: Tensor) -> Placement:
+        """Queries on the camera maps, in every view that sees them."""
+        return place_on_images(torch.cat(parts)[None], self.lidar2img, self.image_size, self.image_map)
+
+    def on_bev(self, *parts: Tensor) -> Placement:
+        """Queries on the BEV map."""
+        return place_on_bev(torch.cat(parts)[None], self.grid)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of the old AQR and of ours.
+
+    Attributes:
+        quantity: what it is.
+        old: as the old code had it.
+        ours: the same here.
+        form: how both are printed, a format specification.
+    """
+
+    quantity: str
+    old: float
+    ours: float
+    form: str = ".2f"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was wrong, and the function that measures it.
+
+    Attributes:
+        title: one line.
+        measure: its numbers on a frame.
+        note: what a reader of the numbers must know besides.
+    """
+
+    title: str
+    measure: Callable[[MapScene], list[Row]] = field(repr=False)
+    note: str = ""
+
+
+def in_first_view(placement: Placement) -> Placement:
+    """The old placement in the cameras: each query only in the first of the views that see it."""
+    first = placement.inside & (placement.inside.cumsum(dim=1) == 1)
+    return Placement(placement.position, first, placement.map_size)
+
+
+def unseen_at_first_cell(placement: Placement) -> Placement:
+    """The old fate of a query that no camera sees: cell (0, 0) of view 0."""
+    unseen = ~placement.inside.any(dim=1)
+    inside, position = placement.inside.clone(), placement.position.clone()
+    inside[:, 0] |= unseen
+    position[:, 0][unseen] = 0.0
+    return Placement(position, inside, placement.map_size)
+
+
+def on_scaled_range(points: Tensor, grid: BEVGrid) -> Placement:
+    """The old placement on the BEV map: (x - x_min) / (x_max - x_min) * columns, for points (batch, query, 3).
+
+    The features' cells are (x - x_min) / (voxel size * stride). Both agree only where the cells span the range.
+    """
+    rows, columns = grid.bev_shape
+    cell = to_unit(points, grid.point_range)[..., :2] * points.new_tensor((columns, rows))
+    inside = ((cell >= 0) & (cell < cell.new_tensor((columns, rows)))).all(dim=-1)
+    return Placement((cell - 0.5).clamp(min=0), inside, grid.bev_shape)
+
+
+class DetachedRenderer(Renderer):
+    """The old renderer's effect on gradients: it read each weight as a Python number before drawing it."""
+
+    def draw(self, weights: Tensor, placement: Placement, draws: Tensor | None = None) -> Tensor:
+        """The same maps, of numbers: nothing leads back to the weights."""
+        return super().draw(torch.tensor(weights.tolist(), dtype=weights.dtype), placement, draws)
+
+
+def camera_figures(placement: Placement, residual: float, **settings: object) -> tuple[float, float, float, float]:
+    """max, mean and standard deviation of the camera maps, and relative change mean(|F' - F| / |F|).
+
+    Args:
+        placement: of the queries that draw, leading shape (1, view).
+        residual: r of the modulator.
+        **settings: of the :class:`Renderer`.
+    """
+    weights = torch.full((1, 1, placement.inside.shape[-1]), WEIGHT)
+    _, drawn = Renderer(**settings)(weights, placement)  # type: ignore[arg-type]
+    gain = Modulator(residual_weight=residual).gain(drawn, "image")
+    return drawn.max().item(), drawn.mean().item(), drawn.std().item(), (gain - 1).abs().mean().item()
+
+
+def _mean_over_draws(measure: Callable[[int], Sequence[float]], draws: int = _DRAWS) -> list[float]:
+    """The mean of a measurement over several draws of queries, by seed."""
+    return np.mean([measure(seed) for seed in range(draws)], axis=0).tolist()
+
+
+def pile_up(scene: MapScene) -> list[Row]:
+    """The maximum of 70.83: padding queries in one pixel, and queries that no camera sees in another."""
+
+    def old(seed: int) -> tuple[float, ...]:
+        matching, denoising, padding = scene.queries(seed)
+        everything = in_first_view(scene.on_images(matching, denoising, padding))
+        parts = [
+            in_first_view(scene.on_images(matching, denoising)),
+            in_first_view(scene.on_images(padding)),
+            unseen_at_first_cell(in_first_view(scene.on_images(matching))),
+        ]
+        highest = [camera_figures(part, OLD_RESIDUAL, max_weight_clamp=None)[0] for part in parts]
+        return (*camera_figures(everything, OLD_RESIDUAL, max_weight_clamp=None)[:3], *highest)
+
+    def ours(seed: int) -> tuple[float, ...]:
+        matching, _, padding = scene.queries(seed)
+        figures = camera_figures(scene.on_images(matching), RESIDUAL, max_weight_clamp=None)[:3]
+        never = torch.zeros(1, 1, PADDING, dtype=torch.bool)
+        nothing = Renderer().draw(torch.full((1, 1, PADDING), WEIGHT), scene.on_images(padding), never)
+        return (*figures, figures[0], nothing.max().item(), figures[0])
+
+    quantities = (
+        "maximum of the camera maps",
+        "mean",
+        "standard deviation",
+        "maximum without the padding queries",
+        f"maximum of the {PADDING} padding queries alone",
+        "maximum, unseen matching queries at cell (0, 0)",
+    )
+    return _rows(quantities, _mean_over_draws(old), _mean_over_draws(ours))
+
+
+def gradient(scene: MapScene) -> list[Row]:
+    """Whether the loss reaches the weight generator, for each render method, on random features."""
+    rows: list[Row] = []
+    for method in RENDER_METHODS:
+        old_count, _, old_norm = _generator_gradient(scene, DetachedRenderer(method))
+        count, total, norm = _generator_gradient(scene, Renderer(method))
+        if not rows:
+            rows.append(Row(f"generator's {total} parameter tensors that get a gradient", old_count, count, ".0f"))
+        rows.append(Row(f"norm of the generator's gradient, {method}", old_norm, norm, ".1e"))
+    return rows
+
+
+def _generator_gradient(scene: MapScene, renderer: Renderer) -> tuple[int, int, float]:
+    """Of the generator: parameters with a gradient above 0, all parameters, norm of the whole gradient."""
+    channels = 32
+    (rows, columns), (height, width) = scene.grid.bev_shape, scene.image_map
+    views = scene.lidar2img.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        aqr = AQR(WeightGenerator(channels, feedforward_dims=channels), renderer, Modulator()).eval()
+        bev, images = torch.randn(1, channels, rows, columns), torch.randn(1, views, channels, height, width)
+        output = aqr(
+            query_embedding=torch.randn(1, MATCHING, channels),
+            reference_points=scene.queries(0)[0][None],
+            # The backbones get their gradient either way, so the old code's loss went down all the same.
+            bev_features=bev.requires_grad_(),
+            image_features=images.requires_grad_(),
+            bev_position=torch.randn(rows * columns, channels),
+            image_position=torch.randn(1, views, height * width, channels),
+            grid=scene.grid,
+            lidar2img=scene.lidar2img,
+            image_size=scene.image_size,
+        )
+    (output.bev_features.square().mean() + output.image_features.square().mean()).backward()
+    found = [p.grad for p in aqr.generator.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    norm = torch.stack([part.norm() for part in found]).norm().item() if found else 0.0
+    return len(found), len(list(aqr.generator.parameters())), norm
+
+
+def leak(scene: MapScene) -> list[Row]:
+    """How far the BEV map of a training step tells where the boxes are; padding is left out here."""
+    place = scene.on_bev(scene.boxes[:, :3])
+    cells = place.cell[place.inside]
+    box = torch.zeros(scene.grid.bev_shape, dtype=torch.bool)
+    box[cells[:, 1], cells[:, 0]] = True
+
+    def both(seed: int) -> list[float]:
+        matching, denoising, _ = scene.queries(seed)
+        everything = scene.on_bev(matching, denoising)
+        weights = torch.full(everything.inside.shape, WEIGHT)
+        learned = (torch.arange(weights.shape[1]) < MATCHING)[None]
+        renderer = Renderer()
+        old_training = renderer.draw(weights, everything)[0]
+        our_training = renderer.draw(weights, everything, learned)[0]
+        test = renderer.draw(weights[:, :MATCHING], scene.on_bev(matching))[0]
+        return [
+            value
+            for training in (old_training, our_training)
+            for value in (
+                training[box].mean().item(),
+                test[box].mean().item(),
+                _chance_that_box_is_higher(training, box),
+                _chance_that_box_is_higher(test, box),
+                (training - test).abs().max().item(),
+            )
+        ]
+
+    numbers = _mean_over_draws(both, _LEAK_DRAWS)
+    quantities = (
+        "mean BEV map value in the boxes' cells, training",
+        "the same at test time",
+        "chance that a box's cell is higher than another, training",
+        "the same at test time",
+        "largest difference between training and test",
+    )
+    return _rows(quantities, numbers[:5], numbers[5:])
+
+
+def _chance_that_box_is_higher(drawn: Tensor, box: Tensor) -> float:
+    """Chance that a random cell with a box has a higher value than one without, ties half: 0.5 tells nothing.
+
+    This is the area under the ROC curve, from the statistic of Mann and Whitney (1947).
+    """
+    inside, outside = drawn[box].numpy(), drawn[~box].numpy()
+    return float(mannwhitneyu(inside, outside, method="asymptotic").statistic) / (len(inside) * len(outside))
+
+
+def offset(scene: MapScene) -> list[Row]:
+    """How far from its feature a query is drawn on the BEV map: along the map, and on the frame's boxes."""
+    grid = scene.grid
+    columns = grid.bev_shape[1]
+    column = torch.arange(columns, dtype=torch.float64) + 0.5
+    line = torch.zeros(1, columns, 3, dtype=torch.float64)
+    line[0, :, :2] = grid.metres_of(torch.stack((column, torch.full_like(column, 0.5)), dim=-1))
+    boxes = scene.boxes[None, :, :3].double()
+    boxes = boxes[:, scene.on_bev(boxes[0]).inside[0]]
+
+    def numbers(place: Callable[[Tensor, BEVGrid], Placement]) -> tuple[float, ...]:
+        along = (place(line, grid).position + 0.5 - grid.cell_of(line[..., :2]))[..., 0].abs().max().item()
+        cells = place(boxes, grid).cell - grid.cell_of(boxes[..., :2]).floor().long()
+        metres = (cells * boxes.new_tensor(grid.cell_size)).norm(dim=-1)
+        elsewhere = (cells != 0).any(dim=-1).double()
+        return along, along * grid.cell_size[0], metres.mean().item(), metres.max().item(), elsewhere.mean().item()
+
+    quantities = (
+        "farthest that a query is drawn from its feature along x (cells)",
+        "the same (m)",
+        "from a box's feature cell to the cell of its map, mean (m)",
+        "the same, largest (m)",
+        "boxes whose map peaks in another cell than their feature",
+    )
+    forms = (".1f", ".1f", ".1f", ".1f", ".0%")
+    return _rows(quantities, numbers(on_scaled_range), numbers(place_on_bev), forms)
+
+
+def background(scene: MapScene) -> list[Row]:
+    """What becomes of features that no query reaches, and how much of the relative change that is."""
+
+    def measure(placement: Placement, residual: float, **settings: object) -> tuple[float, ...]:
+        weights = torch.full((1, 1, placement.inside.shape[-1]), WEIGHT)
+        unreached = Renderer(max_weight_clamp=None).draw(weights, placement) == 0
+        _, drawn = Renderer(**settings)(weights, placement)  # type: ignore[arg-type]
+        gain = Modulator(residual_weight=residual).gain(drawn, "image")
+        change = (gain - 1).abs()
+        return (
+            unreached.double().mean().item(),
+            gain[unreached].mean().item(),
+            change.mean().item(),
+            (change * (gain < 1)).mean().item(),
+        )
+
+    def old(seed: int) -> tuple[float, ...]:
+        placement = in_first_view(scene.on_images(*scene.queries(seed)))
+        free = measure(placement, OLD_RESIDUAL, max_weight_clamp=None)
+        return (*free, measure(placement, OLD_RESIDUAL, max_weight_clamp=1.5)[2])
+
+    def ours(seed: int) -> tuple[float, ...]:
+        placement = scene.on_images(scene.queries(seed)[0])
+        free = measure(placement, RESIDUAL, render_method="kernel_mean", max_weight_clamp=None)
+        return (*free, measure(placement, RESIDUAL, render_method="kernel_mean", max_weight_clamp=1.5)[2])
+
+    quantities = (
+        "camera cells that no query reaches",
+        "what their features are multiplied with",
+        "relative change of the camera features",
+        "of that, by cells that shrink",
+        "relative change with a clamp at 1.5",
+    )
+    forms = (".1%", ".2f", ".1%", ".1%", ".1%")
+    return _rows(quantities, _mean_over_draws(old), _mean_over_draws(ours), forms)
+
+
+def _rows(
+    quantities: Sequence[str], old: Sequence[float], ours: Sequence[float], forms: Sequence[str] | None = None
+) -> list[Row]:
+    chosen = forms or [".2f"] * len(quantities)
+    return [Row(*parts) for parts in zip(quantities, old, ours, chosen, strict=True)]
+
+
+FINDINGS = {
+    "pile_up": Finding(
+        "The pile-up: padding in one pixel",
+        pile_up,
+        f"{MATCHING} matching, {DENOISING} denoising, {PADDING} padding queries, every weight {WEIGHT}, "
+        f"sigma 1, no clamp; mean of {_DRAWS} draws.",
+    ),
+    "gradient": Finding(
+        "No gradient: weights read out as numbers",
+        gradient,
+        "Random features and loss; the frame gives places. What counts is 0 or not 0.",
+    ),
+    "leak": Finding(
+        "The leak: denoising queries show where the boxes are",
+        leak,
+        f"Mean of {_LEAK_DRAWS} draws. 0.5 is what a map without any knowledge of the boxes has.",
+    ),
+    "offset": Finding(
+        "The wrong cell: the declared range scaled to the map's width",
+        offset,
+        "Along y it is the same, so that the corner of the map is off by 1.4 times as much.",
+    ),
+    "background": Finding(
+        "Shrinking: features away from queries lose a share",
+        background,
+        f"Old: all queries, r {OLD_RESIDUAL}. Ours: matching queries, r {RESIDUAL}, render_method=kernel_mean; "
+        "the presets keep the old formula, for comparison.",
+    ),
+}
+"""The findings by the name that ``benchmarks/old_aqr/explain_maps.py`` takes."""

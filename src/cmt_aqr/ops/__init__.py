@@ -1,0 +1,1 @@
+"""How it is fast: nothing of it is in the paper."""

@@ -1,0 +1,1 @@
+"""How a run lives: command line, configuration, processes, checkpoints, records, sweeps. No tensor in it."""

@@ -1,0 +1,403 @@
+"""What all commands share: composing the configuration, and saying what is wrong with it in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import functools
+import inspect
+import itertools
+import logging
+import os
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.files import check_folder
+from cmt_aqr.runs import sweep, sweep_job
+from cmt_aqr.runs.cluster import outside_environment, share_folder, shared_folder
+from cmt_aqr.runs.command_line import home_written_out, in_order, read_arguments, to_type
+from cmt_aqr.runs.threads import sleep_while_waiting
+
+
+def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Make a function of a composed configuration into a command line.
+
+    A mistake in the overrides, and every :class:`UserError`, ends the command with one sentence on stderr and
+    exit status 1; ``HYDRA_FULL_ERROR=1`` shows the traceback as well.
+
+    Args:
+        config_dir: folder of the Hydra configuration.
+        config_name: name of the primary configuration in it.
+    """
+
+    def wrap(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        def quietly(config: DictConfig) -> Any:
+            hide_noise()
+            # Paths mean the folder that the command was given in, also with hydra.job.chdir=true.
+            os.chdir(HydraConfig.get().runtime.cwd)
+            check_paths(config)
+            return function(config)
+
+        @functools.wraps(function)
+        def job(config: DictConfig) -> Any:
+            outside = outside_environment()
+            if outside is not None and outside.rank == 0:
+                share_folder(outside, Path(HydraConfig.get().runtime.output_dir))
+            if sweep_job.in_sweep():
+                return sweep_job.run(quietly, config)
+            try:
+                return quietly(config)
+            except UserError as error:
+                if _full_errors() or HydraConfig.get().mode == RunMode.MULTIRUN:
+                    raise
+                sys.exit(f"error: {error}")
+
+        def main() -> None:
+            sleep_while_waiting()
+            try:
+                join_first_process(sys.argv)
+                sys.argv[1:] = in_order(sys.argv[1:])
+                check_overrides(config_dir, config_name, sys.argv[1:], Path(inspect.getfile(function)))
+            except UserError as error:
+                if _full_errors():
+                    raise
+                sys.exit(f"error: {error}")
+            try:
+                hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(job)()
+            finally:  # also where the sweep was stopped
+                trouble = sweep.finish()
+                if trouble:
+                    print(f"error: {trouble}", file=sys.stderr)
+            if trouble:
+                sys.exit(1)
+
+        return main
+
+    return wrap
+
+
+_NOISE = ("litlogger", "Loading `train_dataloader` to estimate", "TPU available")
+"""Parts of messages of Lightning that tell a user of ours nothing."""
+
+
+def hide_noise() -> None:
+    """Drop messages of libraries about themselves; their warnings about a run stay."""
+    # Lightning, which may be loaded later or never, prints what it logs where nobody else does, and so does Hydra,
+    # whose format has the time and goes to the log file, too.
+    logging.getLogger("pytorch_lightning").handlers.clear()
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero"):
+        logger = logging.getLogger(name)
+        logger.addFilter(lambda record: not any(part in record.getMessage() for part in _NOISE))
+        if not logging.getLogger().hasHandlers():
+            logger.setLevel(logging.WARNING)
+    # Frozen modules, and batch norms with norm_eval, are in eval mode on purpose.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
+    # The metric is gathered already; every process logs the same number.
+    warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\(.*sync_dist=True")
+    # DDP's remark on 1 x 1 convolutions, whose two ways to lay out memory are the same.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # Lightning's own use of a class that PyTorch is about to replace.
+    warnings.filterwarnings("ignore", message=r"`?isinstance\(treespec, LeafSpec\)")
+
+
+_PATHS = ("ckpt_path", "weights", "sweep_dir", "out", "folder", "source", "target", "data.root", "data.cache_dir")
+"""Keys of all commands that are paths."""
+
+_MAY_BE_NULL = ("ckpt_path", "weights", "sweep_dir", "out")
+
+
+def check_paths(config: DictConfig) -> None:
+    """Make every path of a configuration a text, with the home folder written out.
+
+    Raises:
+        UserError: something else is given; the sentence says how to type a path that looks like it.
+    """
+    for key in _PATHS:
+        value = OmegaConf.select(config, key, default=_MAY_BE_NULL)  # absent, or ???
+        if value is _MAY_BE_NULL or (value is None and key in _MAY_BE_NULL):
+            continue
+        if isinstance(value, bool | float) or not isinstance(value, str | int) or value == "":
+            given = "null" if value is None else value
+            raise UserError(
+                f"{key}={given}: must be a path; quote one that looks like this, as in '{key}=\"1.0\"'"
+            )
+        OmegaConf.update(config, key, home_written_out(str(value)))
+
+
+def join_first_process(arguments: list[str]) -> None:
+    """Where torchrun or srun started this process as another than the first, let it use the first one's folder.
+
+    Args:
+        arguments: the command line, extended here.
+
+    Raises:
+        UserError: for a sweep, whose runs start processes of their own.
+    """
+    outside = outside_environment()
+    if outside is None:
+        return
+    sweep = [item for item in arguments if item in ("-m", "--multirun") or item.startswith("sweep=")]
+    if sweep:
+        raise UserError(
+            f"{sweep[0]} does not go with {outside.name}: start the sweep without, and each run starts its own "
+            "processes"
+        )
+    if outside.rank > 0:
+        quoted = str(shared_folder(outside)).replace("\\", r"\\").replace("'", r"\'")
+        arguments += [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+
+
+def _full_errors() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def check_overrides(
+    config_dir: Path, config_name: str, arguments: Sequence[str], script: Path | None = None
+) -> None:
+    """Compose once before Hydra does, to explain a mistake in one sentence.
+
+    Hydra's own messages take several lines and name no alternatives.
+
+    Args:
+        config_dir: folder of the Hydra configuration.
+        config_name: name of the primary configuration in it.
+        arguments: of the command line, flags and overrides.
+        script: what ``--config-path`` is relative to.
+
+    Raises:
+        UserError: for an unknown flag, key, group or option, an override that cannot be read, or a folder for
+            the results that cannot be made.
+    """
+    flags, overrides = read_arguments(arguments)
+    _check_flags(flags, overrides)
+    if flags.hydra_help or flags.shell_completion:
+        return
+    config_name = flags.config_name or config_name
+    try:
+        _initialize(flags, config_dir, script)
+        swept, combinations = _without_sweeps(overrides)
+        configs = [hydra.compose(config_name, singles, return_hydra_config=True) for singles in combinations]
+        if flags.resolve and flags.cfg:
+            _resolve(configs[0], flags.cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        advice = "; --cfg all --resolve has Hydra's part with what it refers to" if flags.cfg == "hydra" else ""
+        raise UserError(_explain(error, config_name, overrides) + advice) from error
+    except ValueError as error:
+        emptied = next((item for item in overrides if re.fullmatch(r"[\w/]+=(null)?", item)), None)
+        if emptied is None or "group override must be" not in str(error):
+            raise
+        group = emptied.partition("=")[0]
+        options = ", ".join(GlobalHydra.instance().config_loader().get_group_options(group))
+        raise UserError(f"{emptied}: must be one of {options}; a single key below it may be null") from error
+    finally:
+        GlobalHydra.instance().clear()
+    looking = flags.help or flags.cfg is not None or flags.info is not None
+    several = not looking and (flags.multirun or configs[0].hydra.mode == RunMode.MULTIRUN)
+    if swept and not several:
+        item = swept[0]
+        raise UserError(
+            f"{item}: several values are a sweep, which takes -m{' and no --cfg or --info' if looking else ''}; "
+            f"to give it as one text, type {to_type(item)}, and as a list {shlex.quote(_as_list(item))}"
+        )
+    if not looking:
+        _check_folder_of_results(configs[0], several)
+
+
+def _check_flags(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Refuse what Hydra answers with a traceback."""
+    asked = [
+        name
+        for name in ("run", "multirun", "cfg", "info", "shell_completion")
+        if getattr(flags, name) not in (None, False)
+    ]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(f'--{name}' for name in asked).replace('_', '-')}: give one of them")
+    if flags.resolve and not (flags.cfg or flags.help):
+        raise UserError("--resolve: goes with --cfg, as in --cfg job --resolve")
+    if flags.experimental_rerun:
+        raise UserError(
+            f"--experimental-rerun={flags.experimental_rerun}: reads a pickle, which can run code, and is not "
+            "offered; give the overrides of the run again, which are in its .hydra/overrides.yaml"
+        )
+    if flags.config_dir and not Path(flags.config_dir).is_dir():
+        raise UserError(f"--config-dir={flags.config_dir}: there is no such folder")
+    known = re.compile("(install|uninstall|query)=(bash|fish|zsh)")
+    asked_by_hand = overrides and overrides[0].startswith("query") and "COMP_LINE" not in os.environ
+    if flags.shell_completion and (len(overrides) != 1 or not known.fullmatch(overrides[0]) or asked_by_hand):
+        raise UserError("--shell-completion: takes one of install, uninstall and query, as in -sc install=bash")
+
+
+def _initialize(flags: argparse.Namespace, config_dir: Path, script: Path | None) -> None:
+    """Let Hydra look for configurations where it will look when it runs."""
+    GlobalHydra.instance().clear()
+    search = create_automatic_config_search_path(
+        None if script is None else str(script),
+        "" if script is None else None,
+        flags.config_path or str(config_dir),
+    )
+    if flags.config_dir:
+        anchor = SearchPathQuery(provider="schema")
+        search.prepend("command-line", f"file://{Path(flags.config_dir).absolute()}", anchor)
+    Hydra.create_main_hydra2(task_name="check", config_search_path=search)
+
+
+def _resolve(config: DictConfig, part: str | None) -> None:
+    """Resolve a configuration as ``--cfg PART --resolve`` does, for the errors that this may have."""
+    HydraConfig.instance().set_config(config)
+    try:
+        shown = copy.deepcopy(config)
+        OmegaConf.set_readonly(shown.hydra, False)
+        with open_dict(shown):
+            for key in [str(key) for key in shown]:
+                if (part == "job" and key == "hydra") or (part == "hydra" and key != "hydra"):
+                    del shown[key]
+        OmegaConf.resolve(shown)
+    finally:
+        HydraConfig.instance().cfg = None
+
+
+def _check_folder_of_results(config: DictConfig, several: bool) -> None:
+    key, folder = (
+        ("hydra.sweep.dir", config.hydra.sweep.dir) if several else ("hydra.run.dir", config.hydra.run.dir)
+    )
+    if several and config.get("sweep_dir"):
+        key = "sweep_dir"
+    if several or config.hydra.output_subdir is not None or not Path(folder).is_dir():
+        check_folder(key, Path(folder))
+
+
+def _without_sweeps(overrides: list[str]) -> tuple[list[str], Iterator[list[str]]]:
+    """The overrides that are sweeps, and all overrides with single values in place of sweeps.
+
+    First come the first values of each sweep, then each other one once, where it chooses a file.
+    """
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed = [_parse(parser, item) for item in overrides]
+    choices = [_single_values(override, item) for override, item in zip(parsed, overrides, strict=True)]
+    first = [values[0] for values in choices]
+
+    def combinations() -> Iterator[list[str]]:
+        yield first
+        for place, values in enumerate(choices):
+            for value in values[1:]:
+                yield [*first[:place], value, *first[place + 1 :]]
+
+    swept = [item for override, item in zip(parsed, overrides, strict=True) if override.is_sweep_override()]
+    return swept, combinations()
+
+
+def _parse(parser: OverridesParser, item: str) -> Override:
+    try:
+        return parser.parse_overrides([item])[0]  # parse_override gives it no config loader, for glob()
+    except HydraException as error:
+        if "=" not in item or not re.match(r"[+~]*[\w@/.$-]+=", item, re.ASCII):
+            raise UserError(f"{item}: cannot be read; give key=value, or group=option") from error
+        raise UserError(
+            f"{item}: cannot be read, because brackets, braces, quotes, commas and = mean something to Hydra; to "
+            f"give the value as text, type {to_type(item)}"
+        ) from error
+
+
+def _single_values(override: Override, item: str) -> list[str]:
+    if not override.is_sweep_override():
+        return [item]
+    key, value = override.get_key_element(), override.value()
+    if isinstance(value, IntervalSweep):
+        return [f"{key}={value.start}"]
+    values = (f"{key}={value}" for value in override.sweep_string_iterator())
+    if GlobalHydra.instance().config_loader().get_group_options(override.key_or_group):
+        found = list(values)
+    else:  # a thousand seeds are composed alike
+        found = list(itertools.islice(values, 1))
+    if not found:
+        raise UserError(f"{item}: stands for no value at all; name the values, as in {override.key_or_group}=a,b")
+    return found
+
+
+def _as_list(item: str) -> str:
+    key, _, value = item.partition("=")
+    return f"{key}=[{value}]"
+
+
+def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
+    """One sentence out of Hydra's several lines, with the nearest existing key where a key is unknown."""
+    text = " ".join(str(error).split())
+    option = re.search(
+        r"Could not find '([^']+)/([^'/]+)'.*Available options in '[^']+': (.*?)( Config search|$)", text
+    )
+    if option is not None and option.group(1) in ("hydra/launcher", "hydra/sweeper"):
+        return _missing_plugin(option.group(2), overrides)
+    if option is not None:
+        group, choice, options = option.group(1), option.group(2), option.group(3).split()
+        return f"{group}={choice}: there is no such option; choose from {', '.join(options)}"
+    listed = re.search(r"Could not load '(.+)/([^'/]+)'", text)  # one of several, as in model=[tiny,foo]
+    if listed is not None:
+        options = GlobalHydra.instance().config_loader().get_group_options(listed.group(1))
+        return f"{listed.group(1)}={listed.group(2)}: there is no such option; choose from {', '.join(options)}"
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown is None:
+        return text
+    key = unknown.group(1).lstrip("+~").split("@")[0]
+    given = next((item for item in overrides if key in item), key)
+    groups = [item for item in overrides if "/" not in item and "." not in item.split("=")[0] and key not in item]
+    known = list(flatten(_composed(config_name, groups)))
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"keys there are {', '.join(siblings[:20])}"
+    return f"{given}: there is no key {key} in the configuration; {hint} (+{given} adds a new key)"
+
+
+_PLUGINS = {
+    "joblib": "pip install -c constraints.txt -e '.[sweeps]'",
+    "optuna": "pip install -c constraints.txt -e '.[sweeps]'",
+    "submitit_slurm": "pip install -c constraints.txt -e '.[slurm]'",
+    "submitit_local": "pip install -c constraints.txt -e '.[slurm]'",
+    "ray": "pip install -c constraints.txt -e '.[ray]' && pip install --no-deps hydra-ray-launcher==1.2.2",
+}
+"""How to install Hydra's launchers and sweepers that are extras."""
+
+
+def _missing_plugin(name: str, overrides: list[str]) -> str:
+    given = next((item for item in overrides if item.startswith(("launcher=", "sweep="))), name)
+    if name not in _PLUGINS:
+        return f"{name}: Hydra has no launcher or sweeper of this name; docs/sweeps.md lists them"
+    return f"{given}: this needs an extra that is not installed: {_PLUGINS[name]}"
+
+
+def _composed(config_name: str, overrides: list[str]) -> DictConfig:
+    try:
+        return hydra.compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException):
+        return hydra.compose(config_name)
+
+
+def flatten(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys of a configuration, groups and leaves."""
+    for key in config.keys():  # noqa: SIM118  # items() would resolve interpolations
+        name = f"{prefix}{key!s}"
+        yield name
+        child = config._get_node(key)
+        if isinstance(child, DictConfig) and not (
+            child._is_none() or child._is_missing() or child._is_interpolation()
+        ):
+            yield from flatten(child, f"{name}.")

@@ -1,0 +1,273 @@
+"""Checks of the composed configuration, before any data is read."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.runs.saved import current_names, override_keys
+from cmt_aqr.training.optimization import Multipliers, OptimizerSettings
+
+
+def build(config: DictConfig | None, **arguments: Any) -> Any:
+    """Instantiate a configuration; a refused value becomes a :class:`UserError` with the refusal's sentence."""
+    try:
+        return hydra.utils.instantiate(_current(config), **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError | MisconfigurationException):
+            raise UserError(" ".join(str(cause).split())) from error
+        absent = re.search(r"Error locating target '([^']+)'", str(error))
+        if absent is not None:
+            raise UserError(f"_target_={absent[1]}: there is no such class or function") from error
+        unknown = _unknown_setting(cause)
+        if unknown is not None and config is not None:
+            raise UserError(f"{unknown} is no setting of {config.get('_target_')}: drop or rename it") from error
+        raise
+
+
+def _unknown_setting(error: BaseException | None) -> str | None:
+    """The argument that a constructor does not know, if that is what an error says."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    return unknown[1] if isinstance(error, TypeError) and unknown else None
+
+
+def _current(config: DictConfig | None) -> DictConfig | None:
+    """The same, with a class of Lightning by the name of the package that is used here."""
+    target = None if config is None else config.get("_target_")
+    if config is None or target == current_names(target):
+        return config
+    config = config.copy()
+    config._target_ = current_names(target)
+    return config
+
+
+def build_data(config: DictConfig, evaluating: bool = False) -> Any:
+    """The data module of a configuration, with its sensor faults; those of old checkpoints have none.
+
+    Args:
+        config: the whole configuration.
+        evaluating: whether ``data.eval_split`` is all that is read.
+    """
+    train_fault, eval_fault = (build(config.get(group)) for group in ("fault", "eval_fault"))
+    return build(config.data, train_fault=train_fault, eval_fault=eval_fault, evaluating=evaluating)
+
+
+def optimizer_settings(config: DictConfig) -> OptimizerSettings:
+    """The ``optimizer`` group as checked settings."""
+    return _checked("optimizer", lambda: OptimizerSettings(**_plain(config.optimizer)))
+
+
+def multipliers(config: DictConfig) -> Multipliers:
+    """The ``lr_mult`` group as checked settings."""
+    return _checked("lr_mult", lambda: Multipliers.from_config(_plain(config.lr_mult)))
+
+
+def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: bool = False) -> None:
+    """Refuse values out of range and pairs that contradict each other.
+
+    Args:
+        config: the composed configuration of a training run.
+        overrides: what was given on the command line, to tell a contradiction from a preset.
+        evaluating: whether it is for an evaluation of a checkpoint.
+
+    Raises:
+        UserError: naming key, value and what is allowed.
+    """
+    check_complete(config)
+    _check_numbers(config)
+    _check_contradictions(config, set(override_keys(overrides)))
+    _check_recipe(config)
+    _check_trainer(config)
+    _check_packages(config)
+    optimizer_settings(config)
+    multipliers(config)
+    for group in ("renderer", "modulator", "aqr", "clamp_schedule", "callbacks"):
+        build(config[group])
+    build_data(config, evaluating)
+
+
+def check_complete(config: DictConfig) -> None:
+    """Refuse a configuration that lacks a value without a default.
+
+    Raises:
+        UserError: naming the first such key.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{missing[0]} has no default: give {missing[0]}=...")
+
+
+def clamp_given(overrides: Sequence[str]) -> bool:
+    """Whether the command line sets the clamp, by its value or by a renderer preset."""
+    return bool({"renderer", "renderer.max_weight_clamp"} & set(override_keys(overrides)))
+
+
+_LOWEST = {
+    "seed": 0,
+    "data.batch_size": 1,
+    "data.num_workers": 0,
+    "evaluation.max_detections": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.log_every_n_steps": 1,
+    "model.layers": 1,
+    "model.queries": 1,
+    "training.denoising.groups": 0,
+}
+"""Whole numbers, and the lowest that each may be."""
+
+
+def _check_numbers(config: DictConfig) -> None:
+    size = OmegaConf.select(config, "model.image_size")
+    if not (isinstance(size, Sequence) and len(size) == 2 and all(_is_whole(side) and side > 0 for side in size)):
+        raise UserError(f"model.image_size={size}: must be height and width in whole pixels, as in [320,800]")
+    for key, least in _LOWEST.items():
+        value = OmegaConf.select(config, key)
+        if value is None and key == "trainer.check_val_every_n_epoch":
+            continue  # Lightning then evaluates by steps: +trainer.val_check_interval
+        if not _is_whole(value) or value < least:
+            raise UserError(f"{key}={value}: must be a whole number of {least} or more")
+    threshold = OmegaConf.select(config, "evaluation.score_threshold", default=0.0)
+    if not isinstance(threshold, int | float) or not 0 <= threshold < 1:
+        raise UserError(f"evaluation.score_threshold={threshold}: must be a number of 0 or more and below 1")
+    epochs, steps = config.trainer.max_epochs, config.trainer.max_steps
+    for key, value in (("trainer.max_epochs", epochs), ("trainer.max_steps", steps)):
+        if not (_is_whole(value) and value >= -1) and not (key == "trainer.max_epochs" and value is None):
+            raise UserError(f"{key}={value}: must be a whole number, or -1 for no limit")
+    if epochs in (None, -1) and steps == -1:
+        raise UserError(f"trainer.max_epochs={epochs} and trainer.max_steps={steps}: one must set an end")
+
+
+def _check_recipe(config: DictConfig) -> None:
+    recipe = config.recipe
+    missing = [name for name in ("cbgs", "ground_truth_sampling") if recipe[name]]
+    if missing:
+        without = " ".join(f"recipe.{name}=false" for name in missing)
+        raise UserError(
+            f"recipe.{missing[0]}=true: this recipe asks for {' and '.join(missing)}, not built yet; "
+            f"to train without, add {without}"
+        )
+    if recipe.needs_weights and config.weights is None and config.ckpt_path is None:
+        raise UserError("weights=null: this experiment starts from trained weights; add weights=FILE")
+
+
+_OPTIONAL = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
+"""Loggers that need a package which is installed by choice: the extra has its name."""
+
+
+def _check_packages(config: DictConfig) -> None:
+    for logger in (config.logger or {}).values():
+        package = _OPTIONAL.get(str(logger.get("_target_")).rpartition(".")[2]) if logger is not None else None
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"logger={package}: the package {package} is not installed; "
+                f"pip install -c constraints.txt -e '.[{package}]' adds it"
+            )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_PRECISIONS = {
+    "32-true": ("32", "32-true"),
+    "bf16-mixed": ("bf16", "bf16-mixed"),
+    "16-mixed": ("16", "16-mixed"),
+}
+"""What the model trains in, and how Lightning lets it be written."""
+
+
+def precision_of(config: DictConfig) -> str:
+    """The precision of a configuration: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+
+    Raises:
+        UserError: it is another one.
+    """
+    given = config.trainer.get("precision", "32-true")
+    for name, spellings in _PRECISIONS.items():
+        if str(given) in spellings:
+            return name
+    raise UserError(
+        f"trainer.precision={given}: must be one of {', '.join(_PRECISIONS)}; weights are kept in float32, and so "
+        "is what needs its digits"
+    )
+
+
+_OURS = {
+    "callbacks": "add +callbacks.<name>._target_=<class> instead",
+    "logger": "choose logger=<option> instead",
+    "plugins": "precision and checkpoints have their own; choose trainer.precision",
+    "overfit_batches": "choose experiment=overfit, or data.limit_train_frames",
+    "fast_dev_run": "give trainer.max_steps=2 data.limit_train_frames=4 data.limit_eval_frames=2",
+    "enable_checkpointing": "drop it; callbacks.checkpoint says when to write",
+}
+"""Arguments of Lightning's Trainer that the run sets itself or cannot end with, and what to give instead."""
+
+
+def _check_trainer(config: DictConfig) -> None:
+    precision_of(config)
+    for name, instead in _OURS.items():
+        if name in config.trainer:
+            raise UserError(f"trainer.{name}={config.trainer[name]} is not offered: {instead}")
+    if config.trainer.get("limit_val_batches") == 0:
+        raise UserError(
+            "trainer.limit_val_batches=0: a run ends with an evaluation; data.limit_eval_frames=1 makes it short"
+        )
+
+
+def _check_contradictions(config: DictConfig, given: set[str]) -> None:
+    milestones = config.clamp_schedule.milestones
+    if milestones and "renderer.max_weight_clamp" in given:
+        raise UserError(
+            f"renderer.max_weight_clamp={config.renderer.max_weight_clamp} contradicts the clamp schedule, which "
+            f"sets the clamp by epoch ({_plain(milestones)}): give one of them, or clamp_schedule=constant"
+        )
+    if config.aqr is None:
+        unused = sorted(key for key in given if key.split(".")[0] in ("renderer", "modulator"))
+        if unused:
+            raise UserError(f"{unused[0]} has no effect with aqr=none: drop it, or choose aqr=default")
+        if milestones:
+            raise UserError("clamp_schedule has milestones, but aqr=none has nothing to clamp: drop one of them")
+    if "fsdp" in str(config.trainer.get("strategy")).lower():
+        raise UserError(
+            f"trainer.strategy={config.trainer.strategy}: FSDP cannot clip gradients by their norm and is not "
+            "offered; choose trainer=ddp"
+        )
+    if config.trainer.get("sync_batchnorm"):
+        raise UserError(
+            "trainer.sync_batchnorm=true: batch norms over all processes are not built, drop it; each process "
+            "normalises its own frames, as in the published training"
+        )
+    if config.ckpt_path and config.weights:
+        raise UserError(
+            f"ckpt_path={config.ckpt_path} and weights={config.weights}: a run goes on from a checkpoint or "
+            "starts from weights, not both"
+        )
+    for key in ("ckpt_path", "weights"):
+        if config[key] and not Path(config[key]).is_file():
+            raise UserError(f"{key}={config[key]}: there is no such file")
+
+
+def _plain(config: Any) -> Any:
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def _checked(group: str, make: Callable[[], Any]) -> Any:
+    """What ``make`` makes; a setting that it does not know is told by its key in ``group``."""
+    try:
+        return make()
+    except TypeError as error:
+        unknown = _unknown_setting(error)
+        if unknown is None:
+            raise  # a bug, which keeps its traceback
+        raise UserError(f"{group}.{unknown}: there is no such setting; drop or rename it") from error

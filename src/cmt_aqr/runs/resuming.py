@@ -1,0 +1,292 @@
+"""Going on with a run: which checkpoint, with which configuration, and what may differ from before."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.table import Table
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.runs.checkpoints import newest_checkpoint, saved_config
+from cmt_aqr.runs.configuration import check_config
+from cmt_aqr.runs.console import console
+from cmt_aqr.runs.records import is_rank_zero
+from cmt_aqr.runs.saved import (
+    below,
+    check_evaluation,
+    check_for_evaluation,
+    current_names,
+    links,
+    override_keys,
+    with_overrides,
+)
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+
+
+def checkpoint_path(given: str | None, folder: Path, folder_given: bool = True) -> Path | None:
+    """The checkpoint that ``ckpt_path=`` means.
+
+    Args:
+        given: a file; a run's folder, for its newest readable checkpoint; ``auto``, for that of ``folder``.
+        folder: this run's folder.
+        folder_given: whether the user named it; a folder made for this run has no checkpoint yet.
+
+    Returns:
+        ``None`` where nothing is given, or for ``auto`` where there is no checkpoint yet.
+
+    Raises:
+        UserError: ``auto`` without a folder, a folder without a checkpoint, or none that can be read.
+    """
+    if given is None:
+        return None
+    if given == AUTO:
+        if not folder_given:
+            raise UserError(
+                "ckpt_path=auto: looks in the run's folder, which must be named, too: add "
+                "hydra.run.dir=outputs/my_run (of a sweep, hydra.sweep.dir=...)"
+            )
+        found = newest_checkpoint(folder)
+        if is_rank_zero():
+            log.info("ckpt_path=auto: %s", f"going on from {found}" if found else f"none in {folder}, a new run")
+        return found
+    if not Path(given).is_dir():
+        return Path(given)
+    found = newest_checkpoint(Path(given))
+    if found is None:
+        raise UserError(f"ckpt_path={given}: there is no checkpoint in this folder")
+    return found
+
+
+def configuration_to_evaluate(config: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:
+    """The configuration to look at a checkpoint with: the checkpoint's, with the overrides put in, and checked.
+
+    Args:
+        config: as composed by this command; its ``ckpt_path`` is a file, or a run's folder for its newest one.
+        overrides: as given on the command line.
+        folder: of this command's run.
+
+    Raises:
+        UserError: no checkpoint is given, or a value cannot be.
+    """
+    check_for_evaluation(overrides)
+    path = checkpoint_path(config.ckpt_path, folder, folder_given=False)
+    if path is None:
+        raise UserError(
+            "ckpt_path is missing: name a checkpoint or the folder of a run, as in ckpt_path=outputs/.../best.ckpt"
+        )
+    config.ckpt_path = str(path)
+    merged = with_overrides(saved_config(path), config, overrides)
+    check_evaluation(merged, overrides)
+    check_config(merged, evaluating=True)
+    return merged
+
+
+def configuration(config: DictConfig, overrides: Sequence[str], path: Path | None) -> DictConfig:
+    """The configuration of a run that goes on from a checkpoint: the checkpoint's, with the overrides put in.
+
+    Prints what differs.
+
+    Args:
+        config: as composed by this command.
+        overrides: as given on the command line. With ``experiment=`` among them, the command's composition
+            counts instead of the checkpoint's.
+        path: the checkpoint; ``None``: a new run, and the configuration is the composed one.
+
+    Raises:
+        UserError: where what differs would make the rest of the run another training.
+    """
+    config = config.copy()
+    automatic = config.ckpt_path == AUTO
+    config.ckpt_path = None if path is None else str(path)
+    if path is None or (config.weights and not automatic):
+        return config  # both given is refused with the other contradictions
+    config.weights = None  # it began the run that goes on
+    saved = saved_config(path)
+    whole = "experiment" in override_keys(overrides)
+    merged = config if whole else with_overrides(saved, config, overrides)
+    changed = changes(saved, merged)
+    if changed and is_rank_zero():
+        console().print(changes_table(changed))
+    for change in changed:
+        if change.refusal is not None:
+            raise UserError(
+                f"{change}: {change.refusal}; a run cannot go on with another one: leave it as it was, or start a "
+                f"new run from these weights with weights={path}"
+            )
+    lengths = [change for change in changed if change.key in LENGTH]
+    if lengths and merged.optimizer.schedule == "one_cycle" and is_rank_zero():
+        log.warning(
+            "%s: optimizer.schedule=one_cycle spans the whole run, so from here on the learning rate is that of a "
+            "run of the new length; the steps before followed the old one",
+            ", ".join(map(str, lengths)),
+        )
+    return merged
+
+
+@dataclass(frozen=True)
+class Change:
+    """A value that differs between a checkpoint's configuration and the one a run goes on with."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} -> {self.new}"
+
+    @property
+    def refusal(self) -> str | None:
+        """Why a run cannot go on with it, or ``None`` where it can."""
+        if below(self.key, FREE):
+            return None
+        return next((why for keys, why in REASONS.items() if below(self.key, keys)), OTHERWISE)
+
+
+LENGTH = ("trainer.max_epochs", "trainer.max_steps")
+FREE = (
+    *LENGTH,
+    "trainer.max_time",
+    "trainer.accelerator",
+    "trainer.strategy",
+    "trainer.check_val_every_n_epoch",
+    "trainer.val_check_interval",
+    "trainer.limit_val_batches",
+    "trainer.log_every_n_steps",
+    "trainer.num_sanity_val_steps",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.profiler",
+    "trainer.default_root_dir",
+    "evaluation",
+    "data.root",
+    "data.cache_dir",
+    "data.cache_frames",
+    "data.num_workers",
+    "data.make",
+    "data.val_split",
+    "data.eval_split",
+    "data.eval_batch_size",
+    "data.eval_transforms",
+    "data.limit_eval_frames",
+    "model.network.image.checkpointing",
+    "renderer.max_weight_clamp",
+    "clamp_schedule",
+)
+"""What may differ: none of it touches the steps that are left, but the clamp, whose override is a feature."""
+
+REASONS: dict[tuple[str, ...], str] = {
+    (
+        "model",
+        "aqr",
+        "renderer",
+        "modulator",
+    ): "the checkpoint's weights and optimiser state are those of the model as it was",
+    ("optimizer", "lr_mult"): "the optimiser's state and schedule were made for the old value",
+    (
+        "data.batch_size",
+        "trainer.accumulate_grad_batches",
+        "trainer.devices",
+        "trainer.num_nodes",
+    ): "the number of frames a step sets the steps of an epoch, their order and the learning rate",
+    ("data",): "the frames left to train on, or their augmentation, would be others",
+    ("seed",): "it set the order of the frames, augmentation and noise so far",
+    ("training",): "the loss would be another",
+}
+OTHERWISE = "the rest of the training would not be the same"
+
+OWN = ("ckpt_path", "weights", "name", "callbacks", "logger", "recipe", "sweep_dir")
+"""What belongs to a command and not to the training."""
+
+
+def changes(saved: Mapping[str, Any], config: DictConfig) -> list[Change]:
+    """Values that differ, by dotted key; a value on one side only is ``None`` on the other."""
+    old, new = (_leaves_of(one) for one in (OmegaConf.create(current_names(saved)), config))
+    # What is interpolated from another key changes with it, and is told once.
+    copies = [target for target, _ in links(OmegaConf.to_container(config, resolve=False))]  # type: ignore[arg-type]
+    return [
+        Change(key, old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not below(key, copies)
+    ]
+
+
+def _leaves_of(config: DictConfig) -> dict[str, Any]:
+    """Values by dotted key, without those that belong to a command."""
+    training = config.copy()
+    with open_dict(training):
+        for name in OWN:
+            training.pop(name, None)
+    return dict(_leaves(OmegaConf.to_container(training, resolve=True)))
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            yield from _leaves(child, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def changes_table(changed: Sequence[Change]) -> Table:
+    """What differs, for rich to print."""
+    table = Table(title="Changed since the checkpoint", title_justify="left")
+    for heading in ("setting", "was", "is", ""):
+        table.add_column(heading)
+    for change in changed:
+        table.add_row(change.key, str(change.old), str(change.new), "" if change.refusal is None else "refused")
+    return table
+
+
+_EXACT = (
+    "LearningRateMonitor",
+    "ProgressBar",
+    "ModelSummary",
+    "Timer",
+    "DeviceStatsMonitor",
+    "EarlyStopping",
+    "ThroughputMonitor",
+)
+"""Callbacks of Lightning, with what builds on them, that a resumed run goes on with as if it had not stopped."""
+
+_OTHER_RUN = (
+    "StochasticWeightAveraging",
+    "WeightAveraging",
+    "LearningRateFinder",
+    "BatchSizeFinder",
+    "GradientAccumulationScheduler",
+    "BaseFinetuning",
+)
+"""Those that replace weights, schedule or batches and do not put all of it into checkpoints."""
+
+
+def check_callbacks(callbacks: Mapping[str, Any]) -> None:
+    """Refuse to resume with callbacks that make the rest another run; warn of those that are not known.
+
+    Args:
+        callbacks: by their name in the configuration.
+
+    Raises:
+        UserError: naming the first that cannot be.
+    """
+    for name, callback in callbacks.items():
+        kinds = {kind.__name__ for kind in type(callback).__mro__}
+        if kinds & set(_OTHER_RUN):
+            raise UserError(
+                f"callbacks.{name}: a run cannot be resumed exactly with {type(callback).__name__}, which changes "
+                f"weights or schedule by itself; drop it with ~callbacks.{name}, or start a new run with weights="
+            )
+        if not type(callback).__module__.startswith("cmt_aqr.") and not kinds & set(_EXACT):
+            log.warning(
+                "callbacks.%s: whether %s goes on exactly where it stopped is not known; its own documentation "
+                "says what it keeps in checkpoints",
+                name,
+                type(callback).__name__,
+            )

@@ -1,0 +1,198 @@
+"""The configuration in a checkpoint, and what a later command changes in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cmt_aqr.errors import UserError
+
+_LINK = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,[^}]*)?\}")
+"""A value that is another key's."""
+
+_BEFORE = (
+    ("lightning.pytorch.", "pytorch_lightning."),
+    ("lightning.Trainer", "pytorch_lightning.Trainer"),
+    ("cmt_aqr.training.curves.", "cmt_aqr.runs.curves."),
+    ("cmt_aqr.training.checkpoints.", "cmt_aqr.runs.checkpoints."),
+    ("cmt_aqr.visual.progress.", "cmt_aqr.runs.progress."),
+    ("cmt_aqr.visual.summary.", "cmt_aqr.training.summary."),
+)
+"""Names that classes went by, and go by now."""
+
+
+def override_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys and groups that command-line overrides name: ``+a.b=1`` is ``a.b``, ``~c`` is ``c``."""
+    return [item.lstrip("+~").split("=")[0].split("@")[0].replace("/", ".") for item in overrides]
+
+
+def below(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted key is one of some names, or stands below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A checkpoint's configuration with the overrides of a later command put in.
+
+    Neither is resolved, so that an override reaches every key that is interpolated from it.
+
+    Args:
+        saved: the configuration in the checkpoint.
+        composed: the later command's own composition, which holds the overridden values.
+        overrides: as given on the command line: ``group=choice`` replaces the group, ``a.b=c`` the value.
+
+    Raises:
+        UserError: for ``experiment=``, which would replace what the checkpoint was trained with, and for an
+            override that an old checkpoint's configuration cannot follow.
+    """
+    keys = override_keys(overrides)
+    if "experiment" in keys:
+        raise UserError(
+            "experiment= with ckpt_path=: the checkpoint brings its configuration along; drop experiment=, and "
+            "override single values or groups"
+        )
+    plain: Any = OmegaConf.to_container(composed, resolve=False)
+    config = _linked(OmegaConf.create(current_names(saved)), plain, keys)
+    # weights= started the run that the checkpoint goes on with; it must not be loaded again.
+    for key in ["ckpt_path", "weights", "name", *keys]:
+        OmegaConf.update(config, key, _at(plain, key), merge=False, force_add=True)
+    return config
+
+
+def current_names(config: Any) -> Any:
+    """A configuration with classes by the names they go by now."""
+    if isinstance(config, Mapping):
+        return {key: current_names(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [current_names(value) for value in config]
+    if isinstance(config, str):
+        for before, now in _BEFORE:
+            if config.startswith(before):
+                return now + config.removeprefix(before)
+    return config
+
+
+def links(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys whose value is another key's, with that key, from outside to inside.
+
+    Args:
+        plain: a configuration, not resolved.
+        prefix: in front of its keys.
+    """
+    for name, value in plain.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from links(value, f"{key}.")
+        elif isinstance(value, str) and (found := _LINK.fullmatch(value)):
+            yield key, found[1]
+
+
+def _linked(config: DictConfig, composed: Mapping[str, Any], overridden: Sequence[str]) -> DictConfig:
+    """Link keys again that an old checkpoint holds as copies: those with the value of the key they came from.
+
+    Checkpoints of versions before 2026-11-25 hold their configuration resolved.
+    """
+    plain = OmegaConf.to_container(config, resolve=False)
+    for target, source in links(composed):
+        value = _at(plain, target)
+        if isinstance(value, str) and _LINK.fullmatch(value):
+            continue
+        own, other = (OmegaConf.select(config, key) for key in (target, source))
+        part = target.rpartition(".")[0]
+        if own is None and part and OmegaConf.select(config, part) is None:
+            continue  # a part that this model has not
+        if own == other:
+            OmegaConf.update(config, target, f"${{{source}}}", merge=False)
+        elif any(below(source, [key]) or below(key, [source]) for key in overridden) and target not in overridden:
+            raise UserError(
+                f"{source}: cannot be changed on this checkpoint, in which {target} had a value of its own; "
+                f"give {target}, too"
+            )
+    return config
+
+
+def _at(plain: Any, key: str) -> Any:
+    """The value at a dotted key, not resolved; ``None`` where there is none."""
+    for name in key.split("."):
+        if not isinstance(plain, Mapping):
+            return None
+        plain = plain.get(name, plain.get(int(name)) if name.isdecimal() else None)
+    return plain
+
+
+_NO_EVALUATION: dict[tuple[str, ...], str] = {
+    ("fault",): "it is for training frames; give eval_fault= instead",
+    (
+        "optimizer",
+        "lr_mult",
+        "training",
+        "clamp_schedule",
+        "trainer.max_epochs",
+        "trainer.max_steps",
+        "trainer.max_time",
+        "trainer.gradient_clip_val",
+        "trainer.accumulate_grad_batches",
+        "trainer.check_val_every_n_epoch",
+        "trainer.val_check_interval",
+        "trainer.limit_train_batches",
+        "trainer.log_every_n_steps",
+        "trainer.num_sanity_val_steps",
+        "data.train_split",
+        "data.limit_train_frames",
+        "data.train_transforms",
+        "data.scene_augmentation",
+        "data.image_augmentation",
+        "data.min_points",
+        "data.crop_points",
+        "data.shuffle_points",
+        "callbacks.checkpoint",
+        "callbacks.learning_rate",
+        "logger",
+    ): "it is for training",
+}
+"""What an evaluation does not read, and why."""
+
+
+def check_for_evaluation(overrides: Sequence[str]) -> None:
+    """Refuse overrides of what only a training reads.
+
+    Args:
+        overrides: as given on the command line.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for key in override_keys(overrides):
+        for names, why in _NO_EVALUATION.items():
+            if below(key, names):
+                raise UserError(f"{key} has no effect on an evaluation: {why}; drop it")
+
+
+def check_evaluation(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse overrides that would change nothing in this evaluation.
+
+    Args:
+        config: with the overrides put in.
+        overrides: as given on the command line.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    transforms = OmegaConf.select(config, "data.eval_transforms") or {}
+    drawn = OmegaConf.select(config, "eval_fault.share") or any(transforms.values())
+    for key in override_keys(overrides):
+        if below(key, ["seed", "data.seed"]) and not drawn:
+            raise UserError(
+                f"{key} has no effect on an evaluation without eval_fault=, for nothing is drawn; drop it"
+            )
+        if key == "data.batch_size" and config.data.get("eval_batch_size"):
+            raise UserError(
+                "data.batch_size has no effect on this evaluation: data.eval_batch_size is set; give that"
+            )
+        if key == "modulator.residual_weight" and OmegaConf.select(config, "modulator.learnable_modulation"):
+            raise UserError(
+                f"{key} has no effect: with modulator.learnable_modulation=true the checkpoint's own holds"
+            )

@@ -1,0 +1,224 @@
+"""A whole sweep: what there is to do before the first run, and what came out after the last."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.runs.console import console
+from cmt_aqr.runs.sweep_runs import COMPLETE, FAILED, NEW, STOPPED, SweepRun, identity, runs_of
+from cmt_aqr.runs.sweep_summary import summary_table, write_summary
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Sweep:
+    """A sweep under way.
+
+    Attributes:
+        folder: where its runs are.
+        grid: overrides of each run; ``None`` where they are chosen on the way (Optuna).
+    """
+
+    folder: Path
+    grid: list[list[str]] | None
+
+    def runs(self) -> list[SweepRun]:
+        """The runs of this sweep; those of its folder that it does not ask for are left out."""
+        found = {identity(run.overrides): run for run in runs_of(self.folder)}
+        if self.grid is None:
+            return list(found.values())
+        absent = self.folder / "-"
+        return [found.get(identity(item), SweepRun(absent, tuple(item), NEW, {})) for item in self.grid]
+
+
+_under_way: Sweep | None = None
+
+
+class SweepCallback(Callback):
+    """Looks at all runs of a sweep before the first one starts.
+
+    Args:
+        check: whether to check the values of each run; a sweep none of whose runs can work is refused.
+    """
+
+    def __init__(self, check: bool = True) -> None:
+        self.check = check
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Say what there is to do."""
+        global _under_way
+        try:
+            grid = _grid(config)
+            _under_way = Sweep(Path(config.hydra.sweep.dir), grid)
+            _under_way.folder.mkdir(parents=True, exist_ok=True)
+            if config.hydra.sweeper._target_.endswith(".OptunaSweeper"):
+                _go_on_with_study(config)
+            if grid is not None:
+                refused = _refused(config, grid) if self.check else {}
+                _print_plan(_under_way, refused)
+                if len(refused) == len(grid):
+                    raise UserError(f"none of the {len(grid)} runs can work: {next(iter(refused.values()))}")
+        except UserError as error:
+            # Hydra turns other exceptions of callbacks into warnings.
+            _under_way = None
+            raise SystemExit(f"error: {error}") from error
+
+
+def forget() -> None:
+    """Print no summary, because no run was begun."""
+    global _under_way
+    _under_way = None
+
+
+def finish() -> str | None:
+    """Print the summary of the sweep that ended in this process, and write ``summary.csv``.
+
+    Returns:
+        What went wrong, in one sentence; ``None`` if all runs are complete or there was no sweep.
+    """
+    global _under_way
+    sweep, _under_way = _under_way, None
+    if sweep is None:
+        return None
+    runs = sweep.runs()
+    console().print(summary_table(runs, f"Sweep {sweep.folder}"))
+    path = write_summary(runs, sweep.folder / "summary.csv")
+    console().print(f"This table is in {path}", soft_wrap=True)
+    failed = [run for run in runs if run.status == FAILED]
+    unfinished = [run for run in runs if run.status in (STOPPED, NEW)]
+    sentences = []
+    if failed:
+        sentences.append(f"{len(failed)} of {len(runs)} runs failed ({_reasons(failed)})")
+    if unfinished:
+        sentences.append(f"{len(unfinished)} of {len(runs)} runs did not end")
+    if not sentences:
+        return None
+    return f"{', and '.join(sentences)}; the same command with sweep_dir={sweep.folder} goes on with these"
+
+
+def _reasons(failed: list[SweepRun]) -> str:
+    names: dict[str, list[str]] = {}
+    for run in failed:
+        names.setdefault(str(run.error), []).append(run.name)
+    return "; ".join(f"{' and '.join(same)}: {reason}" for reason, same in names.items())
+
+
+def _grid(config: DictConfig) -> list[list[str]] | None:
+    """Overrides of each run of a grid, as Hydra's own sweeper makes them; ``None`` with another sweeper."""
+    sweeper = config.hydra.sweeper
+    if not sweeper._target_.endswith(".BasicSweeper"):
+        return None
+    of_sweep = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    given = list(config.hydra.overrides.task)
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    _refuse_nothing_to_sweep(parser.parse_overrides(of_sweep), parser.parse_overrides(given))
+    overrides = parser.parse_overrides(of_sweep + given)
+    for override in overrides:
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise UserError(f"{override.input_line}: only sweep=optuna takes intervals; list the values instead")
+    (grid,) = BasicSweeper.split_arguments(overrides, None)
+    return [list(item) for item in grid]
+
+
+def _refuse_nothing_to_sweep(of_sweep: list[Override], given: list[Override]) -> None:
+    fixed = {item.get_key_element(): item for item in given if not item.is_sweep_override()}
+    if of_sweep and all(item.get_key_element() in fixed for item in of_sweep):
+        lines = ", ".join(str(fixed[item.get_key_element()].input_line) for item in of_sweep)
+        raise UserError(f"{lines}: leaves nothing to sweep, because the sweep chooses it; drop one of them")
+
+
+def _refused(config: DictConfig, grid: list[list[str]]) -> dict[int, str]:
+    """Which runs cannot work, by their place in the grid, and why."""
+    from cmt_aqr.runs.configuration import check_config
+
+    refused = {}
+    for number, overrides in enumerate(grid):
+        job = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+        if job.ckpt_path not in (None, "auto"):
+            continue  # the configuration stands in the checkpoint
+        job.ckpt_path = None
+        with _job_config(job) as task:
+            try:
+                check_config(task, overrides)
+            except UserError as error:
+                refused[number] = str(error)
+    return refused
+
+
+@contextlib.contextmanager
+def _job_config(job: DictConfig) -> Iterator[DictConfig]:
+    """A run's configuration without Hydra's part, which can be asked for meanwhile."""
+    outer = HydraConfig.instance().cfg
+    with read_write(job.hydra.runtime), open_dict(job.hydra.runtime):
+        job.hydra.runtime.output_dir = str(job.hydra.sweep.dir)
+    HydraConfig.instance().set_config(job)
+    task = copy.deepcopy(job)
+    with open_dict(task):
+        del task["hydra"]
+    try:
+        yield task
+    finally:
+        HydraConfig.instance().cfg = outer
+
+
+def _print_plan(sweep: Sweep, refused: dict[int, str]) -> None:
+    runs = sweep.runs()
+    count = {status: sum(run.status == status for run in runs) for status in (COMPLETE, FAILED, STOPPED)}
+    parts = [f"{count[COMPLETE]} complete and skipped"] if count[COMPLETE] else []
+    again = count[FAILED] + count[STOPPED]
+    parts += [f"{again} begun, and gone on with from their checkpoints where they have one"] if again else []
+    log.info("A sweep of %d runs in %s%s", len(runs), sweep.folder, "".join(f"; {part}" for part in parts))
+    for number, reason in refused.items():
+        log.warning("Run %d of the sweep cannot work: %s", number, reason)
+
+
+def _go_on_with_study(config: DictConfig) -> None:
+    """Let Optuna go on with the study in the sweep's folder.
+
+    The trials that were under way are asked for again, with the same values, so that their runs go on; and
+    ``n_trials`` counts those of the whole study.
+    """
+    os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # SQLAlchemy 1.4 on its successor
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    import optuna
+    from optuna.trial import TrialState
+
+    sweeper = config.hydra.sweeper
+    study = optuna.create_study(
+        study_name=sweeper.study_name,
+        storage=sweeper.storage,
+        direction=sweeper.direction,
+        load_if_exists=True,
+    )
+    ended = 0
+    trials = study.get_trials(deepcopy=False)
+    for trial in trials:
+        if trial.state == TrialState.RUNNING:
+            study._storage.set_trial_user_attr(trial._trial_id, "asked_again", True)
+            study.tell(trial.number, state=TrialState.FAIL)
+            study.enqueue_trial(trial.params)
+        elif trial.state.is_finished() and "asked_again" not in trial.user_attrs:
+            ended += 1
+    with read_write(config), open_dict(config):
+        sweeper.n_trials = max(0, sweeper.n_trials - ended)
+        if OmegaConf.select(sweeper, "sampler.seed") is not None:
+            # The same seed again would propose the same first values again.
+            sweeper.sampler.seed += len(trials)
+    log.info("The study in %s has %d trials; %d to go", config.hydra.sweep.dir, ended, sweeper.n_trials)

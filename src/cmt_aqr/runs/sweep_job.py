@@ -1,0 +1,47 @@
+"""One run of a sweep, in whichever process it takes place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.files import record_failure
+from cmt_aqr.runs.slurm import about_requeueing, begin_job
+from cmt_aqr.runs.sweep_runs import COMPLETE, SweepRun
+
+log = logging.getLogger(__name__)
+
+
+def in_sweep() -> bool:
+    """Whether this is a run of a sweep that ends with a summary."""
+    hydra = HydraConfig.get()
+    return hydra.mode == RunMode.MULTIRUN and "sweep" in hydra.callbacks
+
+
+def run(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
+    """A run of a sweep: skipped if it is complete; if it fails, that is written down and the others go on.
+
+    Returns:
+        What ``function`` returns, the NDS of a run that was complete, or ``None`` after a failure.
+    """
+    begin_job()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    before = SweepRun.read(folder)
+    if before.status == COMPLETE:
+        log.info("%s is complete: skipped", folder)
+        return before.metrics["NDS"]
+    try:
+        return function(config)
+    except Exception as raised:
+        error = about_requeueing(raised) or raised
+        known = isinstance(error, UserError)
+        log.error("This run failed: %s", error, exc_info=None if known else error)
+        record_failure(folder, error)
+        return None

@@ -1,0 +1,263 @@
+"""Drives through one scene and writes what the sensors record, with the annotations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from cmt_aqr.constants import CAMERAS, LIDAR
+from cmt_aqr.scenes import sensors, tables
+from cmt_aqr.scenes.scene import Scene, build_scene
+from cmt_aqr.scenes.sensors import Array, Mount, Picture, Pose
+from cmt_aqr.scenes.settings import KEYFRAME_RATE, Settings
+from cmt_aqr.scenes.shapes import KINDS
+from cmt_aqr.scenes.tables import Row, Tables, floats, token
+
+ANNOTATION_RANGE = 60.0
+"""Metres from the ego vehicle; nothing farther away is annotated."""
+
+_EPOCH = 1_704_103_200_000_000
+_SCENE_SPACING = 120_000_000
+_MICROSECONDS = 1_000_000
+
+
+def start_time(scene: int) -> int:
+    """Timestamp in microseconds of a scene's first keyframe; times in a scene count from it."""
+    return _EPOCH + scene * _SCENE_SPACING
+
+
+@dataclass
+class Recorder:
+    """Records one scene. :meth:`run` does it all; the rows stay in ``rows``.
+
+    Attributes:
+        settings: of the data set.
+        index: of the scene.
+        name: of the scene.
+        root: folder of the data set, where files go.
+    """
+
+    settings: Settings
+    index: int
+    name: str
+    root: Path
+    rows: Tables = field(default_factory=lambda: {name: [] for name in tables.TABLE_NAMES})
+
+    def run(self) -> Tables:
+        """Write the scene's files and return its rows."""
+        cv2.setNumThreads(1)
+        self.scene: Scene = build_scene(self.settings, self.index)
+        self.rig = sensors.build_rig(self.settings)
+        self.tracks: dict[int, list[Row]] = {}
+        self.channels: dict[str, list[Row]] = {channel: [] for channel in self.rig}
+        self.log = f"synthetic-{self.settings.seed}-{self.index:04d}"
+        sweeps = self.settings.sweeps_per_keyframe
+        for sample in range(self.settings.samples_per_scene):
+            for sweep in range(1, sweeps) if sample else ():
+                self._sweep(sample, start_time(self.index) + self._lidar_offset(sample - 1, sweep))
+            self._keyframe(sample, start_time(self.index) + self._lidar_offset(sample, 0))
+        self._finish()
+        return self.rows
+
+    def _token(self, table: str, *key: object) -> str:
+        return token(self.settings.seed, table, self.index, *key)
+
+    def _lidar_offset(self, sample: int, sweep: int) -> int:
+        """Microseconds from the first keyframe to a sweep after a keyframe."""
+        step = sample * self.settings.sweeps_per_keyframe + sweep
+        return step * _MICROSECONDS // (KEYFRAME_RATE * self.settings.sweeps_per_keyframe)
+
+    def _seconds(self, timestamp: int) -> float:
+        return (timestamp - start_time(self.index)) / _MICROSECONDS
+
+    def _random(self, channel: str, timestamp: int) -> Generator:
+        """Noise of one recording, the same whoever records it and in whatever order."""
+        return np.random.default_rng(
+            (self.settings.seed, self.index, 1 + list(self.rig).index(channel), timestamp)
+        )
+
+    def _sweep(self, sample: int, timestamp: int) -> None:
+        self._scan(sample, timestamp, is_key_frame=False)
+
+    def _keyframe(self, sample: int, timestamp: int) -> None:
+        points = self._scan(sample, timestamp, is_key_frame=True)
+        pictures = [self._picture(sample, timestamp, self.rig[channel]) for channel in CAMERAS]
+        self.rows["sample"].append(
+            {
+                "token": self._token("sample", sample),
+                "timestamp": timestamp,
+                "prev": "",
+                "next": "",
+                "scene_token": self._token("scene"),
+            }
+        )
+        self._annotate(sample, self._seconds(timestamp), points, pictures)
+
+    def _scan(self, sample: int, timestamp: int, is_key_frame: bool) -> NDArray[np.float32]:
+        time, mount = self._seconds(timestamp), self.rig[LIDAR]
+        scan = sensors.scan(self.scene, mount, time, self.settings.columns, self._random(LIDAR, timestamp))
+        file = self._add_data(mount, sample, timestamp, is_key_frame, "pcd", ".pcd.bin")
+        file.write_bytes(np.ascontiguousarray(scan.points, "<f4").tobytes())
+        return scan.points
+
+    def _picture(self, sample: int, timestamp: int, mount: Mount) -> Picture:
+        timestamp += round(mount.delay * _MICROSECONDS)
+        picture = sensors.take_picture(
+            self.scene,
+            mount,
+            self._seconds(timestamp),
+            self.settings.image_size,
+            self._random(mount.channel, timestamp),
+        )
+        file = self._add_data(mount, sample, timestamp, True, "jpg", ".jpg")
+        quality = [cv2.IMWRITE_JPEG_QUALITY, self.settings.jpeg_quality]
+        written, data = cv2.imencode(".jpg", picture.image[..., ::-1], quality)
+        if not written:
+            raise RuntimeError(f"OpenCV could not encode the picture {file.name} as JPEG")
+        file.write_bytes(data.tobytes())
+        return picture
+
+    def _add_data(
+        self, mount: Mount, sample: int, timestamp: int, is_key_frame: bool, fileformat: str, suffix: str
+    ) -> Path:
+        """Add a recording's rows of ``sample_data`` and ``ego_pose``; returns where its file goes."""
+        channel = mount.channel
+        folder = "samples" if is_key_frame else "sweeps"
+        filename = f"{folder}/{channel}/{self.log}__{channel}__{timestamp}{suffix}"
+        height, width = self.settings.image_size if mount.intrinsic is not None else (0, 0)
+        pose: Pose = sensors.pose_of(self.scene, mount, self._seconds(timestamp))
+        pose_token = self._token("ego_pose", channel, timestamp)
+        self.rows["ego_pose"].append(
+            {
+                "token": pose_token,
+                "timestamp": timestamp,
+                "rotation": floats(pose.ego_quaternion),
+                "translation": floats(pose.ego_position),
+            }
+        )
+        self.channels[channel].append(
+            {
+                "token": self._token("sample_data", channel, timestamp),
+                "sample_token": self._token("sample", sample),
+                "ego_pose_token": pose_token,
+                "calibrated_sensor_token": self._token("calibrated_sensor", channel),
+                "timestamp": timestamp,
+                "fileformat": fileformat,
+                "is_key_frame": is_key_frame,
+                "height": height,
+                "width": width,
+                "filename": filename,
+                "prev": "",
+                "next": "",
+            }
+        )
+        return self.root / filename
+
+    def _annotate(self, sample: int, time: float, points: NDArray[np.float32], pictures: list[Picture]) -> None:
+        """Add the annotations of a keyframe: every object near enough, seen or not, with true counts."""
+        centres, headings = self.scene.boxes_at(time)
+        ego, _ = self.scene.ego_at(time)
+        near = np.hypot(*(centres - ego)[:, :2].T) < ANNOTATION_RANGE
+        annotated = np.flatnonzero(near & (np.array(self.scene.labels) != ""))
+        pose = sensors.pose_of(self.scene, self.rig[LIDAR], time)
+        counts = count_points(
+            pose.to_global(points[:, :3].astype(np.float64)),
+            centres[annotated],
+            headings[annotated],
+            self.scene.sizes[annotated],
+        )
+        shares = sensors.visible_share(pictures)
+        for index, count in zip(annotated.tolist(), counts.tolist(), strict=True):
+            length, width, height = self.scene.sizes[index]
+            attribute = self.scene.attributes[index]
+            half = 0.5 * headings[index]
+            row = {
+                "token": self._token("sample_annotation", index, sample),
+                "sample_token": self._token("sample", sample),
+                "instance_token": self._token("instance", index),
+                "visibility_token": tables.visibility_token(shares[index]),
+                "attribute_tokens": [token(self.settings.seed, "attribute", attribute)] if attribute else [],
+                "translation": floats(centres[index]),
+                "size": floats(np.array((width, length, height))),
+                "rotation": floats(np.array((np.cos(half), 0.0, 0.0, np.sin(half)))),
+                "prev": "",
+                "next": "",
+                "num_lidar_pts": count,
+                "num_radar_pts": 0,
+            }
+            self.rows["sample_annotation"].append(row)
+            self.tracks.setdefault(index, []).append(row)
+
+    def _finish(self) -> None:
+        """Chain everything and add the rows that need to know the whole scene."""
+        tables.link(self.rows["sample"])
+        for rows in self.channels.values():
+            tables.link(rows)
+            self.rows["sample_data"].extend(rows)
+        for index, rows in self.tracks.items():
+            tables.link(rows)
+            category = KINDS[self.scene.kinds[index]].category
+            self.rows["instance"].append(
+                {
+                    "token": self._token("instance", index),
+                    "category_token": token(self.settings.seed, "category", category),
+                    "nbr_annotations": len(rows),
+                    "first_annotation_token": rows[0]["token"],
+                    "last_annotation_token": rows[-1]["token"],
+                }
+            )
+        self.rows["calibrated_sensor"] = tables.calibration_rows(self.settings.seed, self.index, self.rig)
+        self.rows["log"] = [
+            {
+                "token": self._token("log"),
+                "logfile": self.log,
+                "vehicle": "synthetic",
+                "date_captured": "2024-01-01",
+                "location": "synthetic",
+            }
+        ]
+        self.rows["scene"] = [
+            {
+                "token": self._token("scene"),
+                "log_token": self._token("log"),
+                "nbr_samples": self.settings.samples_per_scene,
+                "first_sample_token": self.rows["sample"][0]["token"],
+                "last_sample_token": self.rows["sample"][-1]["token"],
+                "name": self.name,
+                "description": self.scene.description,
+            }
+        ]
+
+
+def count_points(points: Array, centres: Array, headings: Array, sizes: Array) -> NDArray[np.int64]:
+    """Points in each box, borders included, as the devkit's ``points_in_box`` counts them.
+
+    Args:
+        points: (point, 3), same frame as the boxes.
+        centres: (box, 3).
+        headings: (box,) radians.
+        sizes: (box, 3) length, width, height.
+
+    Returns:
+        (box,) numbers of points.
+    """
+    order = np.argsort(points[:, 0])
+    points = points[order]
+    # Only points in the strip of x that a box can reach are tested against it.
+    reach = 0.5 * np.hypot(sizes[:, 0], sizes[:, 1])
+    first = np.searchsorted(points[:, 0], centres[:, 0] - reach)
+    last = np.searchsorted(points[:, 0], centres[:, 0] + reach, side="right")
+    cosine, sine, half = np.cos(headings), np.sin(headings), 0.5 * sizes
+    counts = np.zeros(len(centres), np.int64)
+    for box in range(len(centres)):
+        x, y, z = (points[first[box] : last[box]] - centres[box]).T
+        along = cosine[box] * x + sine[box] * y
+        across = cosine[box] * y - sine[box] * x
+        inside = (np.abs(along) <= half[box, 0]) & (np.abs(across) <= half[box, 1])
+        counts[box] = np.count_nonzero(inside & (np.abs(z) <= half[box, 2]))
+    return counts

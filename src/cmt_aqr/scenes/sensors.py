@@ -1,0 +1,376 @@
+"""The sensors: where they sit, what the LiDAR measures, what the cameras see.
+
+The rig has nuScenes' arrangement: a 32-beam spinning LiDAR on the roof (x right, y forward, z up), three
+cameras to the front, three to the back, the one straight back with a wider lens. Cameras fire when the LiDAR
+sweeps past their axis, so each has a time of its own before the LiDAR's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from cmt_aqr.constants import CAMERAS, LIDAR
+from cmt_aqr.scenes import raycast
+from cmt_aqr.scenes.raycast import Array, Hits, Rays
+from cmt_aqr.scenes.scene import BIKE_LANES, LANES, SIDEWALKS, Scene
+from cmt_aqr.scenes.settings import Settings
+
+MAX_RANGE = 70.0
+"""Metres; the LiDAR gets no returns from farther away (HDL-32E data sheet)."""
+
+DRAW_RANGE = 110.0
+"""Metres; the cameras draw nothing farther away."""
+
+ELEVATIONS = np.deg2rad(np.linspace(-30.67, 10.67, 32))
+"""Of the rings, lowest first (HDL-32E data sheet: +10.67 to -30.67 degrees, equally spaced)."""
+
+RANGE_NOISE = 0.02
+"""Standard deviation of measured ranges in metres."""
+
+_MOUNTS = {
+    # x, y, z in metres, yaw and pitch (up) in degrees, focal length in pixels of a 1600 pixel wide image,
+    # seconds from the LiDAR's timestamp.
+    "CAM_FRONT": (1.70, 0.01, 1.51, 0.0, -0.4, 1266.0, -0.036),
+    "CAM_FRONT_RIGHT": (1.55, -0.49, 1.50, -56.0, 0.3, 1262.0, -0.028),
+    "CAM_FRONT_LEFT": (1.52, 0.49, 1.51, 55.0, 0.2, 1271.0, -0.043),
+    "CAM_BACK": (0.03, 0.0, 1.58, 180.0, -0.6, 809.0, -0.010),
+    "CAM_BACK_LEFT": (1.04, 0.48, 1.59, 108.5, 0.4, 1257.0, -0.001),
+    "CAM_BACK_RIGHT": (1.01, -0.48, 1.56, -110.5, 0.5, 1259.0, -0.020),
+}
+_PRINCIPAL_POINT = (816.0, 492.0)
+_FULL_WIDTH = 1600
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A calibrated sensor.
+
+    Attributes:
+        channel: nuScenes' name of the sensor.
+        translation: (3,) of the sensor in the ego frame, metres.
+        quaternion: (4,) w, x, y, z: from the sensor frame to the ego frame.
+        intrinsic: (3, 3) of a camera in pixels of its picture, or ``None``.
+        delay: seconds from the LiDAR's timestamp to the sensor's, at most 0.
+    """
+
+    channel: str
+    translation: Array
+    quaternion: Array
+    intrinsic: Array | None
+    delay: float
+
+    @property
+    def rotation(self) -> Array:
+        """Rotation (3, 3) from the sensor frame to the ego frame."""
+        return Rotation.from_quat(np.roll(self.quaternion, -1)).as_matrix()
+
+
+def _quaternion(matrix: Array) -> Array:
+    return np.roll(Rotation.from_matrix(matrix).as_quat(), 1)
+
+
+def build_rig(settings: Settings) -> dict[str, Mount]:
+    """The LiDAR and the six cameras, by channel."""
+    # The LiDAR's y axis looks forward, and its mount leans a little, as real ones do.
+    lean = Rotation.from_euler("ZYX", (-90.6, 0.35, 0.9), degrees=True).as_matrix()
+    rig = {LIDAR: Mount(LIDAR, np.array((0.94, 0.0, 1.84)), _quaternion(lean), None, 0.0)}
+    scale = settings.image_width / _FULL_WIDTH
+    for channel in CAMERAS:
+        x, y, z, yaw, pitch, focal, delay = _MOUNTS[channel]
+        # Camera axes: x right, y down, z forward; the ego's: x forward, y left, z up.
+        optical = np.array(((0.0, 0.0, 1.0), (-1.0, 0.0, 0.0), (0.0, -1.0, 0.0)))
+        turn = Rotation.from_euler("ZY", (yaw, -pitch), degrees=True).as_matrix()
+        u, v = _PRINCIPAL_POINT
+        intrinsic = np.array(((focal * scale, 0, u * scale), (0, focal * scale, v * scale), (0, 0, 1)), np.float64)
+        rig[channel] = Mount(channel, np.array((x, y, z)), _quaternion(turn @ optical), intrinsic, delay)
+    return rig
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where a sensor is at a time.
+
+    Attributes:
+        position: (3,) of the sensor, global frame.
+        rotation: (3, 3) from the sensor frame to the global frame.
+        ego_position: (3,) of the ego vehicle, global frame.
+        ego_heading: radians.
+    """
+
+    position: Array
+    rotation: Array
+    ego_position: Array
+    ego_heading: float
+
+    @property
+    def ego_quaternion(self) -> Array:
+        """Rotation of the ego vehicle, w, x, y, z."""
+        half = 0.5 * self.ego_heading
+        return np.array((math.cos(half), 0.0, 0.0, math.sin(half)))
+
+    def to_sensor(self, points: Array) -> Array:
+        """Global points (..., 3) in the sensor frame."""
+        return (points - self.position) @ self.rotation
+
+    def to_global(self, points: Array) -> Array:
+        """Points (..., 3) of the sensor frame in the global frame."""
+        return points @ self.rotation.T + self.position
+
+
+def pose_of(scene: Scene, mount: Mount, time: float) -> Pose:
+    """Pose of a sensor at a time of a scene, in seconds after its first keyframe."""
+    position, heading = scene.ego_at(time)
+    cosine, sine = math.cos(heading), math.sin(heading)
+    turn = np.array(((cosine, -sine, 0.0), (sine, cosine, 0.0), (0.0, 0.0, 1.0)))
+    return Pose(turn @ mount.translation + position, turn @ mount.rotation, position, heading)
+
+
+@cache
+def _lidar_rays(columns: int) -> Rays:
+    """Unit directions (3, ring, column) in the LiDAR frame."""
+    azimuth = 2 * np.pi * np.arange(columns) / columns
+    elevation = ELEVATIONS[:, None]
+    return np.stack(
+        (
+            np.cos(elevation) * np.cos(azimuth),
+            np.cos(elevation) * np.sin(azimuth),
+            np.broadcast_to(np.sin(elevation), (len(ELEVATIONS), columns)),
+        )
+    ).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One turn of the LiDAR, taken at one instant.
+
+    Attributes:
+        points: (point, 5) float32: x, y, z in metres in the LiDAR frame, intensity 0..255, ring.
+        owners: (point,) object that returned the ray, -1 for the ground.
+    """
+
+    points: NDArray[np.float32]
+    owners: NDArray[np.int32]
+
+
+def scan(scene: Scene, mount: Mount, time: float, columns: int, random: Generator) -> Scan:
+    """Measure with the LiDAR.
+
+    Args:
+        scene: what is there.
+        mount: the LiDAR.
+        time: seconds after the first keyframe.
+        columns: rays of one ring.
+        random: noise and losses.
+
+    Returns:
+        The points that came back, ring by ring.
+    """
+    pose = pose_of(scene, mount, time)
+    centres, headings = scene.boxes_at(time)
+    corners = pose.to_sensor(raycast.box_corners(centres, headings, scene.sizes))
+    near = np.hypot(*(centres - pose.position)[:, :2].T) - scene.sizes[:, 0] < MAX_RANGE
+    beams = _lidar_rays(columns)
+    rays = np.einsum("ij,jrc->irc", pose.rotation.astype(np.float32), beams)
+    windows = raycast.lidar_windows(corners, ELEVATIONS, columns)
+    hits = raycast.cast(rays, pose.position, centres, headings, scene.solids, windows, near)
+    ground = _ground_distance(rays, pose.position)
+    on_ground = ground < hits.distance
+    distance = np.where(on_ground, ground, hits.distance)
+    part = np.where(on_ground, -1, hits.part)
+    # The ground, met at a grazing angle, returns less and less of the far rays.
+    loss = np.where(on_ground, 0.05 + 0.6 * np.square(distance / MAX_RANGE), scene.solids.loss[part])
+    returned = (distance < MAX_RANGE) & (random.random(distance.shape, np.float32) > loss)
+    ring, column = np.nonzero(returned)
+    distance, part = distance[returned], part[returned]
+    distance = distance + RANGE_NOISE * random.standard_normal(len(distance), np.float32)
+    spread = random.standard_normal(len(distance), np.float32)
+    mean = np.where(part < 0, np.float32(9), scene.solids.intensity[part])
+    intensity = np.clip(mean * (1 + 0.25 * spread), 0, 255)
+    points = np.column_stack((*(beams[:, ring, column] * distance), intensity, ring)).astype(np.float32)
+    owners = np.where(part < 0, np.int32(-1), scene.solids.owner[part])
+    return Scan(points, owners)
+
+
+def _ground_distance(rays: Rays, origin: Array) -> Rays:
+    """Lengths (row, column) at which rays (3, row, column) meet z = 0; infinite for those that rise."""
+    with np.errstate(divide="ignore"):
+        return np.where(rays[2] < -1e-6, np.float32(-origin[2]) / rays[2], np.float32(np.inf))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a camera saw.
+
+    Attributes:
+        image: (row, column, 3) uint8, RGB.
+        owners: (row, column) int32: object at each pixel, -1 for ground and sky.
+        parts: (row, column) int32: part of it, index into the scene's solids.
+        depth: (row, column) float32 metres along the optical axis; infinite in the sky.
+        silhouette: (object,) pixels an object would fill if it stood alone.
+        seen: (object,) pixels it does fill.
+    """
+
+    image: NDArray[np.uint8]
+    owners: NDArray[np.int32]
+    parts: NDArray[np.int32]
+    depth: Rays
+    silhouette: NDArray[np.int64]
+    seen: NDArray[np.int64]
+
+
+def take_picture(
+    scene: Scene, mount: Mount, time: float, image_size: tuple[int, int], random: Generator
+) -> Picture:
+    """Take a picture.
+
+    Args:
+        scene: what is there.
+        mount: a camera.
+        time: seconds after the first keyframe, the camera's own.
+        image_size: height and width in pixels.
+        random: the picture's grain.
+
+    Returns:
+        The picture and which object each of its pixels shows.
+    """
+    if mount.intrinsic is None:
+        raise ValueError(f"{mount.channel} is not a camera")
+    pose = pose_of(scene, mount, time)
+    centres, headings = scene.boxes_at(time)
+    corners = pose.to_sensor(raycast.box_corners(centres, headings, scene.sizes))
+    near = np.hypot(*(centres - pose.position)[:, :2].T) < DRAW_RANGE
+    rays = np.einsum("ij,jrc->irc", pose.rotation.astype(np.float32), _camera_rays(mount.intrinsic, image_size))
+    windows = raycast.camera_windows(corners, mount.intrinsic, image_size)
+    hits = raycast.cast(rays, pose.position, centres, headings, scene.solids, windows, near)
+    owners = hits.owners(scene.solids)
+    ground = np.where(hits.part < 0, _ground_distance(rays, pose.position), np.float32(np.inf))
+    image = _shade(scene, pose, headings, rays, hits, owners, ground, random)
+    seen = np.bincount(owners[owners >= 0], minlength=len(centres))
+    return Picture(image, owners, hits.part, np.minimum(hits.distance, ground), hits.silhouette, seen)
+
+
+def _camera_rays(intrinsic: Array, image_size: tuple[int, int]) -> Rays:
+    """Directions (3, row, column) through the pixels' centres, depth 1, camera frame.
+
+    The centre of the top-left pixel is at (0, 0), as in the devkit's projection.
+    """
+    v, u = np.mgrid[: image_size[0], : image_size[1]]
+    x = (u - intrinsic[0, 2]) / intrinsic[0, 0]
+    y = (v - intrinsic[1, 2]) / intrinsic[1, 1]
+    return np.stack((x, y, np.ones_like(x))).astype(np.float32)
+
+
+_NORMALS = np.array(((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1)), np.float64)
+_HAZE_LENGTH = 260.0
+_GRAIN = 2.5
+
+
+def _shade(
+    scene: Scene,
+    pose: Pose,
+    headings: Array,
+    rays: Rays,
+    hits: Hits,
+    owners: NDArray[np.int32],
+    ground: Rays,
+    random: Generator,
+) -> NDArray[np.uint8]:
+    """Colour every pixel: faces by their angle to the sun, far things hazy, ground and sky behind them."""
+    height, width = owners.shape
+    rays = rays.reshape(3, -1)
+    on_ground = np.flatnonzero(np.isfinite(ground))
+    on_object = np.flatnonzero(owners >= 0)
+    in_sky = np.flatnonzero((owners.ravel() < 0) & np.isinf(ground.ravel()))
+    image = np.empty((height * width, 3), np.float32)
+    image[in_sky] = _sky(scene, rays[:, in_sky])
+    distance = ground.ravel()[on_ground]
+    image[on_ground] = _haze(scene, _ground_colour(scene, pose, rays[:, on_ground], distance), distance)
+    part, face = hits.part.ravel()[on_object], hits.face.ravel()[on_object]
+    distance = hits.distance.ravel()[on_object]
+    shade = _face_shades(scene, headings)[scene.solids.owner[part], face]
+    shade *= _facade(scene, pose, rays[:, on_object], distance, part, face)
+    image[on_object] = _haze(scene, scene.solids.colour[part] * shade[:, None], distance)
+    image *= np.float32(255 * scene.light)
+    image += _GRAIN * random.standard_normal((height * width, 1), np.float32)
+    return np.clip(image, 0, 255, out=image).astype(np.uint8).reshape(height, width, 3)
+
+
+def _haze(scene: Scene, colour: Rays, distance: Rays) -> Rays:
+    """Colours (pixel, 3) with the horizon's mixed in, the more the farther away."""
+    clear = np.exp(distance / -_HAZE_LENGTH)[:, None]
+    return colour * clear + (1 - clear) * scene.sky[0].astype(np.float32)
+
+
+def _sky(scene: Scene, rays: Rays) -> Rays:
+    """Sky (pixel, 3), RGB, from the horizon's colour to the one overhead, along rays (3, pixel)."""
+    rise = np.clip(rays[2] / np.sqrt(np.square(rays).sum(axis=0)) * 2.2, 0, 1)[:, None]
+    low, high = scene.sky.astype(np.float32)
+    return low + rise * (high - low)
+
+
+def _face_shades(scene: Scene, headings: Array) -> Rays:
+    """Brightness (object, face) of the six faces: Lambert's cosine law plus light from all around."""
+    cosine, sine = np.cos(headings), np.sin(headings)
+    sun = scene.sun
+    local = np.stack(
+        (cosine * sun[0] + sine * sun[1], cosine * sun[1] - sine * sun[0], np.full_like(cosine, sun[2])),
+        axis=1,
+    )
+    return (0.58 + 0.46 * np.clip(local @ _NORMALS.T, 0, None)).astype(np.float32)
+
+
+def _facade(
+    scene: Scene, pose: Pose, rays: Rays, distance: Rays, part: NDArray[np.int32], face: NDArray[np.int8]
+) -> Rays:
+    """Brightness factor (pixel,) of object pixels: rows of dark windows on buildings, 1 on all else."""
+    factor = np.ones(len(part), np.float32)
+    is_building = np.array([kind == "building" for kind in scene.kinds])[scene.solids.owner[part]]
+    chosen = np.flatnonzero(is_building & (face < 4))
+    point = pose.position[:, None] + rays[:, chosen] * distance[chosen]
+    s, d = scene.road.locate(point[0], point[1])
+    along = np.where(face[chosen] < 2, d, s)
+    window = ((along % 3.2) < 1.7) & ((point[2] % 3.0) > 1.2) & ((point[2] % 3.0) < 2.5)
+    factor[chosen] = np.where(window, 0.45, 1.0)
+    return factor
+
+
+_ASPHALT, _STRIP = (0.30, 0.30, 0.315), (0.36, 0.355, 0.36)
+_WALK, _YARD = (0.56, 0.545, 0.52), (0.40, 0.42, 0.34)
+_LINE, _YELLOW = (0.82, 0.82, 0.80), (0.78, 0.64, 0.22)
+_LEFT_KERB, _RIGHT_KERB = SIDEWALKS[1][0] - 0.3, SIDEWALKS[0][1] + 0.3
+
+
+def _ground_colour(scene: Scene, pose: Pose, rays: Rays, distance: Rays) -> Rays:
+    """Ground (pixel, 3), RGB: asphalt with lane lines, parking strips, tiled sidewalks, yards."""
+    x, y = (pose.position[:2, None] + rays[:2] * distance).astype(np.float64)
+    s, d = scene.road.locate(x, y)
+    strip = (d < BIKE_LANES[0] - 0.6) | (d > BIKE_LANES[1] + 0.6)
+    walk = (d < _RIGHT_KERB) | (d > _LEFT_KERB)
+    yard = (d < SIDEWALKS[0][0] - 0.2) | (d > SIDEWALKS[1][1] + 0.2)
+    kind = strip.astype(np.int64) + walk + yard
+    colour = np.array((_ASPHALT, _STRIP, _WALK, _YARD), np.float32)[kind]
+    tiles = (kind == 2) & (((s % 1.5) < 0.08) | ((d % 1.5) < 0.08))
+    colour[tiles] *= 0.82
+    half = 0.5 * (LANES["opposite"] - LANES["ego"])
+    dashed = (np.abs(d + half) < 0.08) | (np.abs(d - 3 * half) < 0.08)
+    solid = (np.abs(d + 3 * half) < 0.08) | (np.abs(d - 5 * half) < 0.08)
+    bays = strip & ~walk & ((s % 6.0) < 0.12)
+    colour[(dashed & ((s % 9.0) < 3.0)) | solid | bays] = _LINE
+    colour[np.abs(np.abs(d - half) - 0.12) < 0.06] = _YELLOW
+    # Patches, so that the ground is not one flat colour.
+    colour *= (1 + 0.035 * np.sin(0.9 * s + 1.7 * d) * np.sin(0.37 * s - 0.8 * d)).astype(np.float32)[:, None]
+    return colour * np.float32(0.58 + 0.46 * scene.sun[2])
+
+
+def visible_share(pictures: list[Picture]) -> Array:
+    """Share (object,) of an object's pixels in all pictures that nothing hides; 0 where there are none."""
+    silhouette = np.sum([picture.silhouette for picture in pictures], axis=0)
+    seen = np.sum([picture.seen for picture in pictures], axis=0)
+    return seen / np.maximum(silhouette, 1)

@@ -1,0 +1,199 @@
+"""From a checkpoint to pictures of single frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
+
+from cmt_aqr.data.augmentation import ImageProcessing, apply_transforms
+from cmt_aqr.data.collate import collate
+from cmt_aqr.data.datamodule import NuScenesDataModule
+from cmt_aqr.data.dataset import FrameDataset, SampleKey, frame_generator
+from cmt_aqr.data.selection import frame_numbers
+from cmt_aqr.errors import UserError
+from cmt_aqr.evaluation.decoding import decode
+from cmt_aqr.files import check_folder, writing
+from cmt_aqr.runs.checkpoints import read_checkpoint
+from cmt_aqr.runs.configuration import build_data, clamp_given
+from cmt_aqr.runs.console import console
+from cmt_aqr.structures import Frame
+from cmt_aqr.studies.pictures import MapPair, Scene, bev_picture, camera_picture
+from cmt_aqr.training.clamp import renderer_of
+from cmt_aqr.training.module import DetectorModule
+from cmt_aqr.training.run import build_module, load_checkpoint_weights
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """What is drawn, and where it goes.
+
+    Attributes:
+        frames: numbers in the split, from 0, or sample tokens; ``None``: a few over the whole split.
+        split: which split the frames are of; ``None``: the one of the evaluation.
+        min_score: detections scored lower are not drawn.
+        dpi: pixels an inch; the pictures are 14 to 16 inches wide.
+        out: folder of the pictures; made where it is absent.
+    """
+
+    frames: tuple[int | str, ...] | None
+    split: str | None
+    min_score: float
+    dpi: int
+    out: Path
+
+    @classmethod
+    def from_config(cls, config: DictConfig, folder: Path) -> PictureSettings:
+        """Check ``frames``, ``split``, ``min_score``, ``dpi`` and ``out``; ``folder`` is for ``out=null``.
+
+        Raises:
+            UserError: one of them is no such value.
+        """
+        frames = OmegaConf.to_container(config.frames) if OmegaConf.is_list(config.frames) else config.frames
+        chosen: list[Any] | None = frames if isinstance(frames, list | None) else [frames]
+        if chosen is not None and (not chosen or any(not _is_frame(frame) for frame in chosen)):
+            raise UserError(f"frames={frames}: must be numbers from 0 or sample tokens, as in 'frames=[0,5]'")
+        score = config.min_score
+        if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1:
+            raise UserError(f"min_score={score}: must be a number from 0 to 1")
+        dpi = config.dpi
+        if not isinstance(dpi, int) or not 20 <= dpi <= 600:
+            raise UserError(f"dpi={dpi}: must be a whole number from 20 to 600")
+        out = folder if config.out is None else Path(config.out)
+        return cls(None if chosen is None else tuple(chosen), config.split, float(score), dpi, out)
+
+
+def _is_frame(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+
+
+def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence[str] = ()) -> list[Path]:
+    """Draw frames as a checkpoint sees them, and print what was written.
+
+    Args:
+        config: the checkpoint's configuration with the command's overrides; ``ckpt_path`` names the checkpoint.
+        settings: which frames, and where the pictures go.
+        overrides: as given on the command line. Without one of ``renderer.max_weight_clamp`` the checkpoint's
+            clamp holds.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        UserError: a frame is not in the split, or the data or the checkpoint cannot be read.
+    """
+    check_folder("out", settings.out)
+    if settings.split is not None:
+        OmegaConf.update(config, "data.eval_split", settings.split)
+    OmegaConf.update(config, "data.limit_eval_frames", None)
+    checkpoint = read_checkpoint(Path(config.ckpt_path))
+    data: NuScenesDataModule = build_data(config, evaluating=True)
+    data.prepare_data()
+    numbers = frame_numbers(data, settings.frames)
+    data.setup("validate")
+    module = build_module(config, data, processes=1)
+    load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path), overrides)
+    renderer = renderer_of(module)
+    if renderer is not None and clamp_given(overrides):
+        renderer.set_clamp(config.renderer.max_weight_clamp)
+    module.to(_device(config)).eval()
+
+    dataset = data.dataset("val")
+    written: list[Path] = []
+    screen = console()
+    bar = track(numbers, description="Drawing frames", console=screen, disable=not screen.is_terminal)
+    for number in bar:
+        scene = make_scene(module, dataset, number, settings.min_score, data.val_split)
+        with writing("out", settings.out):
+            settings.out.mkdir(parents=True, exist_ok=True)
+            written.extend(draw(scene, settings.out / f"{data.val_split}_{number:04d}", settings.dpi))
+    for note in _notes(module):
+        screen.print(note)
+    screen.print("\n".join(["Wrote", *(f"  {path}" for path in written)]), soft_wrap=True, highlight=False)
+    return written
+
+
+@torch.inference_mode()
+def make_scene(module: DetectorModule, dataset: FrameDataset, number: int, min_score: float, split: str) -> Scene:
+    """Read a frame, let the model see it, and gather what there is to draw."""
+    # Sensor faults change what is drawn, too; the processing for the network does not.
+    faults = [step for step in dataset.transforms if not isinstance(step, ImageProcessing)]
+    processing = [step for step in dataset.transforms if isinstance(step, ImageProcessing)]
+    random = frame_generator(dataset.seed, SampleKey(epoch=0, frame=number))
+    stored = apply_transforms(dataset.reader.read(number), faults, random)
+    frame = apply_transforms(stored, processing, random)
+
+    predictions = module.model(collate([frame]).to(module.device))
+    found = decode(predictions.matching, module.max_detections, score_threshold=min_score, tokens=[frame.token])[0]
+    images, extent, size = None, None, (0, 0)
+    if stored.images is not None and frame.images is not None:
+        images = stored.images.permute(0, 2, 3, 1).flip(-1).numpy()
+        extent = _extent(stored, frame)
+        size = (frame.images.shape[-2], frame.images.shape[-1])
+    clamp = None
+    renderer = renderer_of(module)
+    if renderer is not None and renderer.normalize_weights:
+        clamp = renderer.max_weight_clamp
+    maps = {} if predictions.aqr is None else predictions.aqr.maps()
+    pairs = {sensor: MapPair(before[0].cpu(), after[0].cpu(), clamp) for sensor, (before, after) in maps.items()}
+    return Scene(
+        title=f"frame {number} of {split}, {frame.token[:8]}",
+        grid=module.model.head.grid,
+        points=frame.points,
+        images=images,
+        image_extent=extent,
+        image_size=size,
+        lidar2img=frame.lidar2img,
+        truth=frame.boxes[frame.box_points > 0],
+        found=found.boxes.cpu(),
+        min_score=min_score,
+        bev=pairs.get("bev"),
+        camera=pairs.get("camera"),
+    )
+
+
+def draw(scene: Scene, stem: Path, dpi: int) -> list[Path]:
+    """Write ``<stem>_bev.png`` and, where the model reads cameras, ``<stem>_cameras.png``."""
+    pictures = {"bev": bev_picture}
+    if scene.images is not None:
+        pictures["cameras"] = camera_picture
+    written = []
+    for name, picture in pictures.items():
+        path = stem.with_name(f"{stem.name}_{name}.png")
+        picture(scene).savefig(path, dpi=dpi)
+        written.append(path)
+    return written
+
+
+def _extent(stored: Frame, frame: Frame) -> tuple[float, float, float, float]:
+    """Left, right, bottom, top edges of the stored images in pixels of the processed ones."""
+    if stored.images is None:
+        raise ValueError("there are no images whose edges could be told")
+    height, width = stored.images.shape[-2:]
+    to_pixel = frame.lidar2img[0].double() @ torch.linalg.inv(stored.lidar2img[0].double())
+    corners = torch.tensor(((-0.5, -0.5, 1, 1), (width - 0.5, height - 0.5, 1, 1)), dtype=torch.float64)
+    (left, top), (right, bottom) = (corners @ to_pixel.T)[:, :2].tolist()
+    return left, right, bottom, top
+
+
+def _device(config: DictConfig) -> torch.device:
+    wants_gpu = config.trainer.accelerator in ("auto", "gpu", "cuda")
+    return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+
+
+def _notes(module: DetectorModule) -> list[str]:
+    """What the pictures lack, and why."""
+    model = module.model
+    notes = []
+    if model.aqr is None:
+        notes.append("The checkpoint has no AQR (aqr=none): the pictures show boxes only, no maps")
+    if model.image is None:
+        notes.append("The model reads no cameras: there are pictures from above only")
+    if model.lidar is None:
+        notes.append("The model reads no LiDAR: the pictures from above show neither points nor a map")
+    return notes

@@ -1,0 +1,23 @@
+"""Composing the configuration in a test, as the commands do."""
+
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from cmt_aqr.model.cmt import CMT
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of ``scripts/train.py`` with these overrides."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", list(overrides))
+
+
+def network(*overrides: str) -> CMT:
+    """The detector of a configuration, with fresh weights, in eval mode."""
+    return hydra.utils.instantiate(composed(*overrides).model.network).eval()

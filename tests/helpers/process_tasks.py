@@ -1,0 +1,37 @@
+"""What the processes of :mod:`tests.runs.test_processes` are told to do."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from cmt_aqr.errors import UserError
+
+
+def add_ranks(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
+    """Meet as Lightning lets them, through the environment alone, and add up the ranks."""
+    torch.distributed.init_process_group("gloo")
+    total = torch.tensor(float(os.environ["RANK"])) + config.offset
+    torch.distributed.all_reduce(total)
+    torch.distributed.destroy_process_group()
+    return {"total": float(total), "overrides": len(overrides)}
+
+
+def fail_second(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
+    """The second process fails; the first only waits for it."""
+    if os.environ["RANK"] == "1":
+        raise UserError("data.root=x: nothing there")
+    time.sleep(600)
+    raise AssertionError
+
+
+def second_is_killed(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
+    """As the kernel does when memory is short; the first then fails because of it."""
+    if os.environ["RANK"] == "1":
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1.0)
+    raise RuntimeError("connection closed by peer")

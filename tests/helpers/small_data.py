@@ -1,0 +1,42 @@
+"""A tiny synthetic data set for tests that need frames on disk: two scenes of three frames."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cmt_aqr.data.datamodule import NuScenesDataModule
+from cmt_aqr.scenes import make_dataset
+
+RANGE = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
+
+
+@pytest.fixture(scope="session")
+def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data root with version v1.0-mini and splits mini_train and mini_val; tests must not change it."""
+    root = tmp_path_factory.mktemp("small") / "data"
+    make_dataset(
+        root,
+        scenes=2,
+        samples_per_scene=3,
+        azimuth_resolution=2.0,
+        image_width=160,
+        workers=1,
+        progress=False,
+    )
+    return root
+
+
+def datamodule(root: Path, cache_dir: Path, **changes: Any) -> NuScenesDataModule:
+    """A data module of the tiny data set, not set up."""
+    settings: dict[str, Any] = {
+        "root": root,
+        "version": "v1.0-mini",
+        "point_range": RANGE,
+        "image_size": (64, 160),
+        "train_split": "mini_train",
+        "val_split": "mini_val",
+        "num_workers": 0,
+        "cache_dir": cache_dir,
+    }
+    return NuScenesDataModule(**{**settings, **changes})

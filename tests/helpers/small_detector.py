@@ -1,0 +1,68 @@
+"""A small detector with everything that training needs, and batches of random data for it."""
+
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from cmt_aqr.runs.configuration import build, multipliers, optimizer_settings
+from cmt_aqr.structures import Batch
+from cmt_aqr.training.denoising import Denoising
+from cmt_aqr.training.module import DetectorModule
+from tests.helpers.commands import SMALL
+from tests.helpers.composed import composed
+
+MODEL = [item for item in SMALL if not item.startswith(("data.", "trainer="))]
+PLAIN = [item for item in MODEL if not item.startswith("aqr.")]
+
+
+def small_module(*overrides: str, seed: int = 0, metric: Any = None) -> DetectorModule:
+    """A DetectorModule of the tiny model made smaller, in training mode, its weights drawn with ``seed``."""
+    config = composed(*(PLAIN if "aqr=none" in overrides else MODEL), *overrides)
+    plain: Any = OmegaConf.to_container(config.training, resolve=True)
+    denoising = Denoising(**plain["denoising"])
+    torch.manual_seed(seed)
+    module = DetectorModule(
+        model=build(config.model.network),
+        criterion=build(config.training.criterion, background_above=denoising.background_above),
+        denoising=denoising if denoising.groups else None,
+        optimizer=optimizer_settings(config),
+        multipliers=multipliers(config),
+        metric=metric,
+    )
+    return module.train()
+
+
+def small_batch(*boxes_of_frames: int, seed: int = 0, truth_seed: int = 0, cameras: bool = True) -> Batch:
+    """One frame for each count of boxes. ``seed`` draws points and images, ``truth_seed`` the boxes."""
+    size = len(boxes_of_frames)
+    random = torch.Generator().manual_seed(seed)
+    points = torch.rand(400 * size, 5, generator=random) * torch.tensor([40.0, 40.0, 3.0, 255.0, 0.0])
+    points[:, :3] -= torch.tensor([20.0, 20.0, 2.0])
+    images = torch.randn(size, 6, 3, 64, 160, generator=random)
+    truth = torch.Generator().manual_seed(truth_seed)
+    count = sum(boxes_of_frames)
+    low = torch.tensor([-25.0, -25.0, -1.0, 1.0, 1.0, 1.0, -3.0, -1.0, -1.0])
+    high = torch.tensor([25.0, 25.0, 1.0, 5.0, 2.0, 2.0, 3.0, 1.0, 1.0])
+    return Batch(
+        tokens=tuple(f"frame{number}" for number in range(size)),
+        points=points,
+        point_counts=(400,) * size,
+        images=images if cameras else None,
+        lidar2img=rig().expand(size, 6, 4, 4).clone(),
+        boxes=low + torch.rand(count, 9, generator=truth) * (high - low),
+        labels=torch.randint(0, 10, (count,), generator=truth),
+        box_counts=boxes_of_frames,
+        lidar2global=torch.eye(4, dtype=torch.float64).expand(size, 4, 4),
+    )
+
+
+def rig() -> torch.Tensor:
+    """lidar2img (6, 4, 4) of six cameras for images of 64 x 160, which look outwards at 70 degrees each."""
+    yaw = torch.arange(6) * torch.pi / 3
+    zero, one = torch.zeros(6), torch.ones(6)
+    forward = torch.stack((yaw.cos(), yaw.sin(), zero, zero), dim=-1)
+    right = torch.stack((yaw.sin(), -yaw.cos(), zero, zero), dim=-1)
+    down = torch.stack((zero, zero, -one, zero), dim=-1)
+    last = torch.stack((zero, zero, zero, one), dim=-1)
+    return torch.stack((114 * right + 80 * forward, 114 * down + 32 * forward, forward, last), dim=1)

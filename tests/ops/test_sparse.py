@@ -1,0 +1,227 @@
+"""Sparse convolution against dense convolution, which knows nothing of rulebooks."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cmt_aqr.ops import sparse
+from cmt_aqr.ops.sparse import (
+    Rulebook,
+    Sites,
+    SparseBatchNorm,
+    SparseTensor,
+    StridedSparseConv3d,
+    SubmanifoldConv3d,
+    sparse_convolution,
+)
+
+STRIDED = [
+    ((3, 3, 3), (2, 2, 2), (1, 1, 1)),
+    ((3, 3, 3), (2, 2, 2), (0, 1, 1)),
+    ((3, 1, 1), (2, 1, 1), (0, 0, 0)),
+]
+
+
+def random_sites(shape: tuple[int, int, int], batch: int, share: float, seed: int = 0) -> Sites:
+    generator = torch.Generator().manual_seed(seed)
+    occupied = torch.rand(batch, *shape, generator=generator) < share
+    return Sites(occupied.nonzero(), shape, batch)
+
+
+def to_dense(values: Tensor, sites: Sites) -> Tensor:
+    """(batch, channel, z, y, x), written the obvious way."""
+    result = values.new_zeros(sites.batch_size, values.shape[1], *sites.shape)
+    b, z, y, x = sites.coords.unbind(1)
+    return result.index_put(
+        (b[:, None], torch.arange(values.shape[1]), z[:, None], y[:, None], x[:, None]), values
+    )
+
+
+def at_sites(dense: Tensor, sites: Sites) -> Tensor:
+    b, z, y, x = sites.coords.unbind(1)
+    return dense.permute(0, 2, 3, 4, 1)[b, z, y, x]
+
+
+def conv3d_weight(weight: Tensor) -> Tensor:
+    return weight.permute(4, 3, 0, 1, 2)
+
+
+def compare_with_dense(features: Tensor, weight: Tensor, sites: Sites, mode: Any, tolerance: float) -> None:
+    """Values and both gradients of a sparse convolution against conv3d at the sites that it answers at."""
+    if mode == "submanifold":
+        out_sites, rulebook, dense_args = sites, sites.submanifold, {"padding": 1}
+    else:
+        kernel, stride, padding = mode
+        out_sites, rulebook = sites.strided(kernel, stride, padding)
+        dense_args = {"stride": stride, "padding": padding}
+    inputs = [value.clone().requires_grad_() for value in (features, weight) * 2]
+    result = sparse_convolution(inputs[0], inputs[1], rulebook)
+    dense = functional.conv3d(to_dense(inputs[2], sites), conv3d_weight(inputs[3]), **dense_args)
+    assert out_sites.shape == dense.shape[2:]
+    expected = at_sites(dense, out_sites)
+    torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance)
+    upstream = torch.randn(result.shape, dtype=result.dtype, generator=torch.Generator().manual_seed(3))
+    result.backward(upstream)
+    expected.backward(upstream)
+    torch.testing.assert_close(inputs[0].grad, inputs[2].grad, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(inputs[1].grad, inputs[3].grad, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture(params=["pairs", "neighbours"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to compute, on the CPU; small chunks so that there are several."""
+    monkeypatch.setattr(sparse, "CHUNK_BYTES", 1000)
+    ways = {
+        "pairs": lambda f, w, rulebook: sparse._convolve_pairs(f, w, rulebook.pairs(w.shape[2])),
+        "neighbours": lambda f, w, rulebook: sparse._convolve_neighbours(f, w, rulebook.neighbours),
+    }
+    monkeypatch.setattr(sparse, "_convolve", ways[request.param])
+    if request.param == "neighbours":
+        monkeypatch.setattr(sparse, "_weight_gradient", sparse._weight_gradient_neighbours)
+    return request.param
+
+
+@pytest.mark.parametrize("mode", ["submanifold", *STRIDED])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
+def test_equals_dense_convolution(
+    path: str, mode: Any, dtype: torch.dtype, tolerance: float, share: float
+) -> None:
+    sites = random_sites((7, 6, 9), 2, share)
+    generator = torch.Generator().manual_seed(1)
+    kernel = (3, 3, 3) if mode == "submanifold" else mode[0]
+    features = torch.randn(len(sites), 4, dtype=dtype, generator=generator)
+    weight = torch.randn(*kernel, 4, 5, dtype=dtype, generator=generator) / 10
+    compare_with_dense(features, weight, sites, mode, tolerance)
+
+
+def test_equals_dense_convolution_at_the_default_chunk_size() -> None:
+    sites = random_sites((11, 40, 40), 2, 0.4)
+    assert len(sites.submanifold.pairs(32).chunks) > 1
+    features = torch.randn(len(sites), 2, dtype=torch.float64)
+    compare_with_dense(features, torch.randn(3, 3, 3, 2, 32, dtype=torch.float64), sites, "submanifold", 1e-10)
+
+
+@pytest.mark.parametrize("mode", STRIDED)
+def test_strided_answers_at_exactly_the_sites_reached(mode: tuple) -> None:
+    kernel, stride, padding = mode
+    for seed in range(5):
+        sites = random_sites((6, 9, 8), 2, 0.02, seed)
+        out_sites, _ = sites.strided(kernel, stride, padding)
+        ones = to_dense(torch.ones(len(sites), 1), sites)
+        reached = functional.conv3d(ones, torch.ones(1, 1, *kernel), stride=stride, padding=padding) > 0
+        assert torch.equal(out_sites.coords, reached[:, 0].nonzero())
+
+
+@pytest.mark.parametrize("corner", [(0, 0, 0), (6, 5, 8), (0, 5, 0), (6, 0, 8), (3, 2, 4)])
+def test_a_single_site_at_the_border(corner: tuple[int, int, int]) -> None:
+    sites = Sites(torch.tensor([[1, *corner]]), (7, 6, 9), 3)
+    rulebook = sites.submanifold
+    assert (rulebook.neighbours != 1).nonzero().tolist() == [[13, 0]], "its own neighbour only"
+    features = torch.ones(1, 2, dtype=torch.float64)
+    weight = torch.randn(3, 3, 3, 2, 2, dtype=torch.float64)
+    for mode in ("submanifold", STRIDED[0], STRIDED[1]):
+        compare_with_dense(features, weight, sites, mode, 1e-12)
+
+
+def test_rows_do_not_wrap_round() -> None:
+    """The last cell of a row, layer or sample is no neighbour of the first cell of the next."""
+    shape = (2, 3, 4)
+    ends = torch.tensor([[0, 0, 0, 3], [0, 0, 1, 0], [0, 0, 2, 3], [0, 1, 0, 0], [0, 1, 2, 3], [1, 0, 0, 0]])
+    rulebook = Sites(ends, shape, 2).submanifold
+    pairs = {(o, int(i)) for row in rulebook.neighbours for o, i in enumerate(row) if i < len(ends)}
+    expected = {
+        (a, b)
+        for a in range(len(ends))
+        for b in range(len(ends))
+        if ends[a, 0] == ends[b, 0] and (ends[a, 1:] - ends[b, 1:]).abs().max() <= 1
+    }
+    assert pairs == expected
+
+
+def test_samples_do_not_mix() -> None:
+    sites = random_sites((5, 8, 8), 3, 0.2)
+    features = torch.randn(len(sites), 4)
+    weight = torch.randn(3, 3, 3, 4, 4)
+    together = sparse_convolution(features, weight, sites.submanifold)
+    for sample in range(3):
+        own = sites.coords[:, 0] == sample
+        coords = sites.coords[own].clone()
+        coords[:, 0] = 0
+        alone = sparse_convolution(features[own], weight, Sites(coords, sites.shape, 1).submanifold)
+        torch.testing.assert_close(together[own], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_no_site_at_all(path: str) -> None:
+    sites = Sites(torch.zeros(0, 4, dtype=torch.int64), (5, 8, 8), 2)
+    x = SparseTensor(torch.zeros(0, 3, requires_grad=True), sites)
+    submanifold, strided = SubmanifoldConv3d(3, 4), StridedSparseConv3d(4, 6)
+    result = strided(submanifold(x))
+    assert result.features.shape == (0, 6)
+    dense = result.dense()
+    assert dense.shape == (2, 6, 3, 4, 4)
+    (dense.sum() + result.features.sum()).backward()
+    assert submanifold.weight.grad is not None
+    assert torch.count_nonzero(submanifold.weight.grad) == 0
+
+
+@pytest.mark.parametrize("mode", ["submanifold", STRIDED[1]])
+def test_gradcheck(path: str, mode: Any) -> None:
+    sites = random_sites((3, 4, 4), 2, 0.15)
+    rulebook: Rulebook = sites.submanifold if mode == "submanifold" else sites.strided(*mode)[1]
+    features = torch.randn(len(sites), 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 3, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda f, w: sparse_convolution(f, w, rulebook), (features, weight))
+
+
+def test_dense_puts_features_where_they_belong() -> None:
+    sites = random_sites((3, 5, 4), 2, 0.4)
+    features = torch.randn(len(sites), 6)
+    dense = SparseTensor(features, sites).dense()
+    assert torch.equal(dense, to_dense(features, sites))
+    assert dense.flatten(1, 2).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_sorting_unsorted_sites() -> None:
+    sites = random_sites((3, 5, 4), 2, 0.4)
+    shuffle = torch.randperm(len(sites))
+    again, order = Sites.sorted(sites.coords[shuffle], sites.shape, 2)
+    assert torch.equal(again.coords, sites.coords)
+    assert torch.equal(shuffle[order], torch.arange(len(sites)))
+
+
+def test_float32_under_autocast() -> None:
+    sites = random_sites((5, 8, 8), 1, 0.2)
+    features, weight = torch.randn(len(sites), 4), torch.randn(3, 3, 3, 4, 4, requires_grad=True)
+    expected = sparse_convolution(features, weight, sites.submanifold)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = sparse_convolution(features.bfloat16().float(), weight, sites.submanifold)
+        assert result.dtype == torch.float32
+        assert torch.equal(sparse_convolution(features, weight, sites.submanifold), expected)
+
+
+def test_too_small_a_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="too small for a convolution"):
+        random_sites((2, 8, 8), 1, 0.5).strided((3, 1, 1), (2, 1, 1), (0, 0, 0))
+
+
+def test_initial_scale_keeps_the_variance_of_conv3d() -> None:
+    torch.manual_seed(0)
+    ours = SubmanifoldConv3d(16, 32).weight
+    theirs = torch.nn.Conv3d(16, 32, 3).weight
+    assert math.isclose(ours.std().item(), theirs.std().item(), rel_tol=0.05)
+
+
+@pytest.mark.parametrize("sites", [0, 1])
+def test_batch_norm_of_hardly_any_site_uses_running_statistics(sites: int) -> None:
+    norm = SparseBatchNorm(3).train()
+    norm.running_mean += 1.0
+    x = torch.randn(sites, 3)
+    torch.testing.assert_close(norm(x), (x - 1) / math.sqrt(1 + norm.eps))
+    assert torch.equal(norm.running_mean, torch.ones(3))
+    many = torch.randn(50, 3) * 3 + 2
+    torch.testing.assert_close(norm(many), torch.nn.BatchNorm1d(3)(many))

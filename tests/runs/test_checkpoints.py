@@ -1,0 +1,183 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.runs.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"state_dict": {"w": torch.arange(3)}, "epoch": 2}, tmp_path / "last.ckpt")
+    read = io.load_checkpoint(tmp_path / "last.ckpt")
+    assert read["epoch"] == 2 and read["state_dict"]["w"].tolist() == [0, 1, 2]
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"state_dict": {}, "epoch": 1}, tmp_path / "last.ckpt")
+    with pytest.raises(Exception, match="pickle"):
+        io.save_checkpoint({"state_dict": {}, "bad": lambda: None}, tmp_path / "last.ckpt")
+    assert io.load_checkpoint(tmp_path / "last.ckpt")["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_code_in_a_file_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "payload": Bomb()}, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match="it was not loaded"):
+        read_checkpoint(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_missing_truncated_and_foreign_files_say_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_checkpoint(tmp_path / "none.ckpt")
+    torch.save({"state_dict": {"w": torch.zeros(1000)}}, tmp_path / "whole.ckpt")
+    data = (tmp_path / "whole.ckpt").read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        read_checkpoint(tmp_path / "half.ckpt")
+    torch.save({"w": torch.zeros(1)}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="not a checkpoint of a training run"):
+        read_checkpoint(tmp_path / "weights.pth")
+
+
+class Scored(pl.LightningModule):
+    """Logs the scores that it is given, one an evaluation."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.scores = list(scores)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        pass
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/NDS", self.scores.pop(0))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(folder: Path, scores: list[float], ckpt: Path | None = None, **settings: Any) -> list[int]:
+    """Steps of last.ckpt and best.ckpt after a run of three steps an epoch."""
+    checkpoints = Checkpoints(folder, every_n_steps=settings.pop("every_n_steps", None))
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[checkpoints],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+    loader = torch.utils.data.DataLoader(torch.ones(3, 1))
+    module = Scored(scores)
+    trainer.fit(module, loader, loader, ckpt_path=ckpt, weights_only=True)
+    if module.scores:
+        trainer.validate(module, loader, verbose=False)
+    return [read_checkpoint(path)["global_step"] for path in (checkpoints.last, checkpoints.best)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_last_is_of_the_last_epoch_even_if_another_was_the_best(tmp_path: Path) -> None:
+    assert fit(tmp_path, [0.1, 0.3, 0.2], max_epochs=3) == [9, 6]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_resumed_run_in_another_folder_knows_the_best_score(tmp_path: Path) -> None:
+    fit(tmp_path / "a", [0.3, 0.1], max_epochs=2)
+    last = tmp_path / "a" / "last.ckpt"
+    assert fit(tmp_path / "b", [0.2, 0.4], last, max_epochs=4) == [12, 12]
+    with pytest.raises(UserError, match=r"best\.ckpt: there is no such file"):
+        fit(tmp_path / "c", [0.2, 0.25], last, max_epochs=4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_fit_that_ends_within_an_epoch_has_both_files(tmp_path: Path) -> None:
+    assert fit(tmp_path, [0.1, 0.2], max_steps=5, max_epochs=-1) == [5, 5]
+    assert fit(tmp_path / "worse", [0.2, 0.1], max_steps=5, max_epochs=-1) == [5, 3]
+
+
+@pytest.mark.parametrize("interval", ["every_n_epochs", "every_n_steps"])
+def test_intervals_below_1_are_refused(interval: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"callbacks\.checkpoint\.{interval}=0"):
+        Checkpoints(tmp_path, **{interval: 0})
+
+
+def saved(path: Path, step: int) -> Path:
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.rand(1000)}, "global_step": step}, path)
+    return path
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def fill_with_garbage(path: Path) -> None:
+    path.write_bytes(b"garbage" * 1000)
+
+
+def test_the_newest_is_kept_and_the_one_before(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        saved(tmp_path / "last.ckpt", step)
+    steps = {path.name: read_checkpoint(path)["global_step"] for path in tmp_path.iterdir()}
+    assert steps == {"last.ckpt": 3, "previous.ckpt": 2}
+
+
+def test_where_files_cannot_be_linked_the_one_before_is_kept_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    test_the_newest_is_kept_and_the_one_before(tmp_path)
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "nothing") is None
+    (tmp_path / "checkpoints").mkdir()
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_the_newest_is_found_by_its_step(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    saved(folder / "previous.ckpt", 2)
+    assert newest_checkpoint(tmp_path) == folder / "previous.ckpt"
+    saved(folder / "last.ckpt", 4)
+    assert newest_checkpoint(tmp_path) == newest_checkpoint(folder) == folder / "last.ckpt"
+    saved(folder / "best.ckpt", 4)
+    assert newest_checkpoint(tmp_path) == folder / "last.ckpt"
+    saved(folder / "best.ckpt", 6)
+    assert newest_checkpoint(tmp_path) == folder / "best.ckpt"
+
+
+@pytest.mark.parametrize("damage", [truncate, fill_with_garbage])
+def test_an_unreadable_one_is_skipped_by_name(
+    damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        saved(tmp_path / "last.ckpt", step)
+    damage(tmp_path / "last.ckpt")
+    assert newest_checkpoint(tmp_path) == tmp_path / "previous.ckpt"
+    assert str(tmp_path / "last.ckpt") in caplog.text and "skipped" in caplog.text
+    damage(tmp_path / "previous.ckpt")
+    with pytest.raises(UserError, match=r"can be read \(last\.ckpt, previous\.ckpt\)"):
+        newest_checkpoint(tmp_path)

@@ -1,0 +1,257 @@
+"""Explaining mistakes in overrides, and putting a checkpoint's configuration together with later ones."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.runs.command import check_overrides, check_paths, flatten, join_first_process
+from cmt_aqr.runs.command_line import readable
+from cmt_aqr.runs.configuration import build, clamp_given
+from cmt_aqr.runs.saved import override_keys, with_overrides
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(UserError) as refused:
+        check_overrides(CONF, "train", list(overrides))
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_good_overrides_pass() -> None:
+    check_overrides(CONF, "train", ["model=tiny_lidar", "trainer.max_steps=3", "+trainer.fast_dev_run=true"])
+    check_overrides(CONF, "train", ["-m", "renderer.max_weight_clamp=1.5,2.0", "renderer=base,recommended"])
+    check_overrides(CONF, "train", ["clamp_schedule.milestones={0:2.0,3:1.0}", "~callbacks.learning_rate"])
+    check_overrides(CONF, "train", ["--cfg", "job", "aqr=none"])
+
+
+def test_a_mistyped_key_names_its_neighbour_and_how_to_add_one() -> None:
+    said = refusal("optimizer.weight_deca=0.1")
+    assert said.startswith("optimizer.weight_deca=0.1: ")
+    assert "optimizer.weight_decay" in said and "+optimizer.weight_deca=0.1" in said
+
+
+def test_an_unlikely_key_gets_the_keys_of_its_place() -> None:
+    assert "keys there are optimizer.lr, optimizer.weight_decay" in refusal("optimizer.qqqqqqqqqqqqqqqqqqqqqq=1")
+
+
+def test_an_unknown_option_names_the_options_also_within_a_sweep() -> None:
+    assert refusal("lr_mult=huge") == (
+        "lr_mult=huge: there is no such option; choose from aggressive, cmt, conservative, from_scratch, "
+        "recommended, uniform"
+    )
+    assert "renderer=foo" in refusal("-m", "renderer=foo,base")
+
+
+def test_every_value_of_a_sweep_is_looked_at_and_intervals_are_known() -> None:
+    assert "renderer=foo" in refusal("-m", "renderer=base,foo", "seed=0,1")
+    assert "lr_mult=huge" in refusal("seed=0,1", "lr_mult=uniform,huge")
+    check_overrides(
+        CONF, "train", ["optimizer.lr=tag(log,interval(1e-5,1e-3))", "seed=range(0,3)", "sweep=clamp_x_residual"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "hydra_group", "name", "extra"),
+    [
+        ("launcher=joblib", "launcher", "joblib", "-e '.[sweeps]'"),
+        ("sweep=optuna", "sweeper", "optuna", "-e '.[sweeps]'"),
+        ("launcher=slurm", "launcher", "submitit_slurm", "-e '.[slurm]'"),
+        ("launcher=slurm_local", "launcher", "submitit_local", "-e '.[slurm]'"),
+        ("launcher=ray", "launcher", "ray", "-e '.[ray]'"),
+    ],
+)
+def test_a_launcher_that_is_not_installed_says_which_extra_it_is(
+    override: str, hydra_group: str, name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Plugins.instance()  # looks for plugins, once
+    store = ConfigStore.instance().repo["hydra"][hydra_group]
+    if f"{name}.yaml" in store:
+        monkeypatch.delitem(store, f"{name}.yaml")
+    said = refusal(override, "seed=1")
+    assert said.startswith(f"{override}: this needs an extra that is not installed: pip install") and extra in said
+
+
+@pytest.mark.parametrize(
+    ("override", "shown"),
+    [
+        ("trainer.max_steps=[1", """'trainer.max_steps="[1"'"""),
+        ("weights=x/epoch=3.ckpt", """'weights="x/epoch=3.ckpt"'"""),
+        ("data.root=/d/nu(1)", """'data.root="/d/nu(1)"'"""),
+        ("weights=~/epoch=3.ckpt", f"""'weights="{Path.home()}/epoch=3.ckpt"'"""),
+        ("name=a,b", """'name="a,b"'"""),
+        ("name=a,b", "'name=[a,b]'"),
+    ],
+)
+def test_an_override_that_cannot_be_read_shows_what_to_type(override: str, shown: str) -> None:
+    said = refusal(override)
+    assert said.startswith(readable(override)) and shown in said
+    check_overrides(CONF, "train", [shlex.split(shown)[0]])
+
+
+def test_what_is_no_override_is_told_so() -> None:
+    for given in ("foo", "a b=3", "-1"):
+        assert refusal(given).startswith(f"{given}: ") and "key=value" in refusal(given)
+
+
+def test_sweeps_by_functions_are_known_and_cost_one_composition_a_key() -> None:
+    check_overrides(
+        CONF, "train", ["model=glob(tiny*)", "seed=range(0,1000000)", "name=choice(a,b)", "--multirun"]
+    )
+    assert "model=foo" in refusal("model=choice(tiny,foo)", "-m")
+    for nothing in ("model=glob(zzz*)", "seed=glob(*)"):
+        assert refusal(nothing, "-m").startswith(nothing)
+
+
+@pytest.mark.parametrize("given", ["model=[tiny,foo]", "experiment=[overfit,foo]"])
+def test_an_unknown_option_within_a_list_names_the_options(given: str) -> None:
+    group = given.split("=")[0]
+    said = refusal(given)
+    assert said.startswith(f"{group}=foo: there is no such option") and "choose from" in said
+    assert ("tiny_lidar" if group == "model" else "embedded_30min") in said
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--info", "defaults", "model=foo"], "model=foo"),
+        (["--cfg", "job", "seed=1,2"], "seed=1,2"),
+        (["-m", "--cfg", "job"], "--multirun and --cfg"),
+        (["--resolve"], "--resolve"),
+        (["--cfg", "job", "--resolve", "name=${oc.env:NO_SUCH_VARIABLE}"], "NO_SUCH_VARIABLE"),
+        (["--cfg", "hydra", "--resolve"], "--cfg all --resolve"),
+        (["--config-dir=nowhere"], "--config-dir=nowhere"),
+        (["--config-name=nothing"], "nothing"),
+        (["--config-path=nowhere"], "nowhere"),
+        (["--experimental-rerun=x.pickle"], "x.pickle"),
+        (["-sc"], "install=bash"),
+        (["-sc", "install=tcsh"], "install=bash"),
+        (["-sc", "query=bash"], "install=bash"),
+    ],
+)
+def test_flags_end_in_one_sentence_where_hydra_would_show_a_traceback(given: list[str], named: str) -> None:
+    assert named in refusal(*given)
+
+
+def test_a_folder_of_configurations_is_searched(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("defaults:\n  - tiny\n")
+    (tmp_path / "other.yaml").write_text("defaults:\n  - train\n  - _self_\nmine: 1\n")
+    check_overrides(CONF, "train", ["model=mine", "seed=1", f"--config-dir={tmp_path}"])
+    check_overrides(CONF, "train", ["-cd", str(tmp_path), "--config-name=other", "mine=2"])
+    assert "model=yours" in refusal("model=yours", f"--config-dir={tmp_path}")
+    assert "optimizer.lrr" in refusal("optimizer.lrr=1", f"--config-dir={tmp_path}")
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/below", "link"])
+@pytest.mark.parametrize(
+    ("key", "more"),
+    [("hydra.run.dir", []), ("hydra.sweep.dir", ["-m", "seed=1,2"]), ("sweep_dir", ["sweep=presets"])],
+)
+def test_a_folder_of_results_that_cannot_be_made_is_refused(
+    key: str, more: list[str], place: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    folder = tmp_path / place
+    assert refusal(f"{key}={folder}", *more).startswith(f"{key}={folder}: ")
+    check_overrides(CONF, "train", [f"{key}={tmp_path / 'new' / 'folder'}", *more])
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}, "a check leaves nothing"
+
+
+def test_paths_are_texts_with_the_home_folder_written_out() -> None:
+    config = OmegaConf.create({"weights": "~/x.pth", "out": None, "data": {"root": 2024}, "name": "~/kept"})
+    check_paths(config)
+    assert config == {
+        "weights": str(Path.home() / "x.pth"),
+        "out": None,
+        "data": {"root": "2024"},
+        "name": "~/kept",
+    }
+    check_paths(OmegaConf.create({"target": "???"}))
+
+
+@pytest.mark.parametrize("value", [None, ["a"], {"a": 1}, True, 1.5, ""])
+def test_what_is_no_path_is_refused(value: object) -> None:
+    for key in ("target", "data.cache_dir"):
+        config = OmegaConf.create({})
+        OmegaConf.update(config, key, value)
+        with pytest.raises(UserError, match=f"{key}=.*must be a path"):
+            check_paths(config)
+
+
+def test_flatten_names_groups_leaves_and_numbers_but_resolves_nothing() -> None:
+    config = OmegaConf.create({"a": {"b": 1, 3: 2.5}, "c": "${nothing}", "d": None})
+    assert list(flatten(config)) == ["a", "a.b", "a.3", "c", "d"]
+
+
+def test_override_keys_and_whether_the_clamp_is_among_them() -> None:
+    given = ["+a.b=1", "~c", "++d.e=x=y", "renderer@other=base", "hydra/launcher=basic"]
+    assert override_keys(given) == ["a.b", "c", "d.e", "renderer", "hydra.launcher"]
+    assert clamp_given(["renderer=base"]) and clamp_given(["renderer.max_weight_clamp=null"])
+    assert not clamp_given(["renderer.gaussian_sigma=2", "model=tiny"])
+
+
+def saved() -> dict[str, object]:
+    return {"ckpt_path": None, "weights": "w.pth", "name": "old", "data": {"root": "a", "n": 1}, "lr": 1.0}
+
+
+def composed(**changes: object) -> DictConfig:
+    base = {"ckpt_path": "last.ckpt", "weights": None, "name": "new", "data": {"root": "b", "m": 2}, "lr": 2.0}
+    return OmegaConf.create({**base, **changes})
+
+
+def test_a_checkpoint_s_configuration_takes_only_what_is_overridden() -> None:
+    merged = with_overrides(saved(), composed(), ["lr=2.0"])
+    assert merged == {
+        "ckpt_path": "last.ckpt",
+        "weights": None,  # they began the run, and are not to be loaded again
+        "name": "new",
+        "data": {"root": "a", "n": 1},
+        "lr": 2.0,
+    }
+
+
+def test_a_group_is_replaced_a_value_set_and_a_deleted_key_is_null() -> None:
+    assert with_overrides(saved(), composed(), ["data=other"]).data == {"root": "b", "m": 2}
+    assert with_overrides(saved(), composed(), ["data.root=b"]).data == {"root": "b", "n": 1}
+    assert with_overrides(saved(), composed(added={"x": 1}), ["+added.x=1"]).added == {"x": 1}
+    gone = composed()
+    del gone["lr"]
+    assert with_overrides(saved(), gone, ["~lr"]).lr is None
+
+
+def test_an_experiment_cannot_be_put_into_a_checkpoint_s_configuration() -> None:
+    with pytest.raises(UserError, match="drop experiment="):
+        with_overrides(saved(), composed(), ["experiment=x"])
+
+
+def test_build_turns_refusals_into_sentences_and_nothing_else() -> None:
+    def target(name: str, **values: object) -> DictConfig:
+        return OmegaConf.create({"_target_": name, **values})
+
+    with pytest.raises(UserError, match=r"modulator.residual_weight=3: must be a number from 0 to 1"):
+        build(target("cmt_aqr.aqr.Modulator", residual_weight=3))
+    with pytest.raises(UserError, match=r"foo is no setting of cmt_aqr.aqr.Modulator"):
+        build(target("cmt_aqr.aqr.Modulator", foo=3))
+    with pytest.raises(UserError, match="No supported gpu backend found"):
+        build(target("pytorch_lightning.Trainer", accelerator="gpu", logger=False, barebones=True))
+    with pytest.raises(Exception, match="ZeroDivisionError") as kept:
+        build(target("operator.truediv", _args_=[1, 0]))
+    assert not isinstance(kept.value, UserError)
+
+
+@pytest.mark.parametrize("sweep", ["-m", "sweep=presets"])
+def test_a_sweep_is_not_started_by_torchrun(sweep: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(rank_zero_only, "rank", getattr(rank_zero_only, "rank", 0))
+    with pytest.raises(UserError, match=f"{sweep} does not go with torchrun"):
+        join_first_process(["train.py", sweep])

@@ -1,0 +1,142 @@
+"""Which checkpoint a run goes on from, and what may differ from before."""
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.runs.checkpoints import AtomicCheckpointIO
+from cmt_aqr.runs.resuming import changes, check_callbacks, checkpoint_path, configuration
+from cmt_aqr.training.optimization import OneCycle
+from tests.helpers.composed import composed
+
+ROOT = [
+    "data.root=somewhere",
+    "data.cache_dir=cache",
+    "~callbacks.checkpoint",
+    "~callbacks.aqr_monitor",
+    "logger=csv",
+    "~logger.csv",
+]
+
+
+def saved(path: Path, config: DictConfig | None = None) -> Path:
+    plain = OmegaConf.to_container(config, resolve=True) if config is not None else {}
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {}, "global_step": 1, "config": plain}, path)
+    return path
+
+
+def test_a_file_a_folder_or_the_run_s_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert checkpoint_path(None, tmp_path) is None
+    assert checkpoint_path("some.ckpt", tmp_path) == Path("some.ckpt")
+    with caplog.at_level("INFO"):
+        assert checkpoint_path("auto", tmp_path) is None
+    assert f"none in {tmp_path}, a new run" in caplog.text
+    with pytest.raises(UserError, match="no checkpoint in this folder"):
+        checkpoint_path(str(tmp_path), tmp_path)
+    with pytest.raises(UserError, match=r"add hydra\.run\.dir=outputs/my_run"):
+        checkpoint_path("auto", tmp_path, folder_given=False)
+    last = saved(tmp_path / "checkpoints" / "last.ckpt")
+    assert checkpoint_path("auto", tmp_path) == checkpoint_path(str(tmp_path), Path()) == last
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.max_epochs=20",
+        "trainer.check_val_every_n_epoch=1",
+        "data.num_workers=7",
+        "data.root=elsewhere",
+        "evaluation.max_detections=100",
+        "renderer.max_weight_clamp=1.5",
+        "name=other",
+    ],
+)
+def test_what_leaves_the_training_as_it_is_may_differ(
+    override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = saved(tmp_path / "last.ckpt", composed(*ROOT))
+    key, value = override.split("=")
+    merged = configuration(composed(*ROOT, override, f"ckpt_path={last}"), [override], last)
+    assert str(OmegaConf.select(merged, key)) == value
+    assert (key in capsys.readouterr().out) == (key != "name")
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("model.queries=30", "weights and optimiser state"),
+        ("aqr=none", "weights and optimiser state"),
+        ("optimizer.lr=1e-5", "optimiser's state"),
+        ("data.batch_size=3", "number of frames a step"),
+        ("trainer.accumulate_grad_batches=2", "number of frames a step"),
+        ("data.train_split=mini_val", "frames left to train on"),
+        ("data.scene_augmentation=null", "frames left to train on"),
+        ("seed=3", "order of the frames"),
+        ("training.denoising.groups=3", "the loss"),
+        ("trainer.precision=bf16-mixed", "would not be the same"),
+    ],
+)
+def test_what_would_be_another_training_is_refused(override: str, why: str, tmp_path: Path) -> None:
+    last = saved(tmp_path / "last.ckpt", composed(*ROOT))
+    with pytest.raises(UserError, match=why) as error:
+        configuration(composed(*ROOT, override, f"ckpt_path={last}"), [override], last)
+    assert str(error.value).startswith(override.split("=")[0]) and f"weights={last}" in str(error.value)
+
+
+def test_the_same_command_again_changes_nothing(tmp_path: Path) -> None:
+    """A job's line stays as it is, with an experiment and weights that the run began with."""
+    line = [*ROOT, "experiment=aqr_aggressive", "optimizer.lr=1e-4", "weights=w.pth", "ckpt_path=auto"]
+    first = configuration(composed(*line), line, None)
+    assert first.weights == "w.pth" and first.ckpt_path is None
+    last = saved(tmp_path / "last.ckpt", first)
+    again = configuration(composed(*line), line, last)
+    assert again.weights is None and again.ckpt_path == str(last)
+    assert changes(OmegaConf.to_container(first, resolve=True), again) == []  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"lr_mult\.aqr_weight_generator: 0\.8 -> 0\.5"):
+        configuration(composed(*ROOT, "experiment=aqr_conservative"), ["experiment=aqr_conservative"], last)
+
+
+def one_cycle(steps: int, done: int) -> OneCycle:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.1, betas=(0.95, 0.99))
+    schedule = OneCycle(optimizer, steps, peak=6.0, final=1e-4, warmup=0.4, lowest_beta=0.8)
+    for _ in range(done):
+        optimizer.step()
+        schedule.step()
+    return schedule
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+def test_one_cycle_goes_on_with_the_length_of_the_run_that_goes_on(steps: int) -> None:
+    before, after, whole = one_cycle(10, 5), one_cycle(steps, 0), one_cycle(steps, 5)
+    after.optimizer.load_state_dict(before.optimizer.state_dict())
+    after.load_state_dict(before.state_dict())
+    for key in ("lr", "betas"):
+        assert after.optimizer.param_groups[0][key] == whole.optimizer.param_groups[0][key]
+    for schedule in (after, whole):
+        schedule.optimizer.step()
+        schedule.step()
+    assert after.get_last_lr() == whole.get_last_lr()
+
+
+@pytest.mark.parametrize(
+    "target", ["StochasticWeightAveraging", "WeightAveraging", "BackboneFinetuning", "LearningRateFinder"]
+)
+def test_a_callback_that_makes_another_run_is_not_resumed_with(target: str) -> None:
+    arguments = {"swa_lrs": 1e-4} if target == "StochasticWeightAveraging" else {}
+    callback = getattr(pytorch_lightning.callbacks, target)(**arguments)
+    with pytest.raises(UserError, match=rf"callbacks\.mine.*{target}.*~callbacks\.mine"):
+        check_callbacks({"mine": callback})
+
+
+def test_a_callback_that_nobody_knows_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    class Other(pytorch_lightning.Callback):
+        pass
+
+    known = pytorch_lightning.callbacks.EarlyStopping("NDS"), pytorch_lightning.callbacks.LearningRateMonitor()
+    check_callbacks({"other": Other(), **{str(number): one for number, one in enumerate(known)}})
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "callbacks.other" in message and "Other" in message

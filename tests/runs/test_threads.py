@@ -1,0 +1,39 @@
+"""Threads by model, cores and environment."""
+
+import os
+
+import pytest
+
+from cmt_aqr.runs.threads import SETTINGS, sleep_while_waiting, threads_for
+
+SMALL, LARGE = (41, 128, 128), (41, 1024, 1024)
+
+
+@pytest.fixture
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*SETTINGS, "CMT_AQR_THREADS"):
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("nothing_set")
+@pytest.mark.parametrize(
+    ("cores", "processes", "shape", "threads"),
+    [(2, 1, SMALL, 1), (2, 1, LARGE, 2), (16, 1, SMALL, 8), (16, 4, LARGE, 4), (2, 8, LARGE, 1), (1, 1, SMALL, 1)],
+)
+def test_threads_are_a_share_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, shape: tuple[int, ...], threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    sleep_while_waiting()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert threads_for(shape, processes) == threads
+
+
+@pytest.mark.usefixtures("nothing_set")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_environment_decides_where_it_says_anything(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "3")
+    before = dict(os.environ)
+    sleep_while_waiting()
+    assert dict(os.environ) == before and threads_for(SMALL, 1) is None

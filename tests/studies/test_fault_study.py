@@ -1,0 +1,229 @@
+"""The study's runs, sums and differences, and what it keeps."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.structures import AQROutput
+from cmt_aqr.studies import fault_study
+from cmt_aqr.studies.fault_study import (
+    BAD,
+    MeanWeights,
+    Result,
+    StudyRun,
+    differences,
+    evaluation_config,
+    find_runs,
+    mean_and_spread,
+    spread_text,
+    study,
+    values_of,
+    with_bad,
+)
+from tests.helpers.composed import composed
+
+CONDITIONS = {
+    "clean": {"_target_": "cmt_aqr.data.faults.SomeFrames", "share": 0.0},
+    "fog": {
+        "_target_": "cmt_aqr.data.faults.SomeFrames",
+        "share": 1.0,
+        "fog": {"_target_": "cmt_aqr.data.faults.Fog", "visibility": 40.0},
+    },
+    "night": {
+        "_target_": "cmt_aqr.data.faults.SomeFrames",
+        "share": 1.0,
+        "night": {"_target_": "cmt_aqr.data.faults.Night"},
+    },
+}
+REACHED = {"clean": 0.5, "fog": 0.3, "night": 0.1}
+
+
+def make_run(folder: Path, name: str, seed: int, finished: bool = True, steps: int = 5) -> StudyRun:
+    """A run's folder with what the study reads of it."""
+    config = composed("aqr=none", f"name={name}", f"seed={seed}", "data.root=nowhere")
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    plain["data"] = OmegaConf.to_container(config.data, resolve=True)
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save({"state_dict": {}, "config": plain, "global_step": steps}, folder / "checkpoints" / "last.ckpt")
+    OmegaConf.save(OmegaConf.create({"name": name, "seed": seed}), folder / "config.yaml")
+    (folder / "record.json").write_text("{}")
+    if finished:
+        (folder / "metrics.json").write_text("{}")
+    return StudyRun(folder, name, seed)
+
+
+def weighing(lidar: list[float], camera: list[float], camera_seen: list[bool]) -> AQROutput:
+    """AQR's output of two queries, both on the BEV map."""
+    nothing = dict.fromkeys(
+        ("bev_features", "image_features", "bev_map_raw", "bev_map", "image_map_raw", "image_map", "draws")
+    )
+    return AQROutput(
+        weights=torch.tensor([lidar, camera]).T[None],
+        camera_seen=torch.tensor([camera_seen]),
+        bev_seen=torch.ones(1, 2, dtype=torch.bool),
+        **nothing,
+    )
+
+
+def settings(folder: Path, **changes: Any) -> DictConfig:
+    values = {"folder": str(folder), "baseline": "plain", "seed": 7, "override": {}, "refresh": False}
+    return OmegaConf.create({**values, "conditions": CONDITIONS, **changes})
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
+    """Configurations that were evaluated; an evaluation costs nothing and depends on condition, name and seed."""
+    seen: list[DictConfig] = []
+
+    def measure(config: DictConfig, watching: list[MeanWeights]) -> tuple[None, SimpleNamespace]:
+        seen.append(config)
+        if config.name == "ours":
+            watching[0]._see(nn.Identity(), (), weighing([0.5, 0.7], [0.2, 0.6], [True, False]))
+        condition = next((name for name in ("fog", "night") if name in config.eval_fault), "clean")
+        reached = REACHED[condition] + 0.01 * config.seed + (0.1 if config.name == "ours" else 0.0)
+        if config.name == "ours" and config.seed == 2:
+            reached += 0.02
+        return None, SimpleNamespace(evaluated=(3, {"mAP": reached, "NDS": reached / 2, "mAVE": math.nan}))
+
+    monkeypatch.setattr(fault_study, "measure", measure)
+    return seen
+
+
+def test_runs_are_found_at_any_depth_and_unfinished_ones_named(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "deep" / "b", "plain", 2), make_run(tmp_path / "a", "plain", 10)]
+    make_run(tmp_path / "c", "ours", 1, finished=False)
+    (tmp_path / "a" / "faults").mkdir()
+    assert find_runs(tmp_path) == (runs, [tmp_path / "c"])
+    make_run(tmp_path / "d", "plain", 2)
+    with pytest.raises(UserError, match=r"are both plain with seed 2: move one"):
+        find_runs(tmp_path)
+    with pytest.raises(UserError, match="holds no finished run"):
+        find_runs(tmp_path / "c")
+
+
+def test_a_study_prints_and_writes_means_spreads_and_paired_differences(
+    tmp_path: Path, measured: list[DictConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("plain", "ours"):
+        for seed in (1, 2, 3):
+            make_run(tmp_path / f"{name}{seed}", name, seed)
+    study(settings(tmp_path))
+    assert len(measured) == 18
+    # The faults' noise is the same for all runs, whatever seed they were trained with.
+    assert {config.data.seed for config in measured} == {7}
+    assert {config.seed for config in measured} == {1, 2, 3}
+    assert {config.eval_fault.share for config in measured} == {0.0, 1.0}
+    summary = json.loads((tmp_path / "fault_study.json").read_text())
+    plain = summary["mAP"]["plain"]
+    assert plain["clean"]["mean"] == pytest.approx(0.52)
+    assert plain["clean"]["std"] == pytest.approx(0.01)
+    assert plain["bad"]["mean"] == pytest.approx(0.22)
+    less = summary["mAP less baseline"]
+    assert set(less) == {"ours"}
+    assert less["ours"]["fog"]["seeds"] == {
+        "1": pytest.approx(0.1),
+        "2": pytest.approx(0.12),
+        "3": pytest.approx(0.1),
+    }
+    assert less["ours"]["fog"]["std"] == pytest.approx(0.02 / math.sqrt(3))
+    # Of the variant that weighs only, and of the weights that draw only.
+    assert set(summary["mean LiDAR weight"]) == set(summary["mean camera weight"]) == {"ours"}
+    assert summary["mean LiDAR weight"]["ours"]["fog"]["mean"] == pytest.approx(0.6)
+    assert summary["mean camera weight"]["ours"]["clean"]["mean"] == pytest.approx(0.2)
+    with (tmp_path / "fault_study.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 24
+    assert [row["condition"] for row in rows].count("bad") == 6
+    one = next(row for row in rows if (row["variant"], row["seed"], row["condition"]) == ("ours", "2", "night"))
+    assert float(one["mAP"]) == pytest.approx(0.24)
+    assert one["mAVE"] == ""
+    printed = capsys.readouterr().out
+    assert "0.520 ± 0.010" in printed and "+0.107 ± 0.012" in printed and "+0.100  +0.120  +0.100" in printed
+    assert "mean camera weight: mean" in printed and "0.200 ± 0.000" in printed
+    assert "different numbers of steps" not in printed
+    assert printed.index("plain") < printed.index("ours") and "…" not in printed
+
+
+def test_what_was_evaluated_is_kept_until_something_changes(tmp_path: Path, measured: list[DictConfig]) -> None:
+    run = make_run(tmp_path / "run", "plain", 1)
+    first = study(settings(tmp_path))
+    assert len(measured) == 3
+    again = study(settings(tmp_path))
+    assert len(measured) == 3
+    assert [(result.condition, result.metrics["mAP"]) for result in again] == [
+        (result.condition, result.metrics["mAP"]) for result in first
+    ]
+    assert all(math.isnan(result.metrics["mAVE"]) for result in again)
+    thick = settings(tmp_path)
+    thick.conditions.fog.fog.visibility = 10.0
+    study(thick)
+    assert [config.eval_fault.fog.visibility for config in measured[3:]] == [10.0]
+    study(settings(tmp_path, refresh=True))
+    assert len(measured) == 7
+    checkpoint = torch.load(run.checkpoint)
+    torch.save({**checkpoint, "global_step": 6}, run.checkpoint)
+    study(settings(tmp_path))
+    assert len(measured) == 10
+
+
+def test_what_spoils_a_comparison_is_said(
+    tmp_path: Path, measured: list[DictConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", "ours", 1, steps=5)
+    make_run(tmp_path / "b", "theirs", 1, steps=6)
+    make_run(tmp_path / "c", "theirs", 2, finished=False)
+    study(settings(tmp_path))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "different numbers of steps, so they compare badly: {'ours, seed 1': 5, 'theirs, seed 1': 6}" in printed
+    assert f"left out: {tmp_path / 'c'} holds a run that has not finished" in printed
+    assert "there is no run named baseline=plain" in printed
+    assert len(measured) == 6
+
+
+def test_overrides_reach_every_run_and_must_fit(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "plain", 1)
+    condition = OmegaConf.create(CONDITIONS["fog"])
+    config = evaluation_config(run, condition, OmegaConf.create({"data": {"root": "/elsewhere"}}), 7)
+    assert config.data.root == "/elsewhere"
+    assert config.data.val_split == "mini_val"
+    assert config.eval_fault == condition
+    with pytest.raises(UserError, match=r"override=.*rot.*does not fit .*config.yaml"):
+        evaluation_config(run, condition, OmegaConf.create({"data": {"rot": "/elsewhere"}}), 7)
+    with pytest.raises(UserError, match=r"fog\.visibility=-1"):
+        evaluation_config(run, OmegaConf.merge(condition, {"fog": {"visibility": -1}}), OmegaConf.create({}), 7)
+
+
+def result(variant: str, seed: int, condition: str, value: float) -> Result:
+    return Result(StudyRun(Path(f"{variant}{seed}"), variant, seed), condition, {"mAP": value})
+
+
+def test_bad_is_the_mean_of_the_conditions_with_faults() -> None:
+    results = [result("a", 1, "clean", 0.9), result("a", 1, "fog", 0.2), result("a", 1, "night", 0.4)]
+    assert with_bad(results)[-1] == result("a", 1, BAD, pytest.approx(0.3))  # type: ignore[arg-type]
+    assert with_bad(results[:1]) == results[:1]
+
+
+def test_differences_are_paired_by_seed() -> None:
+    results = [result("a", seed, "fog", value) for seed, value in ((1, 0.1), (2, 0.5))]
+    results += [result("b", seed, "fog", value) for seed, value in ((1, 0.2), (2, 0.6), (3, 0.9))]
+    paired = differences(values_of(results, "mAP"), "a")
+    assert paired == {"b": {"fog": {1: pytest.approx(0.1), 2: pytest.approx(0.1)}}}
+
+
+def test_spread_needs_two_values() -> None:
+    assert mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2)))
+    mean, std = mean_and_spread([2.0])
+    assert mean == 2.0 and math.isnan(std)
+    assert spread_text({1: 0.25}) == "0.250"
+    assert spread_text({1: 0.25, 2: 0.25}, "+") == "+0.250 ± 0.000"
+    assert spread_text({}) == "nan"
