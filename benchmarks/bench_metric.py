@@ -30,20 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.ground_truth import GroundTruth, load_saved
+from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import evaluate_boxes
-from cmt_aqr.evaluation.submission import (
-    ATTRIBUTE,
-    ATTRIBUTES,
-    LABEL,
-    ROTATION,
-    SCORE,
-    SIZE,
-    TRANSLATION,
-    VELOCITY,
-    FoundBoxes,
-    write_submission,
-)
+from cmt_aqr.evaluation.submission import FoundBoxes, write_submission
 from tests.helpers.made_evaluation import Tables, devkit_evaluation, made_found, made_truth, named
 
 

@@ -17,21 +17,8 @@ from pyquaternion import Quaternion
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.evaluation.submission import (
-    ATTRIBUTE,
-    ATTRIBUTES,
-    LABEL,
-    ROTATION,
-    SCORE,
-    SIZE,
-    TRANSLATION,
-    VELOCITY,
-    FoundBoxes,
-    attributes_of,
-    read_submission,
-    to_global,
-    write_submission,
-)
+from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
+from cmt_aqr.evaluation.submission import FoundBoxes, attributes_of, read_submission, to_global, write_submission
 from cmt_aqr.structures import Detections
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from cmt_aqr.runs.configuration import build, multipliers, optimizer_settings
+from cmt_aqr.runs.configuration import build
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.module import DetectorModule
@@ -26,8 +26,8 @@ def small_module(*overrides: str, seed: int = 0, metric: Any = None) -> Detector
         model=build(config.model.network),
         criterion=build(config.training.criterion, background_above=denoising.background_above),
         denoising=denoising if denoising.groups else None,
-        optimizer=optimizer_settings(config),
-        multipliers=multipliers(config),
+        optimizer=build(config.optimizer),
+        multipliers=build(config.lr_mult),
         metric=metric,
     )
     return module.train()

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from cmt_aqr.runs.configuration import multipliers, optimizer_settings
+from cmt_aqr.runs.configuration import build
 from tests.helpers.composed import CONF, composed
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -24,15 +24,15 @@ def test_every_experiment_composes_without_loose_ends(name: str) -> None:
     config = OmegaConf.masked_copy(config, [key for key in config if key not in ("callbacks", "logger")])
     OmegaConf.resolve(config)
     assert not OmegaConf.missing_keys(config)
-    assert optimizer_settings(config).lr > 0
-    assert multipliers(config).lr
+    assert build(config.optimizer).lr > 0
+    assert build(config.lr_mult).lr
 
 
 @pytest.mark.parametrize(("name", "values"), PUBLISHED.items())
 def test_published_recipes(name: str, values: tuple) -> None:
     lr, peak, backbone, masked, pasted, rotation = values
     config = composed(f"experiment={name}", "data.root=/data/nuscenes")
-    settings, factors = optimizer_settings(config), multipliers(config)
+    settings, factors = build(config.optimizer), build(config.lr_mult)
     assert (settings.scaled_lr(16), settings.peak, settings.final) == (lr, peak, 1e-4)
     assert settings.scaled_lr(4) == pytest.approx(lr / 4)
     assert (settings.warmup, settings.lowest_beta, settings.weight_decay) == (0.4, 0.805, 0.01)

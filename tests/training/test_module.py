@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 from torch import nn
 
-from cmt_aqr.runs.configuration import build, multipliers, optimizer_settings
+from cmt_aqr.runs.configuration import build
 from cmt_aqr.training.clamp import ClampSchedule, GivenClamp, renderer_of
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.optimization import MODULES, module_of
@@ -23,7 +23,7 @@ def detector(*overrides: str) -> DetectorModule:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("train", [*small, *overrides])
     return DetectorModule(
-        build(config.model.network), cast(Any, None), None, optimizer_settings(config), multipliers(config)
+        build(config.model.network), cast(Any, None), None, build(config.optimizer), build(config.lr_mult)
     )
 
 

@@ -26,7 +26,6 @@ from cmt_aqr.data.index import FrameIndex, load_index
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.tables import check_request, close_tables, read_table
 from cmt_aqr.errors import SettingError
-from cmt_aqr.evaluation.metric import NuScenesMetric
 
 Transforms = Mapping[str, Transform | None] | None
 """Named, so that a configuration can override or switch off (null) one; applied in the order given."""
@@ -236,10 +235,6 @@ class NuScenesDataModule(LightningDataModule):
             DataError: the split has no annotations.
         """
         return load_ground_truth(self.root, self.version, split or self.val_split, self.cache_dir)
-
-    def metric(self) -> NuScenesMetric:
-        """The official metric of ``val_split``; it loads its ground truth when it is first used."""
-        return NuScenesMetric(self.ground_truth)
 
     def check(self) -> None:
         """See, without reading a table, that root, version and splits exist.

@@ -25,17 +25,7 @@ from cmt_aqr.data.tables import (
     open_tables,
     samples_of_split,
 )
-from cmt_aqr.evaluation.submission import (
-    ATTRIBUTE,
-    ATTRIBUTES,
-    COLUMNS,
-    LABEL,
-    ROTATION,
-    SCORE,
-    SIZE,
-    TRANSLATION,
-    VELOCITY,
-)
+from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, COLUMNS, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
 from cmt_aqr.files import check_folder, writing
 
 FORMAT = 3
@@ -53,7 +43,7 @@ class GroundTruth:
         split: e.g. ``val``.
         tokens: sample tokens in the order of the devkit's sample table; a frame's number counts them.
         frames: (box,) int64, the frame of each annotation of a detection class, rising.
-        rows: (box, 15) float64, columns as of :func:`cmt_aqr.evaluation.submission.to_global`; not filtered.
+        rows: (box, 15) float64, columns as of :mod:`cmt_aqr.data.rows`; not filtered.
             The score is -1, the velocity NaN where nuScenes has none.
         points: (box,) int64, annotated LiDAR and radar points.
         ego: (frame, 3) float64, where the car was at the LiDAR's time, metres.
@@ -150,7 +140,7 @@ def build_ground_truth(tables: NuScenes, split: str) -> GroundTruth:
 
 
 def to_rows(boxes: Sequence[DetectionBox]) -> NDArray[np.float64]:
-    """The devkit's boxes as rows (box, 15) of :func:`cmt_aqr.evaluation.submission.to_global`."""
+    """The devkit's boxes as rows (box, 15), see :mod:`cmt_aqr.data.rows`."""
     rows = np.zeros((len(boxes), COLUMNS))
     if boxes:
         rows[:, TRANSLATION] = [box.translation for box in boxes]

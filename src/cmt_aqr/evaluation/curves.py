@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.evaluation.submission import ATTRIBUTE, LABEL, ROTATION, SIZE, TRANSLATION, VELOCITY
+from cmt_aqr.data.rows import ATTRIBUTE, LABEL, ROTATION, SIZE, TRANSLATION, VELOCITY
 
 ERRORS: dict[str, str] = {
     "trans_err": "ATE",

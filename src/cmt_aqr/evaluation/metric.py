@@ -15,9 +15,10 @@ from torchmetrics.utilities import dim_zero_cat
 
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth
+from cmt_aqr.data.rows import COLUMNS
 from cmt_aqr.evaluation.matching import ranges
 from cmt_aqr.evaluation.official import evaluate_boxes
-from cmt_aqr.evaluation.submission import COLUMNS, FoundBoxes, to_global, write_submission
+from cmt_aqr.evaluation.submission import FoundBoxes, to_global, write_submission
 from cmt_aqr.structures import Detections
 
 

@@ -14,6 +14,7 @@ from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.data.poses import rotations
+from cmt_aqr.data.rows import LABEL, ROTATION, SCORE, SIZE, TRANSLATION
 from cmt_aqr.evaluation.curves import (
     ERRORS,
     Curves,
@@ -23,7 +24,7 @@ from cmt_aqr.evaluation.curves import (
     mean_errors,
 )
 from cmt_aqr.evaluation.matching import greedy_match, near_pairs
-from cmt_aqr.evaluation.submission import LABEL, ROTATION, SCORE, SIZE, TRANSLATION, FoundBoxes
+from cmt_aqr.evaluation.submission import FoundBoxes
 
 CONFIGURATION = "detection_cvpr_2019"
 """The devkit's configuration of the official detection task."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,16 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.saved import current_names, override_keys
-from cmt_aqr.training.optimization import Multipliers, OptimizerSettings
 
 
-def build(config: DictConfig | None, **arguments: Any) -> Any:
-    """Instantiate a configuration; a refused value becomes a :class:`UserError` with the refusal's sentence."""
+def build(config: DictConfig | None, key: str = "", **arguments: Any) -> Any:
+    """Instantiate a configuration; a refused value becomes a :class:`UserError` with the refusal's sentence.
+
+    Args:
+        config: with ``_target_``; ``None`` makes ``None``.
+        key: where it stands in the whole configuration.
+        **arguments: of the constructor, besides.
+    """
     try:
         return hydra.utils.instantiate(_current(config), **arguments)
     except InstantiationException as error:
@@ -31,7 +36,8 @@ def build(config: DictConfig | None, **arguments: Any) -> Any:
             raise UserError(f"_target_={absent[1]}: there is no such class or function") from error
         unknown = _unknown_setting(cause)
         if unknown is not None and config is not None:
-            raise UserError(f"{unknown} is no setting of {config.get('_target_')}: drop or rename it") from error
+            name = f"{key}.{unknown}" if key else unknown
+            raise UserError(f"{name}: there is no such setting of {config.get('_target_')}: drop or rename it") from error
         raise
 
 
@@ -62,16 +68,6 @@ def build_data(config: DictConfig, evaluating: bool = False) -> Any:
     return build(config.data, train_fault=train_fault, eval_fault=eval_fault, evaluating=evaluating)
 
 
-def optimizer_settings(config: DictConfig) -> OptimizerSettings:
-    """The ``optimizer`` group as checked settings."""
-    return _checked("optimizer", lambda: OptimizerSettings(**_plain(config.optimizer)))
-
-
-def multipliers(config: DictConfig) -> Multipliers:
-    """The ``lr_mult`` group as checked settings."""
-    return _checked("lr_mult", lambda: Multipliers.from_config(_plain(config.lr_mult)))
-
-
 def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: bool = False) -> None:
     """Refuse values out of range and pairs that contradict each other.
 
@@ -89,10 +85,8 @@ def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: 
     _check_recipe(config)
     _check_trainer(config)
     _check_packages(config)
-    optimizer_settings(config)
-    multipliers(config)
-    for group in ("renderer", "modulator", "aqr", "clamp_schedule", "callbacks"):
-        build(config[group])
+    for group in ("optimizer", "lr_mult", "renderer", "modulator", "aqr", "clamp_schedule", "callbacks"):
+        build(config[group], group)
     build_data(config, evaluating)
 
 
@@ -260,14 +254,3 @@ def _check_contradictions(config: DictConfig, given: set[str]) -> None:
 
 def _plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
-
-
-def _checked(group: str, make: Callable[[], Any]) -> Any:
-    """What ``make`` makes; a setting that it does not know is told by its key in ``group``."""
-    try:
-        return make()
-    except TypeError as error:
-        unknown = _unknown_setting(error)
-        if unknown is None:
-            raise  # a bug, which keeps its traceback
-        raise UserError(f"{group}.{unknown}: there is no such setting; drop or rename it") from error

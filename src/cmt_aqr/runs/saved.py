@@ -56,10 +56,17 @@ def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Se
         )
     plain: Any = OmegaConf.to_container(composed, resolve=False)
     config = _linked(OmegaConf.create(current_names(saved)), plain, keys)
+    for group in ("optimizer", "lr_mult"):  # once read by hand, without a name of what to build
+        config[group] = {**_built_as(plain[group]), **config[group]}
     # weights= started the run that the checkpoint goes on with; it must not be loaded again.
     for key in ["ckpt_path", "weights", "name", *keys]:
         OmegaConf.update(config, key, _at(plain, key), merge=False, force_add=True)
     return config
+
+
+def _built_as(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What Hydra reads in a group besides its settings."""
+    return {key: value for key, value in group.items() if key in ("_target_", "_convert_")}
 
 
 def current_names(config: Any) -> Any:

@@ -20,12 +20,12 @@ from cmt_aqr.aqr.checks import require_above_zero, require_count
 from cmt_aqr.aqr.statistics import output_statistics, used_weights
 from cmt_aqr.files import write_json
 from cmt_aqr.runs.console import console
+from cmt_aqr.runs.curves import EPOCH
 from cmt_aqr.structures import AQROutput
 
 log = logging.getLogger(__name__)
 
 MAPS = ("bev", "camera")
-EPOCH = "aqr/epoch"
 GRADIENT = "generator_gradient"
 FILE = "map_statistics.json"
 

@@ -60,15 +60,14 @@ class Multipliers:
                 if not (is_number(value) and value >= 0):
                     raise SettingError(f"{kind}.{name}={value}: must be a number of 0 (frozen) or more")
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Multipliers:
-        """Read a ``lr_mult`` group: a factor a module, and ``weight_decay`` with the same keys."""
-        rates = {name: value for name, value in config.items() if name != "weight_decay"}
-        return cls(lr=rates, weight_decay=dict(config.get("weight_decay") or {}))
-
     def frozen(self) -> set[str]:
         """Names of the modules that do not learn."""
         return {name for name, value in self.lr.items() if value == 0}
+
+
+def multipliers(weight_decay: Mapping[str, float] | None = None, **rates: float) -> Multipliers:
+    """The factors of a ``lr_mult`` group: of the learning rate by module, and ``weight_decay`` likewise."""
+    return Multipliers(lr=rates, weight_decay=weight_decay or {})
 
 
 def parameter_groups(

@@ -18,12 +18,13 @@ from cmt_aqr.aqr import AQR
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.errors import UserError
+from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.table import metrics_table, write_metrics, write_metrics_csv
 from cmt_aqr.files import remove_partial
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.image import ImageBranch
 from cmt_aqr.runs.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
-from cmt_aqr.runs.configuration import build, build_data, clamp_given, multipliers, optimizer_settings
+from cmt_aqr.runs.configuration import build, build_data, clamp_given
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.curves import CurveLogger
 from cmt_aqr.runs.loggers import build_loggers
@@ -38,6 +39,7 @@ from cmt_aqr.training.clamp import GivenClamp, renderer_of
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.finite import NotFiniteError
 from cmt_aqr.training.module import DetectorModule
+from cmt_aqr.training.monitor import is_epoch_open
 from cmt_aqr.weights import load_weights
 from cmt_aqr.weights.files import require_finite
 
@@ -119,7 +121,7 @@ def _train(
         load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path), overrides)
         for logger in loggers:
             if isinstance(logger, CurveLogger):
-                logger.go_on(checkpoint)
+                logger.resume(checkpoint, is_epoch_open(checkpoint))
     trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     if module.evaluated is None or module.evaluated[0] != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
@@ -207,9 +209,9 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
         model=model,
         criterion=build(config.training.criterion, background_above=denoising.background_above),
         denoising=denoising if denoising.groups else None,
-        optimizer=optimizer_settings(config),
-        multipliers=multipliers(config),
-        metric=data.metric(),
+        optimizer=build(config.optimizer),
+        multipliers=build(config.lr_mult),
+        metric=NuScenesMetric(data.ground_truth),
         samples_per_step=samples,
         max_detections=config.evaluation.max_detections,
         score_threshold=config.evaluation.get("score_threshold", 0.0),
