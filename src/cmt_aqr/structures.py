@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cmt_aqr.constants import BOX_SIZE, CAMERAS, POINT_FEATURES
+from cmt_aqr.geometry import BEVGrid
 
 
 def _map_tensors(value: Any, function: Any) -> Any:
@@ -140,6 +141,59 @@ class Batch(TensorStructure):
 
 
 @dataclass(frozen=True)
+class Views(TensorStructure):
+    """How the cameras of a batch look.
+
+    Attributes:
+        lidar2img: (batch, view, 4, 4), LiDAR frame to pixels, see :class:`Frame`.
+        img2lidar: (batch, view, 4, 4), its inverse.
+        size: height and width of the padded images in pixels.
+    """
+
+    lidar2img: Tensor
+    img2lidar: Tensor
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, lidar2img: Tensor, size: tuple[int, int]) -> Views:
+        """The views of cameras; data are read with a check that the matrices can be inverted."""
+        return cls(lidar2img, torch.linalg.inv_ex(lidar2img)[0], size)  # inv would synchronise with the device
+
+
+@dataclass(frozen=True)
+class Sensors(TensorStructure):
+    """What the decoder reads of each sensor. What belongs to a sensor that is not there is ``None``.
+
+    Attributes:
+        bev: (batch, channel, row, column), the LiDAR's map.
+        bev_position: (row * column, channel), position embedding of its cells.
+        grid: where its cells are.
+        images: (batch, view, channel, row, column), the cameras' maps.
+        image_position: (batch, view, row * column, channel), position embedding of their cells.
+        views: how the cameras look.
+    """
+
+    bev: Tensor | None = None
+    bev_position: Tensor | None = None
+    grid: BEVGrid | None = None
+    images: Tensor | None = None
+    image_position: Tensor | None = None
+    views: Views | None = None
+
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """Cells of both sensors as tokens (batch, token, channel), and their positions, BEV first."""
+        memory: list[Tensor] = []
+        positions: list[Tensor] = []
+        if self.bev is not None and self.bev_position is not None:
+            memory.append(self.bev.flatten(2).transpose(1, 2))
+            positions.append(self.bev_position.expand(len(self.bev), -1, -1))
+        if self.images is not None and self.image_position is not None:
+            memory.append(self.images.permute(0, 1, 3, 4, 2).flatten(1, 3))
+            positions.append(self.image_position.flatten(1, 2))
+        return torch.cat(memory, dim=1), torch.cat(positions, dim=1)
+
+
+@dataclass(frozen=True)
 class DenoisingQueries(TensorStructure):
     """Noised boxes that enter the decoder as extra queries in training (DN-DETR, Li et al., CVPR 2022).
 
@@ -153,6 +207,34 @@ class DenoisingQueries(TensorStructure):
     reference_points: Tensor
     attention_mask: Tensor
     padding: Tensor
+
+
+@dataclass(frozen=True)
+class Queries(TensorStructure):
+    """The queries of a batch: denoising queries first, then the learned ones, which are matched.
+
+    Attributes:
+        embedding: (batch, query, channel), the position embedding that they enter the decoder with.
+        reference_points: (batch, query, 3) in (0, 1) over the range.
+        places: (batch, query, 3), the same in metres, LiDAR frame.
+        denoising: how many are denoising queries.
+        forbidden: (query, query) bool, True where a query may not look at another; ``None``: all may.
+        draws: (batch, query) bool, False for padding among the denoising queries; ``None``: there is none.
+    """
+
+    embedding: Tensor
+    reference_points: Tensor
+    places: Tensor
+    denoising: int = 0
+    forbidden: Tensor | None = None
+    draws: Tensor | None = None
+
+    def matching(self) -> Queries:
+        """The learned queries alone."""
+        if not self.denoising:
+            return self
+        rest = slice(self.denoising, None)
+        return Queries(self.embedding[:, rest], self.reference_points[:, rest], self.places[:, rest])
 
 
 @dataclass(frozen=True)
@@ -171,6 +253,8 @@ class AQROutput(TensorStructure):
         image_map: the same after post-processing.
         bev_seen: (batch, query) bool: False where a query stands off the BEV map; its LiDAR weight is unused.
         draws: (batch, query) bool: False for queries that must not draw (padding); ``None``: all may.
+        bev_given: (batch, channel, height, width), the features that were modulated, or ``None``.
+        image_given: (batch, view, channel, height, width), likewise.
     """
 
     weights: Tensor
@@ -183,6 +267,8 @@ class AQROutput(TensorStructure):
     image_map: Tensor | None
     bev_seen: Tensor | None = None
     draws: Tensor | None = None
+    bev_given: Tensor | None = None
+    image_given: Tensor | None = None
 
     def maps(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The maps before and after post-processing: ``bev`` (batch, row, column) and ``camera``
@@ -223,6 +309,15 @@ class Predictions(TensorStructure):
     matching: QueryOutputs
     denoising: QueryOutputs | None = None
     aqr: AQROutput | None = None
+
+    @classmethod
+    def of(cls, outputs: QueryOutputs, denoising: int, aqr: AQROutput | None) -> Predictions:
+        """Part the outputs of the first ``denoising`` queries from those of the learned queries."""
+
+        def part(rows: slice) -> QueryOutputs:
+            return QueryOutputs(codes=outputs.codes[:, :, rows], logits=outputs.logits[:, :, rows])
+
+        return cls(part(slice(denoising, None)), part(slice(0, denoising)) if denoising else None, aqr)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,14 @@ def sentence(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str, *overri
 
 
 MISTAKES = [
+    (["renderer.render_method=bilinear", "renderer.gaussian_sigma=3"], ["renderer.gaussian_sigma=3", "bilinear"]),
+    (["modulator.residual_connection=false", "modulator.residual_weight=0.5"], ["modulator.residual_weight=0.5"]),
+    (
+        ["renderer.normalize_weights=false", "renderer.max_weight_clamp=2"],
+        ["max_weight_clamp=2", "normalize_weights"],
+    ),
+    (["optimizer=constant", "optimizer.peak=3"], ["optimizer.peak=3", "optimizer.schedule=constant"]),
+    (["clamp_schedule.mode=linear"], ["clamp_schedule.mode=linear", "clamp_schedule.milestones"]),
     # overrides, parts of the sentence: key, value, what is allowed
     (["renderer.max_wieght_clamp=2"], ["renderer.max_wieght_clamp=2", "did you mean renderer.max_weight_clamp"]),
     (["renderer=foo"], ["renderer=foo", "aggressive, base, conservative, recommended"]),

@@ -108,7 +108,7 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(
     assert_same_end(resumed, unbroken)
     here = read_checkpoint(resumed / "checkpoints" / "last.ckpt")
     assert here["global_step"] == 9
-    assert float(here["state_dict"]["model.aqr.renderer.clamp_limit"]) == 1.5
+    assert not [name for name in here["state_dict"] if "clamp" in name]
 
 
 def assert_same_end(resumed: Path, unbroken: Path) -> None:

@@ -81,6 +81,10 @@ class Modulator(nn.Module):
             start = math.log(residual_weight / (1 - residual_weight))
             self.residual_logit = nn.Parameter(torch.full((len(MODALITIES),), start))
 
+    def unread(self) -> dict[str, str]:
+        """Settings that have no effect, and the setting because of which."""
+        return {} if self.residual_connection else {"residual_weight": "modulator.residual_connection=false"}
+
     def residual(self, modality: str) -> Tensor | float:
         """The residual weight r of a modality, ``bev`` or ``image``: a number, or a tensor where learned."""
         if self.residual_logit is None:

@@ -16,6 +16,7 @@ from nuscenes.eval.detection.data_classes import DetectionBox
 
 from cmt_aqr.constants import CLASSES, LIDAR
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, COLUMNS, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
 from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
 from cmt_aqr.data.tables import (
     cache_path,
@@ -25,7 +26,6 @@ from cmt_aqr.data.tables import (
     open_tables,
     samples_of_split,
 )
-from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, COLUMNS, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
 from cmt_aqr.files import check_folder, writing
 
 FORMAT = 3

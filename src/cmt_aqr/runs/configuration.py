@@ -37,7 +37,9 @@ def build(config: DictConfig | None, key: str = "", **arguments: Any) -> Any:
         unknown = _unknown_setting(cause)
         if unknown is not None and config is not None:
             name = f"{key}.{unknown}" if key else unknown
-            raise UserError(f"{name}: there is no such setting of {config.get('_target_')}: drop or rename it") from error
+            raise UserError(
+                f"{name}: there is no such setting of {config.get('_target_')}: drop or rename it"
+            ) from error
         raise
 
 
@@ -86,8 +88,17 @@ def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: 
     _check_trainer(config)
     _check_packages(config)
     for group in ("optimizer", "lr_mult", "renderer", "modulator", "aqr", "clamp_schedule", "callbacks"):
-        build(config[group], group)
+        _check_read(group, config[group], build(config[group], group), overrides)
     build_data(config, evaluating)
+
+
+def _check_read(group: str, config: DictConfig, part: Any, overrides: Sequence[str]) -> None:
+    """Refuse overrides of settings of a part that its other settings leave without effect."""
+    unread = part.unread() if hasattr(part, "unread") else {}
+    for key in override_keys(overrides):
+        name = key.removeprefix(f"{group}.")
+        if key != name and name in unread:
+            raise UserError(f"{key}={config[name]} has no effect with {unread[name]}: drop one of them")
 
 
 def check_complete(config: DictConfig) -> None:

@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch.utils.hooks import RemovableHandle
 
 from cmt_aqr.aqr.statistics import used_weights
 from cmt_aqr.errors import UserError
@@ -30,7 +28,6 @@ from cmt_aqr.runs.checkpoints import read_checkpoint, saved_config
 from cmt_aqr.runs.configuration import check_config
 from cmt_aqr.runs.console import console
 from cmt_aqr.structures import AQROutput
-from cmt_aqr.training.monitor import aqr_of
 from cmt_aqr.training.run import measure
 
 CLEAN = "clean"
@@ -52,21 +49,14 @@ class MeanWeights(pl.Callback):
     def __init__(self) -> None:
         self._sums = dict.fromkeys(WEIGHTS, 0.0)
         self._counts = dict.fromkeys(WEIGHTS, 0)
-        self._handle: RemovableHandle | None = None
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to look."""
-        aqr = aqr_of(pl_module)
-        if aqr is not None:
-            self._handle = aqr.register_forward_hook(self._see)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop looking."""
-        if self._handle is not None:
-            self._handle.remove()
-
-    def _see(self, aqr: torch.nn.Module, args: Any, output: AQROutput) -> None:
-        for sensor, weights in used_weights(output).items():
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        """Add up a batch's weights."""
+        if outputs["aqr"] is None:
+            return
+        for sensor, weights in used_weights(AQROutput(**outputs["aqr"])).items():
             self._sums[sensor] += float(weights.double().sum())
             self._counts[sensor] += weights.numel()
 

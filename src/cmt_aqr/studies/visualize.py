@@ -20,13 +20,13 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.files import check_folder, writing
 from cmt_aqr.runs.checkpoints import read_checkpoint
-from cmt_aqr.runs.configuration import build_data, clamp_given
+from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.structures import Frame
 from cmt_aqr.studies.pictures import MapPair, Scene, bev_picture, camera_picture
 from cmt_aqr.training.clamp import renderer_of
 from cmt_aqr.training.module import DetectorModule
-from cmt_aqr.training.run import build_module, load_checkpoint_weights
+from cmt_aqr.training.run import build_module, restore
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,7 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
     numbers = frame_numbers(data, settings.frames)
     data.setup("validate")
     module = build_module(config, data, processes=1)
-    load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path), overrides)
-    renderer = renderer_of(module)
-    if renderer is not None and clamp_given(overrides):
-        renderer.set_clamp(config.renderer.max_weight_clamp)
+    restore(config, module, checkpoint, overrides)
     module.to(_device(config)).eval()
 
     dataset = data.dataset("val")

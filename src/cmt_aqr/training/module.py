@@ -112,8 +112,8 @@ class DetectorModule(pl.LightningModule):
         self._batch_seed = (self.seed * 1_000_003 + batch_number) * 1_009 + self.global_rank
         torch.manual_seed(self._batch_seed)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch: the sum of all terms. What is logged is their mean over the processes."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Loss of a batch, the sum of all terms, and what AQR did. The mean over the processes is logged."""
         targets = None
         if self.denoising is not None:
             head = self.model.head
@@ -133,7 +133,7 @@ class DetectorModule(pl.LightningModule):
         logged = {f"train/{name}": value for name, value in zip(losses, shown.unbind(), strict=True)}
         self.log_dict(logged, batch_size=batch.size)
         self.log("train/loss", shown.sum(), prog_bar=True, batch_size=batch.size)
-        return total
+        return {"loss": total, "aqr": seen_by(predictions)}
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Look at the losses as often as they are logged."""
@@ -155,15 +155,16 @@ class DetectorModule(pl.LightningModule):
         if problem is not None:
             raise NotFiniteError(problem)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Decode a batch and hand it to the metric."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Decode a batch and hand it to the metric; returns what AQR did."""
         if self.metric is None:
             raise RuntimeError("this DetectorModule was built without a metric and cannot evaluate")
-        outputs = self.model(batch).matching
+        predictions = self.model(batch)
         detections = decode(
-            outputs, self.max_detections, score_threshold=self.score_threshold, tokens=batch.tokens
+            predictions.matching, self.max_detections, score_threshold=self.score_threshold, tokens=batch.tokens
         )
         self.metric.update(detections, batch.tokens, batch.lidar2global)
+        return {"aqr": seen_by(predictions)}
 
     def on_validation_epoch_end(self) -> None:
         """Compute, log and keep the official metrics."""
@@ -202,3 +203,10 @@ class DetectorModule(pl.LightningModule):
         weights = weights_problem(self.model.named_parameters(), self.global_step)
         self._refuse(self._guard.problem() or weights)
         checkpoint["config"] = self.config
+
+
+def seen_by(predictions: Predictions) -> dict[str, Tensor | None] | None:
+    """What AQR did, for callbacks: the fields of an :class:`AQROutput`, without gradients."""
+    if predictions.aqr is None:
+        return None
+    return {name: None if value is None else value.detach() for name, value in vars(predictions.aqr).items()}

@@ -129,6 +129,12 @@ class OptimizerSettings:
         if not 0 <= self.warmup < 1:
             raise SettingError(f"optimizer.warmup={self.warmup}: must be in [0, 1)")
 
+    def unread(self) -> dict[str, str]:
+        """Settings that have no effect, and the setting because of which."""
+        if self.schedule == "one_cycle":
+            return {}
+        return dict.fromkeys(("peak", "final", "lowest_beta"), f"optimizer.schedule={self.schedule}")
+
     def scaled_lr(self, samples: int) -> float:
         """Learning rate for this many samples a step: in proportion to ``lr_for_batch``, if given."""
         return self.lr if self.lr_for_batch is None else self.lr * samples / self.lr_for_batch

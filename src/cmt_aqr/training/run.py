@@ -24,7 +24,7 @@ from cmt_aqr.files import remove_partial
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.image import ImageBranch
 from cmt_aqr.runs.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
-from cmt_aqr.runs.configuration import build, build_data, clamp_given
+from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.curves import CurveLogger
 from cmt_aqr.runs.loggers import build_loggers
@@ -35,7 +35,6 @@ from cmt_aqr.runs.resuming import check_callbacks
 from cmt_aqr.runs.saved import below, override_keys
 from cmt_aqr.runs.stopping import Stopped, StopSignals
 from cmt_aqr.runs.threads import threads_for
-from cmt_aqr.training.clamp import GivenClamp, renderer_of
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.finite import NotFiniteError
 from cmt_aqr.training.module import DetectorModule
@@ -102,8 +101,6 @@ def _train(
     callbacks = list(named.values())
     if config.ckpt_path:
         check_callbacks(named)
-    if config.ckpt_path and clamp_given(overrides) and config.aqr is not None:
-        callbacks.append(GivenClamp(config.renderer.max_weight_clamp))
     callbacks += [build(config.clamp_schedule), record.meter()]
     for callback in callbacks:
         if isinstance(callback, Checkpoints):
@@ -134,8 +131,7 @@ def evaluate(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) ->
     Args:
         config: the run's configuration with the evaluation's overrides; ``ckpt_path`` names the checkpoint.
         folder: where ``metrics.json`` goes.
-        overrides: as given on the command line. Without one of ``renderer.max_weight_clamp`` the checkpoint's
-            clamp holds.
+        overrides: as given on the command line, for messages.
 
     Returns:
         The official metrics.
@@ -181,10 +177,7 @@ def measure(
     _use_threads(config, trainer)
     data = build_data(config, evaluating=True)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
-    load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path), overrides)
-    renderer = renderer_of(module)
-    if clamp_given(overrides) and renderer is not None:
-        renderer.set_clamp(config.renderer.max_weight_clamp)
+    restore(config, module, checkpoint, overrides)
     module.results_path = results
     trainer.validate(module, datamodule=data, verbose=False)
     return trainer, module
@@ -241,15 +234,30 @@ def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
 
 
 def start_from_weights(config: DictConfig, module: DetectorModule) -> None:
-    """Load ``weights=``, if given, and print what was loaded; the configured clamp stays in force."""
+    """Load ``weights=``, if given, and print what was loaded."""
     if config.weights is None:
         return
     report = load_weights(module.model, Path(config.weights))
     if is_rank_zero():
         console().print(report.table())
-    renderer = renderer_of(module)
-    if renderer is not None:
-        renderer.set_clamp(config.renderer.max_weight_clamp)
+
+
+def restore(
+    config: DictConfig, module: DetectorModule, checkpoint: dict[str, Any], overrides: Sequence[str] = ()
+) -> None:
+    """Bring a module to where a checkpoint was written: its weights, and the clamp of its epoch.
+
+    Args:
+        config: of the module.
+        module: to load into.
+        checkpoint: as read from ``config.ckpt_path``.
+        overrides: as given on the command line, for messages.
+
+    Raises:
+        UserError: the weights do not fit.
+    """
+    load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path), overrides)
+    build(config.clamp_schedule).set_for(module, checkpoint["epoch"])
 
 
 def load_checkpoint_weights(

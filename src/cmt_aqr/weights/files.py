@@ -140,7 +140,9 @@ def unwrap(content: Any, source: str) -> dict[str, Tensor]:
                 f"weights={source}: entry {name!r} is no tensor but {type(value).__name__}, so this is no "
                 f"state dict; looked for one under {', '.join(WRAPPER_KEYS)}"
             )
-    return _strip_prefixes(dict(content), source)
+    # The clamp's limit, which models once held, is none of the weights.
+    weights = {name: value for name, value in content.items() if not name.endswith("renderer.clamp_limit")}
+    return _strip_prefixes(weights, source)
 
 
 def _strip_prefixes(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
