@@ -69,8 +69,8 @@ SLURM = [
     "hydra.launcher.gpus_per_node=null",
     "hydra.launcher.cpus_per_task=1",
     "hydra.launcher.mem_gb=4",
-    "hydra.launcher.timeout_min=1",
-    "hydra.launcher.signal_delay_s=35",
+    "hydra.launcher.timeout_min=2",
+    "hydra.launcher.signal_delay_s=60",
 ]
 
 
