@@ -16,21 +16,20 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.progress import track
 
 from cmt_aqr.constants import BOX_SIZE, CAMERAS, CLASSES, LIDAR
+from cmt_aqr.data.columns import COUNT, INTRINSIC, POSITION, ROTATION, SIZE, numbers_of, refused
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.poses import invert, poses, rotations
-from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
+from cmt_aqr.data.saved_arrays import Layout, load_arrays, report_damage, save_arrays
 from cmt_aqr.data.tables import (
     cache_path,
     check_request,
-    consistent_tables,
     fingerprint,
-    numbers_of,
     open_tables,
     samples_of_split,
 )
 from cmt_aqr.files import check_folder, writing
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when the arrays change their meaning, so that old caches are made again."""
 
 _PROGRESS_FROM = 1000
@@ -114,8 +113,44 @@ class FrameIndex:
     @classmethod
     def load(cls, path: Path, stamp: str) -> Self | None:
         """Read what :meth:`save` wrote; None where it is absent, of another stamp, or damaged (logged)."""
-        arrays = load_arrays(path, stamp, (field.name for field in dataclasses.fields(cls)))
-        return None if arrays is None else cls(**arrays)
+        arrays = load_arrays(path, stamp, _LAYOUT)
+        if arrays is None:
+            return None
+        index = cls(**arrays)
+        if not index.is_consistent():
+            report_damage(path, "its rows and offsets do not fit together")
+            return None
+        return index
+
+    def is_consistent(self) -> bool:
+        """Whether rows and offsets point into the arrays."""
+        offsets, rows = self.box_offsets, len(self.sweep_files)
+        return bool(
+            offsets[0] == 0
+            and offsets[-1] == len(self.boxes)
+            and (np.diff(offsets) >= 0).all()
+            and ((self.lidar >= 0) & (self.lidar < rows)).all()
+            and ((self.sweep_previous >= -1) & (self.sweep_previous < rows)).all()
+            and ((self.labels >= 0) & (self.labels < len(CLASSES))).all()
+        )
+
+
+_LAYOUT: Layout = {
+    "tokens": ("S", ("frame",)),
+    "scenes": ("S", ("frame",)),
+    "timestamps": ("i", ("frame",)),
+    "lidar": ("i", ("frame",)),
+    "sweep_files": ("S", ("sweep",)),
+    "sweep_times": ("i", ("sweep",)),
+    "sweep_to_global": ("f", ("sweep", 4, 4)),
+    "sweep_previous": ("i", ("sweep",)),
+    "image_files": ("S", ("frame", len(CAMERAS))),
+    "lidar2img": ("f", ("frame", len(CAMERAS), 4, 4)),
+    "box_offsets": ("i", ("frame+1",)),
+    "boxes": ("f", ("box", BOX_SIZE)),
+    "labels": ("i", ("box",)),
+    "box_points": ("i", ("box",)),
+}
 
 
 def _arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
@@ -144,8 +179,7 @@ def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIn
     index = FrameIndex.load(path, stamp)
     if index is None:
         check_folder("data.cache_dir", cache_dir)
-        with consistent_tables(root / version):
-            index = build_index(open_tables(root, version), split)
+        index = build_index(open_tables(root, version), split)
         with writing("data.cache_dir", cache_dir):
             index.save(path, stamp)
     return index
@@ -198,8 +232,8 @@ def _sensor_to_global(tables: NuScenes, records: list[dict]) -> NDArray[np.float
 
 def _poses_of(records: list[dict], table: str) -> NDArray[np.float64]:
     return poses(
-        numbers_of(records, table, "translation", (3,), "position"),
-        numbers_of(records, table, "rotation", (4,), "rotation"),
+        numbers_of(records, table, "translation", POSITION),
+        numbers_of(records, table, "rotation", ROTATION),
     )
 
 
@@ -213,6 +247,9 @@ def _index_sweeps(tables: NuScenes, samples: list[dict]) -> tuple[dict[str, Any]
             rows[token] = len(records)
             records.append(tables.get("sample_data", token))
             token = records[-1]["prev"]
+    other = next((record for record in records if record["channel"] != LIDAR), None)
+    if other is not None:
+        raise refused("sample_data", other["token"], f"is of {other['channel']}, but prev of a sweep of {LIDAR}")
     arrays = {
         "sweep_files": _bytes([record["filename"] for record in records]),
         "sweep_times": np.array([record["timestamp"] for record in records], dtype=np.int64),
@@ -233,7 +270,7 @@ def _index_cameras(
         files.extend(record["filename"] for record in records)
         mount = [tables.get("calibrated_sensor", record["calibrated_sensor_token"]) for record in records]
         intrinsics = np.tile(np.eye(4), (len(samples), 1, 1))
-        intrinsics[:, :3, :3] = numbers_of(mount, "calibrated_sensor", "camera_intrinsic", (3, 3), "intrinsic")
+        intrinsics[:, :3, :3] = numbers_of(mount, "calibrated_sensor", "camera_intrinsic", INTRINSIC)
         lidar2img[:, view] = intrinsics @ invert(_sensor_to_global(tables, records)) @ lidar_to_global
     return _bytes(files).reshape(len(CAMERAS), len(samples)).T.copy(), lidar2img
 
@@ -261,7 +298,7 @@ def _index_boxes(
         "box_offsets": np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
         "boxes": _boxes_in_lidar(records, velocities, lidar_to_global[frame]),
         "labels": np.array(labels, dtype=np.int64),
-        "box_points": numbers_of(records, ANNOTATIONS, "num_lidar_pts", (), "count").astype(np.int64),
+        "box_points": numbers_of(records, ANNOTATIONS, "num_lidar_pts", COUNT).astype(np.int64),
     }
 
 
@@ -271,9 +308,9 @@ def _boxes_in_lidar(
     """Annotations to boxes (box, 9): size from (w, l, h) to (l, w, h), heading from the box's x axis."""
     to_lidar = invert(lidar_to_global)
     rotation = to_lidar[:, :3, :3]
-    centre = numbers_of(records, ANNOTATIONS, "translation", (3,), "position")
-    size = numbers_of(records, ANNOTATIONS, "size", (3,), "size")
-    turned = rotations(numbers_of(records, ANNOTATIONS, "rotation", (4,), "rotation"))
+    centre = numbers_of(records, ANNOTATIONS, "translation", POSITION)
+    size = numbers_of(records, ANNOTATIONS, "size", SIZE)
+    turned = rotations(numbers_of(records, ANNOTATIONS, "rotation", ROTATION))
     heading = np.einsum("bij,bj->bi", rotation, turned[:, :, 0])
     # nuScenes' velocity is horizontal in the global frame: z is taken as 0, and not looked at afterwards.
     velocity = np.zeros((len(records), 3))
