@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning import Trainer
 
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.reading import read_checked_points, read_image, read_points
+from cmt_aqr.data.points import read_checked_points, read_points
+from cmt_aqr.data.reading import read_image
 from cmt_aqr.data.tables import close_tables, fingerprint, open_tables
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.decoding import decode
@@ -385,14 +387,129 @@ def test_a_file_without_a_usable_point(tmp_path: Path) -> None:
         read_points(path)
 
 
-@pytest.mark.parametrize("columns", [3, 4, 6])
-def test_points_of_other_columns_are_told_by_their_values(tmp_path: Path, columns: int) -> None:
-    points = np.random.default_rng(0).uniform(-40, 40, (1000, columns)).astype(np.float32)
-    points[:, 3:] = np.abs(points[:, 3:]) / 40
+BEYOND = [(column, value) for column in range(3) for value in (6e3, -6e3)]
+BEYOND += [(column, value) for column in (3, 4) for value in (-2.0, 600.0, 65535.0)]
+
+
+@pytest.mark.parametrize(("column", "value"), BEYOND)
+def test_a_point_with_an_absurd_value_is_dropped(tmp_path: Path, column: int, value: float) -> None:
+    points = np.random.default_rng(0).uniform(0, 30, (100, 5)).astype(np.float32)
+    points[:2] = [[-4e3, 4e3, 100, 0, 0], [4e3, -4e3, -100, 255, 255]]
+    points[40, column] = value
     path = tmp_path / "points.bin"
     points.tofile(path)
-    with pytest.raises(DataError, match=rf"{path}.*five float32"):
+    np.testing.assert_array_equal(read_points(path), np.delete(points, 40, axis=0))
+
+
+def cloud(columns: int, count: int = 1000, dtype: type = np.float32) -> np.ndarray:
+    """Points of some columns, intensities from 0 to 1, as bytes."""
+    points = np.random.default_rng(0).uniform(-40, 40, (count, columns))
+    points[:, 3:] = np.abs(points[:, 3:]) / 40
+    return np.frombuffer(points.astype(dtype).tobytes(), dtype=np.uint8)
+
+
+PCD = b"# .PCD v0.7 - Point Cloud Data file format\nVERSION 0.7\nFIELDS x y z\n"
+FORMATS = [
+    (cloud(3), "3 float32"),
+    (cloud(4), "4 float32, as KITTI's"),
+    (cloud(4, 1001), "4 float32, as KITTI's"),
+    (cloud(6), "five float32"),
+    (cloud(3, 1001, np.float64), "3 float64"),
+    (cloud(4, 1000, np.float64), "4 float64"),
+    (cloud(4, 1001, np.float64), "4 float64"),
+    (cloud(5, 1001, np.float64), "5 float64"),
+    (np.frombuffer(PCD + bytes(7), dtype=np.uint8), "PCD"),
+    (np.frombuffer(PCD.ljust(100, b" "), dtype=np.uint8), "PCD"),
+    (np.frombuffer(b"ply\nformat ascii 1.0\n", dtype=np.uint8), "PLY"),
+    (np.frombuffer(b"LASF" + bytes(200), dtype=np.uint8), "LAS"),
+    (np.frombuffer(b"<html>no such file</html>", dtype=np.uint8), "web page"),
+    (np.frombuffer(b"version https://git-lfs.github.com/spec/v1\n", dtype=np.uint8), "Git LFS"),
+    (np.frombuffer(b"\x93NUMPY" + bytes(100), dtype=np.uint8), "NumPy"),
+]
+
+
+@pytest.mark.parametrize(("content", "named"), FORMATS, ids=range(len(FORMATS)))
+def test_files_of_other_points_are_told_by_header_length_or_values(
+    tmp_path: Path, content: np.ndarray, named: str
+) -> None:
+    path = tmp_path / "points.bin"
+    content.tofile(path)
+    with pytest.raises(DataError, match=rf"^{path} .*five float32.*{named.replace('five float32', '')}") as error:
         read_checked_points(path)
+    assert "truncated" not in str(error.value)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 19, 50])
+def test_a_file_that_is_cut_is_called_so(tmp_path: Path, cut: int) -> None:
+    points = np.random.default_rng(0).uniform(-40, 40, (1000, 5)).astype(np.float32)
+    points[:, 3:] = [[7, 3]]
+    path = tmp_path / "points.bin"
+    path.write_bytes(points.tobytes()[:-cut])
+    with pytest.raises(DataError, match="is truncated"):
+        read_checked_points(path)
+
+
+def test_intensities_from_0_to_1_are_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    points = np.random.default_rng(0).uniform(0, 1, (100, 5)).astype(np.float32)
+    points[:, 4] = 3
+    path = tmp_path / "points.bin"
+    points.tofile(path)
+    assert len(read_checked_points(path)) == len(read_checked_points(path)) == 100
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert str(path) in message and "255" in message
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("folder", "folder|directory"), ("loop", "symbolic links")])
+@pytest.mark.parametrize("sensor", ["LIDAR_TOP", "CAM_FRONT"])
+def test_a_folder_or_a_link_to_itself_in_place_of_a_file(
+    root: Path, small_root: Path, tmp_path: Path, kind: str, reason: str, sensor: str
+) -> None:
+    (root / "samples").unlink()
+    shutil.copytree(small_root / "samples", root / "samples")
+    for path in (root / "samples" / sensor).iterdir():
+        path.unlink()
+        path.mkdir() if kind == "folder" else path.symlink_to(path)
+    for read in (read_points, read_image):
+        with pytest.raises(DataError, match=rf"^{path} .*({reason})"):
+            read(path)
+    data = datamodule(root, tmp_path / "cache")
+    data.prepare_data()
+    with pytest.raises(DataError, match=rf"{sensor}/.*({reason})"):
+        data.setup("fit")
+
+
+def test_an_orientation_in_exif_is_not_looked_at(small_root: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    source = next(iter(sorted(small_root.glob("samples/CAM_FRONT/*.jpg"))))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    with Image.open(source) as picture:
+        stored = np.asarray(picture)
+        picture.save(tmp_path / "turned.png", exif=exif)
+    segment, raw = exif.tobytes(), source.read_bytes()
+    marked = raw[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + raw[2:]
+    (tmp_path / "turned.jpg").write_bytes(marked)
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.jpg"), read_image(source))
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.png")[:, :, ::-1], stored)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda records: [record.update(num_lidar_pts=0, num_radar_pts=0) for record in records],
+        lambda records: [record.update(translation=[9e4, 9e4, 0.0]) for record in records],
+        lambda records: records.clear(),
+    ],
+    ids=["points", "range", "none"],
+)
+def test_an_evaluation_with_nothing_to_find_is_refused(root: Path, tmp_path: Path, edit: Any) -> None:
+    change(root, "sample_annotation", edit)
+    data = datamodule(root, tmp_path / "cache", train_split=None, val_split="mini_val")
+    data.trainer = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
+    with pytest.raises(DataError, match=r"mini_val"):
+        data.prepare_data()
+        data.setup("validate")
 
 
 def test_real_and_embedded_points_are_what_is_expected(small_root: Path) -> None:

@@ -14,7 +14,7 @@ from nuscenes import NuScenes
 from nuscenes.eval.common.loaders import load_gt_of_sample_tokens
 from nuscenes.eval.detection.data_classes import DetectionBox
 
-from cmt_aqr.constants import CLASSES, LIDAR
+from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.saved_arrays import Layout, load_arrays, report_damage, save_arrays
 from cmt_aqr.data.tables import (
@@ -22,6 +22,7 @@ from cmt_aqr.data.tables import (
     check_request,
     fingerprint,
     open_tables,
+    reference_record,
     samples_of_split,
 )
 from cmt_aqr.evaluation.submission import (
@@ -55,7 +56,7 @@ class GroundTruth:
         rows: (box, 15) float64, columns as of :func:`cmt_aqr.evaluation.submission.to_global`; not filtered.
             The score is -1, the velocity NaN where nuScenes has none.
         points: (box,) int64, annotated LiDAR and radar points.
-        ego: (frame, 3) float64, where the car was at the LiDAR's time, metres.
+        ego: (frame, 3) float64, where the car was at the LiDAR's time, or a camera's without LiDAR, metres.
         rack_frames: (rack,) int64, the frame of each annotated bicycle rack.
         racks: (rack, 10) float64: the columns of translation, size and rotation.
     """
@@ -133,8 +134,8 @@ def build_ground_truth(tables: NuScenes, split: str) -> GroundTruth:
     every = boxes.all
     ego, racks, rack_frames = [], [], []
     for frame, sample in enumerate(samples):
-        lidar = tables.get("sample_data", sample["data"][LIDAR])
-        ego.append(tables.get("ego_pose", lidar["ego_pose_token"])["translation"])
+        taken = reference_record(tables, sample)
+        ego.append(tables.get("ego_pose", taken["ego_pose_token"])["translation"])
         for record in (tables.get("sample_annotation", token) for token in sample["anns"]):
             if record["category_name"] == _BIKE_RACK:
                 racks.append([*record["translation"], *record["size"], *record["rotation"]])

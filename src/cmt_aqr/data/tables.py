@@ -8,14 +8,16 @@ import gc
 import hashlib
 import importlib.metadata
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from nuscenes import NuScenes
 from nuscenes.utils.splits import create_splits_scenes
 
+from cmt_aqr.constants import CAMERAS, LIDAR
 from cmt_aqr.data.checks import FIELDS, TableChecks
+from cmt_aqr.data.columns import refused
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.table_files import check_scenes, read_records, read_splits
 
@@ -167,3 +169,15 @@ def samples_of_split(tables: NuScenes, split: str) -> list[dict]:
             f"split {split} has no frame in {tables.table_root}: none of its {len(scenes)} scenes is there"
         )
     return samples
+
+
+def reference_record(tables: NuScenes, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``sample_data`` record that says when and where a sample was taken: of LIDAR_TOP, else of a camera.
+
+    Raises:
+        DataError: the sample has neither.
+    """
+    for channel in (LIDAR, *CAMERAS):
+        if channel in sample["data"]:
+            return tables.get("sample_data", sample["data"][channel])
+    raise refused("sample", sample["token"], f"no key frame in sample_data.json is of {LIDAR} or of a camera")
