@@ -239,7 +239,7 @@ def test_build_turns_refusals_into_sentences_and_nothing_else() -> None:
 
     with pytest.raises(UserError, match=r"modulator.residual_weight=3: must be a number from 0 to 1"):
         build(target("cmt_aqr.aqr.Modulator", residual_weight=3))
-    with pytest.raises(UserError, match=r"foo is no setting of cmt_aqr.aqr.Modulator"):
+    with pytest.raises(UserError, match=r"foo is no setting of cmt_aqr.aqr.modulator.Modulator"):
         build(target("cmt_aqr.aqr.Modulator", foo=3))
     with pytest.raises(UserError, match="No supported gpu backend found"):
         build(target("pytorch_lightning.Trainer", accelerator="gpu", logger=False, barebones=True))
