@@ -48,7 +48,8 @@ def test_a_loss_that_is_not_finite_is_named_and_not_saved(
     last = folder / "checkpoints" / "last.ckpt"
     said = done.stderr.strip().splitlines()[-1]
     assert said.startswith(f"error: step 2: {problem}"), said
-    assert ("loss_bbox nan" in said) == (column == 7) and f"on frames {token};" in said
+    assert ("loss_bbox nan" in said) == (column == 7) and f"on frames {token};" in said and "; the boxes " in said
+    assert "optimizer.lr" not in said
     assert said.endswith(f"the last good checkpoint is {last}")
     checkpoint = read_checkpoint(last)
     assert checkpoint["global_step"] == 2
