@@ -142,8 +142,8 @@ def test_flags_end_in_one_sentence_where_hydra_would_show_a_traceback(given: lis
 
 def test_a_folder_of_configurations_is_searched(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine.yaml").write_text("defaults:\n  - tiny\n")
-    (tmp_path / "other.yaml").write_text("defaults:\n  - train\n  - _self_\nmine: 1\n")
+    (tmp_path / "model" / "mine.yaml").write_text("defaults:\n  - tiny\n", encoding="utf-8")
+    (tmp_path / "other.yaml").write_text("defaults:\n  - train\n  - _self_\nmine: 1\n", encoding="utf-8")
     check_overrides(CONF, "train", ["model=mine", "seed=1", f"--config-dir={tmp_path}"])
     check_overrides(CONF, "train", ["-cd", str(tmp_path), "--config-name=other", "mine=2"])
     assert "model=yours" in refusal("model=yours", f"--config-dir={tmp_path}")

@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cmt_aqr import sweeps
 from cmt_aqr.cluster import outside_environment, share_folder, shared_folder
-from cmt_aqr.command_line import home_written_out, in_order, read_arguments, to_type
+from cmt_aqr.command_line import home_written_out, in_order, read_arguments, to_type, use_utf8
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 from cmt_aqr.saved import override_keys
@@ -75,6 +75,7 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
                 sys.exit(f"error: {error}")
 
         def main() -> None:
+            use_utf8()
             sleep_while_waiting()
             try:
                 join_first_process(sys.argv)

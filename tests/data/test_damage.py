@@ -41,9 +41,9 @@ def root(small_root: Path, tmp_path: Path) -> Path:
 def change(root: Path, table: str, edit: Callable[[list[dict[str, Any]]], Any]) -> str:
     """Edit a table's records; returns the first one's token."""
     path = root / VERSION / f"{table}.json"
-    records = json.loads(path.read_text())
+    records = json.loads(path.read_text(encoding="utf-8"))
     edit(records)
-    path.write_text(json.dumps(records))
+    path.write_text(json.dumps(records), encoding="utf-8")
     return records[0]["token"] if records else ""
 
 

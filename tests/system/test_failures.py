@@ -89,7 +89,7 @@ def test_no_room_for_a_checkpoint_leaves_the_one_before(run_folder: Path) -> Non
         cwd=run_folder,
         env=environment(),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         preexec_fn=limit,
     )

@@ -243,7 +243,7 @@ def test_help_teaches_and_fits_on_a_screen(script: str, taught: list[str], run_f
         cwd=run_folder,
         env=environment(),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     for part in taught:

@@ -8,6 +8,7 @@ import gc
 import hashlib
 import importlib.metadata
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def fingerprint(root: Path, version: str) -> str:
 
 def cache_path(cache_dir: Path, kind: str, root: Path, version: str, split: str, suffix: str) -> Path:
     """Where something derived from a split's tables is cached: keyed by data root, version and split."""
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
+    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]
     return cache_dir / f"{kind}-{version}-{split}-{key}{suffix}"
 
 
