@@ -41,13 +41,14 @@ def _told(error: InstantiationException) -> str | None:
     said = " ".join(str(cause).split())
     if isinstance(cause, UserError):
         return said
+    at = re.search(r"full_key: (\S+)", str(error))
+    key = at[1] if at else ""
+    place = f"{key}." if key else ""
     absent = re.search(r"Error locating target '([^']+)'", str(error))
     if absent is not None:
-        return f"_target_={absent[1]}: there is no such class or function"
+        return f"{place}_target_={absent[1]}: there is no such class or function"
     built = re.search(r"Error in call to target '([^']+)'", str(error))
-    at = re.search(r"full_key: (\S+)", str(error))
-    target, key = built[1] if built else "it", at[1] if at else ""
-    place = f"{key}." if key else ""
+    target = built[1] if built else "it"
     unknown = _unknown_setting(cause)
     if unknown is not None:
         return f"{place}{unknown} is no setting of {target}: drop or rename it"

@@ -116,6 +116,11 @@ MISTAKES = [
     ([STOP, NDS, "+callbacks.stop.mode=up"], ["callbacks.stop", "EarlyStopping", "up"]),
     ([STOP, NDS, "+callbacks.stop.wait=3"], ["callbacks.stop.wait", "is no setting"]),
     (["+callbacks.stop={monitor: val/NDS}"], ["callbacks.stop", "nothing reads"]),
+    (["callbacks.checkpoint.every_n_epochs=abc"], ["callbacks.checkpoint.every_n_epochs=abc", "whole number"]),
+    (["callbacks.checkpoint.every_n_steps=1.5"], ["callbacks.checkpoint.every_n_steps=1.5", "whole number"]),
+    (["callbacks.checkpoint.every_n_minutes=abc"], ["callbacks.checkpoint.every_n_minutes=abc", "number above 0"]),
+    (["callbacks.learning_rate.logging_interval=never"], ["callbacks.learning_rate", "logging_interval"]),
+    (["clamp_schedule.milestones=abc"], ["clamp_schedule.milestones=abc", "by epoch"]),
     (["+callbacks.norm._target_=torch.nn.Identity"], ["callbacks.norm", "no callback"]),
 ]
 
