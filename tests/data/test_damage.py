@@ -307,6 +307,8 @@ def test_a_cache_whose_arrays_do_not_fit_together_is_made_again(
         ("sensor", b'{"a": 1}'),
         ("scene", b"[1, 2]"),
         ("sample_data", b"[{"),
+        ("visibility", b"[" * 100_000),
+        ("log", b'[{"token": ' + b"1" * 5000 + b"}]"),
         ("category", '[{"name": "Fu\xdfg\xe4nger"}]'.encode("latin-1")),
     ],
 )

@@ -23,7 +23,7 @@ def read_json(path: Path) -> Any:
         raise DataError(
             f"{path} cannot be read ({error.strerror}); download the version's metadata again"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also for a number of thousands of digits
         raise DataError(
             f"{path} is not valid JSON in UTF-8 ({error}); download the version's metadata again"
         ) from error
