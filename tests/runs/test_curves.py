@@ -10,7 +10,7 @@ from cmt_aqr.training.monitor import is_epoch_open
 
 
 def rows(folder: Path) -> list[tuple[int, str, str]]:
-    with (folder / "csv" / "metrics.csv").open() as file:
+    with (folder / "csv" / "metrics.csv").open(encoding="utf-8") as file:
         return [(int(row["step"]), row["train/loss"], row.get("val/NDS", "")) for row in csv.DictReader(file)]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cmt_aqr.aqr.checks import require_choice
 from cmt_aqr.aqr.generator import WeightGenerator
 from cmt_aqr.aqr.modulator import Modulator
 from cmt_aqr.aqr.placement import Placement, place_on_bev, place_on_images
 from cmt_aqr.aqr.renderer import Renderer
+from cmt_aqr.checks import require_choice
 from cmt_aqr.geometry import BEVGrid
 from cmt_aqr.structures import AQROutput, Queries, Sensors
 

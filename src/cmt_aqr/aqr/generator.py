@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmt_aqr.aqr.checks import is_number, require, require_count, require_odd
 from cmt_aqr.aqr.placement import Placement
+from cmt_aqr.checks import is_number, require, require_count, require_odd
 from cmt_aqr.ops.devices import masks_are_free
 from cmt_aqr.ops.windows import window_cells, window_scores, window_sum
 from cmt_aqr.structures import Sensors

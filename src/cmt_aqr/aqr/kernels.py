@@ -27,7 +27,7 @@ import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from cmt_aqr.aqr.checks import is_number, require, require_above_zero, require_choice
+from cmt_aqr.checks import is_number, require, require_above_zero, require_choice
 
 KERNEL_NORMALIZATIONS = ("sum", "peak")
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cmt_aqr.aqr.checks import require, require_choice, require_flag, require_fraction
+from cmt_aqr.checks import require, require_choice, require_flag, require_fraction
 
 MODULATION_TYPES = ("element_wise", "channel_wise", "adaptive")
 ACTIVATIONS = ("none", "sigmoid", "tanh", "relu")

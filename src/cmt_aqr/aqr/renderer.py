@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmt_aqr.aqr.checks import (
+from cmt_aqr.aqr.kernels import METHODS
+from cmt_aqr.aqr.placement import Placement
+from cmt_aqr.checks import (
     is_count,
     is_number,
     require,
     require_choice,
     require_flag,
 )
-from cmt_aqr.aqr.kernels import METHODS
-from cmt_aqr.aqr.placement import Placement
 from cmt_aqr.errors import SettingError
 
 CLAMP_MODES = ("hard", "soft")

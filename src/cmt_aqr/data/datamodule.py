@@ -116,6 +116,12 @@ class NuScenesDataModule(LightningDataModule):
         _check_at_least("data.min_points", min_points, 0)
         _check_at_least("data.limit_train_frames", limit_train_frames, 1)
         _check_at_least("data.limit_eval_frames", limit_eval_frames, 1)
+        _check_numbers("data.point_range", point_range, 6)
+        _check_numbers("data.image_mean", image_mean, 3)
+        _check_numbers("data.image_std", image_std, 3)
+        for name, value in (("data.cameras", cameras), ("data.lidar", lidar)):
+            if isinstance(value, str):
+                raise SettingError(f"{name}={value}: it must be true or false")
         if not (cameras or lidar):
             raise SettingError("data.cameras=false and data.lidar=false: at least one sensor must be read")
         self.root = Path(root).expanduser()
@@ -174,8 +180,8 @@ class NuScenesDataModule(LightningDataModule):
         split = self.train_split if training else self.val_split
         assert split is not None
         index = self.index(split).first(limit)
-        index.check_files(self.root, range(1), images=self.cameras)
         reader = FrameReader(self.root, index, self.sweeps, self.cameras, self.lidar)
+        index.check_files(self.root, range(1), self.cameras, self.lidar)
         points = reader.read_first_points() if self.lidar else None
         if training:
             self._check_anything_to_learn(index, points)
@@ -203,7 +209,7 @@ class NuScenesDataModule(LightningDataModule):
         if not seen.any():
             raise DataError(
                 f"{where}: none of {len(seen)} boxes has data.min_points={self.min_points} LiDAR points or more "
-                f"(num_lidar_pts is at most {index.box_points.max()}); lower data.min_points, or mend the tables"
+                f"(num_lidar_pts is at most {index.box_points.max()}); give data.min_points=0, or mend the tables"
             )
         low, high = self.point_range[:2], self.point_range[3:5]
         inside = ((index.boxes[:, :2] >= low) & (index.boxes[:, :2] <= high)).all(axis=1)
@@ -294,5 +300,11 @@ def _present(transforms: Transforms) -> list[Transform]:
 
 
 def _check_at_least(name: str, value: Any, least: int) -> None:
-    if value is not None and value < least:
-        raise SettingError(f"{name}={value}: it must be at least {least}")
+    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+        raise SettingError(f"{name}={value}: it must be a whole number of {least} or more")
+
+
+def _check_numbers(name: str, values: Any, count: int) -> None:
+    fits = isinstance(values, Sequence) and len(values) == count
+    if not fits or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        raise SettingError(f"{name}={values}: it must be {count} numbers")

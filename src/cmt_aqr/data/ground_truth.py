@@ -14,21 +14,21 @@ from nuscenes import NuScenes
 from nuscenes.eval.common.loaders import load_gt_of_sample_tokens
 from nuscenes.eval.detection.data_classes import DetectionBox
 
-from cmt_aqr.constants import CLASSES, LIDAR
+from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, COLUMNS, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
-from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
+from cmt_aqr.data.saved_arrays import Layout, load_arrays, report_damage, save_arrays
 from cmt_aqr.data.tables import (
     cache_path,
     check_request,
-    consistent_tables,
     fingerprint,
     open_tables,
+    reference_record,
     samples_of_split,
 )
 from cmt_aqr.files import check_folder, writing
 
-FORMAT = 3
+FORMAT = 4
 """Raise it when the arrays change their meaning, so that old caches are made again."""
 
 _BIKE_RACK = "static_object.bicycle_rack"
@@ -46,7 +46,7 @@ class GroundTruth:
         rows: (box, 15) float64, columns as of :mod:`cmt_aqr.data.rows`; not filtered.
             The score is -1, the velocity NaN where nuScenes has none.
         points: (box,) int64, annotated LiDAR and radar points.
-        ego: (frame, 3) float64, where the car was at the LiDAR's time, metres.
+        ego: (frame, 3) float64, where the car was at the LiDAR's time, or a camera's without LiDAR, metres.
         rack_frames: (rack,) int64, the frame of each annotated bicycle rack.
         racks: (rack, 10) float64: the columns of translation, size and rotation.
     """
@@ -67,7 +67,14 @@ class GroundTruth:
         save_arrays(path, stamp, {"tokens": np.array(self.tokens), **arrays})
 
 
-_ARRAYS = ("frames", "rows", "points", "ego", "rack_frames", "racks")
+_ARRAYS: Layout = {
+    "frames": ("i", ("box",)),
+    "rows": ("f", ("box", COLUMNS)),
+    "points": ("i", ("box",)),
+    "ego": ("f", ("frame", 3)),
+    "rack_frames": ("i", ("rack",)),
+    "racks": ("f", ("rack", ROTATION.stop)),
+}
 
 
 def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> GroundTruth:
@@ -82,8 +89,7 @@ def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> 
     truth = load_saved(path, version, split, stamp)
     if truth is None:
         check_folder("data.cache_dir", cache_dir)
-        with consistent_tables(root / version):
-            truth = build_ground_truth(open_tables(root, version), split)
+        truth = build_ground_truth(open_tables(root, version), split)
         with writing("data.cache_dir", cache_dir):
             truth.save(path, stamp)
     return truth
@@ -91,9 +97,13 @@ def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> 
 
 def load_saved(path: Path, version: str, split: str, stamp: str) -> GroundTruth | None:
     """Read what ``GroundTruth.save`` wrote; None where it is absent, of another stamp, or damaged (logged)."""
-    arrays = load_arrays(path, stamp, ("tokens", *_ARRAYS))
+    arrays = load_arrays(path, stamp, {"tokens": ("U", ("frame",)), **_ARRAYS})
     if arrays is None:
         return None
+    for frames in (arrays["frames"], arrays["rack_frames"]):
+        if ((frames < 0) | (frames >= len(arrays["tokens"]))).any() or (np.diff(frames) < 0).any():
+            report_damage(path, "it has boxes of frames that are not there, or not in order")
+            return None
     return GroundTruth(version, split, tuple(arrays.pop("tokens").tolist()), **arrays)
 
 
@@ -106,12 +116,6 @@ def build_ground_truth(tables: NuScenes, split: str) -> GroundTruth:
     samples = samples_of_split(tables, split)
     if not any(sample["anns"] for sample in samples):
         raise DataError(f"split {split} of {tables.version} has no annotations: it cannot be evaluated here")
-    for token in (token for sample in samples for token in sample["anns"]):
-        if len(attributes := tables.get("sample_annotation", token)["attribute_tokens"]) > 1:
-            raise DataError(
-                f"sample_annotation.json, token {token}: attribute_tokens={attributes} must be one or none; mend "
-                "the record, or download the version's metadata again"
-            )
     tokens = tuple(sample["token"] for sample in samples)
     # The devkit's loader draws a bar even when it is told to be quiet; its errors still come through.
     with contextlib.redirect_stderr(io.StringIO()):
@@ -120,8 +124,8 @@ def build_ground_truth(tables: NuScenes, split: str) -> GroundTruth:
     every = boxes.all
     ego, racks, rack_frames = [], [], []
     for frame, sample in enumerate(samples):
-        lidar = tables.get("sample_data", sample["data"][LIDAR])
-        ego.append(tables.get("ego_pose", lidar["ego_pose_token"])["translation"])
+        taken = reference_record(tables, sample)
+        ego.append(tables.get("ego_pose", taken["ego_pose_token"])["translation"])
         for record in (tables.get("sample_annotation", token) for token in sample["anns"]):
             if record["category_name"] == _BIKE_RACK:
                 racks.append([*record["translation"], *record["size"], *record["rotation"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +17,21 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.progress import track
 
 from cmt_aqr.constants import BOX_SIZE, CAMERAS, CLASSES, LIDAR
+from cmt_aqr.data.columns import COUNT, INTRINSIC, POSITION, ROTATION, SIZE, numbers_of, refused
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.poses import invert, poses, rotations
-from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
+from cmt_aqr.data.saved_arrays import Layout, load_arrays, report_damage, save_arrays
 from cmt_aqr.data.tables import (
     cache_path,
     check_request,
-    consistent_tables,
     fingerprint,
-    numbers_of,
     open_tables,
+    reference_record,
     samples_of_split,
 )
 from cmt_aqr.files import check_folder, writing
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when the arrays change their meaning, so that old caches are made again."""
 
 _PROGRESS_FROM = 1000
@@ -47,13 +48,14 @@ class FrameIndex:
         scenes: (frame,) bytes, scene names.
         timestamps: (frame,) int64, microseconds.
         lidar: (frame,) int32, row of the keyframe's sweep in the ``sweep_*`` arrays.
-        sweep_files: (sweep,) bytes, paths below the data root.
+        sweep_files: (sweep,) bytes, paths below the data root; empty for the sweep that stands in for that of a
+            frame without LiDAR, at the usual place of the LiDAR on the car.
         sweep_times: (sweep,) int64, microseconds.
         sweep_to_global: (sweep, 4, 4) float64, LiDAR frame of the sweep to the global frame.
         sweep_previous: (sweep,) int32, row of the sweep before, -1 at the start of a scene.
-        image_files: (frame, view) bytes, views in the order of ``CAMERAS``.
+        image_files: (frame, view) bytes, views in the order of ``CAMERAS``; empty where a frame lacks the camera.
         lidar2img: (frame, view, 4, 4) float64 in pixels of the image as stored; by way of the global frame,
-            so each camera is where the car was when that camera fired.
+            so each camera is where the car was when that camera fired. The unit matrix without a camera.
         box_offsets: (frame + 1,) int64; boxes of frame i are rows ``box_offsets[i]:box_offsets[i + 1]``.
         boxes: (box, 9) float32 in the keyframe's LiDAR frame; velocity NaN where nuScenes has none.
         labels: (box,) int64, indices into ``CLASSES``.
@@ -99,13 +101,35 @@ class FrameIndex:
         changes |= {name: getattr(self, name)[:end] for name in ("boxes", "labels", "box_points")}
         return dataclasses.replace(self, box_offsets=self.box_offsets[: count + 1], **changes)
 
-    def check_files(self, root: Path, frames: Iterable[int], images: bool) -> None:
-        """Raise a :class:`DataError` that names the first file of these frames that is missing."""
+    def check_files(self, root: Path, frames: Iterable[int], cameras: bool, lidar: bool) -> None:
+        """Raise a :class:`DataError` that names the first file of these frames that is missing.
+
+        Args:
+            root: data root.
+            frames: their numbers.
+            cameras: whether images are read.
+            lidar: whether points are read.
+        """
         for frame in frames:
-            names = [self.sweep_files[self.lidar[frame]], *(self.image_files[frame] if images else ())]
-            for name in names:
-                if not (root / name.decode()).is_file():
-                    raise DataError(f"{root / name.decode()} is missing: the tables name it, data.root lacks it")
+            points = [self.sweep_files[self.lidar[frame]]] if lidar else []
+            images = list(self.image_files[frame]) if cameras else []
+            for name in points + images:
+                _check_file(root / name.decode())
+
+    def check_sensors(self, cameras: bool, lidar: bool) -> None:
+        """Raise a :class:`DataError` that names the first frame without a record of a sensor that is read."""
+        files = dict(zip(CAMERAS, self.image_files.T, strict=True)) if cameras else {}
+        if lidar:
+            files[LIDAR] = self.sweep_files[self.lidar]
+        for channel, of_frames in files.items():
+            absent = of_frames == b""
+            if absent.any():
+                what, instead = ("LiDAR", "cmt_camera") if channel == LIDAR else ("cameras", "cmt_lidar")
+                raise DataError(
+                    f"sample {self.token(int(absent.argmax()))} has no key frame of {channel} in sample_data.json "
+                    f"({absent.sum()} of {len(absent)} samples lack it): complete the data, or choose a model "
+                    f"without {what}, as model={instead}"
+                )
 
     def save(self, path: Path, stamp: str) -> None:
         """Write to ``path`` at once or not at all, stamped with what it was made from."""
@@ -114,8 +138,56 @@ class FrameIndex:
     @classmethod
     def load(cls, path: Path, stamp: str) -> Self | None:
         """Read what :meth:`save` wrote; None where it is absent, of another stamp, or damaged (logged)."""
-        arrays = load_arrays(path, stamp, (field.name for field in dataclasses.fields(cls)))
-        return None if arrays is None else cls(**arrays)
+        arrays = load_arrays(path, stamp, _LAYOUT)
+        if arrays is None:
+            return None
+        index = cls(**arrays)
+        if not index.is_consistent():
+            report_damage(path, "its rows and offsets do not fit together")
+            return None
+        return index
+
+    def is_consistent(self) -> bool:
+        """Whether rows and offsets point into the arrays."""
+        offsets, rows = self.box_offsets, len(self.sweep_files)
+        return bool(
+            offsets[0] == 0
+            and offsets[-1] == len(self.boxes)
+            and (np.diff(offsets) >= 0).all()
+            and ((self.lidar >= 0) & (self.lidar < rows)).all()
+            and ((self.sweep_previous >= -1) & (self.sweep_previous < rows)).all()
+            and ((self.labels >= 0) & (self.labels < len(CLASSES))).all()
+        )
+
+
+_LAYOUT: Layout = {
+    "tokens": ("S", ("frame",)),
+    "scenes": ("S", ("frame",)),
+    "timestamps": ("i", ("frame",)),
+    "lidar": ("i", ("frame",)),
+    "sweep_files": ("S", ("sweep",)),
+    "sweep_times": ("i", ("sweep",)),
+    "sweep_to_global": ("f", ("sweep", 4, 4)),
+    "sweep_previous": ("i", ("sweep",)),
+    "image_files": ("S", ("frame", len(CAMERAS))),
+    "lidar2img": ("f", ("frame", len(CAMERAS), 4, 4)),
+    "box_offsets": ("i", ("frame+1",)),
+    "boxes": ("f", ("box", BOX_SIZE)),
+    "labels": ("i", ("box",)),
+    "box_points": ("i", ("box",)),
+}
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file, by what it is."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: the tables name it, data.root lacks it") from error
+    except OSError as error:  # a link to itself, or a folder that may not be entered
+        raise DataError(f"{path} cannot be reached ({error.strerror}), but the tables name it: mend it") from error
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no file'}, but the tables name a file")
 
 
 def _arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
@@ -123,6 +195,12 @@ def _arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
 
 
 ANNOTATIONS = "sample_annotation"
+
+USUAL_MOUNT = {"translation": [0.94, 0.0, 1.84], "rotation": [0.5**0.5, 0.0, 0.0, -(0.5**0.5)]}
+"""Where nuScenes' cars carry LIDAR_TOP, to the centimetre and degree, with x right, y forward, z up.
+
+Metres, and w, x, y, z.
+"""
 
 
 def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIndex:
@@ -144,8 +222,7 @@ def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIn
     index = FrameIndex.load(path, stamp)
     if index is None:
         check_folder("data.cache_dir", cache_dir)
-        with consistent_tables(root / version):
-            index = build_index(open_tables(root, version), split)
+        index = build_index(open_tables(root, version), split)
         with writing("data.cache_dir", cache_dir):
             index.save(path, stamp)
     return index
@@ -155,16 +232,9 @@ def build_index(tables: NuScenes, split: str) -> FrameIndex:
     """Make the index of a split from the devkit's tables.
 
     Raises:
-        DataError: the split has no frame, or a frame lacks a sensor's record.
+        DataError: the split has no frame, or a frame has neither LiDAR nor camera.
     """
     samples = samples_of_split(tables, split)
-    for sample in samples:
-        for channel in (LIDAR, *CAMERAS):
-            if channel not in sample["data"]:
-                raise DataError(
-                    f"sample {sample['token']} in {tables.table_root} has no record of {channel}: "
-                    "CMT needs LIDAR_TOP and all six cameras of every keyframe"
-                )
     sweeps, lidar = _index_sweeps(tables, samples)
     lidar_to_global = sweeps["sweep_to_global"][lidar]
     image_files, lidar2img = _index_cameras(tables, samples, lidar_to_global)
@@ -192,14 +262,15 @@ def _progress(samples: list[dict], what: str) -> Iterable[dict]:
 def _sensor_to_global(tables: NuScenes, records: list[dict]) -> NDArray[np.float64]:
     """(record, 4, 4): the sensor's frame to the global frame, at the record's own ego pose."""
     ego = [tables.get("ego_pose", record["ego_pose_token"]) for record in records]
-    mount = [tables.get("calibrated_sensor", record["calibrated_sensor_token"]) for record in records]
+    tokens = [record["calibrated_sensor_token"] for record in records]
+    mount = [USUAL_MOUNT if token is None else tables.get("calibrated_sensor", token) for token in tokens]
     return _poses_of(ego, "ego_pose") @ _poses_of(mount, "calibrated_sensor")
 
 
 def _poses_of(records: list[dict], table: str) -> NDArray[np.float64]:
     return poses(
-        numbers_of(records, table, "translation", (3,), "position"),
-        numbers_of(records, table, "rotation", (4,), "rotation"),
+        numbers_of(records, table, "translation", POSITION),
+        numbers_of(records, table, "rotation", ROTATION),
     )
 
 
@@ -208,18 +279,30 @@ def _index_sweeps(tables: NuScenes, samples: list[dict]) -> tuple[dict[str, Any]
     rows: dict[str, int] = {}
     records: list[dict] = []
     for sample in _progress(samples, "the sweeps"):
-        token = sample["data"][LIDAR]
+        token = sample["data"].get(LIDAR, "")
+        if not token:
+            rows[sample["token"]] = len(records)
+            records.append(_stand_in(reference_record(tables, sample)))
         while token and token not in rows:
             rows[token] = len(records)
             records.append(tables.get("sample_data", token))
             token = records[-1]["prev"]
+    other = next((record for record in records if record["channel"] != LIDAR), None)
+    if other is not None:
+        raise refused("sample_data", other["token"], f"is of {other['channel']}, but prev of a sweep of {LIDAR}")
     arrays = {
         "sweep_files": _bytes([record["filename"] for record in records]),
         "sweep_times": np.array([record["timestamp"] for record in records], dtype=np.int64),
         "sweep_to_global": _sensor_to_global(tables, records),
         "sweep_previous": np.array([rows.get(record["prev"], -1) for record in records], dtype=np.int32),
     }
-    return arrays, np.array([rows[sample["data"][LIDAR]] for sample in samples], dtype=np.int32)
+    lidar = [rows[sample["data"].get(LIDAR, sample["token"])] for sample in samples]
+    return arrays, np.array(lidar, dtype=np.int32)
+
+
+def _stand_in(record: dict) -> dict:
+    """A camera's record as that of a LiDAR, which took no points."""
+    return record | {"channel": LIDAR, "calibrated_sensor_token": None, "filename": "", "prev": ""}
 
 
 def _index_cameras(
@@ -227,14 +310,17 @@ def _index_cameras(
 ) -> tuple[NDArray[np.bytes_], NDArray[np.float64]]:
     """Image files (frame, view) and lidar2img (frame, view, 4, 4)."""
     files: list[str] = []
-    lidar2img = np.empty((len(samples), len(CAMERAS), 4, 4))
+    lidar2img = np.tile(np.eye(4), (len(samples), len(CAMERAS), 1, 1))
     for view, camera in enumerate(CAMERAS):
-        records = [tables.get("sample_data", sample["data"][camera]) for sample in samples]
-        files.extend(record["filename"] for record in records)
+        tokens = [sample["data"].get(camera) for sample in samples]
+        there = np.array([token is not None for token in tokens])
+        records = [tables.get("sample_data", token) for token in tokens if token is not None]
         mount = [tables.get("calibrated_sensor", record["calibrated_sensor_token"]) for record in records]
-        intrinsics = np.tile(np.eye(4), (len(samples), 1, 1))
-        intrinsics[:, :3, :3] = numbers_of(mount, "calibrated_sensor", "camera_intrinsic", (3, 3), "intrinsic")
-        lidar2img[:, view] = intrinsics @ invert(_sensor_to_global(tables, records)) @ lidar_to_global
+        intrinsics = np.tile(np.eye(4), (len(records), 1, 1))
+        intrinsics[:, :3, :3] = numbers_of(mount, "calibrated_sensor", "camera_intrinsic", INTRINSIC)
+        lidar2img[there, view] = intrinsics @ invert(_sensor_to_global(tables, records)) @ lidar_to_global[there]
+        names = iter(records)
+        files.extend(next(names)["filename"] if found else "" for found in there)
     return _bytes(files).reshape(len(CAMERAS), len(samples)).T.copy(), lidar2img
 
 
@@ -261,7 +347,7 @@ def _index_boxes(
         "box_offsets": np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
         "boxes": _boxes_in_lidar(records, velocities, lidar_to_global[frame]),
         "labels": np.array(labels, dtype=np.int64),
-        "box_points": numbers_of(records, ANNOTATIONS, "num_lidar_pts", (), "count").astype(np.int64),
+        "box_points": numbers_of(records, ANNOTATIONS, "num_lidar_pts", COUNT).astype(np.int64),
     }
 
 
@@ -271,9 +357,9 @@ def _boxes_in_lidar(
     """Annotations to boxes (box, 9): size from (w, l, h) to (l, w, h), heading from the box's x axis."""
     to_lidar = invert(lidar_to_global)
     rotation = to_lidar[:, :3, :3]
-    centre = numbers_of(records, ANNOTATIONS, "translation", (3,), "position")
-    size = numbers_of(records, ANNOTATIONS, "size", (3,), "size")
-    turned = rotations(numbers_of(records, ANNOTATIONS, "rotation", (4,), "rotation"))
+    centre = numbers_of(records, ANNOTATIONS, "translation", POSITION)
+    size = numbers_of(records, ANNOTATIONS, "size", SIZE)
+    turned = rotations(numbers_of(records, ANNOTATIONS, "rotation", ROTATION))
     heading = np.einsum("bij,bj->bi", rotation, turned[:, :, 0])
     # nuScenes' velocity is horizontal in the global frame: z is taken as 0, and not looked at afterwards.
     velocity = np.zeros((len(records), 3))

@@ -7,36 +7,24 @@ import functools
 import gc
 import hashlib
 import importlib.metadata
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from nuscenes import NuScenes
-from nuscenes.utils.splits import create_splits_scenes, get_scenes_of_split
+from nuscenes.utils.splits import create_splits_scenes
 
+from cmt_aqr.constants import CAMERAS, LIDAR
+from cmt_aqr.data.checks import FIELDS, TableChecks
+from cmt_aqr.data.columns import refused
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.table_files import check_scenes, read_records, read_splits
 
 log = logging.getLogger(__name__)
 
-TABLES = (
-    "category",
-    "attribute",
-    "visibility",
-    "instance",
-    "sensor",
-    "calibrated_sensor",
-    "ego_pose",
-    "log",
-    "scene",
-    "sample",
-    "sample_data",
-    "sample_annotation",
-    "map",
-)
+TABLES = tuple(FIELDS)
 """The thirteen tables of the nuScenes v1.0 format."""
 
 _VERSION_ENDING = {
@@ -86,11 +74,10 @@ def _check_split(folder: Path, version: str, split: str) -> None:
                 f"split {split} belongs to a version that ends in '{ending}', not to {version}: {advice}"
             )
         return
-    custom: list[str] = []
-    if (folder / "splits.json").is_file():
-        custom = sorted(json.loads((folder / "splits.json").read_text()))
+    custom = read_splits(folder)
     if split not in custom:
-        raise DataError(f"split {split} is unknown: it must be one of {', '.join([*known, *custom])}")
+        raise DataError(f"split {split} is unknown: it must be one of {', '.join([*known, *sorted(custom)])}")
+    check_scenes(folder, split, custom[split])
 
 
 def fingerprint(root: Path, version: str) -> str:
@@ -107,121 +94,59 @@ def fingerprint(root: Path, version: str) -> str:
 
 def cache_path(cache_dir: Path, kind: str, root: Path, version: str, split: str, suffix: str) -> Path:
     """Where something derived from a split's tables is cached: keyed by data root, version and split."""
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
+    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]
     return cache_dir / f"{kind}-{version}-{split}-{key}{suffix}"
 
 
+class _Tables(NuScenes):
+    """The devkit's, reading tables in UTF-8 whatever the locale, each checked before the devkit looks at it."""
+
+    def __init__(self, root: Path, version: str) -> None:
+        self._checks = TableChecks(root / version)
+        super().__init__(version=version, dataroot=str(root), verbose=False)
+        del self._checks
+
+    def __load_table__(self, table_name: str) -> list[dict[str, Any]]:
+        return self._checks.read(table_name)
+
+
 @contextlib.contextmanager
-def consistent_tables(folder: Path | str) -> Iterator[None]:
-    """Turn the lookup of a record that is not there into a :class:`DataError` about ``folder``'s tables."""
+def _without_collector() -> Iterator[None]:
+    """While millions of records are made, the collector looks at all of them again and again, for nothing."""
+    running = gc.isenabled()
+    gc.disable()
     try:
         yield
-    except KeyError as error:
-        raise DataError(
-            f"the tables in {folder} contradict each other: no record has the token or field {error}; "
-            "download the version's metadata again"
-        ) from error
+    finally:
+        if running:
+            gc.enable()
 
 
 @functools.lru_cache(maxsize=1)
 def _open(root: Path, version: str, _fingerprint: str) -> NuScenes:
     log.info("Reading the nuScenes tables of %s in %s (a minute for the full set)", version, root)
     try:
-        with consistent_tables(root / version):
-            return NuScenes(version=version, dataroot=str(root), verbose=False)
+        with _without_collector():
+            return _Tables(root, version)
     except DataError:
         raise
-    except Exception as error:  # whatever the devkit meets in tables that are not as it expects
-        reason = _unreadable_table(root / version) or f"{type(error).__name__}: {error}"
+    except Exception as error:  # whatever else the devkit meets, as a map's picture that is not there
         raise DataError(
-            f"the devkit cannot open the tables in {root / version}: {reason}; download the version's metadata "
-            "again"
+            f"the devkit cannot open the tables in {root / version}: {type(error).__name__}: {error}; download "
+            "the version's metadata again"
         ) from error
-
-
-def _unreadable_table(folder: Path) -> str | None:
-    """The first table that is no list of records in JSON, and why."""
-    for name in TABLES:
-        path = folder / f"{name}.json"
-        try:
-            records = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            return f"{path} is not valid JSON in UTF-8 ({error})"
-        if not (isinstance(records, list) and all(isinstance(record, dict) for record in records)):
-            return f"{path} is no list of records"
-        if not records and name not in ("sample_annotation", "instance", "attribute", "visibility"):
-            return f"{path} has no record"
-    return None
-
-
-def numbers_of(
-    records: Sequence[Mapping[str, Any]], table: str, field: str, shape: tuple[int, ...], kind: str
-) -> NDArray[np.float64]:
-    """A numeric field of records (record, *shape).
-
-    Args:
-        records: of one table.
-        table: its name, for the message.
-        field: of a record.
-        shape: of a value.
-        kind: a key of ``_KINDS``: what the values must be.
-
-    Raises:
-        DataError: naming table, token and field of the first record whose value is something else.
-    """
-    what, holds = _KINDS[kind]
-
-    def good(some: Sequence[Mapping[str, Any]]) -> NDArray[np.float64] | None:
-        try:
-            values = np.array([record[field] for record in some], dtype=np.float64)
-        except (KeyError, TypeError, ValueError):
-            return None
-        # Written so that NaN is no good.
-        fits = values.shape == (len(some), *shape) and bool((np.abs(values) < _HUGE).all())
-        return values if fits and bool(holds(values).all()) else None
-
-    if not records:
-        return np.zeros((0, *shape))
-    values = good(records)
-    if values is None:
-        bad = next(record for record in records if good([record]) is None)
-        raise DataError(
-            f"{table}.json, token {bad.get('token')}: {field}={bad.get(field, 'absent')} must be {what}; mend the "
-            "record, or download the version's metadata again"
-        )
-    return values
-
-
-_HUGE = 1e9
-"""More than any number in the tables: metres, pixels or points."""
-
-_KINDS: dict[str, tuple[str, Callable[[NDArray[np.float64]], NDArray[np.bool_]]]] = {
-    "position": ("three finite numbers in metres", lambda v: np.isfinite(v)),
-    "rotation": (
-        "a unit quaternion (w, x, y, z)",
-        lambda v: np.abs(np.linalg.norm(v, axis=-1) - 1) < 0.01,
-    ),
-    "size": ("three sizes above 0 metres", lambda v: v > 0),
-    "intrinsic": (
-        "a 3 x 3 camera matrix with a focal length above 0 pixels",
-        lambda v: np.stack((v[:, 0, 0], v[:, 1, 1]), axis=-1) > 0,
-    ),
-    "count": ("a number of points, 0 or more", lambda v: v >= 0),
-}
-"""What a field's values must be: for the message, and as a check."""
 
 
 def read_table(root: Path, version: str, table: str) -> list[dict[str, Any]]:
     """The records of one small table, without the devkit."""
-    records: list[dict[str, Any]] = json.loads((root / version / f"{table}.json").read_text(encoding="utf-8"))
-    return records
+    return read_records(root / version / f"{table}.json")
 
 
 def open_tables(root: Path, version: str) -> NuScenes:
     """The devkit's ``NuScenes`` of a data root; the last one opened is kept until :func:`close_tables`.
 
     Raises:
-        DataError: a table is not JSON, or the tables contradict each other.
+        DataError: naming the table, and where there is one, the record's token and field.
     """
     return _open(root.resolve(), version, fingerprint(root, version))
 
@@ -238,10 +163,22 @@ def samples_of_split(tables: NuScenes, split: str) -> list[dict]:
     Raises:
         DataError: the split has no frame in these tables.
     """
-    scenes = set(get_scenes_of_split(split, tables))
+    scenes = set(create_splits_scenes().get(split) or read_splits(Path(tables.table_root))[split])
     samples = [sample for sample in tables.sample if tables.get("scene", sample["scene_token"])["name"] in scenes]
     if not samples:
         raise DataError(
             f"split {split} has no frame in {tables.table_root}: none of its {len(scenes)} scenes is there"
         )
     return samples
+
+
+def reference_record(tables: NuScenes, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``sample_data`` record that says when and where a sample was taken: of LIDAR_TOP, else of a camera.
+
+    Raises:
+        DataError: the sample has neither.
+    """
+    for channel in (LIDAR, *CAMERAS):
+        if channel in sample["data"]:
+            return tables.get("sample_data", sample["data"][channel])
+    raise refused("sample", sample["token"], f"no key frame in sample_data.json is of {LIDAR} or of a camera")

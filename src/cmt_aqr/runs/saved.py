@@ -56,8 +56,15 @@ def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Se
         )
     plain: Any = OmegaConf.to_container(composed, resolve=False)
     config = _linked(OmegaConf.create(current_names(saved)), plain, keys)
-    for group in ("optimizer", "lr_mult"):  # once read by hand, without a name of what to build
-        config[group] = {**_built_as(plain[group]), **config[group]}
+    for key in (
+        "optimizer",
+        "lr_mult",
+        "training.denoising",
+    ):  # once read by hand, without a name of what to build
+        own = _at(OmegaConf.to_container(config, resolve=False), key)
+        if own is None or _at(plain, key) is None:
+            continue
+        OmegaConf.update(config, key, {**_built_as(_at(plain, key)), **own}, merge=False)
     # weights= started the run that the checkpoint goes on with; it must not be loaded again.
     for key in ["ckpt_path", "weights", "name", *keys]:
         OmegaConf.update(config, key, _at(plain, key), merge=False, force_add=True)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.evaluation.metric import NuScenesMetric
+from cmt_aqr.evaluation.official import check_anything_to_find
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.structures import Batch, Predictions
 from cmt_aqr.training.denoising import Denoising
-from cmt_aqr.training.finite import LossGuard, NotFiniteError, frames, weights_problem
+from cmt_aqr.training.finite import (
+    LossGuard,
+    NotFiniteError,
+    finite_inputs,
+    frames,
+    weights_problem,
+    why_not_finite,
+)
 from cmt_aqr.training.losses import Criterion, mean_over_processes
 from cmt_aqr.training.optimization import Multipliers, OptimizerSettings, module_of
 
@@ -80,6 +91,16 @@ class DetectorModule(pl.LightningModule):
         # Lightning leaves modules in the mode it finds them in.
         self.train(self.training)
 
+    def setup(self, stage: str) -> None:
+        """Refuse a run whose evaluation has nothing to find.
+
+        Raises:
+            DataError: the official filters leave no object in the frames to be evaluated.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if self.metric is not None and isinstance(data, NuScenesDataModule) and data.val_split != "test":
+            check_anything_to_find(self.metric.truth, np.arange(len(data.dataset("val"))))
+
     def _parts(self) -> list[tuple[str, nn.Module]]:
         """Submodules of the model with the multiplier name that all their parameters go by."""
         model = self.model
@@ -124,9 +145,12 @@ class DetectorModule(pl.LightningModule):
         try:
             losses = self.criterion(predictions, batch, targets, same_terms=self.denoising is not None)
         except NotFiniteError as error:
-            first = self._guard.problem()
-            raise NotFiniteError(first or f"step {self.global_step}: {error} on {frames(batch.tokens)}") from error
-        self._guard.add(self.global_step, batch.tokens, losses)
+            held = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
+            raise NotFiniteError(
+                self._guard.problem()
+                or f"step {self.global_step}: {error} on {frames(batch.tokens)}; {why_not_finite(batch, held)}"
+            ) from error
+        self._guard.add(self.global_step, batch.tokens, losses, finite_inputs(batch))
         values = torch.stack(list(losses.values()))
         total = values.sum()
         shown = mean_over_processes(values.detach())

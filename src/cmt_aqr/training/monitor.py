@@ -15,8 +15,8 @@ from rich.table import Table
 from torch import Tensor
 
 from cmt_aqr.aqr import AQR
-from cmt_aqr.aqr.checks import require_above_zero, require_count
 from cmt_aqr.aqr.statistics import output_statistics, used_weights
+from cmt_aqr.checks import require_above_zero, require_count
 from cmt_aqr.files import write_json
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.curves import EPOCH

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from cmt_aqr.aqr.checks import is_number, require, require_count
+from cmt_aqr.checks import is_number, require, require_count
 from cmt_aqr.errors import SettingError
 
 MODULES: dict[str, tuple[str, ...]] = {

@@ -35,8 +35,8 @@ from cmt_aqr.runs.resuming import check_callbacks
 from cmt_aqr.runs.saved import below, override_keys
 from cmt_aqr.runs.stopping import Stopped, StopSignals
 from cmt_aqr.runs.threads import threads_for
-from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.finite import NotFiniteError
+from cmt_aqr.training.logged import check_monitors
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.monitor import is_epoch_open
 from cmt_aqr.weights import load_weights
@@ -99,6 +99,7 @@ def _train(
     pl.seed_everything(config.seed, workers=True, verbose=False)
     named = {name: build(callback) for name, callback in (config.callbacks or {}).items() if callback is not None}
     callbacks = list(named.values())
+    check_monitors(named, config)
     if config.ckpt_path:
         check_callbacks(named)
     callbacks += [build(config.clamp_schedule), record.meter()]
@@ -195,7 +196,7 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
     samples = config.data.batch_size * config.trainer.accumulate_grad_batches * processes
     # Not resolved: an override on the checkpoint must reach what is interpolated from its key.
     written_out: Any = OmegaConf.to_container(config, resolve=False)
-    denoising = Denoising(**OmegaConf.to_container(config.training.denoising, resolve=True))  # type: ignore[arg-type]
+    denoising = build(config.training.denoising)
     model = build(config.model.network)
     check_feature_shapes(model, config.model.image_size)
     return DetectorModule(
