@@ -34,7 +34,7 @@ def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]
     Args:
         config: composed with the overrides, not resolved.
         config_name: of the primary configuration.
-        overrides: as given on the command line, with single values for sweeps; those that begin with ``+`` add keys.
+        overrides: of the command line, with single values for sweeps; those that begin with ``+`` add keys.
 
     Raises:
         UserError: naming the first such key.
