@@ -7,13 +7,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.folder import find_runs
-from cmt_aqr.studies.figures import best_so_far, learning_curves, overview, thinned
+from cmt_aqr.studies.figures import learning_curves, overview, thinned
 from cmt_aqr.studies.records import find_axes
 from cmt_aqr.studies.report import make_report
 from tests.helpers.commands import run_command
@@ -210,10 +209,18 @@ def test_failed_runs_are_named_in_the_learning_curves(tmp_path: Path) -> None:
     assert len(shown) == 9 and shown["max_weight_clamp=2.5, residual_weight=0.7 (failed)"] == 20
 
 
-def test_best_so_far_follows_the_direction_and_passes_over_failures() -> None:
-    nds = best_so_far(pd.Series([np.nan, 0.2, 0.1, np.nan, 0.3], name="NDS"))
-    np.testing.assert_array_equal(nds, [np.nan, 0.2, 0.2, 0.2, 0.3])
-    np.testing.assert_array_equal(best_so_far(pd.Series([0.2, 0.1, 0.3], name="mATE")), [0.2, 0.1, 0.1])
+def test_the_best_so_far_follows_the_direction_and_passes_over_failures(tmp_path: Path) -> None:
+    values = [0.5, 0.3, None, *(0.4 + number / 100 for number in range(9))]
+    for number, nds in enumerate(values):
+        folder = write_run(tmp_path / str(number), [f"a.lr={number / 7}", f"b.k={number / 3}"], nds)
+        if nds is not None:
+            (folder / "metrics.json").write_text(f'{{"NDS": {nds}, "mATE": {nds}}}')
+    runs = find_runs(tmp_path)
+    expected = {"NDS": [0.5] * 12, "mATE": [0.5] + [0.3] * 11}
+    for metric, best in expected.items():
+        _, history = overview(runs, find_axes(runs), metric, None, None)
+        (line,) = [line for line in history.figure.data if line.name == "best so far"]
+        assert list(line.y) == best
 
 
 def test_a_long_curve_is_averaged_over_neighbours() -> None:

@@ -19,7 +19,6 @@ from cmt_aqr.studies.records import (
     is_numeric,
     label,
     measured,
-    seed_axis,
     spread,
     value_text,
     with_seed,
@@ -70,18 +69,14 @@ def overview(
     if values.isna().all():
         return []
     rest = [axis for axis in axes if axis.name not in [one.name for one in chosen]]
+    rest.sort(key=lambda axis: -len(axis.cat.categories))
     history = [_history(runs, axes, values)] if any(map(drawn, axes)) else []
-    if not chosen and len(rest) > 2:
-        rest.sort(key=lambda axis: -len(axis.cat.categories))
-        if history or len(list(panels(rest[2:], values))) > MOST_PANELS:
+    if not chosen:
+        if len(rest) > 2 and (history or len(list(panels(rest[2:], values))) > MOST_PANELS):
             return [_each_setting(runs, axes, values), *history]
-    if not chosen:
-        chosen, rest = rest[:2], rest[2:]
-    if not chosen:
-        seeds = seed_axis(runs)
-        return [_lines(values, seeds, [])] if len(seeds.cat.categories) > 1 else []
-    if len(chosen) == 1:
-        return [_lines(values, chosen[0], rest)]
+        chosen, rest = rest[:2] or with_seed([], runs), rest[2:]
+    if len(chosen) < 2:
+        return [_lines(values, x_axis, rest) for x_axis in chosen]
     if any(map(drawn, chosen)):
         return [_scatter(runs, values, chosen, rest), *history]
     return [_heat_maps(values, chosen[0], chosen[1], rest)]
@@ -131,20 +126,15 @@ def _cells(stats: pd.DataFrame) -> list[str]:
 def _heat_maps(values: pd.Series, x: pd.Series, y: pd.Series, rest: Sequence[pd.Series]) -> Picture:
     """A heat map, or one for each combination of the other settings."""
     stats, caption = _averaged(rest, values, [y, x], MOST_PANELS)
-    columns = min(len(stats), 3)
-    rows = -(-len(stats) // columns)
-    width = columns * (max(250, 95 * len(x.cat.categories)) + 110)
-    height = rows * (max(110, 50 * len(y.cat.categories)) + 90)
-    spacing = {"horizontal_spacing": 100 / width, "vertical_spacing": 80 / height}
-    figure = make_subplots(rows, columns, subplot_titles=list(stats), **spacing)
-    for number, part in enumerate(stats.values()):
-        _heat_map(figure, {"row": number // columns + 1, "col": number % columns + 1}, part, values)
+    width, height = max(250, 95 * len(x.cat.categories)) + 110, max(110, 50 * len(y.cat.categories)) + 90
+    figure, places = _subplots(len(stats), width, height, subplot_titles=list(stats))
+    for place, part in zip(places, stats.values(), strict=True):
+        _heat_map(figure, place, part, values)
     figure.update_xaxes(**_scale(x, places=True), showgrid=False)
     figure.update_yaxes(**_scale(y, places=True), showgrid=False)
     figure.update_coloraxes(colorscale="Blues", reversescale=better(values.name) < 0, showscale=False)
     framed = "The best is framed; the darker, the better." if len(stats) == 1 else "The best of each is framed."
-    title = f"{values.name} over {x.name} and {y.name}"
-    return Picture(title, _sized(figure, width, height), f"{framed} {caption}")
+    return Picture(f"{values.name} over {x.name} and {y.name}", figure, f"{framed} {caption}")
 
 
 def _heat_map(figure: go.Figure, place: dict[str, int], stats: pd.DataFrame, values: pd.Series) -> None:
@@ -218,23 +208,20 @@ def _scatter(
 
 def _each_setting(runs: Sequence[Run], axes: Sequence[pd.Series], values: pd.Series) -> Picture:
     """The metric against each setting by itself, one panel each."""
-    columns = min(len(axes), 3)
-    rows = -(-len(axes) // columns)
-    figure = make_subplots(rows, columns, shared_yaxes=True, vertical_spacing=80 / (260 * rows))
-    for number, axis in enumerate(axes):
-        place = {"row": number // columns + 1, "col": number % columns + 1}
+    figure, places = _subplots(len(axes), 360, 260, shared_yaxes=True)
+    for place, axis in zip(places, axes, strict=True):
         _add_runs(figure, runs, axes, values, _at(axis), values, **place)
         figure.update_xaxes(**_scale(axis), **place)
     figure.update_yaxes(title_text=escape(values.name), col=1)
     caption = "Each point is a run; the best is ringed. x=... and y=... show two settings together."
-    return Picture(f"{values.name} over each setting", _sized(figure, 360 * columns, 260 * rows), caption)
+    return Picture(f"{values.name} over each setting", figure, caption)
 
 
 def _history(runs: Sequence[Run], axes: Sequence[pd.Series], values: pd.Series) -> Picture:
     """The metric in the order of the runs, with the best so far: whether a search still finds better ones."""
     figure = go.Figure()
     _add_runs(figure, runs, axes, values, values.index.to_series(), values)
-    best = best_so_far(values)
+    best = better(values.name) * (better(values.name) * values).cummax().ffill()
     figure.add_scatter(x=best.index, y=best, line={"shape": "hv", "color": ORANGE}, name="best so far")
     figure.update_xaxes(title_text="run, in the order of their names")
     figure.update_yaxes(title_text=escape(values.name))
@@ -263,11 +250,6 @@ def _add_runs(
     return len(points)
 
 
-def best_so_far(values: pd.Series) -> pd.Series:
-    """The best value up to each run; NaN before the first, and runs without one change nothing."""
-    return better(values.name) * (better(values.name) * values).cummax().ffill()
-
-
 def learning_curves(runs: Sequence[Run], axes: Sequence[pd.Series], order: Sequence[int]) -> list[Picture]:
     """One figure of training loss and validation metrics over steps; none where no run has logged any.
 
@@ -278,11 +260,11 @@ def learning_curves(runs: Sequence[Run], axes: Sequence[pd.Series], order: Seque
     """
     there = [i for i in order if any(curve[0] for curve in runs[i].curves.values())]
     few = len(there) <= MOST_LINES
-    figure = make_subplots(1, len(CURVES), horizontal_spacing=0.06)
+    figure, places = _subplots(len(CURVES), 440, 330)
     for rank, index in reversed(list(enumerate(there))):
         run = runs[index]
         named = label(with_seed(axes, runs), index) or run.name
-        for column, (name, curve) in enumerate(run.curves.items(), 1):
+        for place, (name, curve) in zip(places, run.curves.items(), strict=True):
             steps, values = thinned(curve)
             figure.add_scatter(
                 x=steps,
@@ -290,15 +272,14 @@ def learning_curves(runs: Sequence[Run], axes: Sequence[pd.Series], order: Seque
                 name=escape(named if run.status in (None, "complete") else f"{named} ({run.ending})"),
                 legendgroup=index,
                 legendrank=rank,
-                showlegend=column == 1,
+                showlegend=place is places[0],
                 line={"color": COLORS[rank] if few else ORANGE if rank == 0 else GREY, "width": 1.5},
                 opacity=1 if few or rank == 0 else 0.6,
                 mode="lines+markers" if len(steps) <= 20 else "lines",
                 hovertemplate="step %{x}: %{y:.4g}",
-                row=1,
-                col=column,
+                **place,
             )
-            figure.update_yaxes(title_text=name, col=column)
+            figure.update_yaxes(title_text=name, **place)
     figure.update_xaxes(title_text="step", matches="x")
     figure.update_layout(hoverlabel_namelength=-1)
     sentences = [] if few else ["The best run in colour, all others in grey."]
@@ -306,7 +287,7 @@ def learning_curves(runs: Sequence[Run], axes: Sequence[pd.Series], order: Seque
         sentences.append(f"Each point is the mean of neighbouring steps, at most {CURVE_POINTS} points a run.")
     if len(runs) > len(there):
         sentences.append(f"Runs without a recorded curve: {len(runs) - len(there)}.")
-    return [Picture("Learning curves", _sized(figure, 1320, 330), " ".join(sentences))] if there else []
+    return [Picture("Learning curves", figure, " ".join(sentences))] if there else []
 
 
 def thinned(curve: Curve, most: int = CURVE_POINTS) -> Curve:
@@ -342,6 +323,15 @@ def _scale(axis: pd.Series, places: bool = False) -> dict[str, Any]:
     if not places and known.min() > 0 and known.max() / known.min() > 30:
         look["type"] = "log"
     return look
+
+
+def _subplots(count: int, width: int, height: int, **more: Any) -> tuple[go.Figure, list[dict[str, int]]]:
+    """Plots of so many pixels beside each other, at most three in a row, and their places."""
+    columns = min(count, 3)
+    rows = -(-count // 3)
+    gaps = {"horizontal_spacing": 90 / (width * columns), "vertical_spacing": 80 / (height * rows)}
+    figure = _sized(make_subplots(rows, columns, **gaps, **more), width * columns, height * rows)
+    return figure, [{"row": number // columns + 1, "col": number % columns + 1} for number in range(count)]
 
 
 def _sized(figure: go.Figure, width: int, height: int) -> go.Figure:

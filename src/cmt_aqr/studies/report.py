@@ -45,30 +45,35 @@ MOST_ROWS = 10
 Unit = Literal["metric", "plain", "seconds", "bytes"]
 
 
-class Number(NamedTuple):
-    """A recorded number that the page shows of every run."""
+class Column(NamedTuple):
+    """A column of the page's tables. ``None`` among the values is not recorded."""
 
-    key: str
     title: str
     group: str
-    unit: Unit
     note: str
+    key: str = ""
+    unit: Unit = "plain"
+    word: bool = False
+    values: Sequence[Value | None] = ()
+    texts: Sequence[str] = ()
+    top: float = math.nan
+    """The best of the values, which is shown bold."""
 
 
 _ERRORS = ("translation, m", "scale, 1 - IoU", "orientation, rad", "velocity, m/s", "attribute, 1 - accuracy")
 NUMBERS = (
-    Number("NDS", "NDS", "accuracy", "metric", "nuScenes detection score, 0 to 1"),
-    Number("mAP", "mAP", "accuracy", "metric", "mean average precision, 0 to 1"),
+    Column("NDS", "accuracy", "nuScenes detection score, 0 to 1", "NDS", "metric"),
+    Column("mAP", "accuracy", "mean average precision, 0 to 1", "mAP", "metric"),
     *(
-        Number(key, key, "true-positive errors", "metric", f"mean error of {of}")
+        Column(key, "true-positive errors", f"mean error of {of}", key, "metric")
         for key, of in zip(SUMMARY[2:], _ERRORS, strict=True)
     ),
-    Number("wall_time_s", "time", "cost", "seconds", "wall time of the run"),
-    Number("frames_per_second", "frames/s", "cost", "plain", "frames per second in training"),
-    Number("peak_memory_bytes", "memory", "cost", "bytes", "peak main memory of the process"),
-    Number("peak_gpu_memory_bytes", "GPU memory", "cost", "bytes", "peak GPU memory"),
+    Column("time", "cost", "wall time of the run", "wall_time_s", "seconds"),
+    Column("frames/s", "cost", "frames per second in training", "frames_per_second"),
+    Column("memory", "cost", "peak main memory of the process", "peak_memory_bytes", "bytes"),
+    Column("GPU memory", "cost", "peak GPU memory", "peak_gpu_memory_bytes", "bytes"),
     *(
-        Number(f"{sensor}/{key}", title, f"{name} map", "plain", note)
+        Column(title, f"{name} map", note, f"{sensor}/{key}")
         for sensor, name in (("bev", "BEV"), ("camera", "camera"))
         for key, title, note in (
             ("mean", "mean", "mean over all cells of AQR's map"),
@@ -77,24 +82,11 @@ NUMBERS = (
         )
     ),
 )
+"""The numbers that the page shows of every run."""
+
 RECORDED = ("steps", "epochs", *(number.key for number in NUMBERS if number.group == "cost"))
 RECORDED += ("machine", "git_commit", "git_dirty")
 """What ``record.json`` adds to a row of the CSV file."""
-
-
-class Column(NamedTuple):
-    """A column of the page's tables: texts, the values that it is sorted by, and the best of them.
-
-    ``None`` is not recorded.
-    """
-
-    title: str
-    group: str
-    values: list[Value | None]
-    texts: list[str]
-    word: bool = False
-    note: str = ""
-    top: float = math.nan
 
 
 def make_report(
@@ -225,27 +217,31 @@ def _best(runs: Sequence[Run], axes: Sequence[pd.Series], index: int, metric: st
 def run_columns(runs: Sequence[Run], axes: Sequence[pd.Series], order: Sequence[int]) -> list[Column]:
     """The table of all runs, in an order; GPU memory only where a GPU was used."""
     ordered = [runs[i] for i in order]
-    names = [run.name for run in ordered]
+    names, statuses = [run.name for run in ordered], [run.status for run in ordered]
     columns = [
-        Column("run", "", list(names), names, word=True),
-        Column("status", "", [run.status for run in ordered], [run.ending for run in ordered], word=True),
+        Column("run", "", "", word=True, values=names, texts=names),
+        Column("status", "", "", word=True, values=statuses, texts=[run.ending for run in ordered]),
         *(_axis_column(axis, axis[list(order)]) for axis in with_seed(axes, runs)),
     ]
     for number in NUMBERS:
-        values = [run.numbers.get(number.key) for run in ordered]
-        defined = {value for value in values if value is not None and value == value}
-        if number.key == "peak_gpu_memory_bytes" and not defined:
-            continue
-        choose = max if better(number.key) > 0 else min
-        top = choose(defined) if number.unit == "metric" and len(defined) > 1 else math.nan
-        texts = [number_text(value, number.unit) for value in values]
-        columns.append(Column(number.title, number.group, list(values), texts, note=number.note, top=top))
+        values = measured(ordered, number.key)
+        if number.unit == "metric" and values.nunique() > 1:
+            number = number._replace(top=values.max() if better(number.key) > 0 else values.min())
+        if values.any() or number.title != "GPU memory":
+            columns.append(_filled(number, ordered))
     return columns
+
+
+def _filled(number: Column, runs: Sequence[Run]) -> Column:
+    """A column with the numbers of runs."""
+    values = [run.numbers.get(number.key) for run in runs]
+    return number._replace(values=values, texts=[number_text(value, number.unit) for value in values])
 
 
 def _axis_column(axis: pd.Series, values: Iterable[Value]) -> Column:
     known = [None if value != value else value for value in values]
-    return Column(short(axis), "varied", known, list(map(value_text, known)), not is_numeric(axis), str(axis.name))
+    texts, name = [value_text(value) for value in known], str(axis.name)
+    return Column(short(axis), "varied", name, word=not is_numeric(axis), values=known, texts=texts)
 
 
 def seed_columns(runs: Sequence[Run], axes: Sequence[pd.Series], metric: str) -> list[Column]:
@@ -256,15 +252,15 @@ def seed_columns(runs: Sequence[Run], axes: Sequence[pd.Series], metric: str) ->
         return []
     order = best_first(stats["mean"].reset_index(drop=True).rename(metric))
     stats = stats.iloc[order]
-    counts = [f"{n}" if n == of else f"{n} of {of}" for n, of in zip(stats["count"], stats["size"], strict=True)]
     columns = [_axis_column(axis, stats.index.get_level_values(place)) for place, axis in enumerate(axes)]
-    columns.append(Column("runs", " ", stats["size"].tolist(), counts))
+    counts = [f"{n}" if n == of else f"{n} of {of}" for n, of in zip(stats["count"], stats["size"], strict=True)]
+    columns.append(Column("runs", " ", "", values=stats["size"].tolist(), texts=counts))
     for number in (number for number in NUMBERS if number.key in SUMMARY):
         means, stds = spread(measured(runs, number.key), by).iloc[order][["mean", "std"]].T.to_numpy()
         known = [None if mean != mean else mean for mean in means]
         spreads = ["" if std != std else f" ± {std:.4f}" for std in stds]
         texts = [number_text(mean, "metric") + of for mean, of in zip(known, spreads, strict=True)]
-        columns.append(Column(number.title, number.group, known, texts, note=number.note))
+        columns.append(number._replace(values=known, texts=texts))
     return columns
 
 
@@ -291,11 +287,10 @@ def _summary(runs: Sequence[Run], columns: Sequence[Column], order: Sequence[int
     more = f", the best {MOST_ROWS} of {len(order)}" if len(order) > MOST_ROWS else ""
     table = Table(title=f"Runs by {metric}{more}", title_justify="left")
     others = {column.title: column for column in columns if column.group != "varied"}
-    values = [runs[i].numbers.get(metric) for i in order]
-    others[metric] = Column(metric, "", list(values), [number_text(value, "metric") for value in values])
-    extra = [] if metric in ("mAP", "NDS") else [metric]
+    asked = [] if metric in ("mAP", "NDS") else [Column(metric, "", "", metric, "metric")]
     shown = [others["run"], *(column for column in columns if column.group == "varied")]
-    shown += [others[title] for title in (*extra, "mAP", "NDS", "time", "status")]
+    shown += [_filled(column, [runs[i] for i in order]) for column in asked]
+    shown += [others[title] for title in ("mAP", "NDS", "time", "status")]
     for column in shown:
         table.add_column(escape(column.title), overflow="fold", justify="left" if column.word else "right")
     for row in range(min(MOST_ROWS, len(order))):
