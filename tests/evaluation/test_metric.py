@@ -19,12 +19,11 @@ from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.evaluate import DetectionEval
 from rich.console import Console
 
-from cmt_aqr.constants import CLASSES
+from cmt_aqr.constants import CLASSES, ERRORS
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth, to_rows
 from cmt_aqr.data.tables import open_tables
 from cmt_aqr.evaluation import metric as metric_module
-from cmt_aqr.evaluation.curves import ERRORS
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import evaluate_boxes
 from cmt_aqr.evaluation.table import print_metrics, read_metrics, write_metrics

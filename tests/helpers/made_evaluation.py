@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.evaluate import DetectionEval
 
-from cmt_aqr.constants import CLASSES, LIDAR
+from cmt_aqr.constants import CLASSES, ERRORS, LIDAR
 from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, COLUMNS, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
-from cmt_aqr.evaluation.curves import ERRORS
 from cmt_aqr.evaluation.official import CONFIGURATION
 from cmt_aqr.evaluation.submission import FoundBoxes, attributes_of
 

@@ -46,7 +46,7 @@ def test_the_row_of_an_epoch_stays_if_the_checkpoint_is_from_after_its_end(
     logger.log_metrics({"aqr/epoch/bev/mean": 0.25, "epoch": 0}, 3)
     state = {"epoch_number": 0, "epoch": {"looks": looks}, "warned": []}
     CurveLogger(str(tmp_path)).resume({"global_step": 4}, is_epoch_open({"callbacks": {"AQRMonitor": state}}))
-    with (tmp_path / "csv" / "metrics.csv").open() as file:
+    with (tmp_path / "csv" / "metrics.csv").open(encoding="utf-8") as file:
         found = [row["aqr/epoch/bev/mean"] for row in csv.DictReader(file)]
     assert [value for value in found if value] == (["0.25"] if kept else [])
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cmt_aqr.runs.checkpoints import read_checkpoint
-from cmt_aqr.runs.sweep_runs import SweepRun, runs_of
+from cmt_aqr.runs.folder import Run
+from cmt_aqr.runs.sweep_runs import runs_of
 from tests.helpers.commands import arguments, environment, run_command
 
 pytestmark = pytest.mark.system
@@ -24,7 +25,7 @@ def sweep(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 
 def statuses(folder: Path) -> dict[str, str]:
-    return {run.name: run.status for run in runs_of(folder)}
+    return {run.name: run.outcome for run in runs_of(folder)}
 
 
 def test_a_run_that_fails_is_named_and_those_that_are_complete_are_skipped(run_folder: Path) -> None:
@@ -54,7 +55,7 @@ def test_a_run_that_fails_is_named_and_those_that_are_complete_are_skipped(run_f
     assert "0 is complete: skipped" in done.stdout
     assert (folder / "0" / "metrics.json").stat().st_mtime_ns == before
     assert statuses(folder) == {"0": "complete", "1": "failed", "2": "complete"}
-    assert "renderer.max_weight_clamp=2.5" in SweepRun.read(folder / "2").overrides
+    assert "renderer.max_weight_clamp=2.5" in Run(folder / "2").overrides
 
 
 def test_a_sweep_that_was_killed_goes_on_where_it_was(run_folder: Path) -> None:

@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.data_classes import DetectionConfig
 
-from cmt_aqr.constants import CLASSES
+from cmt_aqr.constants import CLASSES, ERRORS
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.data.poses import rotations
 from cmt_aqr.data.rows import LABEL, ROTATION, SCORE, SIZE, TRANSLATION
 from cmt_aqr.evaluation.curves import (
-    ERRORS,
     Curves,
     average_precision,
     make_curves,

@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from cmt_aqr.files import written_at_once
+from cmt_aqr.files import write_table
 
 EPOCH = "aqr/epoch"
 """What the numbers of an epoch are logged under, in the row of its last step."""
@@ -55,10 +55,7 @@ class _ContinuedWriter(ExperimentWriter):
             reader = csv.DictReader(file)
             rows = [row for row in reader if not _comes_again(row, checkpoint, epoch_open)]
             self.metrics_keys = sorted(reader.fieldnames or [])
-        with written_at_once(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(path, rows, self.metrics_keys)
 
     def _check_log_dir_exists(self) -> None:
         """Lightning's would delete the file."""
