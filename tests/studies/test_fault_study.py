@@ -87,8 +87,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
     def measure(config: DictConfig, watching: list[MeanWeights]) -> tuple[None, SimpleNamespace]:
         seen.append(config)
         if config.name == "ours":
-            seen = vars(weighing([0.5, 0.7], [0.2, 0.6], [True, False]))
-            watching[0].on_validation_batch_end(None, None, {"aqr": seen})
+            output = vars(weighing([0.5, 0.7], [0.2, 0.6], [True, False]))
+            watching[0].on_validation_batch_end(None, None, {"aqr": output})
         condition = next((name for name in ("fog", "night") if name in config.eval_fault), "clean")
         reached = REACHED[condition] + 0.01 * config.seed + (0.1 if config.name == "ours" else 0.0)
         if config.name == "ours" and config.seed == 2:
