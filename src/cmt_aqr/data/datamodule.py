@@ -24,7 +24,8 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
 from cmt_aqr.data.reading import FrameReader
-from cmt_aqr.data.tables import check_request, close_tables, read_table
+from cmt_aqr.data.table_reading import close_tables
+from cmt_aqr.data.tables import check_request, read_table
 from cmt_aqr.errors import SettingError
 from cmt_aqr.evaluation.metric import NuScenesMetric
 

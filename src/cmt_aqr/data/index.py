@@ -3,44 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from nuscenes import NuScenes
+from numpy.typing import NDArray
 from nuscenes.eval.detection.utils import category_to_detection_name
-from pytorch_lightning.utilities import rank_zero_only
-from rich.progress import track
 
-from cmt_aqr.constants import BOX_SIZE, CAMERAS, CLASSES, LIDAR
+from cmt_aqr.constants import BOX_SIZE, CLASSES
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.poses import invert, poses, rotations
+from cmt_aqr.data.poses import invert, rotations
 from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
-from cmt_aqr.data.tables import (
-    cache_path,
-    check_request,
-    consistent_tables,
-    fingerprint,
-    numbers_of,
-    open_tables,
-    samples_of_split,
-)
+from cmt_aqr.data.table_arrays import CHANNELS, Annotations, Tables
+from cmt_aqr.data.table_reading import open_tables
+from cmt_aqr.data.tables import cache_path, check_request, fingerprint
 from cmt_aqr.files import check_folder, writing
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when the arrays change their meaning, so that old caches are made again."""
-
-_PROGRESS_FROM = 1000
 
 
 @dataclass(frozen=True)
 class FrameIndex:
     """Everything about a split's frames but the sensor data itself.
 
-    Arrays, not objects: worker processes share them, and they load without executing anything.
+    Arrays, not objects: processes share them as mapped from the cache, and they load without executing anything.
 
     Attributes:
         tokens: (frame,) bytes, sample tokens, in the order of the devkit's sample table.
@@ -122,9 +111,6 @@ def _arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
     return {field.name: getattr(index, field.name) for field in dataclasses.fields(index)}
 
 
-ANNOTATIONS = "sample_annotation"
-
-
 def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIndex:
     """The index of a split: from the cache while the tables are what they were, else made and cached.
 
@@ -144,143 +130,125 @@ def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIn
     index = FrameIndex.load(path, stamp)
     if index is None:
         check_folder("data.cache_dir", cache_dir)
-        with consistent_tables(root / version):
-            index = build_index(open_tables(root, version), split)
+        index = build_index(open_tables(root, version), split)
         with writing("data.cache_dir", cache_dir):
             index.save(path, stamp)
     return index
 
 
-def build_index(tables: NuScenes, split: str) -> FrameIndex:
-    """Make the index of a split from the devkit's tables.
+def build_index(tables: Tables, split: str) -> FrameIndex:
+    """Make the index of a split.
 
     Raises:
         DataError: the split has no frame, or a frame lacks a sensor's record.
     """
-    samples = samples_of_split(tables, split)
-    for sample in samples:
-        for channel in (LIDAR, *CAMERAS):
-            if channel not in sample["data"]:
-                raise DataError(
-                    f"sample {sample['token']} in {tables.table_root} has no record of {channel}: "
-                    "CMT needs LIDAR_TOP and all six cameras of every keyframe"
-                )
+    samples = tables.samples_of(split)
+    lacking = tables.keyframes[samples] < 0
+    if lacking.any():
+        frame, channel = np.argwhere(lacking)[0]
+        raise DataError(
+            f"sample {tables.tokens[samples[frame]].decode()} in {tables.folder} has no record of "
+            f"{CHANNELS[channel]}: CMT needs LIDAR_TOP and all six cameras of every keyframe"
+        )
     sweeps, lidar = _index_sweeps(tables, samples)
     lidar_to_global = sweeps["sweep_to_global"][lidar]
-    image_files, lidar2img = _index_cameras(tables, samples, lidar_to_global)
+    images = tables.keyframes[samples][:, 1:]
     return FrameIndex(
-        tokens=_bytes([sample["token"] for sample in samples]),
-        scenes=_bytes([tables.get("scene", sample["scene_token"])["name"] for sample in samples]),
-        timestamps=np.array([sample["timestamp"] for sample in samples], dtype=np.int64),
+        tokens=tables.tokens[samples],
+        scenes=tables.scenes[tables.sample_scenes[samples]],
+        timestamps=tables.sample_times[samples],
         lidar=lidar,
-        image_files=image_files,
-        lidar2img=lidar2img,
+        image_files=tables.records.files[images],
+        lidar2img=_lidar_to_images(tables, images, lidar_to_global),
         **sweeps,
         **_index_boxes(tables, samples, lidar_to_global),
     )
 
 
-def _bytes(texts: list[str]) -> NDArray[np.bytes_]:
-    return np.array([text.encode() for text in texts], dtype=np.bytes_)
-
-
-def _progress(samples: list[dict], what: str) -> Iterable[dict]:
-    quiet = len(samples) < _PROGRESS_FROM or getattr(rank_zero_only, "rank", 0) != 0
-    return track(samples, description=f"Indexing {what} of {len(samples)} frames", disable=quiet)
-
-
-def _sensor_to_global(tables: NuScenes, records: list[dict]) -> NDArray[np.float64]:
-    """(record, 4, 4): the sensor's frame to the global frame, at the record's own ego pose."""
-    ego = [tables.get("ego_pose", record["ego_pose_token"]) for record in records]
-    mount = [tables.get("calibrated_sensor", record["calibrated_sensor_token"]) for record in records]
-    return _poses_of(ego, "ego_pose") @ _poses_of(mount, "calibrated_sensor")
-
-
-def _poses_of(records: list[dict], table: str) -> NDArray[np.float64]:
-    return poses(
-        numbers_of(records, table, "translation", (3,), "position"),
-        numbers_of(records, table, "rotation", (4,), "rotation"),
-    )
-
-
-def _index_sweeps(tables: NuScenes, samples: list[dict]) -> tuple[dict[str, Any], NDArray[np.int32]]:
+def _index_sweeps(tables: Tables, samples: NDArray[np.int64]) -> tuple[dict[str, NDArray[Any]], NDArray[np.int32]]:
     """The ``sweep_*`` arrays, and the row of each keyframe's own sweep."""
-    rows: dict[str, int] = {}
-    records: list[dict] = []
-    for sample in _progress(samples, "the sweeps"):
-        token = sample["data"][LIDAR]
-        while token and token not in rows:
-            rows[token] = len(records)
-            records.append(tables.get("sample_data", token))
-            token = records[-1]["prev"]
+    records = tables.records
+    keyframes = tables.keyframes[samples, 0]
+    needed = np.zeros(len(records.previous), dtype=np.bool_)
+    front = keyframes
+    while len(front):  # back in time, all scenes at once, until where another keyframe has been
+        needed[front] = True
+        front = records.previous[front]
+        front = front[front >= 0]
+        front = front[~needed[front]]
+    rows = np.flatnonzero(needed)
+    # One entry more, so that -1 stays -1.
+    number = np.full(len(needed) + 1, -1, dtype=np.int32)
+    number[rows] = np.arange(len(rows))
     arrays = {
-        "sweep_files": _bytes([record["filename"] for record in records]),
-        "sweep_times": np.array([record["timestamp"] for record in records], dtype=np.int64),
-        "sweep_to_global": _sensor_to_global(tables, records),
-        "sweep_previous": np.array([rows.get(record["prev"], -1) for record in records], dtype=np.int32),
+        "sweep_files": records.files[rows],
+        "sweep_times": records.times[rows],
+        "sweep_to_global": tables.sensor_to_global(rows),
+        "sweep_previous": number[records.previous[rows]],
     }
-    return arrays, np.array([rows[sample["data"][LIDAR]] for sample in samples], dtype=np.int32)
+    return arrays, number[keyframes]
 
 
-def _index_cameras(
-    tables: NuScenes, samples: list[dict], lidar_to_global: NDArray[np.float64]
-) -> tuple[NDArray[np.bytes_], NDArray[np.float64]]:
-    """Image files (frame, view) and lidar2img (frame, view, 4, 4)."""
-    files: list[str] = []
-    lidar2img = np.empty((len(samples), len(CAMERAS), 4, 4))
-    for view, camera in enumerate(CAMERAS):
-        records = [tables.get("sample_data", sample["data"][camera]) for sample in samples]
-        files.extend(record["filename"] for record in records)
-        mount = [tables.get("calibrated_sensor", record["calibrated_sensor_token"]) for record in records]
-        intrinsics = np.tile(np.eye(4), (len(samples), 1, 1))
-        intrinsics[:, :3, :3] = numbers_of(mount, "calibrated_sensor", "camera_intrinsic", (3, 3), "intrinsic")
-        lidar2img[:, view] = intrinsics @ invert(_sensor_to_global(tables, records)) @ lidar_to_global
-    return _bytes(files).reshape(len(CAMERAS), len(samples)).T.copy(), lidar2img
+def _lidar_to_images(
+    tables: Tables, images: NDArray[np.int32], lidar_to_global: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """lidar2img (frame, view, 4, 4) of rows (frame, view) of the images' records."""
+    result = np.empty((*images.shape, 4, 4))
+    for view, rows in enumerate(images.T):
+        intrinsics = np.tile(np.eye(4), (len(rows), 1, 1))
+        intrinsics[:, :3, :3] = tables.mounts.intrinsics[tables.records.mounts[rows]]
+        result[:, view] = intrinsics @ invert(tables.sensor_to_global(rows)) @ lidar_to_global
+    return result
 
 
 def _index_boxes(
-    tables: NuScenes, samples: list[dict], lidar_to_global: NDArray[np.float64]
+    tables: Tables, samples: NDArray[np.int64], lidar_to_global: NDArray[np.float64]
 ) -> dict[str, NDArray[Any]]:
     """Boxes of the ten detection classes, moved into the LiDAR frame of their keyframe."""
-    counts: list[int] = []
-    records: list[dict] = []
-    labels: list[int] = []
-    velocities: list[ArrayLike] = []
-    for sample in _progress(samples, "the boxes"):
-        before = len(records)
-        for token in sample["anns"]:
-            record = tables.get("sample_annotation", token)
-            name = category_to_detection_name(record["category_name"])
-            if name is not None:
-                records.append(record)
-                labels.append(CLASSES.index(name))
-                velocities.append(tables.box_velocity(token)[:2])
-        counts.append(len(records) - before)
-    frame = np.repeat(np.arange(len(samples)), counts)
+    annotations = tables.annotations
+    rows, frames = boxes_of(tables, samples)
+    labels = class_of(tables.categories)[annotations.categories[rows]]
+    kept = labels >= 0
+    rows, frames = rows[kept], frames[kept]
+    counts = np.bincount(frames, minlength=len(samples))
     return {
         "box_offsets": np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
-        "boxes": _boxes_in_lidar(records, velocities, lidar_to_global[frame]),
-        "labels": np.array(labels, dtype=np.int64),
-        "box_points": numbers_of(records, ANNOTATIONS, "num_lidar_pts", (), "count").astype(np.int64),
+        "boxes": _boxes_in_lidar(annotations, rows, lidar_to_global[frames]),
+        "labels": labels[kept],
+        "box_points": annotations.lidar_points[rows],
     }
 
 
+def boxes_of(tables: Tables, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Annotations of samples, frame by frame, in each in the order of their table: rows (box,), frames (box,)."""
+    frame_of = np.full(len(tables.tokens), -1, dtype=np.int64)
+    frame_of[samples] = np.arange(len(samples))
+    frames = frame_of[tables.annotations.samples]
+    order = np.argsort(frames, kind="stable")
+    order = order[np.searchsorted(frames[order], 0) :]
+    return order, frames[order]
+
+
+def class_of(categories: Sequence[str]) -> NDArray[np.int64]:
+    """Index into ``CLASSES`` of each nuScenes category, -1 for those that are not detected."""
+    names = [category_to_detection_name(name) for name in categories]
+    return np.array([-1 if name is None else CLASSES.index(name) for name in names], dtype=np.int64)
+
+
 def _boxes_in_lidar(
-    records: list[dict], velocities: list[ArrayLike], lidar_to_global: NDArray[np.float64]
+    annotations: Annotations, rows: NDArray[np.int64], lidar_to_global: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """Annotations to boxes (box, 9): size from (w, l, h) to (l, w, h), heading from the box's x axis."""
     to_lidar = invert(lidar_to_global)
     rotation = to_lidar[:, :3, :3]
-    centre = numbers_of(records, ANNOTATIONS, "translation", (3,), "position")
-    size = numbers_of(records, ANNOTATIONS, "size", (3,), "size")
-    turned = rotations(numbers_of(records, ANNOTATIONS, "rotation", (4,), "rotation"))
+    turned = rotations(annotations.rotations[rows])
     heading = np.einsum("bij,bj->bi", rotation, turned[:, :, 0])
     # nuScenes' velocity is horizontal in the global frame: z is taken as 0, and not looked at afterwards.
-    velocity = np.zeros((len(records), 3))
-    velocity[:, :2] = np.array(velocities, dtype=np.float64).reshape(-1, 2)
-    boxes = np.empty((len(records), BOX_SIZE), dtype=np.float32)
-    boxes[:, :3] = np.einsum("bij,bj->bi", rotation, centre) + to_lidar[:, :3, 3]
-    boxes[:, 3:6] = size[:, [1, 0, 2]]
+    velocity = np.zeros((len(rows), 3))
+    velocity[:, :2] = annotations.velocities[rows]
+    boxes = np.empty((len(rows), BOX_SIZE), dtype=np.float32)
+    boxes[:, :3] = np.einsum("bij,bj->bi", rotation, annotations.translations[rows]) + to_lidar[:, :3, 3]
+    boxes[:, 3:6] = annotations.sizes[rows][:, [1, 0, 2]]
     boxes[:, 6] = np.arctan2(heading[:, 1], heading[:, 0])
     boxes[:, 7:] = np.einsum("bij,bj->bi", rotation, velocity)[:, :2]
     return boxes

@@ -1,26 +1,19 @@
-"""nuScenes tables through the devkit: opened once, checked first, refused with one sentence."""
+"""Requests for nuScenes tables, and their values: checked first, refused with one sentence."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import gc
 import hashlib
 import importlib.metadata
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from nuscenes import NuScenes
-from nuscenes.utils.splits import create_splits_scenes, get_scenes_of_split
+from nuscenes.utils.splits import create_splits_scenes
 
 from cmt_aqr.data.errors import DataError
-
-log = logging.getLogger(__name__)
 
 TABLES = (
     "category",
@@ -111,49 +104,6 @@ def cache_path(cache_dir: Path, kind: str, root: Path, version: str, split: str,
     return cache_dir / f"{kind}-{version}-{split}-{key}{suffix}"
 
 
-@contextlib.contextmanager
-def consistent_tables(folder: Path | str) -> Iterator[None]:
-    """Turn the lookup of a record that is not there into a :class:`DataError` about ``folder``'s tables."""
-    try:
-        yield
-    except KeyError as error:
-        raise DataError(
-            f"the tables in {folder} contradict each other: no record has the token or field {error}; "
-            "download the version's metadata again"
-        ) from error
-
-
-@functools.lru_cache(maxsize=1)
-def _open(root: Path, version: str, _fingerprint: str) -> NuScenes:
-    log.info("Reading the nuScenes tables of %s in %s (a minute for the full set)", version, root)
-    try:
-        with consistent_tables(root / version):
-            return NuScenes(version=version, dataroot=str(root), verbose=False)
-    except DataError:
-        raise
-    except Exception as error:  # whatever the devkit meets in tables that are not as it expects
-        reason = _unreadable_table(root / version) or f"{type(error).__name__}: {error}"
-        raise DataError(
-            f"the devkit cannot open the tables in {root / version}: {reason}; download the version's metadata "
-            "again"
-        ) from error
-
-
-def _unreadable_table(folder: Path) -> str | None:
-    """The first table that is no list of records in JSON, and why."""
-    for name in TABLES:
-        path = folder / f"{name}.json"
-        try:
-            records = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            return f"{path} is not valid JSON in UTF-8 ({error})"
-        if not (isinstance(records, list) and all(isinstance(record, dict) for record in records)):
-            return f"{path} is no list of records"
-        if not records and name not in ("sample_annotation", "instance", "attribute", "visibility"):
-            return f"{path} has no record"
-    return None
-
-
 def numbers_of(
     records: Sequence[Mapping[str, Any]], table: str, field: str, shape: tuple[int, ...], kind: str
 ) -> NDArray[np.float64]:
@@ -215,33 +165,3 @@ def read_table(root: Path, version: str, table: str) -> list[dict[str, Any]]:
     """The records of one small table, without the devkit."""
     records: list[dict[str, Any]] = json.loads((root / version / f"{table}.json").read_text(encoding="utf-8"))
     return records
-
-
-def open_tables(root: Path, version: str) -> NuScenes:
-    """The devkit's ``NuScenes`` of a data root; the last one opened is kept until :func:`close_tables`.
-
-    Raises:
-        DataError: a table is not JSON, or the tables contradict each other.
-    """
-    return _open(root.resolve(), version, fingerprint(root, version))
-
-
-def close_tables() -> None:
-    """Let go of the tables, which take gigabytes for the full set, once everything derived is cached."""
-    _open.cache_clear()
-    gc.collect()  # the devkit's objects hold each other
-
-
-def samples_of_split(tables: NuScenes, split: str) -> list[dict]:
-    """Sample records of a split, in the order of the devkit's ``sample`` table.
-
-    Raises:
-        DataError: the split has no frame in these tables.
-    """
-    scenes = set(get_scenes_of_split(split, tables))
-    samples = [sample for sample in tables.sample if tables.get("scene", sample["scene_token"])["name"] in scenes]
-    if not samples:
-        raise DataError(
-            f"split {split} has no frame in {tables.table_root}: none of its {len(scenes)} scenes is there"
-        )
-    return samples
