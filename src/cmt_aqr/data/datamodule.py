@@ -66,6 +66,8 @@ class NuScenesDataModule(LightningDataModule):
         min_points: boxes with fewer LiDAR points are not trained on.
         crop_points: drop points outside ``point_range`` in training.
         shuffle_points: random order of points in training, see :class:`TrainingFilter`.
+        half_points: round points to half precision in training, see :class:`TrainingFilter`.
+        exact_lidar2img: see :class:`ImageProcessing`.
         cache_frames: keep frames in memory once read, in each process; for small data sets.
         cache_dir: for indexes and ground truth, see :func:`cmt_aqr.data.index.load_index`.
         limit_train_frames: the first so many frames of the training split only.
@@ -103,6 +105,8 @@ class NuScenesDataModule(LightningDataModule):
         min_points: int = 1,
         crop_points: bool = True,
         shuffle_points: bool = True,
+        half_points: bool = False,
+        exact_lidar2img: bool = True,
         cache_frames: bool = False,
         cache_dir: str | os.PathLike[str] = ".cache/cmt_aqr",
         limit_train_frames: int | None = None,
@@ -140,13 +144,13 @@ class NuScenesDataModule(LightningDataModule):
             *_present({"fault": train_fault}),
             *_present(train_transforms),
             *([scene_augmentation] if scene_augmentation is not None else []),
-            TrainingFilter(point_range, min_points, crop_points, shuffle_points),
-            ImageProcessing(image_size, image_mean, image_std, image_augmentation),
+            TrainingFilter(point_range, min_points, crop_points, shuffle_points, half_points),
+            ImageProcessing(image_size, image_mean, image_std, image_augmentation, exact_lidar2img),
         ]
         self._eval_transforms: list[Transform] = [
             *_present({"fault": eval_fault}),
             *_present(eval_transforms),
-            ImageProcessing(image_size, image_mean, image_std),
+            ImageProcessing(image_size, image_mean, image_std, exact_lidar2img=exact_lidar2img),
         ]
         self._datasets: dict[str, FrameDataset] = {}
         self._start: tuple[int, int] | None = None

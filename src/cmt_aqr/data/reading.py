@@ -153,7 +153,7 @@ class FrameReader:
             token=index.token(frame),
             points=torch.from_numpy(self._points(frame)),
             images=self._images(frame) if self.cameras else None,
-            lidar2img=torch.from_numpy(index.lidar2img[frame].astype(np.float32)),
+            lidar2img=torch.from_numpy(index.lidar2img[frame].copy()),
             boxes=torch.from_numpy(np.nan_to_num(index.boxes[boxes], nan=0.0)),
             labels=torch.from_numpy(index.labels[boxes].copy()),
             box_points=torch.from_numpy(index.box_points[boxes].copy()),
