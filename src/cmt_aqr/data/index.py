@@ -30,7 +30,7 @@ from cmt_aqr.data.tables import (
 )
 from cmt_aqr.files import check_folder, writing
 
-FORMAT = 2
+FORMAT = 4
 """Raise it when the arrays change their meaning, so that old caches are made again."""
 
 _PROGRESS_FROM = 1000
@@ -58,6 +58,10 @@ class FrameIndex:
         boxes: (box, 9) float32 in the keyframe's LiDAR frame; velocity NaN where nuScenes has none.
         labels: (box,) int64, indices into ``CLASSES``.
         box_points: (box,) int64, annotated LiDAR points.
+        box_radar_points: (box,) int64, annotated radar points.
+        other_offsets: (frame + 1,) int64, as ``box_offsets``, for the boxes of other categories.
+        others: (box, 9) float32, boxes as above of categories outside ``CLASSES``: they take up room.
+        other_points: (box,) int64, annotated LiDAR points of those.
     """
 
     tokens: NDArray[np.bytes_]
@@ -74,6 +78,10 @@ class FrameIndex:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     box_points: NDArray[np.int64]
+    box_radar_points: NDArray[np.int64]
+    other_offsets: NDArray[np.int64]
+    others: NDArray[np.float32]
+    other_points: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -93,11 +101,14 @@ class FrameIndex:
         """The first ``count`` frames only, or all where ``count`` is None."""
         if count is None or count >= len(self):
             return self
-        end = int(self.box_offsets[count])
+        end, end_of_others = int(self.box_offsets[count]), int(self.other_offsets[count])
         per_frame = ("tokens", "scenes", "timestamps", "lidar", "image_files", "lidar2img")
+        per_box = ("boxes", "labels", "box_points", "box_radar_points")
         changes = {name: getattr(self, name)[:count] for name in per_frame}
-        changes |= {name: getattr(self, name)[:end] for name in ("boxes", "labels", "box_points")}
-        return dataclasses.replace(self, box_offsets=self.box_offsets[: count + 1], **changes)
+        changes |= {name: getattr(self, name)[:end] for name in per_box}
+        changes |= {name: getattr(self, name)[:end_of_others] for name in ("others", "other_points")}
+        changes |= {name: getattr(self, name)[: count + 1] for name in ("box_offsets", "other_offsets")}
+        return dataclasses.replace(self, **changes)
 
     def check_files(self, root: Path, frames: Iterable[int], images: bool) -> None:
         """Raise a :class:`DataError` that names the first file of these frames that is missing."""
@@ -241,27 +252,38 @@ def _index_cameras(
 def _index_boxes(
     tables: NuScenes, samples: list[dict], lidar_to_global: NDArray[np.float64]
 ) -> dict[str, NDArray[Any]]:
-    """Boxes of the ten detection classes, moved into the LiDAR frame of their keyframe."""
-    counts: list[int] = []
+    """Boxes, moved into the LiDAR frame of their keyframe; those of the ten detection classes apart from others."""
     records: list[dict] = []
     labels: list[int] = []
     velocities: list[ArrayLike] = []
     for sample in _progress(samples, "the boxes"):
-        before = len(records)
         for token in sample["anns"]:
             record = tables.get("sample_annotation", token)
             name = category_to_detection_name(record["category_name"])
-            if name is not None:
-                records.append(record)
-                labels.append(CLASSES.index(name))
-                velocities.append(tables.box_velocity(token)[:2])
-        counts.append(len(records) - before)
-    frame = np.repeat(np.arange(len(samples)), counts)
+            records.append(record)
+            labels.append(-1 if name is None else CLASSES.index(name))
+            velocities.append(tables.box_velocity(token)[:2])
+    frame = np.repeat(np.arange(len(samples)), [len(sample["anns"]) for sample in samples])
+    label = np.array(labels, dtype=np.int64)
+    boxes = _boxes_in_lidar(records, velocities, lidar_to_global[frame])
+    lidar_points, radar_points = (
+        numbers_of(records, ANNOTATIONS, field, (), "count").astype(np.int64)
+        for field in ("num_lidar_pts", "num_radar_pts")
+    )
+    wanted = label >= 0
+
+    def offsets(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.concatenate(([0], np.cumsum(np.bincount(frame[chosen], minlength=len(samples))))).astype(np.int64)
+
     return {
-        "box_offsets": np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
-        "boxes": _boxes_in_lidar(records, velocities, lidar_to_global[frame]),
-        "labels": np.array(labels, dtype=np.int64),
-        "box_points": numbers_of(records, ANNOTATIONS, "num_lidar_pts", (), "count").astype(np.int64),
+        "box_offsets": offsets(wanted),
+        "boxes": boxes[wanted],
+        "labels": label[wanted],
+        "box_points": lidar_points[wanted],
+        "box_radar_points": radar_points[wanted],
+        "other_offsets": offsets(~wanted),
+        "others": boxes[~wanted],
+        "other_points": lidar_points[~wanted],
     }
 
 

@@ -160,6 +160,12 @@ class FrameReader:
             lidar2global=torch.from_numpy(index.sweep_to_global[index.lidar[frame]].copy()),
         )
 
+    def obstacles(self, frame: int, least_points: int = 1) -> NDArray[np.float32]:
+        """Boxes (box, 9) of categories outside the ten classes, with so many LiDAR points at least."""
+        index = self.index
+        rows = slice(int(index.other_offsets[frame]), int(index.other_offsets[frame + 1]))
+        return np.nan_to_num(index.others[rows][index.other_points[rows] >= least_points], nan=0.0)
+
     def _points(self, frame: int) -> NDArray[np.float32]:
         """Points (point, 5) of all sweeps in the keyframe's LiDAR frame; the last column is the lag in s."""
         if not self.lidar:
