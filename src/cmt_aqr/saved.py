@@ -13,7 +13,12 @@ from cmt_aqr.errors import UserError
 _LINK = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,[^}]*)?\}")
 """A value that is another key's."""
 
-_BEFORE = (("lightning.pytorch.", "pytorch_lightning."), ("lightning.Trainer", "pytorch_lightning.Trainer"))
+_BEFORE = (
+    ("lightning.pytorch.", "pytorch_lightning."),
+    ("lightning.Trainer", "pytorch_lightning.Trainer"),
+    ("cmt_aqr.data.augmentation.MaskModality", "cmt_aqr.data.masking.MaskModality"),
+    ("cmt_aqr.data.augmentation.GridMask", "cmt_aqr.data.masking.GridMask"),
+)
 """Names that classes went by, and go by now."""
 
 

@@ -57,7 +57,7 @@ class Frame(TensorStructure):
             lag in seconds (0 for the keyframe's own sweep, positive for the sweeps before it).
         images: (view, 3, height, width), BGR, views in the order of ``CAMERAS``. uint8 as read; float32 and
             normalised after the image transform. ``None`` where no camera is used.
-        lidar2img: (view, 4, 4) float32: a homogeneous point in the LiDAR frame becomes
+        lidar2img: (view, 4, 4) float64: a homogeneous point in the LiDAR frame becomes
             (u * depth, v * depth, depth, 1) in pixels of ``images`` as they are now.
         boxes: (box, 9) float32 in the LiDAR frame, see ``cmt_aqr.geometry.boxes``. A velocity that nuScenes
             does not know is 0.
@@ -65,6 +65,8 @@ class Frame(TensorStructure):
         box_points: (box,) int64, LiDAR points in the box as annotated in nuScenes.
         lidar2global: (4, 4) float64, rigid, from the LiDAR frame *as it now is* (augmentation included
             only where it is rigid; evaluation does not augment).
+        image_mask: (height, width) bool, pixels of every image that stay, or ``None``: all; see
+            :class:`cmt_aqr.data.masking.GridMask`.
     """
 
     token: str
@@ -75,6 +77,7 @@ class Frame(TensorStructure):
     labels: Tensor
     box_points: Tensor
     lidar2global: Tensor
+    image_mask: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cmt_aqr.data.augmentation import MaskModality
+from cmt_aqr.data.masking import MaskModality
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import load_ground_truth
@@ -56,7 +56,7 @@ def test_configuration_builds_and_loads(small_root: Path, tmp_path: Path) -> Non
 
 
 def test_transforms_are_switched_by_name(small_root: Path, tmp_path: Path) -> None:
-    target = "cmt_aqr.data.augmentation.MaskModality"
+    target = "cmt_aqr.data.masking.MaskModality"
     config = composed(
         "synthetic",
         f"root={small_root}",

@@ -12,7 +12,7 @@ from tests.small_data import datamodule
 @needs_keyframe
 @needs_reference
 def test_pixels_and_calibration_are_the_published_ones(tmp_path: Path) -> None:
-    golden = np.load(REFERENCE / "golden_frame.npz")
+    golden = np.load(REFERENCE / "golden_frame_uint8.npz")
     data = datamodule(KEYFRAME, tmp_path, val_split="mini_train", image_size=(320, 800))
     data.setup("validate")
     frame = data.dataset("val")[0]

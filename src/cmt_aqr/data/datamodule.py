@@ -24,6 +24,7 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
 from cmt_aqr.data.reading import FrameReader
+from cmt_aqr.data.resampling import RESAMPLINGS, resampled_frames
 from cmt_aqr.data.table_reading import close_tables
 from cmt_aqr.data.tables import check_request, read_table
 from cmt_aqr.errors import SettingError
@@ -47,6 +48,8 @@ class NuScenesDataModule(LightningDataModule):
         point_range: x0, y0, z0, x1, y1, z1 of the model's grid, metres, LiDAR frame.
         image_size: height and width of the images that the model gets.
         train_split: a split of the devkit, or of ``splits.json``.
+        resampling: ``none``, or ``cbgs``, see :mod:`cmt_aqr.data.resampling`.
+        replace_empty_frames: train on another frame, drawn from all, in place of one without a box.
         val_split: for evaluations in training.
         eval_split: what ``evaluating`` reads; ``val_split`` where None.
         evaluating: read ``eval_split`` instead of the others.
@@ -67,6 +70,8 @@ class NuScenesDataModule(LightningDataModule):
         min_points: boxes with fewer LiDAR points are not trained on.
         crop_points: drop points outside ``point_range`` in training.
         shuffle_points: random order of points in training, see :class:`TrainingFilter`.
+        half_points: round points to half precision in training, see :class:`TrainingFilter`.
+        exact_lidar2img: see :class:`ImageProcessing`.
         cache_frames: keep frames in memory once read, in each process; for small data sets.
         cache_dir: for indexes and ground truth, see :func:`cmt_aqr.data.index.load_index`.
         limit_train_frames: the first so many frames of the training split only.
@@ -84,6 +89,8 @@ class NuScenesDataModule(LightningDataModule):
         point_range: Sequence[float],
         image_size: Sequence[int] = (320, 800),
         train_split: str | None = "train",
+        resampling: str = "none",
+        replace_empty_frames: bool = False,
         val_split: str = "val",
         eval_split: str | None = None,
         evaluating: bool = False,
@@ -104,6 +111,8 @@ class NuScenesDataModule(LightningDataModule):
         min_points: int = 1,
         crop_points: bool = True,
         shuffle_points: bool = True,
+        half_points: bool = False,
+        exact_lidar2img: bool = True,
         cache_frames: bool = False,
         cache_dir: str | os.PathLike[str] = ".cache/cmt_aqr",
         limit_train_frames: int | None = None,
@@ -118,6 +127,8 @@ class NuScenesDataModule(LightningDataModule):
         _check_at_least("data.min_points", min_points, 0)
         _check_at_least("data.limit_train_frames", limit_train_frames, 1)
         _check_at_least("data.limit_eval_frames", limit_eval_frames, 1)
+        if resampling not in RESAMPLINGS:
+            raise SettingError(f"data.resampling={resampling}: must be one of {', '.join(RESAMPLINGS)}")
         if not (cameras or lidar):
             raise SettingError("data.cameras=false and data.lidar=false: at least one sensor must be read")
         self.root = Path(root).expanduser()
@@ -132,6 +143,9 @@ class NuScenesDataModule(LightningDataModule):
         self.limit_train_frames = limit_train_frames
         self.limit_eval_frames = limit_eval_frames
         self.seed = seed
+        self.resampling = resampling
+        self.replace_empty_frames = replace_empty_frames
+        self.mask_per_frame = _mask_per_frame(image_augmentation)
         self.sweeps = sweeps
         self.cameras = cameras
         self.lidar = lidar
@@ -141,13 +155,13 @@ class NuScenesDataModule(LightningDataModule):
             *_present({"fault": train_fault}),
             *_present(train_transforms),
             *([scene_augmentation] if scene_augmentation is not None else []),
-            TrainingFilter(point_range, min_points, crop_points, shuffle_points),
-            ImageProcessing(image_size, image_mean, image_std, image_augmentation),
+            TrainingFilter(point_range, min_points, crop_points, shuffle_points, half_points),
+            ImageProcessing(image_size, image_mean, image_std, image_augmentation, exact_lidar2img),
         ]
         self._eval_transforms: list[Transform] = [
             *_present({"fault": eval_fault}),
             *_present(eval_transforms),
-            ImageProcessing(image_size, image_mean, image_std),
+            ImageProcessing(image_size, image_mean, image_std, exact_lidar2img=exact_lidar2img),
         ]
         self._datasets: dict[str, FrameDataset] = {}
         self._start: tuple[int, int] | None = None
@@ -182,7 +196,8 @@ class NuScenesDataModule(LightningDataModule):
         if training:
             self._check_anything_to_learn(index, points)
         transforms = self._train_transforms if training else self._eval_transforms
-        return FrameDataset(reader, transforms, self.seed, self.cache_frames)
+        replace_empty = training and self.replace_empty_frames
+        return FrameDataset(reader, transforms, self.seed, self.cache_frames, replace_empty)
 
     def _check_anything_to_learn(self, index: FrameIndex, points: NDArray[np.float32] | None) -> None:
         """Refuse to train on nothing but background.
@@ -272,15 +287,18 @@ class NuScenesDataModule(LightningDataModule):
         dataset = self.dataset(name)
         training = name == "train"
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        resampled = resampled_frames(dataset.reader.index, self.resampling, self.seed) if training else None
         sampler = FrameSampler(
-            frames=len(dataset),
+            frames=len(dataset) if resampled is None else len(resampled),
             batch_size=self.batch_size if training else self.eval_batch_size,
             training=training,
             seed=self.seed,
             num_replicas=ranks,
             rank=rank,
+            resampled=resampled,
         )
-        loader = FrameLoader(dataset, sampler, self.num_workers, pin_memory=torch.cuda.is_available())
+        pin_memory = torch.cuda.is_available()
+        loader = FrameLoader(dataset, sampler, self.num_workers, pin_memory, self.mask_per_frame)
         if training and self._start is not None:
             loader.set_position(*self._start)
             self._start = None
@@ -293,6 +311,11 @@ class NuScenesDataModule(LightningDataModule):
     def val_dataloader(self) -> FrameLoader:
         """Every frame of ``val_split`` once, in order, shared out among the processes."""
         return self._loader("val")
+
+
+def _mask_per_frame(augmentation: ImageAugmentation | None) -> bool:
+    """Whether each frame of a batch has a GridMask of its own."""
+    return augmentation is not None and augmentation.grid_mask is not None and augmentation.grid_mask.per_frame
 
 
 def _present(transforms: Transforms) -> list[Transform]:

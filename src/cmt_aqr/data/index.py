@@ -21,7 +21,7 @@ from cmt_aqr.data.table_reading import open_tables
 from cmt_aqr.data.tables import cache_path, check_request, fingerprint
 from cmt_aqr.files import check_folder, writing
 
-FORMAT = 3
+FORMAT = 5
 """Raise it when the arrays change their meaning, so that old caches are made again."""
 
 
@@ -47,6 +47,10 @@ class FrameIndex:
         boxes: (box, 9) float32 in the keyframe's LiDAR frame; velocity NaN where nuScenes has none.
         labels: (box,) int64, indices into ``CLASSES``.
         box_points: (box,) int64, annotated LiDAR points.
+        box_radar_points: (box,) int64, annotated radar points.
+        other_offsets: (frame + 1,) int64, as ``box_offsets``, for the boxes of other categories.
+        others: (box, 9) float32, boxes as above of categories outside ``CLASSES``: they take up room.
+        other_points: (box,) int64, annotated LiDAR points of those.
     """
 
     tokens: NDArray[np.bytes_]
@@ -63,6 +67,10 @@ class FrameIndex:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     box_points: NDArray[np.int64]
+    box_radar_points: NDArray[np.int64]
+    other_offsets: NDArray[np.int64]
+    others: NDArray[np.float32]
+    other_points: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -82,11 +90,14 @@ class FrameIndex:
         """The first ``count`` frames only, or all where ``count`` is None."""
         if count is None or count >= len(self):
             return self
-        end = int(self.box_offsets[count])
+        end, end_of_others = int(self.box_offsets[count]), int(self.other_offsets[count])
         per_frame = ("tokens", "scenes", "timestamps", "lidar", "image_files", "lidar2img")
+        per_box = ("boxes", "labels", "box_points", "box_radar_points")
         changes = {name: getattr(self, name)[:count] for name in per_frame}
-        changes |= {name: getattr(self, name)[:end] for name in ("boxes", "labels", "box_points")}
-        return dataclasses.replace(self, box_offsets=self.box_offsets[: count + 1], **changes)
+        changes |= {name: getattr(self, name)[:end] for name in per_box}
+        changes |= {name: getattr(self, name)[:end_of_others] for name in ("others", "other_points")}
+        changes |= {name: getattr(self, name)[: count + 1] for name in ("box_offsets", "other_offsets")}
+        return dataclasses.replace(self, **changes)
 
     def check_files(self, root: Path, frames: Iterable[int], images: bool) -> None:
         """Raise a :class:`DataError` that names the first file of these frames that is missing."""
@@ -204,18 +215,27 @@ def _lidar_to_images(
 def _index_boxes(
     tables: Tables, samples: NDArray[np.int64], lidar_to_global: NDArray[np.float64]
 ) -> dict[str, NDArray[Any]]:
-    """Boxes of the ten detection classes, moved into the LiDAR frame of their keyframe."""
+    """Boxes, moved into the LiDAR frame of their keyframe; those of the ten detection classes apart from others."""
     annotations = tables.annotations
     rows, frames = boxes_of(tables, samples)
     labels = class_of(tables.categories)[annotations.categories[rows]]
-    kept = labels >= 0
-    rows, frames = rows[kept], frames[kept]
-    counts = np.bincount(frames, minlength=len(samples))
+    boxes = _boxes_in_lidar(annotations, rows, lidar_to_global[frames])
+    lidar_points, radar_points = annotations.lidar_points[rows], annotations.radar_points[rows]
+    wanted = labels >= 0
+
+    def offsets(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        counts = np.bincount(frames[chosen], minlength=len(samples))
+        return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+
     return {
-        "box_offsets": np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
-        "boxes": _boxes_in_lidar(annotations, rows, lidar_to_global[frames]),
-        "labels": labels[kept],
-        "box_points": annotations.lidar_points[rows],
+        "box_offsets": offsets(wanted),
+        "boxes": boxes[wanted],
+        "labels": labels[wanted],
+        "box_points": lidar_points[wanted],
+        "box_radar_points": radar_points[wanted],
+        "other_offsets": offsets(~wanted),
+        "others": boxes[~wanted],
+        "other_points": lidar_points[~wanted],
     }
 
 

@@ -17,6 +17,7 @@ from cmt_aqr.constants import POINT_FEATURES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import FrameIndex
 from cmt_aqr.data.poses import invert
+from cmt_aqr.data.sweeps import join_sweeps
 from cmt_aqr.structures import Frame
 
 log = logging.getLogger(__name__)
@@ -119,16 +120,25 @@ class FrameReader:
         sweeps: how many sweeps before the keyframe's own to add, at most.
         cameras: whether to read the images.
         lidar: whether to read the points; without it a frame has none.
+        for_database: read points as the release does for its database of objects: without those on the car
+            itself, and a frame without earlier sweeps has its keyframe so many times more.
     """
 
     def __init__(
-        self, root: Path, index: FrameIndex, sweeps: int = 10, cameras: bool = True, lidar: bool = True
+        self,
+        root: Path,
+        index: FrameIndex,
+        sweeps: int = 10,
+        cameras: bool = True,
+        lidar: bool = True,
+        for_database: bool = False,
     ) -> None:
         self.root = root
         self.index = index
         self.sweeps = sweeps
         self.cameras = cameras
         self.lidar = lidar
+        self.for_database = for_database
 
     def __len__(self) -> int:
         return len(self.index)
@@ -153,12 +163,18 @@ class FrameReader:
             token=index.token(frame),
             points=torch.from_numpy(self._points(frame)),
             images=self._images(frame) if self.cameras else None,
-            lidar2img=torch.from_numpy(index.lidar2img[frame].astype(np.float32)),
+            lidar2img=torch.from_numpy(index.lidar2img[frame].copy()),
             boxes=torch.from_numpy(np.nan_to_num(index.boxes[boxes], nan=0.0)),
             labels=torch.from_numpy(index.labels[boxes].copy()),
             box_points=torch.from_numpy(index.box_points[boxes].copy()),
             lidar2global=torch.from_numpy(index.sweep_to_global[index.lidar[frame]].copy()),
         )
+
+    def obstacles(self, frame: int, least_points: int = 1) -> NDArray[np.float32]:
+        """Boxes (box, 9) of categories outside the ten classes, with so many LiDAR points at least."""
+        index = self.index
+        rows = slice(int(index.other_offsets[frame]), int(index.other_offsets[frame + 1]))
+        return np.nan_to_num(index.others[rows][index.other_points[rows] >= least_points], nan=0.0)
 
     def _points(self, frame: int) -> NDArray[np.float32]:
         """Points (point, 5) of all sweeps in the keyframe's LiDAR frame; the last column is the lag in s."""
@@ -166,18 +182,13 @@ class FrameReader:
             return np.zeros((0, POINT_FEATURES), dtype=np.float32)
         index = self.index
         rows = index.sweeps_of(frame, self.sweeps)
-        to_keyframe = invert(index.sweep_to_global[rows[0]]) @ index.sweep_to_global[rows]
-        lags = 1e-6 * (index.sweep_times[rows[0]] - index.sweep_times[rows])
-        clouds = []
-        for number, row in enumerate(rows):
-            cloud = read_points(self.root / index.sweep_files[row].decode())
-            if number:
-                # The relative motion is a few metres, so float32 keeps micrometres.
-                motion = to_keyframe[number].astype(np.float32)
-                cloud[:, :3] = cloud[:, :3] @ motion[:3, :3].T + motion[:3, 3]
-            cloud[:, 4] = lags[number]
-            clouds.append(cloud)
-        return np.concatenate(clouds)
+        return join_sweeps(
+            [read_points(self.root / index.sweep_files[row].decode()) for row in rows],
+            motions=invert(index.sweep_to_global[rows[0]]) @ index.sweep_to_global[rows],
+            lags=1e-6 * (index.sweep_times[rows[0]] - index.sweep_times[rows]),
+            remove_close=self.for_database,
+            pad_to=self.sweeps if self.for_database else 0,
+        )
 
     def _images(self, frame: int) -> Tensor:
         """Images (view, 3, height, width) uint8, BGR; stored with the channel last, as decoded."""
