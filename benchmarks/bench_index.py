@@ -24,7 +24,7 @@ from nuscenes import NuScenes
 
 from cmt_aqr.data.ground_truth import load_ground_truth
 from cmt_aqr.data.index import load_index
-from cmt_aqr.data.table_reading import close_tables
+from cmt_aqr.data.tables import close_tables
 
 
 def main() -> None:

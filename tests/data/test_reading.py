@@ -14,7 +14,8 @@ from PIL import Image
 from cmt_aqr.constants import CAMERAS, LIDAR
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import load_index
-from cmt_aqr.data.reading import FrameReader, read_image, read_points
+from cmt_aqr.data.points import read_points
+from cmt_aqr.data.reading import FrameReader, read_image
 from cmt_aqr.geometry import project_to_images
 from tests.shared_data import KEYFRAME, needs_keyframe
 
@@ -126,8 +127,8 @@ def test_missing_files_are_named(copied: FrameReader) -> None:
         copied.read(0)
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=f"{image.name} is missing"):
-        copied.index.check_files(copied.root, range(1), images=True)
-    copied.index.check_files(copied.root, range(1), images=False)
+        copied.index.check_files(copied.root, range(1), cameras=True, lidar=True)
+    copied.index.check_files(copied.root, range(1), cameras=False, lidar=True)
     sweep = copied.root / copied.index.sweep_files[copied.index.lidar[0]].decode()
     sweep.unlink()
     with pytest.raises(DataError, match=f"{sweep.name} cannot be read"):

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import boxes_of, class_of
-from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
+from cmt_aqr.data.saved_arrays import Layout, load_arrays, report_damage, save_arrays
 from cmt_aqr.data.table_arrays import Tables
-from cmt_aqr.data.table_reading import open_tables
-from cmt_aqr.data.tables import cache_path, check_request, fingerprint
+from cmt_aqr.data.tables import cache_path, check_request, fingerprint, open_tables
 from cmt_aqr.evaluation.submission import (
     ATTRIBUTE,
     ATTRIBUTES,
@@ -28,7 +27,7 @@ from cmt_aqr.evaluation.submission import (
 )
 from cmt_aqr.files import check_folder, writing
 
-FORMAT = 3
+FORMAT = 5
 """Raise it when the arrays change their meaning, so that old caches are made again."""
 
 _BIKE_RACK = "static_object.bicycle_rack"
@@ -46,7 +45,7 @@ class GroundTruth:
         rows: (box, 15) float64, columns as of :func:`cmt_aqr.evaluation.submission.to_global`; not filtered.
             The score is -1, the velocity NaN where nuScenes has none.
         points: (box,) int64, annotated LiDAR and radar points.
-        ego: (frame, 3) float64, where the car was at the LiDAR's time, metres.
+        ego: (frame, 3) float64, where the car was at the LiDAR's time, or a camera's without LiDAR, metres.
         rack_frames: (rack,) int64, the frame of each annotated bicycle rack.
         racks: (rack, 10) float64: the columns of translation, size and rotation.
     """
@@ -67,7 +66,14 @@ class GroundTruth:
         save_arrays(path, stamp, {"tokens": np.array(self.tokens), **arrays})
 
 
-_ARRAYS = ("frames", "rows", "points", "ego", "rack_frames", "racks")
+_ARRAYS: Layout = {
+    "frames": ("i", ("box",)),
+    "rows": ("f", ("box", COLUMNS)),
+    "points": ("i", ("box",)),
+    "ego": ("f", ("frame", 3)),
+    "rack_frames": ("i", ("rack",)),
+    "racks": ("f", ("rack", ROTATION.stop)),
+}
 
 
 def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> GroundTruth:
@@ -90,9 +96,13 @@ def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> 
 
 def load_saved(path: Path, version: str, split: str, stamp: str) -> GroundTruth | None:
     """Read what ``GroundTruth.save`` wrote; None where it is absent, of another stamp, or damaged (logged)."""
-    arrays = load_arrays(path, stamp, ("tokens", *_ARRAYS))
+    arrays = load_arrays(path, stamp, {"tokens": ("U", ("frame",)), **_ARRAYS})
     if arrays is None:
         return None
+    for frames in (arrays["frames"], arrays["rack_frames"]):
+        if ((frames < 0) | (frames >= len(arrays["tokens"]))).any() or (np.diff(frames) < 0).any():
+            report_damage(path, "it has boxes of frames that are not there, or not in order")
+            return None
     return GroundTruth(version, split, tuple(arrays.pop("tokens").tolist()), **arrays)
 
 
@@ -126,7 +136,7 @@ def build_ground_truth(tables: Tables, split: str) -> GroundTruth:
         frames=frames[labels >= 0],
         rows=rows,
         points=(annotations.lidar_points + annotations.radar_points)[detected],
-        ego=tables.records.ego_translations[tables.keyframes[samples, 0]],
+        ego=tables.records.ego_translations[tables.reference_of(samples)],
         rack_frames=frames[rack],
         racks=np.concatenate(
             [annotations.translations[of_rack], annotations.sizes[of_rack], annotations.rotations[of_rack]], axis=1
@@ -135,15 +145,5 @@ def build_ground_truth(tables: Tables, split: str) -> GroundTruth:
 
 
 def _attribute_numbers(tables: Tables) -> NDArray[np.int64]:
-    """Index into ``ATTRIBUTES`` of each attribute of the table, and last of none.
-
-    Raises:
-        DataError: an attribute is not one of nuScenes'.
-    """
-    for name in tables.attributes:
-        if name not in ATTRIBUTES:
-            raise DataError(
-                f"{tables.folder / 'attribute.json'}: {name} is none of nuScenes' attributes "
-                f"({', '.join(ATTRIBUTES[1:])}); correct the name"
-            )
+    """Index into ``ATTRIBUTES`` of each attribute of the table, and last of none."""
     return np.array([ATTRIBUTES.index(name) for name in (*tables.attributes, "")], dtype=np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from nuscenes.eval.detection.utils import category_to_detection_name
 
-from cmt_aqr.constants import BOX_SIZE, CLASSES
+from cmt_aqr.constants import BOX_SIZE, CAMERAS, CLASSES, LIDAR
+from cmt_aqr.data.columns import refused
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.poses import invert, rotations
-from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
+from cmt_aqr.data.poses import invert, poses, rotations
+from cmt_aqr.data.saved_arrays import Layout, load_arrays, report_damage, save_arrays
 from cmt_aqr.data.table_arrays import CHANNELS, Annotations, Tables
-from cmt_aqr.data.table_reading import open_tables
-from cmt_aqr.data.tables import cache_path, check_request, fingerprint
+from cmt_aqr.data.tables import cache_path, check_request, fingerprint, open_tables
 from cmt_aqr.files import check_folder, writing
 
-FORMAT = 5
+FORMAT = 6
 """Raise it when the arrays change their meaning, so that old caches are made again."""
 
 
@@ -36,13 +37,14 @@ class FrameIndex:
         scenes: (frame,) bytes, scene names.
         timestamps: (frame,) int64, microseconds.
         lidar: (frame,) int32, row of the keyframe's sweep in the ``sweep_*`` arrays.
-        sweep_files: (sweep,) bytes, paths below the data root.
+        sweep_files: (sweep,) bytes, paths below the data root; empty for the sweep that stands in for that of a
+            frame without LiDAR, at the usual place of the LiDAR on the car.
         sweep_times: (sweep,) int64, microseconds.
         sweep_to_global: (sweep, 4, 4) float64, LiDAR frame of the sweep to the global frame.
         sweep_previous: (sweep,) int32, row of the sweep before, -1 at the start of a scene.
-        image_files: (frame, view) bytes, views in the order of ``CAMERAS``.
+        image_files: (frame, view) bytes, views in the order of ``CAMERAS``; empty where a frame lacks the camera.
         lidar2img: (frame, view, 4, 4) float64 in pixels of the image as stored; by way of the global frame,
-            so each camera is where the car was when that camera fired.
+            so each camera is where the car was when that camera fired. The unit matrix without a camera.
         box_offsets: (frame + 1,) int64; boxes of frame i are rows ``box_offsets[i]:box_offsets[i + 1]``.
         boxes: (box, 9) float32 in the keyframe's LiDAR frame; velocity NaN where nuScenes has none.
         labels: (box,) int64, indices into ``CLASSES``.
@@ -99,13 +101,35 @@ class FrameIndex:
         changes |= {name: getattr(self, name)[: count + 1] for name in ("box_offsets", "other_offsets")}
         return dataclasses.replace(self, **changes)
 
-    def check_files(self, root: Path, frames: Iterable[int], images: bool) -> None:
-        """Raise a :class:`DataError` that names the first file of these frames that is missing."""
+    def check_files(self, root: Path, frames: Iterable[int], cameras: bool, lidar: bool) -> None:
+        """Raise a :class:`DataError` that names the first file of these frames that is missing.
+
+        Args:
+            root: data root.
+            frames: their numbers.
+            cameras: whether images are read.
+            lidar: whether points are read.
+        """
         for frame in frames:
-            names = [self.sweep_files[self.lidar[frame]], *(self.image_files[frame] if images else ())]
-            for name in names:
-                if not (root / name.decode()).is_file():
-                    raise DataError(f"{root / name.decode()} is missing: the tables name it, data.root lacks it")
+            points = [self.sweep_files[self.lidar[frame]]] if lidar else []
+            images = list(self.image_files[frame]) if cameras else []
+            for name in points + images:
+                _check_file(root / name.decode())
+
+    def check_sensors(self, cameras: bool, lidar: bool) -> None:
+        """Raise a :class:`DataError` that names the first frame without a record of a sensor that is read."""
+        files = dict(zip(CAMERAS, self.image_files.T, strict=True)) if cameras else {}
+        if lidar:
+            files[LIDAR] = self.sweep_files[self.lidar]
+        for channel, of_frames in files.items():
+            absent = of_frames == b""
+            if absent.any():
+                what, instead = ("LiDAR", "cmt_camera") if channel == LIDAR else ("cameras", "cmt_lidar")
+                raise DataError(
+                    f"sample {self.token(int(absent.argmax()))} has no key frame of {channel} in sample_data.json "
+                    f"({absent.sum()} of {len(absent)} samples lack it): complete the data, or choose a model "
+                    f"without {what}, as model={instead}"
+                )
 
     def save(self, path: Path, stamp: str) -> None:
         """Write to ``path`` at once or not at all, stamped with what it was made from."""
@@ -114,12 +138,71 @@ class FrameIndex:
     @classmethod
     def load(cls, path: Path, stamp: str) -> Self | None:
         """Read what :meth:`save` wrote; None where it is absent, of another stamp, or damaged (logged)."""
-        arrays = load_arrays(path, stamp, (field.name for field in dataclasses.fields(cls)))
-        return None if arrays is None else cls(**arrays)
+        arrays = load_arrays(path, stamp, _LAYOUT)
+        if arrays is None:
+            return None
+        index = cls(**arrays)
+        if not index.is_consistent():
+            report_damage(path, "its rows and offsets do not fit together")
+            return None
+        return index
+
+    def is_consistent(self) -> bool:
+        """Whether rows and offsets point into the arrays."""
+        rows = len(self.sweep_files)
+        return bool(
+            _are_offsets(self.box_offsets, len(self.boxes))
+            and _are_offsets(self.other_offsets, len(self.others))
+            and ((self.lidar >= 0) & (self.lidar < rows)).all()
+            and ((self.sweep_previous >= -1) & (self.sweep_previous < rows)).all()
+            and ((self.labels >= 0) & (self.labels < len(CLASSES))).all()
+        )
+
+
+def _are_offsets(offsets: NDArray[np.int64], end: int) -> bool:
+    return bool(offsets[0] == 0 and offsets[-1] == end and (np.diff(offsets) >= 0).all())
+
+
+_LAYOUT: Layout = {
+    "tokens": ("S", ("frame",)),
+    "scenes": ("S", ("frame",)),
+    "timestamps": ("i", ("frame",)),
+    "lidar": ("i", ("frame",)),
+    "sweep_files": ("S", ("sweep",)),
+    "sweep_times": ("i", ("sweep",)),
+    "sweep_to_global": ("f", ("sweep", 4, 4)),
+    "sweep_previous": ("i", ("sweep",)),
+    "image_files": ("S", ("frame", len(CAMERAS))),
+    "lidar2img": ("f", ("frame", len(CAMERAS), 4, 4)),
+    "box_offsets": ("i", ("frame+1",)),
+    "boxes": ("f", ("box", BOX_SIZE)),
+    "labels": ("i", ("box",)),
+    "box_points": ("i", ("box",)),
+    "box_radar_points": ("i", ("box",)),
+    "other_offsets": ("i", ("frame+1",)),
+    "others": ("f", ("other", BOX_SIZE)),
+    "other_points": ("i", ("other",)),
+}
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file, by what it is."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: the tables name it, data.root lacks it") from error
+    except OSError as error:  # a link to itself, or a folder that may not be entered
+        raise DataError(f"{path} cannot be reached ({error.strerror}), but the tables name it: mend it") from error
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no file'}, but the tables name a file")
 
 
 def _arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
     return {field.name: getattr(index, field.name) for field in dataclasses.fields(index)}
+
+
+USUAL_MOUNT = poses([0.94, 0.0, 1.84], [0.5**0.5, 0.0, 0.0, -(0.5**0.5)])[0]
+"""Where nuScenes' cars carry LIDAR_TOP, to the centimetre and degree, with x right, y forward, z up: (4, 4)."""
 
 
 def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIndex:
@@ -151,25 +234,18 @@ def build_index(tables: Tables, split: str) -> FrameIndex:
     """Make the index of a split.
 
     Raises:
-        DataError: the split has no frame, or a frame lacks a sensor's record.
+        DataError: the split has no frame, or a frame has neither LiDAR nor camera.
     """
     samples = tables.samples_of(split)
-    lacking = tables.keyframes[samples] < 0
-    if lacking.any():
-        frame, channel = np.argwhere(lacking)[0]
-        raise DataError(
-            f"sample {tables.tokens[samples[frame]].decode()} in {tables.folder} has no record of "
-            f"{CHANNELS[channel]}: CMT needs LIDAR_TOP and all six cameras of every keyframe"
-        )
     sweeps, lidar = _index_sweeps(tables, samples)
     lidar_to_global = sweeps["sweep_to_global"][lidar]
-    images = tables.keyframes[samples][:, 1:]
+    images = tables.keyframes[samples, 1:]
     return FrameIndex(
         tokens=tables.tokens[samples],
         scenes=tables.scenes[tables.sample_scenes[samples]],
         timestamps=tables.sample_times[samples],
         lidar=lidar,
-        image_files=tables.records.files[images],
+        image_files=np.where(images < 0, b"", tables.records.files[images]),
         lidar2img=_lidar_to_images(tables, images, lidar_to_global),
         **sweeps,
         **_index_boxes(tables, samples, lidar_to_global),
@@ -177,38 +253,62 @@ def build_index(tables: Tables, split: str) -> FrameIndex:
 
 
 def _index_sweeps(tables: Tables, samples: NDArray[np.int64]) -> tuple[dict[str, NDArray[Any]], NDArray[np.int32]]:
-    """The ``sweep_*`` arrays, and the row of each keyframe's own sweep."""
+    """The ``sweep_*`` arrays, and the row of each keyframe's own sweep.
+
+    A frame without LiDAR gets a sweep without a file, at its first camera's time, where a LiDAR usually sits.
+    """
+    records, keyframes, reference = tables.records, tables.keyframes[samples, 0], tables.reference_of(samples)
+    swept = keyframes >= 0
+    rows = _with_all_before(tables, keyframes[swept])
+    number = np.full(len(records.times) + 1, -1, dtype=np.int32)
+    number[rows] = np.arange(len(rows))  # one entry more, so that -1 stays -1
+    lidar = number[keyframes]
+    lidar[~swept] = len(rows) + np.arange(np.count_nonzero(~swept))
+    instead = reference[~swept]
+    arrays = {
+        "sweep_files": np.append(records.files[rows], np.zeros(len(instead), dtype="S1")),
+        "sweep_times": records.times[np.append(rows, instead)],
+        "sweep_to_global": np.append(
+            tables.sensor_to_global(rows), tables.ego_to_global(instead) @ USUAL_MOUNT, axis=0
+        ),
+        "sweep_previous": np.append(number[records.previous[rows]], np.full(len(instead), -1, dtype=np.int32)),
+    }
+    return arrays, lidar
+
+
+def _with_all_before(tables: Tables, sweeps: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Rows of sweeps and of all before them in their scenes.
+
+    Raises:
+        DataError: a record of another sensor is among them.
+    """
     records = tables.records
-    keyframes = tables.keyframes[samples, 0]
-    needed = np.zeros(len(records.previous), dtype=np.bool_)
-    front = keyframes
+    needed = np.zeros(len(records.times), dtype=np.bool_)
+    front = sweeps
     while len(front):  # back in time, all scenes at once, until where another keyframe has been
         needed[front] = True
         front = records.previous[front]
         front = front[front >= 0]
         front = front[~needed[front]]
     rows = np.flatnonzero(needed)
-    # One entry more, so that -1 stays -1.
-    number = np.full(len(needed) + 1, -1, dtype=np.int32)
-    number[rows] = np.arange(len(rows))
-    arrays = {
-        "sweep_files": records.files[rows],
-        "sweep_times": records.times[rows],
-        "sweep_to_global": tables.sensor_to_global(rows),
-        "sweep_previous": number[records.previous[rows]],
-    }
-    return arrays, number[keyframes]
+    other = rows[records.channels[rows] != 0]
+    if len(other):
+        channel, token = CHANNELS[records.channels[other[0]]], records.tokens[other[0]].decode()
+        raise refused("sample_data", token, f"is of {channel}, but prev of a sweep of {LIDAR}")
+    return rows
 
 
 def _lidar_to_images(
     tables: Tables, images: NDArray[np.int32], lidar_to_global: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """lidar2img (frame, view, 4, 4) of rows (frame, view) of the images' records."""
-    result = np.empty((*images.shape, 4, 4))
-    for view, rows in enumerate(images.T):
+    """lidar2img (frame, view, 4, 4) of rows (frame, view) of the images' records, -1: none."""
+    result = np.tile(np.eye(4), (*images.shape, 1, 1))
+    for view, of_view in enumerate(images.T):
+        there = np.flatnonzero(of_view >= 0)
+        rows = of_view[there]
         intrinsics = np.tile(np.eye(4), (len(rows), 1, 1))
         intrinsics[:, :3, :3] = tables.mounts.intrinsics[tables.records.mounts[rows]]
-        result[:, view] = intrinsics @ invert(tables.sensor_to_global(rows)) @ lidar_to_global
+        result[there, view] = intrinsics @ invert(tables.sensor_to_global(rows)) @ lidar_to_global[there]
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from numpy.typing import NDArray
 from nuscenes.utils.splits import create_splits_scenes
 
 from cmt_aqr.constants import CAMERAS, LIDAR
+from cmt_aqr.data.columns import bytes_of, refused
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.poses import poses
-from cmt_aqr.data.table_pieces import bytes_of
+from cmt_aqr.data.table_files import read_splits
 
 CHANNELS = (LIDAR, *CAMERAS)
 """The sensors that are read."""
@@ -31,7 +31,8 @@ class SensorRecords:
         keyframe: (record,) bool.
         times: (record,) int64, microseconds.
         files: (record,) bytes, paths below the data root.
-        previous: (record,) int32, the sweep before; -1 at the start of a scene, and for images.
+        tokens: (record,) bytes.
+        previous: (record,) int32, what ``prev`` of a sweep names; -1 at the start of a scene, and for images.
         mounts: (record,) int32, rows of :class:`Mounts`.
         ego_translations: (record, 3) float64, metres, ego to global frame.
         ego_rotations: (record, 4) float64, w, x, y, z.
@@ -42,6 +43,7 @@ class SensorRecords:
     keyframe: NDArray[np.bool_]
     times: NDArray[np.int64]
     files: NDArray[np.bytes_]
+    tokens: NDArray[np.bytes_]
     previous: NDArray[np.int32]
     mounts: NDArray[np.int32]
     ego_translations: NDArray[np.float64]
@@ -50,11 +52,11 @@ class SensorRecords:
 
 @dataclass(frozen=True)
 class Mounts:
-    """Calibrated sensors of ``CHANNELS``.
+    """Calibrated sensors.
 
     Attributes:
         to_ego: (mount, 4, 4) float64, sensor to ego frame.
-        intrinsics: (mount, 3, 3) float64, zeros for the LiDAR.
+        intrinsics: (mount, 3, 3) float64, zeros for sensors that are no cameras.
     """
 
     to_ego: NDArray[np.float64]
@@ -124,8 +126,7 @@ class Tables:
         Raises:
             DataError: the split has no frame in these tables.
         """
-        known = create_splits_scenes()
-        names = known[split] if split in known else json.loads((self.folder / "splits.json").read_text())[split]
+        names = create_splits_scenes().get(split) or read_splits(self.folder)[split]
         rows = np.flatnonzero(np.isin(self.scenes, bytes_of(names))[self.sample_scenes])
         if not len(rows):
             raise DataError(
@@ -133,8 +134,22 @@ class Tables:
             )
         return rows
 
+    def reference_of(self, samples: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Rows of the records that say when and where samples were taken: of LIDAR_TOP, else of a camera.
+
+        Raises:
+            DataError: a sample has neither.
+        """
+        there = self.keyframes[samples] >= 0
+        if not there.any(axis=1).all():
+            token = self.tokens[samples[there.any(axis=1).argmin()]].decode()
+            raise refused("sample", token, f"no key frame in sample_data.json is of {LIDAR} or of a camera")
+        return self.keyframes[samples, there.argmax(axis=1)]
+
+    def ego_to_global(self, rows: NDArray[np.integer]) -> NDArray[np.float64]:
+        """(record, 4, 4): where the car was."""
+        return poses(self.records.ego_translations[rows], self.records.ego_rotations[rows])
+
     def sensor_to_global(self, rows: NDArray[np.integer]) -> NDArray[np.float64]:
         """(record, 4, 4): the sensor's frame to the global frame, at the record's own ego pose."""
-        records = self.records
-        ego = poses(records.ego_translations[rows], records.ego_rotations[rows])
-        return ego @ self.mounts.to_ego[records.mounts[rows]]
+        return self.ego_to_global(rows) @ self.mounts.to_ego[self.records.mounts[rows]]

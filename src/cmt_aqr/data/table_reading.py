@@ -1,15 +1,15 @@
 """The nuScenes tables as arrays: each file is read once, a piece at a time, and only what is needed is kept.
 
-The devkit keeps every record of every table as a dictionary, 9 GB for the full set. Here radar records, images
-between keyframes and the poses of both go as soon as they are parsed.
+The devkit keeps every record of every table as a dictionary, 9 GB for the full set. Here every record is checked,
+but those of radars, and of images between keyframes, go as soon as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.checks import MAY_LACK, TableChecks
+from cmt_aqr.data.columns import INTRINSIC, bytes_of, read_column
 from cmt_aqr.data.poses import poses
 from cmt_aqr.data.table_arrays import ANNOTATIONS, CHANNELS, Annotations, Mounts, SensorRecords, Tables
-from cmt_aqr.data.table_pieces import Records, bytes_of, column_of, linked, numbered, read_pieces, refused
-from cmt_aqr.data.tables import fingerprint, numbers_of
+from cmt_aqr.data.table_files import read_pieces
 
 _PROGRESS_FROM = 200e6
 """Bytes of a folder's tables from which on a bar is drawn."""
@@ -34,33 +34,40 @@ def read_tables(folder: Path) -> Tables:
     """Read the tables of a version.
 
     Args:
-        folder: with the ``*.json`` files; those of annotations may be absent, as for the official test split.
+        folder: with the ``*.json`` files; those of ``MAY_LACK`` may be absent, as for the official test split.
 
     Raises:
         DataError: a table is no list of records in JSON, a record refers to one that is not there, or a value
             is not what it must be; the sentence names table, token and field.
     """
     with _without_collector(), _Reader(folder) as reader:
-        scenes = reader.whole("scene")
-        sample_rows, samples = _read_samples(reader, numbered(column_of(scenes, "scene", "token")))
-        mounts, mount_rows, channels = _read_mounts(reader)
-        records = _read_records(reader, sample_rows, mount_rows, channels)
-        categories, attributes, annotations = _read_annotations(reader, sample_rows, samples["sample_times"])
-        for table in ("log", "map"):
-            reader.whole(table)  # the devkit's evaluation opens them, too
-    keyframes = np.full((len(sample_rows), len(CHANNELS)), -1, dtype=np.int32)
+        for table in ("visibility", "log"):
+            reader.read(table)
+        categories, attributes = (tuple(reader.read(table)["name"]) for table in ("category", "attribute"))
+        instances = reader.read("instance")
+        mounts, channels = _read_mounts(reader)
+        ego = reader.read("ego_pose", lambda piece: {name: piece[name] for name in ("translation", "rotation")})
+        scenes = reader.read("scene")
+        samples = reader.read("sample", time_of=lambda piece: piece["timestamp"])
+        times = samples["timestamp"].astype(np.int64)
+        records = _read_records(reader, channels, ego)
+        annotations = _read_annotations(reader, instances["category_token"], times)
+        reader.checks.check_logs(reader.read("map")["log_tokens"])
+    keyframes = np.full((len(times), len(CHANNELS)), -1, dtype=np.int32)
     rows = np.flatnonzero(records.keyframe)
     keyframes[records.samples[rows], records.channels[rows]] = rows
     return Tables(
         folder=folder,
-        scenes=bytes_of(column_of(scenes, "scene", "name")),
+        scenes=bytes_of(scenes["name"]),
+        tokens=bytes_of(samples["token"]),
+        sample_scenes=samples["scene_token"].astype(np.int32),
+        sample_times=times,
         keyframes=keyframes,
         records=records,
         mounts=mounts,
         categories=categories,
         attributes=attributes,
         annotations=annotations,
-        **samples,
     )
 
 
@@ -76,11 +83,16 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
+Columns = dict[str, Any]
+"""By field, arrays (record, ...) or lists: see :meth:`cmt_aqr.data.checks.TableChecks.check`."""
+
+
 class _Reader:
-    """Reads tables of a folder, with a bar where that takes long."""
+    """Reads and checks tables of a folder, with a bar where that takes long."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.checks = TableChecks(folder)
         total = sum(path.stat().st_size for path in folder.glob("*.json"))
         self._progress = Progress(disable=total < _PROGRESS_FROM)
         self._task = self._progress.add_task(f"Reading the tables of {folder.name}", total=total)
@@ -92,203 +104,135 @@ class _Reader:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def pieces(self, table: str, may_lack: bool = False) -> Iterator[list[dict[str, Any]]]:
-        """The records of a table, some at a time; at least one piece.
+    def read(
+        self,
+        table: str,
+        keep: Callable[[Columns], Columns] = lambda piece: piece,
+        time_of: Callable[[Columns], NDArray[Any]] | None = None,
+    ) -> Columns:
+        """What is kept of a table.
+
+        Args:
+            table: its name.
+            keep: of the columns of some records.
+            time_of: microseconds (record,), of a table with ``prev`` and ``next``: from the columns.
+
+        Returns:
+            The columns that ``keep`` gives, end to end; and ``prev`` and ``next`` of all records, as rows.
 
         Raises:
-            DataError: it is no list of records in JSON, or absent and not one that ``may_lack``.
+            DataError: see :func:`read_tables`.
         """
-        path = self.folder / f"{table}.json"
-        if may_lack and not path.exists():
-            yield []
-            return
-        for size, records in read_pieces(path):
-            yield records
+        pieces: list[Columns] = []
+        times: list[NDArray[np.int64]] = []
+        for size, records in self._pieces(table):
+            columns = self.checks.check(table, records)
+            if time_of is not None:
+                times.append(time_of(columns).astype(np.int64))
+            pieces.append(keep(columns))
             self._progress.advance(self._task, size)
+        links = self.checks.finish(table, np.concatenate(times) if times else None)
+        return {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]} | links
 
-    def whole(self, table: str, may_lack: bool = False) -> list[dict[str, Any]]:
-        """All records of a table.
-
-        Raises:
-            DataError: there is none, and it is not one that ``may_lack``.
-        """
-        records = [record for piece in self.pieces(table, may_lack) for record in piece]
-        if not (records or may_lack):
-            raise DataError(f"{self.folder / table}.json has no record; download the version's metadata again")
-        return records
+    def _pieces(self, table: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        path = self.folder / f"{table}.json"
+        return iter([(0, [])]) if table in MAY_LACK and not path.exists() else read_pieces(path)
 
 
-def _joined(pieces: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Arrays of several pieces, end to end."""
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+def _joined(parts: list[Any]) -> Any:
+    """Arrays or lists, end to end."""
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else list(itertools.chain.from_iterable(parts))
 
 
-def _times_of(records: Records, table: str) -> NDArray[np.int64]:
-    return np.array(column_of(records, table, "timestamp", int), dtype=np.int64)
+def _read_mounts(reader: _Reader) -> tuple[Mounts, NDArray[np.int8]]:
+    """The calibrated sensors, and the channel of each, -1 for sensors that are not read."""
+    names = reader.read("sensor")["channel"]
+    of_sensor = np.array([CHANNELS.index(name) if name in CHANNELS else -1 for name in names], dtype=np.int8)
+    records = reader.read("calibrated_sensor")
+    channels = of_sensor[records["sensor_token"]]
+    intrinsics = np.zeros((len(channels), 3, 3))
+    cameras = np.flatnonzero(channels > 0)
+    tokens, matrices = ([records[name][row] for row in cameras] for name in ("token", "camera_intrinsic"))
+    intrinsics[cameras] = read_column("calibrated_sensor", "camera_intrinsic", matrices, tokens, INTRINSIC)
+    return Mounts(poses(records["translation"], records["rotation"]), intrinsics), channels
 
 
-def _read_samples(reader: _Reader, scene_rows: Mapping[str, int]) -> tuple[dict[str, int], dict[str, Any]]:
-    """Row by token, and the arrays of :class:`Tables` about samples."""
-    records = reader.whole("sample")
-    tokens = column_of(records, "sample", "token")
-    scenes = column_of(records, "sample", "scene_token")
-    arrays = {
-        "tokens": bytes_of(tokens),
-        "sample_scenes": linked(scene_rows, scenes, tokens, "sample", "scene_token", "scene").astype(np.int32),
-        "sample_times": _times_of(records, "sample"),
-    }
-    return numbered(tokens), arrays
-
-
-def _read_mounts(reader: _Reader) -> tuple[Mounts, dict[str, int], NDArray[np.int8]]:
-    """The calibrated sensors, their rows by token, and the channel of each, -1 for sensors that are not read."""
-    sensors, records = reader.whole("sensor"), reader.whole("calibrated_sensor")
-    of_sensor = np.array(
-        [CHANNELS.index(name) if name in CHANNELS else -1 for name in column_of(sensors, "sensor", "channel")],
-        dtype=np.int8,
-    )
-    table = "calibrated_sensor"
-    tokens, links = (column_of(records, table, name) for name in ("token", "sensor_token"))
-    sensor_rows = numbered(column_of(sensors, "sensor", "token"))
-    channels = of_sensor[linked(sensor_rows, links, tokens, table, "sensor_token", "sensor")]
-    to_ego, intrinsics = np.tile(np.eye(4), (len(records), 1, 1)), np.zeros((len(records), 3, 3))
-    read, cameras = np.flatnonzero(channels >= 0), np.flatnonzero(channels > 0)
-    own = [records[row] for row in read]
-    to_ego[read] = poses(
-        numbers_of(own, table, "translation", (3,), "position"),
-        numbers_of(own, table, "rotation", (4,), "rotation"),
-    )
-    own = [records[row] for row in cameras]
-    intrinsics[cameras] = numbers_of(own, table, "camera_intrinsic", (3, 3), "intrinsic")
-    return Mounts(to_ego, intrinsics), numbered(tokens), channels
-
-
-def _read_records(
-    reader: _Reader, sample_rows: Mapping[str, int], mount_rows: Mapping[str, int], channels: NDArray[np.int8]
-) -> SensorRecords:
-    table = "sample_data"
-    pieces: list[dict[str, NDArray[Any]]] = []
-    texts: dict[str, list[str]] = {"token": [], "prev": [], "ego_pose_token": []}
-    for piece in reader.pieces(table):
-        tokens, links = (column_of(piece, table, name) for name in ("token", "calibrated_sensor_token"))
-        mounts = linked(mount_rows, links, tokens, table, "calibrated_sensor_token", "calibrated_sensor")
-        keyframe = np.array(column_of(piece, table, "is_key_frame", bool), dtype=np.bool_)
-        channel = channels[mounts]
-        kept = np.flatnonzero((channel == 0) | ((channel > 0) & keyframe))
-        own = [piece[row] for row in kept]
-        columns = {name: column_of(own, table, name) for name in (*texts, "sample_token", "filename")}
-        samples = linked(sample_rows, columns["sample_token"], columns["token"], table, "sample_token", "sample")
-        pieces.append(
-            {
-                "mounts": mounts[kept].astype(np.int32),
-                "channels": channel[kept],
-                "samples": samples.astype(np.int32),
-                "keyframe": keyframe[kept],
-                "times": _times_of(own, table),
-                "files": bytes_of(columns["filename"]),
-            }
-        )
-        for name, column in texts.items():
-            column += columns[name]
-    arrays = _joined(pieces)
-    sweeps = np.flatnonzero(arrays["channels"] == 0)
-    tokens, links = ([texts[name][row] for row in sweeps] for name in ("token", "prev"))
-    previous = np.full(len(arrays["channels"]), -1, dtype=np.int32)
-    rows = dict(zip(tokens, sweeps.tolist(), strict=True))
-    previous[sweeps] = linked(rows, links, tokens, table, "prev", table, may_end=True)
-    del rows, tokens, links
-    return SensorRecords(**arrays, previous=previous, **_read_ego(reader, texts["ego_pose_token"], texts["token"]))
-
-
-def _read_ego(reader: _Reader, wanted: Sequence[str], tokens: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Poses of the car at each record.
+def _read_records(reader: _Reader, channels: NDArray[np.int8], ego: Columns) -> SensorRecords:
+    """The records of ``CHANNELS`` that are needed.
 
     Args:
         reader: of the tables.
-        wanted: tokens of the poses.
-        tokens: of the records.
+        channels: of each calibrated sensor.
+        ego: poses of the car.
     """
-    table = "ego_pose"
-    needed = set(wanted)
-    pieces: list[dict[str, NDArray[np.float64]]] = []
-    found: list[str] = []
-    for piece in reader.pieces(table):
-        own = [record for record in piece if record.get("token") in needed]
-        found += column_of(own, table, "token")
-        pieces.append(
-            {
-                "ego_translations": numbers_of(own, table, "translation", (3,), "position"),
-                "ego_rotations": numbers_of(own, table, "rotation", (4,), "rotation"),
-            }
-        )
-    rows = linked(numbered(found), wanted, tokens, "sample_data", "ego_pose_token", table)
-    return {name: values[rows] for name, values in _joined(pieces).items()}
+    table = "sample_data"
+
+    def keep(piece: Columns) -> Columns:
+        channel = channels[piece["calibrated_sensor_token"]]
+        keyframe = np.array(piece["is_key_frame"], dtype=np.bool_)
+        needed = (channel == 0) | ((channel > 0) & keyframe)
+        own = np.flatnonzero(needed)
+        return {
+            "needed": needed,
+            "mounts": piece["calibrated_sensor_token"][own].astype(np.int32),
+            "samples": piece["sample_token"][own].astype(np.int32),
+            "ego": piece["ego_pose_token"][own],
+            "keyframe": keyframe[own],
+            "times": piece["timestamp"][own].astype(np.int64),
+            "files": bytes_of(piece["filename"][row] for row in own),
+            "tokens": bytes_of(piece["token"][row] for row in own),
+        }
+
+    kept = reader.read(table, keep, time_of=lambda piece: piece["timestamp"])
+    reader.checks.forget("ego_pose", table)
+    needed = kept.pop("needed")
+    rows, place = np.flatnonzero(needed), np.full(len(needed) + 1, -1, dtype=np.int32)
+    place[rows] = np.arange(len(rows))  # one entry more, so that -1 stays -1
+    previous, at = kept.pop("prev")[rows], kept.pop("ego")
+    channel = channels[kept["mounts"]]
+    del kept["next"]
+    return SensorRecords(
+        **kept,
+        channels=channel,
+        previous=np.where(channel == 0, place[previous], -1).astype(np.int32),
+        ego_translations=ego["translation"][at],
+        ego_rotations=ego["rotation"][at],
+    )
 
 
 def _read_annotations(
-    reader: _Reader, sample_rows: Mapping[str, int], sample_times: NDArray[np.int64]
-) -> tuple[tuple[str, ...], tuple[str, ...], Annotations]:
-    """Names of categories and attributes, and the boxes."""
-    kinds, attributes, instances = (
-        reader.whole(table, may_lack=True) for table in ("category", "attribute", "instance")
-    )
-    category_rows = numbered(column_of(kinds, "category", "token"))
-    attribute_rows = numbered(column_of(attributes, "attribute", "token"))
-    tokens, links = (column_of(instances, "instance", name) for name in ("token", "category_token"))
-    category_of = linked(category_rows, links, tokens, "instance", "category_token", "category").astype(np.int16)
-    instance_rows = numbered(tokens)
-    pieces: list[dict[str, NDArray[Any]]] = []
-    texts: dict[str, list[str]] = {"token": [], "prev": [], "next": []}
-    for piece in reader.pieces(ANNOTATIONS, may_lack=True):
-        tokens = column_of(piece, ANNOTATIONS, "token")
-        links = column_of(piece, ANNOTATIONS, "instance_token")
-        of = linked(instance_rows, links, tokens, ANNOTATIONS, "instance_token", "instance")
-        links = column_of(piece, ANNOTATIONS, "sample_token")
-        samples = linked(sample_rows, links, tokens, ANNOTATIONS, "sample_token", "sample")
-        pieces.append(
-            {
-                "samples": samples.astype(np.int32),
-                "categories": category_of[of],
-                "attributes": _attributes_of(piece, tokens, attribute_rows),
-                "translations": numbers_of(piece, ANNOTATIONS, "translation", (3,), "position"),
-                "sizes": numbers_of(piece, ANNOTATIONS, "size", (3,), "size"),
-                "rotations": numbers_of(piece, ANNOTATIONS, "rotation", (4,), "rotation"),
-                "lidar_points": numbers_of(piece, ANNOTATIONS, "num_lidar_pts", (), "count").astype(np.int64),
-                "radar_points": numbers_of(piece, ANNOTATIONS, "num_radar_pts", (), "count").astype(np.int64),
-            }
-        )
-        for name, column in texts.items():
-            column += column_of(piece, ANNOTATIONS, name)
-    arrays = _joined(pieces)
-    rows = numbered(texts["token"])
-    previous, following = (
-        linked(rows, texts[name], texts["token"], ANNOTATIONS, name, ANNOTATIONS, may_end=True)
-        for name in ("prev", "next")
-    )
-    times = 1e-6 * sample_times[arrays["samples"]]
-    velocities = _velocities(arrays["translations"][:, :2], times, previous, following)
-    categories = tuple(column_of(kinds, "category", "name"))
-    names = tuple(column_of(attributes, "attribute", "name"))
-    return categories, names, Annotations(**arrays, velocities=velocities)
+    reader: _Reader, category_of: NDArray[np.int64], sample_times: NDArray[np.int64]
+) -> Annotations:
+    """The annotated boxes.
 
-
-def _attributes_of(records: Records, tokens: Sequence[str], rows: Mapping[str, int]) -> NDArray[np.int16]:
-    """Row of each annotation's attribute, -1: none.
-
-    Raises:
-        DataError: an annotation has several, or one that is not there.
+    Args:
+        reader: of the tables.
+        category_of: (instance,) rows of the category table.
+        sample_times: (sample,) microseconds.
     """
-    lists = column_of(records, ANNOTATIONS, "attribute_tokens", list)
-    if max(map(len, lists), default=0) > 1:
-        token, several = next(pair for pair in zip(tokens, lists, strict=True) if len(pair[1]) > 1)
-        raise refused(ANNOTATIONS, token, f"attribute_tokens={several} must be one or none")
-    links = [one[0] if one else "" for one in lists]
-    return linked(rows, links, tokens, ANNOTATIONS, "attribute_tokens", "attribute", may_end=True).astype(np.int16)
+
+    def keep(piece: Columns) -> Columns:
+        return {
+            "samples": piece["sample_token"].astype(np.int32),
+            "categories": category_of[piece["instance_token"]].astype(np.int16),
+            "attributes": piece["attribute_tokens"].astype(np.int16),
+            "translations": piece["translation"],
+            "sizes": piece["size"],
+            "rotations": piece["rotation"],
+            "lidar_points": piece["num_lidar_pts"].astype(np.int64),
+            "radar_points": piece["num_radar_pts"].astype(np.int64),
+        }
+
+    kept = reader.read(ANNOTATIONS, keep, time_of=lambda piece: sample_times[piece["sample_token"]])
+    reader.checks.forget(ANNOTATIONS, "instance")
+    previous, following = kept.pop("prev"), kept.pop("next")
+    velocities = _velocities(kept["translations"][:, :2], sample_times[kept["samples"]], previous, following)
+    return Annotations(**kept, velocities=velocities)
 
 
 def _velocities(
     places: NDArray[np.float64],
-    times: NDArray[np.float64],
+    times: NDArray[np.int64],
     previous: NDArray[np.int64],
     following: NDArray[np.int64],
 ) -> NDArray[np.float64]:
@@ -296,34 +240,15 @@ def _velocities(
 
     Args:
         places: (box, 2) in metres, global frame.
-        times: (box,) in seconds.
+        times: (box,) in microseconds.
         previous: (box,) the object's annotation before, -1: none.
         following: (box,) the one after.
     """
-    own = np.arange(len(places))
+    own, seconds = np.arange(len(places)), 1e-6 * times
     first, last = np.where(previous < 0, own, previous), np.where(following < 0, own, following)
     both = (previous >= 0) & (following >= 0)
-    lag = times[last] - times[first]
+    lag = seconds[last] - seconds[first]
     known = (first != last) & (lag <= np.where(both, 2 * _LONGEST_GAP, _LONGEST_GAP))
     velocities = np.full(places.shape, np.nan)
     velocities[known] = (places[last] - places[first])[known] / lag[known, None]
     return velocities
-
-
-@functools.lru_cache(maxsize=1)
-def _open(root: Path, version: str, _fingerprint: str) -> Tables:
-    return read_tables(root / version)
-
-
-def open_tables(root: Path, version: str) -> Tables:
-    """The tables of a data root; those opened last are kept until :func:`close_tables`.
-
-    Raises:
-        DataError: see :func:`read_tables`.
-    """
-    return _open(root.resolve(), version, fingerprint(root, version))
-
-
-def close_tables() -> None:
-    """Let go of the tables, once everything derived is cached."""
-    _open.cache_clear()
