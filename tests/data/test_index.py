@@ -248,7 +248,12 @@ def test_custom_split(small_root: Path, tmp_path: Path) -> None:
 
 def test_pieces_are_the_whole_however_they_are_cut(tmp_path: Path) -> None:
     """Records may hold what looks like the end of a record, and any layout of JSON."""
-    odd = [{"token": "a}, {b", "list": [{"x": 1}, {"y": "\\\""}], "é": [1.5, None]}, {"token": "c"}, {}, {"z": [[]]}]
+    odd = [
+        {"token": "a}, {b", "list": [{"x": 1}, {"y": '\\"'}], "é": [1.5, None]},
+        {"token": "c"},
+        {},
+        {"z": [[]]},
+    ]
     path = tmp_path / "table.json"
     for records in (odd * 5, [], odd[1:2]):
         for layout in ({"indent": 0}, {"indent": None}, {"separators": (",", ":")}, {"ensure_ascii": False}):

@@ -72,7 +72,9 @@ def check_projection(tables: NuScenes, reader: FrameReader, frame: int) -> None:
 
 
 def test_projection_agrees_with_devkit(small_root: Path, tmp_path: Path) -> None:
-    check_projection(NuScenes("v1.0-mini", str(small_root), verbose=False), reader_of(small_root, tmp_path, sweeps=0), 1)
+    check_projection(
+        NuScenes("v1.0-mini", str(small_root), verbose=False), reader_of(small_root, tmp_path, sweeps=0), 1
+    )
 
 
 @needs_keyframe

@@ -241,7 +241,9 @@ def linked(
         return np.fromiter(map(rows.__getitem__, column), dtype=np.int64, count=len(column))
     except KeyError:
         place = next(place for place, value in enumerate(column) if value not in rows)
-        raise refused(table, tokens[place], f"{name}={shown(column[place])} is no token of {target}.json") from None
+        raise refused(
+            table, tokens[place], f"{name}={shown(column[place])} is no token of {target}.json"
+        ) from None
 
 
 def bytes_of(texts: Iterable[str]) -> NDArray[np.bytes_]:

@@ -21,15 +21,16 @@ from cmt_aqr.data.augmentation import (
 )
 from cmt_aqr.data.dataset import FrameDataset, FrameLoader, FrameSampler
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.finishing import Finishing
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.resampling import RESAMPLINGS, resampled_frames
-from cmt_aqr.data.tables import close_tables
-from cmt_aqr.data.tables import check_request, read_table
+from cmt_aqr.data.tables import check_request, close_tables, read_table
 from cmt_aqr.errors import SettingError
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import check_anything_to_find
+from cmt_aqr.structures import Batch
 
 Transforms = Mapping[str, Transform | None] | None
 """Named, so that a configuration can override or switch off (null) one; applied in the order given."""
@@ -71,6 +72,7 @@ class NuScenesDataModule(LightningDataModule):
         min_points: boxes with fewer LiDAR points are not trained on.
         crop_points: drop points outside ``point_range`` in training.
         shuffle_points: random order of points in training, see :class:`TrainingFilter`.
+        half_size_images: decode images to half their height and width, for speed; see ``reading.read_image``.
         half_points: round points to half precision in training, see :class:`TrainingFilter`.
         exact_lidar2img: see :class:`ImageProcessing`.
         cache_frames: keep frames in memory once read, in each process; for small data sets.
@@ -112,6 +114,7 @@ class NuScenesDataModule(LightningDataModule):
         min_points: int = 1,
         crop_points: bool = True,
         shuffle_points: bool = True,
+        half_size_images: bool = False,
         half_points: bool = False,
         exact_lidar2img: bool = True,
         cache_frames: bool = False,
@@ -157,13 +160,15 @@ class NuScenesDataModule(LightningDataModule):
             *_present(train_transforms),
             *([scene_augmentation] if scene_augmentation is not None else []),
             TrainingFilter(point_range, min_points, crop_points, shuffle_points, half_points),
-            ImageProcessing(image_size, image_mean, image_std, image_augmentation, exact_lidar2img),
+            ImageProcessing(image_size, image_augmentation, exact_lidar2img),
         ]
         self._eval_transforms: list[Transform] = [
             *_present({"fault": eval_fault}),
             *_present(eval_transforms),
-            ImageProcessing(image_size, image_mean, image_std, exact_lidar2img=exact_lidar2img),
+            ImageProcessing(image_size, exact_lidar2img=exact_lidar2img),
         ]
+        self.half_size_images = half_size_images
+        self._finishing = Finishing(image_mean, image_std)
         self._datasets: dict[str, FrameDataset] = {}
         self._start: tuple[int, int] | None = None
 
@@ -194,7 +199,9 @@ class NuScenesDataModule(LightningDataModule):
         split = self.train_split if training else self.val_split
         assert split is not None
         index = self.index(split).first(limit)
-        reader = FrameReader(self.root, index, self.sweeps, self.cameras, self.lidar)
+        reader = FrameReader(
+            self.root, index, self.sweeps, self.cameras, self.lidar, half_size=self.half_size_images
+        )
         index.check_files(self.root, range(1), self.cameras, self.lidar)
         points = reader.read_first_points() if self.lidar else None
         if training:
@@ -307,6 +314,14 @@ class NuScenesDataModule(LightningDataModule):
             loader.set_position(*self._start)
             self._start = None
         return loader
+
+    def finish(self, batch: Batch) -> Batch:
+        """Normalise, mask and shuffle a batch where it is: what a loader gives needs it before a model."""
+        return self._finishing(batch)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Finish a batch on the device. Lightning calls it."""
+        return self.finish(batch)
 
     def train_dataloader(self) -> FrameLoader:
         """Batches of augmented frames, shuffled by (seed, epoch); its position can be saved and restored."""

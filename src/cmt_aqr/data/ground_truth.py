@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import boxes_of, class_of
 from cmt_aqr.data.saved_arrays import Layout, load_arrays, report_damage, save_arrays

@@ -12,7 +12,6 @@ import orjson
 from cmt_aqr.data.columns import TEXT, check_column, column_of, shown
 from cmt_aqr.data.errors import DataError
 
-
 PIECE = 1 << 22
 """Bytes of a table parsed at a time."""
 

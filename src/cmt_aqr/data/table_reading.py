@@ -141,7 +141,9 @@ class _Reader:
 
 def _joined(parts: list[Any]) -> Any:
     """Arrays or lists, end to end."""
-    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else list(itertools.chain.from_iterable(parts))
+    return (
+        np.concatenate(parts) if isinstance(parts[0], np.ndarray) else list(itertools.chain.from_iterable(parts))
+    )
 
 
 def _read_mounts(reader: _Reader) -> tuple[Mounts, NDArray[np.int8]]:
