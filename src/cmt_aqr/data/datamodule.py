@@ -26,7 +26,7 @@ from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.resampling import RESAMPLINGS, resampled_frames
-from cmt_aqr.data.tables import check_request, close_tables, read_table
+from cmt_aqr.data.tables import check_request, close_tables, is_annotated, read_table
 from cmt_aqr.errors import SettingError
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import check_anything_to_find
@@ -176,7 +176,7 @@ class NuScenesDataModule(LightningDataModule):
         """Index the splits and cache their ground truth, once a machine; then the tables are let go of."""
         for split in self._splits():
             load_index(self.root, self.version, split, self.cache_dir)
-        if self.val_split != "test":
+        if self.annotated:
             load_ground_truth(self.root, self.version, self.val_split, self.cache_dir)
         close_tables()
 
@@ -185,9 +185,14 @@ class NuScenesDataModule(LightningDataModule):
         for name in ("train", "val") if stage == "fit" else ("val",):
             if name not in self._datasets:
                 self._datasets[name] = self._make_dataset(name)
-        if self.trainer is not None and self.val_split != "test":
+        if self.trainer is not None and self.annotated:
             frames = np.arange(len(self._datasets["val"]))
             check_anything_to_find(self.ground_truth(), frames)
+
+    @property
+    def annotated(self) -> bool:
+        """Whether there are annotations to train on and to evaluate with."""
+        return is_annotated(self.version)
 
     def _splits(self) -> list[str]:
         """The splits that are read."""
@@ -260,9 +265,13 @@ class NuScenesDataModule(LightningDataModule):
         """What the official evaluation compares with, of ``val_split`` or the split that is named.
 
         Raises:
-            DataError: the split has no annotations.
+            DataError: the split should have annotations, and has none.
         """
-        return load_ground_truth(self.root, self.version, split or self.val_split, self.cache_dir)
+        split = split or self.val_split
+        if self.annotated:
+            return load_ground_truth(self.root, self.version, split, self.cache_dir)
+        index = self.index(split)
+        return GroundTruth.unknown(self.version, split, tuple(map(index.token, range(len(index)))))
 
     def metric(self) -> NuScenesMetric:
         """The official metric of ``val_split``; it loads its ground truth when it is first used."""
