@@ -9,11 +9,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cmt_aqr.data.masking import MaskModality
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import load_ground_truth
 from cmt_aqr.data.index import load_index
+from cmt_aqr.data.masking import MaskModality
 from cmt_aqr.data.tables import open_tables
 from cmt_aqr.errors import UserError
 from tests.small_data import RANGE, datamodule

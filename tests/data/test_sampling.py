@@ -29,7 +29,6 @@ from cmt_aqr.structures import Frame
 from tests.data.test_loading import digest
 from tests.small_data import datamodule
 
-
 MANY = dict.fromkeys(CLASSES, 25)
 """Goals that the frames of these data, which are full of objects, do not meet by themselves."""
 
@@ -70,7 +69,9 @@ def test_the_database_holds_every_object_that_is_seen_well(data: NuScenesDataMod
         entries = database.entries[rows]
         # Points on the car itself are not kept, and a first frame's count eleven times.
         expected = (inside >= 5) & (frame.box_points > 0)
-        assert {tuple(box) for box in frame.boxes[expected].tolist()} <= {tuple(b) for b in entries["box"].tolist()}
+        assert {tuple(box) for box in frame.boxes[expected].tolist()} <= {
+            tuple(b) for b in entries["box"].tolist()
+        }
         for row, entry in zip(rows.tolist(), entries, strict=True):
             bottom = entry["box"][:3] - (0, 0, entry["box"][5] / 2)
             cloud = database.points(row)
@@ -86,7 +87,10 @@ def test_the_database_holds_every_object_that_is_seen_well(data: NuScenesDataMod
                 found += 1
     assert found > 20
     first, later = (sampler_of(data).database.entries["frame"] == number for number in (0, 1))
-    lags = [{float(lag) for row in np.flatnonzero(which) for lag in database.points(row)[:, 4]} for which in (first, later)]
+    lags = [
+        {float(lag) for row in np.flatnonzero(which) for lag in database.points(row)[:, 4]}
+        for which in (first, later)
+    ]
     assert lags[0] == {0.0}
     assert len(lags[1]) == 4
 
@@ -235,7 +239,9 @@ def folder_of(data: NuScenesDataModule) -> Path:
     return sampler_of(data).database.folder
 
 
-def test_several_processes_make_the_same_database(data: NuScenesDataModule, small_root: Path, tmp_path: Path) -> None:
+def test_several_processes_make_the_same_database(
+    data: NuScenesDataModule, small_root: Path, tmp_path: Path
+) -> None:
     many = with_sampling(small_root, tmp_path, Sampling(processes=3, database=tmp_path / "objects"))
     many.setup("fit")
     assert paths_of(folder_of(many)) == paths_of(folder_of(data))
@@ -346,9 +352,16 @@ def test_damage_is_told_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", ["points are cut", "patches are cut", "a part is missing", "entries are cut", "a patch outside"])
+@pytest.mark.parametrize(
+    "damage", ["points are cut", "patches are cut", "a part is missing", "entries are cut", "a patch outside"]
+)
 def test_what_is_cut_is_made_again(
-    small_root: Path, cache: Path, tmp_path: Path, data: NuScenesDataModule, damage: str, caplog: pytest.LogCaptureFixture
+    small_root: Path,
+    cache: Path,
+    tmp_path: Path,
+    data: NuScenesDataModule,
+    damage: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     shutil.copytree(folder_of(data), tmp_path / "objects")
     DAMAGES[damage][0](tmp_path / "objects")
@@ -368,7 +381,10 @@ def test_a_class_that_nobody_has_is_named(
     database = sampler_of(data).database
     with caplog.at_level(logging.WARNING):
         other = ObjectDatabase.__new__(ObjectDatabase)
-        vars(other).update(vars(database) | {"folder": folder, "starts": np.searchsorted(np.load(folder / ENTRIES)["label"], np.arange(11))})
+        vars(other).update(
+            vars(database)
+            | {"folder": folder, "starts": np.searchsorted(np.load(folder / ENTRIES)["label"], np.arange(11))}
+        )
         ObjectSampler(Sampling(), other)
     assert "no bus" in caplog.text
     caplog.clear()

@@ -257,9 +257,7 @@ class ImageProcessing:
             image_mask=None if mask is None else torch.from_numpy(mask),
         )
 
-    def resize(
-        self, frame: Frame, factor: float, resized: tuple[int, int], left: int, mirrored: bool
-    ) -> Frame:
+    def resize(self, frame: Frame, factor: float, resized: tuple[int, int], left: int, mirrored: bool) -> Frame:
         """Resize, keep the bottom rows and the columns from ``left`` on, perhaps mirror; lidar2img goes along.
 
         Args:

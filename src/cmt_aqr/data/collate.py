@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-
 from torch import Tensor
 
 from cmt_aqr.structures import Batch, Frame

@@ -1,4 +1,4 @@
-"""The database of objects that are pasted into training frames: their points, patches and boxes, in a few large files.
+"""The database of objects that are pasted into training frames: points, patches and boxes, in few large files.
 
 ``entries.npy`` has a row of fixed size for each object, ordered by class; ``part-0000.points`` and
 ``part-0000.patches`` hold what differs in length, a few hundred frames in each part. All of it is mapped into
@@ -41,10 +41,10 @@ ENTRY = np.dtype(
         ("box", np.float32, (9,)),
     ]
 )
-"""An object: class; view of its patch, -1 without one; part, and frame of the split that it is from; its points
-begin at row ``points_at`` of the part's points and are ``points`` many; its patch begins at byte ``patch_at`` and was
-cut from ``rectangle`` (x0, y0, x1, y1, end exclusive) of a picture of ``picture`` (height, width) pixels, at ``depth``
-metres; ``box`` is about its middle, in the LiDAR frame of its own keyframe."""
+"""An object: class; view of its patch, -1 without one; part, and frame of the split that it is from. Its points
+begin at row ``points_at`` of the part's points and are ``points`` many. Its patch begins at byte ``patch_at`` and
+was cut from ``rectangle`` (x0, y0, x1, y1, end exclusive) of a picture of ``picture`` (height, width) pixels, at
+``depth`` metres. ``box`` is about its middle, in the LiDAR frame of its own keyframe."""
 
 DESCRIPTION, ENTRIES = "database.json", "entries.npy"
 _POINT_BYTES = 4 * POINT_FEATURES
@@ -109,7 +109,7 @@ def difference(folder: Path, contents: Contents) -> str | None:
     for key, value in dataclasses.asdict(contents).items():
         if made_of.get(key) != value:
             if key == "tables":
-                return f"was made of other tables of {contents.version} than those of data.root, or they changed since"
+                return f"was made of other tables of {contents.version} than data.root's, or they changed since"
             return f"was made with {key}={made_of.get(key)}, and {key}={value} is asked for"
     return None
 
@@ -227,6 +227,7 @@ def _check_entries(entries: NDArray[np.void], parts: list[list[int]], folder: Pa
         if not fine.all():
             row = int(np.argmin(fine))
             raise DataError(
-                f"{folder / ENTRIES} is damaged: object {row} {what} (rectangle {entries['rectangle'][row].tolist()} "
-                f"of {entries['picture'][row].tolist()}); delete {folder}, and it is made again"
+                f"{folder / ENTRIES} is damaged: object {row} {what} (rectangle "
+                f"{entries['rectangle'][row].tolist()} of {entries['picture'][row].tolist()}); delete {folder}, and it "
+                "is made again"
             )

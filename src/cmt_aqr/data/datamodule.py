@@ -39,10 +39,11 @@ Transforms = Mapping[str, Transform | None] | None
 class NuScenesDataModule(LightningDataModule):
     """nuScenes, or anything in its format.
 
-    Objects are pasted into a training frame by ``sampling``; then it goes through ``train_fault``, ``train_transforms``, ``scene_augmentation``, the training
-    filter, and the image processing with ``image_augmentation``, in this order; an evaluated one through
-    ``eval_fault``, ``eval_transforms`` and the plain image processing. Sensor faults and masked-modal training
-    see the frame as it was read. Augmentation depends on (seed, epoch, frame) only.
+    Objects are pasted into a training frame by ``sampling``; then it goes through ``train_fault``,
+    ``train_transforms``, ``scene_augmentation``, the training filter, and the image processing with
+    ``image_augmentation``, in this order; an evaluated one through ``eval_fault``, ``eval_transforms`` and the
+    plain image processing. Sensor faults and masked-modal training see the frame as it was read, with what was
+    pasted. All of it depends on (seed, epoch, frame, repeat) only.
 
     Args:
         root: data root: the folder with ``samples``, ``sweeps`` and the version's folder.

@@ -111,9 +111,8 @@ class FrameDataset(Dataset[Frame]):
             other = key._replace(frame=int(random.integers(len(self))))
             frame = apply_transforms(self.stored(other), self.transforms, random)
         raise DataError(
-            f"{_MOST_TRIES} frames in a row have no box within data.point_range with data.min_points LiDAR points: "
-            "widen the one, lower the other, or train on frames without a box, too, with "
-            "data.replace_empty_frames=false"
+            f"{_MOST_TRIES} frames in a row have no box of data.min_points LiDAR points within data.point_range: "
+            "widen the one, lower the other, or take frames without a box, too: data.replace_empty_frames=false"
         )
 
     def stored(self, key: SampleKey) -> Frame:

@@ -252,7 +252,7 @@ def _index_cameras(
 def _index_boxes(
     tables: NuScenes, samples: list[dict], lidar_to_global: NDArray[np.float64]
 ) -> dict[str, NDArray[Any]]:
-    """Boxes, moved into the LiDAR frame of their keyframe; those of the ten detection classes apart from others."""
+    """Boxes in the LiDAR frame of their keyframe; those of the ten detection classes apart from others."""
     records: list[dict] = []
     labels: list[int] = []
     velocities: list[ArrayLike] = []
@@ -273,7 +273,9 @@ def _index_boxes(
     wanted = label >= 0
 
     def offsets(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-        return np.concatenate(([0], np.cumsum(np.bincount(frame[chosen], minlength=len(samples))))).astype(np.int64)
+        return np.concatenate(([0], np.cumsum(np.bincount(frame[chosen], minlength=len(samples))))).astype(
+            np.int64
+        )
 
     return {
         "box_offsets": offsets(wanted),

@@ -24,7 +24,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.database import (
@@ -188,10 +195,7 @@ def prepare_database(making: Making, key: str, given: bool, processes: int | Non
     folder = making.folder
     differs = difference(folder, making.contents)
     if differs is not None and given:
-        raise DataError(
-            f"{key}={folder}: the database there {differs}; name another folder, or delete this one and it is made "
-            "again"
-        )
+        raise DataError(f"{key}={folder}: the database there {differs}; name another folder, or delete this one")
     with writing(key, folder):
         if differs is not None:
             log.info("The database of objects in %s %s: making it again", folder, differs)

@@ -1,4 +1,4 @@
-"""What a training frame loses on purpose: a sensor (masked-modal training), or squares of its images (GridMask)."""
+"""What a training frame loses on purpose: a sensor (masked-modal training), squares of its images (GridMask)."""
 
 from __future__ import annotations
 
@@ -155,9 +155,7 @@ class GridMask:
             column: the same along the columns.
         """
         bar = min(max(int(period * self.ratio + 0.5), 1), period - 1)
-        rows, columns = (
-            _bars(side, period, bar, first) for side, first in zip(size, (row, column), strict=True)
-        )
+        rows, columns = (_bars(side, period, bar, first) for side, first in zip(size, (row, column), strict=True))
         return rows[:, None] | columns[None, :]
 
 

@@ -38,9 +38,7 @@ def points_inside(
     return point[within], box[within]
 
 
-def _near(
-    points: NDArray[np.float32], boxes: NDArray[np.float32]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _near(points: NDArray[np.float32], boxes: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs of points and boxes, seen from above: the point's cell touches the box's hull; points rising."""
     if not len(boxes) or not len(points):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
@@ -70,7 +68,7 @@ def _near(
 
 
 def _count_up(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows that are repeated by their counts, and a number from 0 within each: (2, 1) gives (0, 0, 1), (0, 1, 0)."""
+    """Rows repeated by their counts, and a number from 0 within each: (2, 1) gives (0, 0, 1), (0, 1, 0)."""
     row = np.repeat(np.arange(len(counts)), counts)
     return row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
 

@@ -157,9 +157,7 @@ class ObjectSampler:
         accepted = rows[find_room(standing, self.database.entries["box"][rows], groups)]
         return self.paste(frame, accepted) if len(accepted) else frame
 
-    def draw(
-        self, labels: NDArray[np.int64], random: Generator
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def draw(self, labels: NDArray[np.int64], random: Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of candidates for a frame with boxes of these labels, and the place of their class in the goals."""
         starts = self.database.starts
         rows: list[NDArray[np.int64]] = []
