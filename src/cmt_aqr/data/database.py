@@ -228,6 +228,6 @@ def _check_entries(entries: NDArray[np.void], parts: list[list[int]], folder: Pa
             row = int(np.argmin(fine))
             raise DataError(
                 f"{folder / ENTRIES} is damaged: object {row} {what} (rectangle "
-                f"{entries['rectangle'][row].tolist()} of {entries['picture'][row].tolist()}); delete {folder}, and it "
-                "is made again"
+                f"{entries['rectangle'][row].tolist()} of {entries['picture'][row].tolist()}); delete {folder}, "
+                "and it is made again"
             )

@@ -106,7 +106,7 @@ def show_frames(config: DictConfig, folder: Path) -> Path:
 
 def sheet(dataset: FrameDataset, keys: list[SampleKey], point_range: list[float]) -> Figure:
     """A row for each frame: points and boxes from above, and the six images with boxes drawn over."""
-    figure = Figure(figsize=(20, 4.9 * len(keys) + 0.5), layout="constrained")
+    figure = Figure(figsize=(17, 4.9 * len(keys) + 0.5), layout="constrained")
     rows = figure.subfigures(len(keys), 1, squeeze=False)[:, 0]
     screen = console()
     for part, key in zip(
@@ -114,12 +114,11 @@ def sheet(dataset: FrameDataset, keys: list[SampleKey], point_range: list[float]
     ):
         own = int(dataset.reader.index.box_offsets[key.frame + 1] - dataset.reader.index.box_offsets[key.frame])
         frame = dataset.stored(key)
-        left, right = part.subfigures(1, 2, width_ratios=(1, 3.1))
+        left, right = part.subfigures(1, 2, width_ratios=(1, 2.5))
         names = Counter(CLASSES[label] for label in frame.labels[own:].tolist())
         pasted = ", ".join(f"{count} {name}" for name, count in names.items()) or "nothing"
-        part.suptitle(
-            f"frame {key.frame} ({frame.token[:8]}), time {key.repeat + 1} in epoch {key.epoch}; pasted: {pasted}"
-        )
+        which = f"frame {key.frame} ({frame.token[:8]}), time {key.repeat + 1} in epoch {key.epoch}"
+        part.suptitle(f"{which}; pasted: {pasted}")
         _from_above(left.subplots(), frame, own, point_range)
         for axis, camera in zip(right.subplots(2, 3).flat, itertools.chain(*ARRANGEMENT), strict=True):
             _camera(axis, frame, own, camera)
