@@ -16,7 +16,7 @@ import torch
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.collision import collisions, find_room
-from cmt_aqr.data.database import DESCRIPTION, ENTRIES, ObjectDatabase, patches_path, points_path
+from cmt_aqr.data.database import DESCRIPTION, ENTRIES, patches_path, points_path
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.dataset import SampleKey
 from cmt_aqr.data.errors import DataError
@@ -378,17 +378,13 @@ def test_a_class_that_nobody_has_is_named(
     shutil.copytree(folder_of(data), folder)
     entries = np.load(folder / ENTRIES)
     np.save(folder / ENTRIES, entries[entries["label"] != CLASSES.index("bus")])
-    database = sampler_of(data).database
+    settings = Sampling(processes=1, database=folder)
+    module = datamodule(data.root, data.cache_dir, sampling=settings, sweeps=3)
     with caplog.at_level(logging.WARNING):
-        other = ObjectDatabase.__new__(ObjectDatabase)
-        vars(other).update(
-            vars(database)
-            | {"folder": folder, "starts": np.searchsorted(np.load(folder / ENTRIES)["label"], np.arange(11))}
-        )
-        ObjectSampler(Sampling(), other)
+        module.setup("fit")
     assert "no bus" in caplog.text
     caplog.clear()
-    ObjectSampler(Sampling(goals={"car": 3}), other)
+    ObjectSampler(Sampling(goals={"car": 3}), sampler_of(module).database)
     assert not caplog.text
 
 
