@@ -247,7 +247,8 @@ def _check_contradictions(config: DictConfig, given: set[str]) -> None:
         )
     for key in ("ckpt_path", "weights"):
         if config[key] and not Path(config[key]).is_file():
-            raise UserError(f"{key}={config[key]}: there is no such file")
+            there = "it is a folder; name a file in it" if Path(config[key]).is_dir() else "there is no such file"
+            raise UserError(f"{key}={config[key]}: {there}")
 
 
 def _plain(config: Any) -> Any:

@@ -31,6 +31,7 @@ from cmt_aqr.data.sampling import ObjectSampler, Sampling
 from cmt_aqr.data.tables import check_request, close_tables, fingerprint, read_table
 from cmt_aqr.errors import SettingError
 from cmt_aqr.evaluation.metric import NuScenesMetric
+from cmt_aqr.evaluation.official import check_anything_to_find
 
 Transforms = Mapping[str, Transform | None] | None
 """Named, so that a configuration can override or switch off (null) one; applied in the order given."""
@@ -223,6 +224,9 @@ class NuScenesDataModule(LightningDataModule):
         for name in ("train", "val") if stage == "fit" else ("val",):
             if name not in self._datasets:
                 self._datasets[name] = self._make_dataset(name)
+        if self.trainer is not None and self.val_split != "test":
+            frames = np.arange(len(self._datasets["val"]))
+            check_anything_to_find(self.ground_truth(), frames)
 
     def _splits(self) -> list[str]:
         """The splits that are read."""
@@ -234,8 +238,8 @@ class NuScenesDataModule(LightningDataModule):
         split = self.train_split if training else self.val_split
         assert split is not None
         index = self.index(split).first(limit)
-        index.check_files(self.root, range(1), images=self.cameras)
         reader = FrameReader(self.root, index, self.sweeps, self.cameras, self.lidar)
+        index.check_files(self.root, range(1), self.cameras, self.lidar)
         points = reader.read_first_points() if self.lidar else None
         if training:
             self._check_anything_to_learn(index, points)
@@ -267,7 +271,7 @@ class NuScenesDataModule(LightningDataModule):
         if not seen.any():
             raise DataError(
                 f"{where}: none of {len(seen)} boxes has data.min_points={self.min_points} LiDAR points or more "
-                f"(num_lidar_pts is at most {index.box_points.max()}); lower data.min_points, or mend the tables"
+                f"(num_lidar_pts is at most {index.box_points.max()}); give data.min_points=0, or mend the tables"
             )
         low, high = self.point_range[:2], self.point_range[3:5]
         inside = ((index.boxes[:, :2] >= low) & (index.boxes[:, :2] <= high)).all(axis=1)

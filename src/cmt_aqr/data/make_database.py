@@ -50,7 +50,7 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import FrameIndex
 from cmt_aqr.data.paste import points_inside
 from cmt_aqr.data.reading import FrameReader
-from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
+from cmt_aqr.data.saved_arrays import Layout, load_arrays, save_arrays
 from cmt_aqr.data.views import patches_of
 from cmt_aqr.files import check_folder, remove_partial, write_json, writing, written_at_once
 
@@ -61,6 +61,10 @@ _MOST_FRAMES = 512
 
 _PARTS = 16
 """Of a small data set, so that several processes have something to do."""
+
+
+_PART: Layout = {"entries": ("V", ("object",)), "valid": ("i", (len(CLASSES),)), "sizes": ("i", (2,))}
+"""What is known of a part: its objects, how many boxes of each class a sensor sees, and bytes of its two files."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Making:
     def read_part(self, part: int) -> dict[str, NDArray[Any]] | None:
         """What is known of a part that is whole; ``None``: it must be made."""
         path = self.folder / f"part-{part:04d}.npz"
-        arrays = load_arrays(path, self.contents.stamp, ("entries", "valid", "sizes"))
+        arrays = load_arrays(path, self.contents.stamp, _PART)
         if arrays is None:
             return None
         for file, size in zip((points_path, patches_path), arrays["sizes"].tolist(), strict=True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from pathlib import Path
 
 import cv2
@@ -16,72 +14,16 @@ from torch import Tensor
 from cmt_aqr.constants import POINT_FEATURES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import FrameIndex
+from cmt_aqr.data.points import read_checked_points, read_points
 from cmt_aqr.data.poses import invert
 from cmt_aqr.data.sweeps import join_sweeps
 from cmt_aqr.structures import Frame
 
-log = logging.getLogger(__name__)
-
-_POINT_BYTES = 4 * POINT_FEATURES
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
-def read_points(path: Path) -> NDArray[np.float32]:
-    """Points (point, 5) of a nuScenes sweep: x, y, z, intensity 0..255, ring index; LiDAR frame of the sweep.
-
-    Raises:
-        DataError: the file is missing, empty, or does not hold whole points of five float32.
-    """
-    try:
-        raw = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): data.root lacks this sweep") from error
-    if not len(raw) or len(raw) % _POINT_BYTES:
-        raise DataError(
-            f"{path} is truncated: {len(raw)} bytes, which is not a positive multiple of the {_POINT_BYTES} "
-            "bytes of a point; copy or download the file again"
-        )
-    points = raw.view(np.float32).reshape(-1, POINT_FEATURES)
-    usable = np.abs(points) < LARGEST_VALUE  # not so of NaN
-    if not usable.all():
-        points = points[usable.all(axis=1)]
-        _say_dropped(path, len(usable) - len(points), len(usable))
-    if not len(points):
-        raise DataError(f"{path} holds no usable point: all have values that are not finite; download it again")
-    return points
-
-
-LARGEST_VALUE = 1e5
-"""Coordinates in metres, intensities and ring indices are far smaller: a larger value is damage."""
-
-
-@functools.cache
-def _say_dropped(path: Path, count: int, of: int) -> None:
-    log.warning("%s: %d of %d points have values that are not finite, or absurd, and are dropped", path, count, of)
-
-
-def read_checked_points(path: Path) -> NDArray[np.float32]:
-    """Points as of :func:`read_points`, of a file whose values look like x, y, z, intensity and ring.
-
-    Raises:
-        DataError: the file holds something else, such as points of four numbers, which may fill whole points of
-            five by chance.
-    """
-    points = read_points(path)
-    intensity, ring = points[:, 3], points[:, 4]
-    rings = (ring >= 0) & (ring < 256) & (ring == np.round(ring))
-    intensities = (intensity >= 0) & (intensity <= 255)
-    if rings.mean() < 0.99 or intensities.mean() < 0.99:
-        raise DataError(
-            f"{path} does not hold points of five float32 (x, y, z, intensity 0..255, ring index): its fourth "
-            f"column reaches from {intensity.min():.4g} to {intensity.max():.4g}, and {1 - rings.mean():.0%} of "
-            "its fifth are no small whole numbers; points of four numbers (KITTI's, say) must be converted first"
-        )
-    return points
-
-
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Image (height, width, 3) of a file, BGR.
+    """Image (height, width, 3) of a file, BGR, as stored: an orientation in its EXIF data is not looked at.
 
     Raises:
         DataError: the file is missing, not an image, or a truncated JPEG (which OpenCV would fill with grey).
@@ -97,7 +39,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         )
     if raw[:2].tobytes() == _JPEG_START:
         return _decode_jpeg(path, raw)
-    image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if len(raw) else None
+    image = cv2.imdecode(raw, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if len(raw) else None
     if image is None:
         raise DataError(f"{path} is not a readable image ({len(raw)} bytes): copy or download it again")
     return np.asarray(image, dtype=np.uint8)
@@ -122,6 +64,9 @@ class FrameReader:
         lidar: whether to read the points; without it a frame has none.
         for_database: read points as the release does for its database of objects: without those on the car
             itself, and a frame without earlier sweeps has its keyframe so many times more.
+
+    Raises:
+        DataError: a frame has no record of a sensor that is read.
     """
 
     def __init__(
@@ -133,6 +78,7 @@ class FrameReader:
         lidar: bool = True,
         for_database: bool = False,
     ) -> None:
+        index.check_sensors(cameras, lidar)
         self.root = root
         self.index = index
         self.sweeps = sweeps

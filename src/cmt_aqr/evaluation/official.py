@@ -140,6 +140,30 @@ def _true_boxes(
     return rows, truth.frames[kept] * len(CLASSES) + rows[:, LABEL].astype(np.int64)
 
 
+def check_anything_to_find(truth: GroundTruth, frames: NDArray[np.int64]) -> None:
+    """Refuse to evaluate frames in which, after the official filters, no object is left to find.
+
+    Args:
+        truth: ground truth of the split.
+        frames: (frame,) numbers of the frames to be evaluated.
+
+    Raises:
+        DataError: with how many objects each filter leaves.
+    """
+    nothing = FoundBoxes(frames, np.zeros_like(frames), np.zeros((0, truth.rows.shape[1])))
+    rows, _ = _true_boxes(truth, nothing, config_factory(CONFIGURATION))
+    if len(rows):
+        return
+    of_frames = np.isin(truth.frames, frames)
+    seen = of_frames & (truth.points != 0)
+    raise DataError(
+        f"split {truth.split} of {truth.version}, {len(frames)} frames: there is nothing to evaluate against, for "
+        f"of {of_frames.sum()} annotations of the ten classes {seen.sum()} have num_lidar_pts or num_radar_pts "
+        "above 0, and none of these is as near to the car as nuScenes' evaluation asks; take other frames, or "
+        "mend the tables"
+    )
+
+
 def _in_line(
     truth: GroundTruth, found: FoundBoxes, config: DetectionConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

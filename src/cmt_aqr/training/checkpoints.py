@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.trainer.states import TrainerFn
 
 from cmt_aqr.errors import SettingError, UserError
+from cmt_aqr.file_kinds import is_safetensors, other_file
 from cmt_aqr.files import written_at_once
 from cmt_aqr.training.records import is_rank_zero
 from cmt_aqr.training.stopping import Stopped, StopSignals
@@ -40,6 +41,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"ckpt_path={path}: there is no such file")
+    _refuse_other_files(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -55,8 +57,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "have the newest readable one"
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"ckpt_path={path}: not a checkpoint of a training run; weights= takes files of weights")
+        raise UserError(f"ckpt_path={path}: {_WEIGHTS_ONLY.format(path=path)}")
     return checkpoint
+
+
+_WEIGHTS_ONLY = "not a checkpoint of a training run, but of weights alone at most; give weights={path} instead"
+
+
+def _refuse_other_files(path: Path) -> None:
+    try:
+        what = _WEIGHTS_ONLY.format(path=path) if is_safetensors(path) else other_file(path)
+    except OSError:
+        return  # told by who reads it
+    if what is not None:
+        raise UserError(f"ckpt_path={path}: {what}")
 
 
 def saved_config(path: Path) -> dict[str, Any]:
@@ -67,7 +81,7 @@ def saved_config(path: Path) -> dict[str, Any]:
     """
     config = read_checkpoint(path).get("config")
     if not config:
-        raise UserError(f"ckpt_path={path}: the checkpoint holds no configuration")
+        raise UserError(f"ckpt_path={path}: it holds no configuration, and is {_WEIGHTS_ONLY.format(path=path)}")
     return config
 
 
