@@ -1,4 +1,4 @@
-"""The whole recipe at small scale: resampling, objects pasted until the fade; killed and resumed, in two processes."""
+"""The whole recipe at small scale: resampling, pasting until the fade; killed and resumed; in two processes."""
 
 import signal
 import subprocess

@@ -140,7 +140,7 @@ class ObjectDatabase:
     """
 
     def __init__(self, folder: Path, contents: Contents) -> None:
-        self.folder = folder
+        self.folder, self.contents = folder, contents
         description = read_description(folder)
         if not description:
             raise DataError(f"{folder} holds no complete database of objects: scripts/make_database.py makes it")

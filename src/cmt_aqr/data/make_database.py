@@ -118,7 +118,7 @@ class Making:
             for frame in frames:
                 if stop is not None and stop.is_set():
                     raise _StoppedError
-                objects, points, patches = self._objects(reader, frame, part, valid)
+                objects, points, patches = self.cut_objects(reader, frame, part, valid)
                 objects["points_at"] += written[0]
                 objects["patch_at"] += written[1]
                 points_file.write(points.tobytes())
@@ -131,7 +131,7 @@ class Making:
         save_arrays(self.folder / f"part-{part:04d}.npz", self.contents.stamp, arrays)
         return len(frames)
 
-    def _objects(
+    def cut_objects(
         self, reader: FrameReader, number: int, part: int, valid: NDArray[np.int64]
     ) -> tuple[NDArray[np.void], NDArray[np.float32], list[bytes]]:
         """A frame's objects, their points one after the other, and their patches; ``valid`` counts its boxes."""
