@@ -250,6 +250,32 @@ def test_mask_modality_loses_one_sensor_at_a_time(frame: Frame) -> None:
     assert seen.images[0, :, 2].unique().tolist() == [-30.0]
 
 
+def test_a_sensor_may_be_lost_in_part(frame: Frame) -> None:
+    random = generator()
+    lost = []
+    for _ in range(40):
+        images = MaskModality(cameras=1.0, lidar=0.0, views=2)(frame, random).images
+        assert images is not None
+        black = [view for view in range(6) if not images[view].any()]
+        lost.append(tuple(black))
+        assert len(black) == 2
+    assert len(set(lost)) > 8
+    named = MaskModality(cameras=1.0, lidar=0.0, views=["CAM_BACK", "CAM_FRONT"])(frame, random).images
+    assert named is not None and [bool(view.any()) for view in named] == [False, True, True, False, True, True]
+
+    azimuth = torch.atan2(frame.points[:, 1], frame.points[:, 0])
+    starts = set()
+    for _ in range(10):
+        kept = MaskModality(cameras=0.0, lidar=1.0, sector=90)(frame, random).points
+        gone = torch.tensor([not (kept == point).all(dim=1).any() for point in frame.points])
+        # There is a direction from which on 90 degrees hold all that is gone, and nothing else.
+        turned = (azimuth[:, None] - torch.linspace(-math.pi, math.pi, 3600)).remainder(2 * math.pi)
+        fits = ((turned < math.pi / 2) == gone[:, None]).all(dim=0)
+        assert fits.any()
+        starts.add(int(fits.float().argmax()))
+    assert len(starts) > 5
+
+
 TRANSFORMS: list[Transform] = [
     SCENE,
     TrainingFilter(RANGE),
@@ -288,6 +314,9 @@ def test_one_generator_decides_everything(frame: Frame) -> None:
         (lambda: ImageAugmentation(resize=(-1, 1)), "resize"),
         (lambda: GridMask(ratio=1.0), "ratio=1.0"),
         (lambda: MaskModality(0.7, 0.7), "together they must not exceed 1"),
+        (lambda: MaskModality(views=7), "mask_modality.views=7"),
+        (lambda: MaskModality(views=["FRONT"]), "mask_modality.views=.*CAM_FRONT"),
+        (lambda: MaskModality(sector=0), "mask_modality.sector=0"),
     ],
 )
 def test_values_out_of_range_are_named(make: Callable[[], object], sentence: str) -> None:

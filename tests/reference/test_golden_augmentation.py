@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from cmt_aqr.configuration import optimizer_settings
 from cmt_aqr.data.augmentation import ImageAugmentation, ImageProcessing, TrainingFilter, transform_scene
 from cmt_aqr.data.finishing import Finishing
 from cmt_aqr.data.masking import GridMask, MaskModality
+from cmt_aqr.training.optimization import OneCycle
+from tests.composed import composed
 from tests.reference.golden_recipe import RANGE, about_middle, close, frame, golden
 from tests.shared_data import needs_reference
 
@@ -106,3 +109,30 @@ def test_grid_mask_drops_as_much_on_average() -> None:
     random, mask = np.random.default_rng(0), GridMask(probability=1.0)
     dropped = [1 - keep.mean() for _ in range(2000) if (keep := mask.draw((320, 800), random)) is not None]
     assert abs(np.mean(dropped) - 0.262) < 0.006
+
+
+def test_the_camera_only_recipe_turns_boxes_the_other_way_than_images() -> None:
+    """Run with rc5, the release's boxes and images disagree by twice the angle; ours turn together."""
+    angle, scale = golden()["camera_only_angle_scale"]
+    before = frame(boxes=golden()["bev_in_boxes"], lidar2img=golden()["bev_in_lidar2img"])
+    with_images, with_boxes = (
+        transform_scene(before, sign * angle, scale, (0, 0, 0), flip_x=False, flip_y=False) for sign in (1, -1)
+    )
+    close(with_images.lidar2img, golden()["camera_only_lidar2img"], "lidar2img", most=2e-3)
+    difference = with_boxes.boxes.numpy() - about_middle(golden()["camera_only_boxes"])
+    difference[:, 6] = (difference[:, 6] + math.pi) % (2 * math.pi) - math.pi
+    close(difference, np.zeros_like(difference), "boxes")
+
+
+def test_schedule() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=1.0, betas=(0.9, 0.999))
+    settings = optimizer_settings(composed("optimizer=one_cycle", "optimizer.peak=6"))
+    schedule = OneCycle(optimizer, 20 * 8007, settings.peak, settings.final, settings.warmup, settings.lowest_beta)
+    factors, betas = [], []
+    for step in golden()["schedule_iteration"].tolist():
+        schedule.last_epoch = step
+        factors += schedule.get_lr()
+        betas.append(optimizer.param_groups[0]["betas"][0])
+    close(factors, golden()["schedule_lr_factor_peak6"], "learning rate")
+    close(betas, golden()["schedule_beta1"], "beta1")

@@ -34,7 +34,7 @@ def _edges_cross(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDA
 
 
 def _contains(outer: NDArray[np.float32], inner: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """(pair,): whether all corners of one outline (pair, 4, 2) lie strictly within the other, which is clockwise."""
+    """(pair,): whether all corners of one outline (pair, 4, 2) lie strictly within the other; both clockwise."""
     a, b = outer[:, :, None], np.roll(outer, -1, axis=1)[:, :, None]
     return _turns_left(b, a, inner[:, None]).all(axis=(1, 2))
 

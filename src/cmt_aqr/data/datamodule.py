@@ -19,14 +19,17 @@ from cmt_aqr.data.augmentation import (
     TrainingFilter,
     Transform,
 )
+from cmt_aqr.data.database import Contents, ObjectDatabase
 from cmt_aqr.data.dataset import FrameDataset, FrameLoader, FrameSampler
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.finishing import Finishing
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
+from cmt_aqr.data.make_database import Making, prepare_database
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.resampling import RESAMPLINGS, resampled_frames
-from cmt_aqr.data.tables import check_request, close_tables, is_annotated, read_table
+from cmt_aqr.data.sampling import ObjectSampler, Sampling
+from cmt_aqr.data.tables import check_request, close_tables, fingerprint, is_annotated, read_table
 from cmt_aqr.errors import SettingError
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import check_anything_to_find
@@ -39,10 +42,11 @@ Transforms = Mapping[str, Transform | None] | None
 class NuScenesDataModule(LightningDataModule):
     """nuScenes, or anything in its format.
 
-    A training frame goes through ``train_fault``, ``train_transforms``, ``scene_augmentation``, the training
-    filter, and the image processing with ``image_augmentation``, in this order; an evaluated one through
-    ``eval_fault``, ``eval_transforms`` and the plain image processing. Sensor faults and masked-modal training
-    see the frame as it was read. Augmentation depends on (seed, epoch, frame) only.
+    Objects are pasted into a training frame by ``sampling``; then it goes through ``train_fault``,
+    ``train_transforms``, ``scene_augmentation``, the training filter, and the image processing with
+    ``image_augmentation``, in this order; an evaluated one through ``eval_fault``, ``eval_transforms`` and the
+    plain image processing. Sensor faults and masked-modal training see the frame as it was read, with what was
+    pasted. All of it depends on (seed, epoch, frame, repeat) only.
 
     Args:
         root: data root: the folder with ``samples``, ``sweeps`` and the version's folder.
@@ -51,6 +55,7 @@ class NuScenesDataModule(LightningDataModule):
         image_size: height and width of the images that the model gets.
         train_split: a split of the devkit, or of ``splits.json``.
         resampling: ``none``, or ``cbgs``, see :mod:`cmt_aqr.data.resampling`.
+        sampling: objects to paste into training frames, or None.
         replace_empty_frames: train on another frame, drawn from all, in place of one without a box.
         val_split: for evaluations in training.
         eval_split: what ``evaluating`` reads; ``val_split`` where None.
@@ -93,6 +98,7 @@ class NuScenesDataModule(LightningDataModule):
         image_size: Sequence[int] = (320, 800),
         train_split: str | None = "train",
         resampling: str = "none",
+        sampling: Sampling | None = None,
         replace_empty_frames: bool = False,
         val_split: str = "val",
         eval_split: str | None = None,
@@ -133,6 +139,11 @@ class NuScenesDataModule(LightningDataModule):
         _check_at_least("data.limit_eval_frames", limit_eval_frames, 1)
         if resampling not in RESAMPLINGS:
             raise SettingError(f"data.resampling={resampling}: must be one of {', '.join(RESAMPLINGS)}")
+        if sampling is not None and not lidar:
+            raise SettingError(
+                "data.sampling: objects are chosen by their LiDAR points, and this model reads none; choose "
+                "data/sampling=none"
+            )
         if not (cameras or lidar):
             raise SettingError("data.cameras=false and data.lidar=false: at least one sensor must be read")
         self.root = Path(root).expanduser()
@@ -148,6 +159,7 @@ class NuScenesDataModule(LightningDataModule):
         self.limit_eval_frames = limit_eval_frames
         self.seed = seed
         self.resampling = resampling
+        self.sampling = None if evaluating else sampling
         self.replace_empty_frames = replace_empty_frames
         self.mask_per_frame = _mask_per_frame(image_augmentation)
         self.sweeps = sweeps
@@ -179,6 +191,39 @@ class NuScenesDataModule(LightningDataModule):
         if self.annotated:
             load_ground_truth(self.root, self.version, self.val_split, self.cache_dir)
         close_tables()
+        if self.sampling is not None and self.train_split is not None:
+            self.make_database()
+
+    def make_database(self) -> ObjectDatabase:
+        """Make the database of objects of the training frames where it is absent or of other tables, and open it.
+
+        Raises:
+            DataError: the folder that ``sampling`` names holds another one.
+            UserError: it cannot be written.
+        """
+        assert self.sampling is not None and self.train_split is not None
+        index = self.index(self.train_split).first(self.limit_train_frames)
+        folder, contents = self._database()
+        given = self.sampling.database is not None
+        key = "data.sampling.database" if given else "data.cache_dir"
+        prepare_database(Making(folder, contents, self.root, index), key, given, self.sampling.processes)
+        return ObjectDatabase(folder, contents)
+
+    def _database(self) -> tuple[Path, Contents]:
+        """Where the database of objects is, and what it is made of."""
+        assert self.sampling is not None and self.train_split is not None
+        contents = Contents(
+            tables=fingerprint(self.root, self.version),
+            version=self.version,
+            split=self.train_split,
+            frames=len(self.index(self.train_split).first(self.limit_train_frames)),
+            sweeps=self.sweeps,
+            cameras=self.cameras and self.sampling.images,
+            min_points=self.sampling.min_points,
+            patch_camera=self.sampling.patch_camera,
+            patch_behind=self.sampling.patch_behind,
+        )
+        return self.sampling.database or contents.folder(self.cache_dir, self.root), contents
 
     def setup(self, stage: str | None = None) -> None:
         """Load the indexes of the splits that the stage needs, and see that their first frame is on disk."""
@@ -212,8 +257,11 @@ class NuScenesDataModule(LightningDataModule):
         if training:
             self._check_anything_to_learn(index, points)
         transforms = self._train_transforms if training else self._eval_transforms
+        sampler = None
+        if training and self.sampling is not None:
+            sampler = ObjectSampler(self.sampling, ObjectDatabase(*self._database()), self.min_points)
         replace_empty = training and self.replace_empty_frames
-        return FrameDataset(reader, transforms, self.seed, self.cache_frames, replace_empty)
+        return FrameDataset(reader, transforms, self.seed, self.cache_frames, replace_empty, sampler)
 
     def _check_anything_to_learn(self, index: FrameIndex, points: NDArray[np.float32] | None) -> None:
         """Refuse to train on nothing but background.

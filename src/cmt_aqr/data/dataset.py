@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import itertools
+import logging
 import multiprocessing
 import os
 import re
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
+from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cmt_aqr.data.augmentation import Transform, apply_transforms
@@ -27,6 +29,7 @@ from cmt_aqr.data.collate import collate
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.resampling import occurrences
+from cmt_aqr.data.sampling import ObjectSampler
 from cmt_aqr.errors import SettingError
 from cmt_aqr.structures import Batch, Frame
 
@@ -52,6 +55,11 @@ def frame_generator(seed: int, key: SampleKey) -> Generator:
     return np.random.default_rng((seed, key.epoch, key.frame, key.repeat))
 
 
+log = logging.getLogger(__name__)
+
+_SAMPLING = 0x6715
+"""Keeps what is drawn for sampling apart from a frame's other draws."""
+
 _MOST_TRIES = 1000
 """Frames that are read in place of one without a box."""
 
@@ -66,6 +74,7 @@ class FrameDataset(Dataset[Frame]):
         cache_frames: keep frames as read in memory (of each worker process); for small data sets, where
             decoding pictures takes most of the time.
         replace_empty: give another frame, drawn from all, for one without a box, until one has a box.
+        sampler: pastes objects into frames as read, before all transforms.
     """
 
     def __init__(
@@ -75,11 +84,14 @@ class FrameDataset(Dataset[Frame]):
         seed: int = 0,
         cache_frames: bool = False,
         replace_empty: bool = False,
+        sampler: ObjectSampler | None = None,
     ) -> None:
         self.reader = reader
         self.transforms = tuple(transforms)
         self.seed = seed
         self.replace_empty = replace_empty
+        self.sampler = sampler
+        self._fade_told = False
         self._cache: dict[int, Frame] | None = {} if cache_frames else None
 
     def __len__(self) -> int:
@@ -90,17 +102,37 @@ class FrameDataset(Dataset[Frame]):
         if not isinstance(key, SampleKey):
             key = SampleKey(epoch=0, frame=int(key))
         random = frame_generator(self.seed, key)
-        frame = apply_transforms(self._read(key.frame), self.transforms, random)
+        frame = apply_transforms(self.stored(key), self.transforms, random)
         if not self.replace_empty:
             return frame
         for _ in range(_MOST_TRIES):
             if len(frame.boxes):
                 return frame
-            frame = apply_transforms(self._read(int(random.integers(len(self)))), self.transforms, random)
+            other = key._replace(frame=int(random.integers(len(self))))
+            frame = apply_transforms(self.stored(other), self.transforms, random)
         raise DataError(
-            f"{_MOST_TRIES} frames in a row have no box within data.point_range with data.min_points LiDAR points: "
-            "widen the one, lower the other, or train on frames without a box, too, with "
-            "data.replace_empty_frames=false"
+            f"{_MOST_TRIES} frames in a row have no box of data.min_points LiDAR points within data.point_range: "
+            "widen the one, lower the other, or take frames without a box, too: data.replace_empty_frames=false"
+        )
+
+    def stored(self, key: SampleKey) -> Frame:
+        """The frame as read, with the objects that are pasted into it in that epoch."""
+        frame = self._read(key.frame)
+        if self.sampler is None or not self.sampler.sampling.active(key.epoch):
+            return frame
+        # A generator of its own: what else is drawn for a frame is the same with and without sampling.
+        random = np.random.default_rng((self.seed, *key, _SAMPLING))
+        return self.sampler(frame, self.reader.obstacles(key.frame, self.sampler.min_points), random)
+
+    def tell_fade(self, epoch: int) -> None:
+        """Say once, when the first epoch begins that does not sample, that it does not."""
+        if self.sampler is None or self._fade_told or self.sampler.sampling.active(epoch):
+            return
+        self._fade_told = True
+        rank_zero_only(log.info)(
+            "Epoch %d: no objects are pasted into frames from here on (data.sampling.until_epoch=%d)",
+            epoch,
+            self.sampler.sampling.until_epoch,
         )
 
     def _read(self, index: int) -> Frame:
@@ -271,6 +303,12 @@ class FrameLoader(DataLoader[Batch]):
         assert isinstance(self.sampler, FrameSampler)
         return self.sampler
 
+    @property
+    def frames(self) -> FrameDataset:
+        """The data set, by its own type."""
+        assert isinstance(self.dataset, FrameDataset)
+        return self.dataset
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches from the sampler's position on.
 
@@ -279,6 +317,8 @@ class FrameLoader(DataLoader[Batch]):
         """
         sampler = self.frame_sampler
         self._epoch, self._batches_done = sampler.epoch, sampler.batches_done
+        if sampler.training:
+            self.frames.tell_fade(sampler.epoch)
         try:
             for batch in self._batches():
                 self._batches_done += 1

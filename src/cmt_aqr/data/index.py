@@ -315,7 +315,7 @@ def _lidar_to_images(
 def _index_boxes(
     tables: Tables, samples: NDArray[np.int64], lidar_to_global: NDArray[np.float64]
 ) -> dict[str, NDArray[Any]]:
-    """Boxes, moved into the LiDAR frame of their keyframe; those of the ten classes apart from others."""
+    """Boxes in the LiDAR frame of their keyframe; those of the ten detection classes apart from others."""
     annotations = tables.annotations
     rows, frames = boxes_of(tables, samples)
     labels = class_of(tables.categories)[annotations.categories[rows]]

@@ -1,4 +1,4 @@
-"""What a training frame loses on purpose: a sensor (masked-modal training), or squares of its images (GridMask)."""
+"""What a training frame loses on purpose: a sensor (masked-modal training), squares of its images (GridMask)."""
 
 from __future__ import annotations
 

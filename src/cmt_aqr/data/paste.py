@@ -19,59 +19,64 @@ _CELL = 0.5
 
 def points_inside(
     points: NDArray[np.float32], boxes: NDArray[np.float32]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Points strictly inside boxes.
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which points lie strictly inside which boxes.
 
     Args:
         points: (point, >= 3).
         boxes: (box, >= 7).
 
     Returns:
-        rows (near,) of the points that may be inside one, rising; (near, box) whether each is.
+        A pair for each: rows of points, rising, and rows of boxes.
     """
-    near = _near(points, boxes)
+    point, box = _near(points, boxes)
     wide = boxes.astype(np.float64)
-    offset = points[near, None, :3].astype(np.float64) - wide[None, :, :3]
-    cosine, sine = np.cos(wide[:, 6]), np.sin(wide[:, 6])
-    along = offset[..., 0] * cosine + offset[..., 1] * sine
-    across = offset[..., 1] * cosine - offset[..., 0] * sine
-    half = wide[:, 3:6] / 2
-    within = (np.abs(along) < half[:, 0]) & (np.abs(across) < half[:, 1]) & (np.abs(offset[..., 2]) < half[:, 2])
-    return near, within
+    cosine, sine, half = np.cos(wide[:, 6])[box], np.sin(wide[:, 6])[box], wide[box, 3:6] / 2
+    x, y, z = (points[point, axis] - wide[box, axis] for axis in range(3))
+    within = (np.abs(x * cosine + y * sine) < half[:, 0]) & (np.abs(y * cosine - x * sine) < half[:, 1])
+    within &= np.abs(z) < half[:, 2]
+    return point[within], box[within]
 
 
-def _near(points: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Rows of points (point, >= 3) in a cell that the hull of a box touches, seen from above."""
+def _near(points: NDArray[np.float32], boxes: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of points and boxes, seen from above: the point's cell touches the box's hull; points rising."""
     if not len(boxes) or not len(points):
-        return np.zeros(0, dtype=np.int64)
-    # Half the diagonal reaches every corner, whatever the heading.
-    reach = np.hypot(boxes[:, 3], boxes[:, 4])[:, None] / 2
-    low = np.floor((boxes[:, :2] - reach) / _CELL).astype(np.int64)
-    high = np.floor((boxes[:, :2] + reach) / _CELL).astype(np.int64) + 1
-    origin = low.min(axis=0)
-    low, high = low - origin, high - origin
-    # +1 where a hull begins, -1 where it ends: their running sums count the hulls over a cell.
-    cells = np.zeros(high.max(axis=0) + 1, dtype=np.int32)
-    for x, y, sign in (
-        (low[:, 0], low[:, 1], 1),
-        (high[:, 0], high[:, 1], 1),
-        (low[:, 0], high[:, 1], -1),
-        (high[:, 0], low[:, 1], -1),
-    ):
-        np.add.at(cells, (x, y), sign)
-    covered = cells.cumsum(axis=0).cumsum(axis=1) > 0
-    place = np.floor(points[:, :2] * np.float32(1 / _CELL)) - origin.astype(np.float32)
-    on_map = (place >= 0).all(axis=1) & (place < covered.shape).all(axis=1)
-    rows = np.flatnonzero(on_map)
-    x, y = place[rows].astype(np.int64).T
-    return rows[covered[x, y]]
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    cosine, sine = np.abs(np.cos(boxes[:, 6])), np.abs(np.sin(boxes[:, 6]))
+    length, width = boxes[:, 3], boxes[:, 4]
+    reach = np.stack((length * cosine + width * sine, length * sine + width * cosine), axis=1) / 2 + 1e-3
+    low, high = (np.floor((boxes[:, :2] + side * reach) / _CELL).astype(np.int64) for side in (-1, 1))
+    origin = low.min(axis=0) - 1
+    columns, rows = (high - origin).max(axis=0) + 2  # with a border that no box touches, for points elsewhere
+
+    # The boxes of each cell, one cell after the other.
+    box, number = _count_up((high - low + 1).prod(axis=1))
+    tall = high[box, 1] - low[box, 1] + 1
+    cell = (low[box, 0] - origin[0] + number // tall) * rows + low[box, 1] - origin[1] + number % tall
+    box = box[np.argsort(cell, kind="stable")]
+    there = np.bincount(cell, minlength=columns * rows)
+    begin = np.cumsum(there) - there
+
+    x, y = (
+        np.clip(np.floor(points[:, axis] * np.float32(1 / _CELL)) - origin[axis], 0, last).astype(np.int32)
+        for axis, last in enumerate((columns - 1, rows - 1))
+    )
+    cell = x * rows + y
+    near = np.flatnonzero(there[cell])
+    place, number = _count_up(there[cell[near]])
+    return near[place], box[begin[cell[near[place]]] + number]
+
+
+def _count_up(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows repeated by their counts, and a number from 0 within each: (2, 1) gives (0, 0, 1), (0, 1, 0)."""
+    row = np.repeat(np.arange(len(counts)), counts)
+    return row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def without_points_inside(points: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
     """(point,) whether a point stays: it is not strictly inside a box."""
     stays = np.ones(len(points), dtype=bool)
-    near, within = points_inside(points, boxes)
-    stays[near[within.any(axis=1)]] = False
+    stays[points_inside(points, boxes)[0]] = False
     return stays
 
 

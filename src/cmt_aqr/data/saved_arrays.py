@@ -62,7 +62,7 @@ def load_arrays(path: Path, stamp: str, layout: Layout) -> dict[str, NDArray[Any
 
 
 _LOCAL_HEADER = 30
-"""Bytes of a member's header in a zip file (APPNOTE, 4.3.7) before its name and extra field, whose lengths end it."""
+"""Bytes of a member's header in a zip file before name and extra field, whose lengths end it (APPNOTE 4.3.7)."""
 
 
 def _mapped(path: Path, file: BinaryIO, member: zipfile.ZipInfo) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Where boxes stand in the six images, in whole pixels, by the release's two rules: for cutting patches and for pasting.
+"""Where boxes stand in the images, in whole pixels, by the release's two rules: to cut patches, and to paste them.
 
 Boxes are (x, y, z, l, w, h, yaw, ...) about their middle, in the LiDAR frame, metres. Rectangles are
 (x0, y0, x1, y1) in whole pixels, the end exclusive.
