@@ -9,11 +9,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cmt_aqr.data.augmentation import MaskModality
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import load_ground_truth
 from cmt_aqr.data.index import load_index
+from cmt_aqr.data.masking import MaskModality
 from cmt_aqr.data.tables import open_tables
 from cmt_aqr.errors import UserError
 from tests.helpers.small_data import RANGE, datamodule
@@ -45,8 +45,11 @@ def test_configuration_builds_and_loads(small_root: Path, tmp_path: Path) -> Non
     assert batch.size == 3
     assert batch.images is not None
     assert batch.images.shape == (3, 6, 3, 64, 160)
-    assert batch.images.is_contiguous()
-    assert batch.images.dtype == batch.points.dtype == batch.lidar2img.dtype == torch.float32
+    assert batch.images.dtype == torch.uint8
+    finished = data.finish(batch)
+    assert finished.images is not None and finished.images.is_contiguous()
+    assert finished.images.dtype == finished.points.dtype == finished.lidar2img.dtype == torch.float32
+    assert data.finish(finished) is finished
     assert batch.lidar2global.dtype == torch.float64
     assert torch.isfinite(batch.points).all()
     centres = batch.boxes[:, :2]
@@ -56,7 +59,7 @@ def test_configuration_builds_and_loads(small_root: Path, tmp_path: Path) -> Non
 
 
 def test_transforms_are_switched_by_name(small_root: Path, tmp_path: Path) -> None:
-    target = "cmt_aqr.data.augmentation.MaskModality"
+    target = "cmt_aqr.data.masking.MaskModality"
     config = composed(
         "synthetic",
         f"root={small_root}",

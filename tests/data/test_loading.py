@@ -248,7 +248,7 @@ def test_collate_keeps_counts_and_order(small_root: Path, tmp_path: Path) -> Non
         assert torch.equal(batch.points.split(batch.point_counts)[number], frame.points)
         assert batch.images is not None
         assert torch.equal(batch.images[number], frame.images)
-        assert torch.equal(batch.lidar2img[number], frame.lidar2img)
+        assert torch.equal(batch.lidar2img[number], frame.lidar2img.float())
         assert torch.equal(batch.lidar2global[number], frame.lidar2global)
     with pytest.raises(ValueError, match="no frame"):
         collate([])

@@ -21,14 +21,14 @@ from rich.console import Console
 
 from cmt_aqr.constants import CLASSES, ERRORS
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth, to_rows
-from cmt_aqr.data.tables import open_tables
+from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.evaluation import metric as metric_module
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import evaluate_boxes
 from cmt_aqr.evaluation.table import print_metrics, read_metrics, write_metrics
 from cmt_aqr.structures import Detections, Frame
 from tests.evaluation.test_official import assert_equal_to
+from tests.helpers.made_evaluation import to_rows
 from tests.helpers.shared_data import KEYFRAME, needs_keyframe
 from tests.helpers.small_data import datamodule
 
@@ -106,7 +106,7 @@ def frames(small_root: Path, cache: Path) -> list[Frame]:
 
 
 def test_ground_truth_is_the_devkits(small_root: Path, truth: GroundTruth) -> None:
-    tables = open_tables(small_root, "v1.0-mini")
+    tables = NuScenes("v1.0-mini", str(small_root), verbose=False)
     with redirect_stderr(io.StringIO()):
         expected = load_gt(tables, "mini_val", DetectionBox)
     assert truth.tokens == tuple(expected.sample_tokens)
@@ -216,7 +216,7 @@ def perfect(frames: list[Frame], truth: GroundTruth) -> list[Detections]:
 def devkit_perfect(root: Path, split: str, truth: GroundTruth, folder: Path) -> dict[str, Any]:
     """What the devkit gives for its own ground truth as a submission, velocities where it has them."""
     with redirect_stderr(io.StringIO()):
-        boxes = load_gt(open_tables(root, "v1.0-mini"), split, DetectionBox)
+        boxes = load_gt(NuScenes("v1.0-mini", str(root), verbose=False), split, DetectionBox)
     results: dict[str, Any] = {token: [] for token in truth.tokens}
     score = 1.0
     for box in boxes.all:

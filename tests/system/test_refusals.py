@@ -100,10 +100,9 @@ MISTAKES = [
     (["+trainer.strategy=fsdp"], ["trainer.strategy=fsdp", "choose trainer=ddp"]),
     (["+trainer.sync_batchnorm=true"], ["trainer.sync_batchnorm=true", "not built"]),
     (["trainer.max_steps=few"], ["trainer.max_steps=few", "whole number"]),
-    (
-        ["experiment=cmt_voxel0100_r50_800x320_cbgs"],
-        ["recipe.cbgs=true", "add recipe.cbgs=false recipe.ground_truth_sampling=false"],
-    ),
+    (["data.resampling=class"], ["data.resampling=class", "none, cbgs"]),
+    (["data/sampling=cmt", "data.sampling.goals.car=-2"], ["data.sampling.goals.car=-2", "0 or more"]),
+    (["data/sampling=cmt", "model=tiny_camera"], ["data.sampling", "data/sampling=none"]),
     (["experiment=aqr_from_cmt"], ["weights=null", "add weights=FILE"]),
     (["clamp_schedule.milestones={0:2.0,4:null}"], ["clamp_schedule.milestones[4]=null", "above 0"]),
     (["renderer.bev_feature_shape=[128,128]"], ["renderer.bev_feature_shape=[128, 128]", "must be [40, 40]"]),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cmt_aqr.data.columns import (
     AT_MOST_ONE,
@@ -29,14 +29,14 @@ from cmt_aqr.data.columns import (
     Records,
     Words,
     check_column,
-    check_links,
     check_order,
-    check_tokens,
     column_of,
+    linked,
+    numbered,
+    read_column,
     refused,
 )
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.table_files import read_records
 
 FIELDS: dict[str, dict[str, Numbers | Words]] = {
     "category": {"name": CATEGORY},
@@ -101,55 +101,90 @@ REFERENCES: dict[str, dict[str, str]] = {
 }
 """The tables whose tokens the fields hold."""
 
+MAY_LACK = ("category", "attribute", "visibility", "instance", "sample_annotation")
+"""Tables without which a split without annotations can be read."""
+
 MAY_BE_EMPTY = ("sample_annotation", "instance", "attribute", "visibility")
 
 
-@dataclass
 class TableChecks:
-    """Checks the tables of a folder as they are read, each against those before it.
+    """Checks the tables of a folder as they are read, piece by piece, each against those before it.
 
     Attributes:
-        folder: of the tables.
-        known: tokens by table, of what was checked, and "".
+        rows: row by token of each table that was read whole.
     """
 
-    folder: Path
-    known: dict[str, set[str]] = field(default_factory=dict)
-    _times: dict[str, float] = field(default_factory=dict)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: dict[str, dict[str, int]] = {}
+        self._tokens: list[str] = []
+        self._links: dict[str, list[str]] = {}
 
-    def read(self, table: str) -> list[dict[str, Any]]:
-        """The records of a table; of the thirteen of nuScenes they are checked.
+    def check(self, table: str, records: Records) -> dict[str, Any]:
+        """See that some more records of a table are what they must be, and refer to records that are there.
+
+        Returns:
+            By field: numbers as an array (record, *shape) of float64, references as rows (record,) of int64, -1
+            for none, all else as a list. Fields that refer to the table itself come with :meth:`finish`.
 
         Raises:
-            DataError: naming the file, and where there is one, the record's token and field.
+            DataError: naming the table, and where there is one, the record's token and field.
         """
-        records = read_records(self.folder / f"{table}.json")
-        if table in FIELDS:
-            self.check(table, records)
-        return records
+        first = len(self._tokens)
+        tokens = column_of(records, table, "token", first)
+        check_column(table, "token", tokens, range(first, first + len(tokens)), TEXT)
+        self._tokens += tokens
+        columns: dict[str, Any] = {"token": tokens}
+        for name, kind in FIELDS[table].items():
+            column = column_of(records, table, name)
+            target = REFERENCES.get(table, {}).get(name)
+            if isinstance(kind, Numbers):
+                columns[name] = read_column(table, name, column, tokens, kind)
+                continue
+            check_column(table, name, column, tokens, kind)
+            if target == table:
+                self._links.setdefault(name, []).extend(column)
+            elif target is not None:
+                optional = kind is AT_MOST_ONE
+                links = [one[0] if one else "" for one in column] if optional else column
+                columns[name] = linked(self.rows[target], links, tokens, table, name, target, may_end=optional)
+            else:
+                columns[name] = column
+        return columns
 
-    def check(self, table: str, records: Records) -> None:
-        """See that records are what they must be, and refer to records that are there."""
-        if not records and table not in MAY_BE_EMPTY:
+    def finish(self, table: str, times: NDArray[np.int64] | None = None) -> dict[str, NDArray[np.int64]]:
+        """See what can be seen of a table once all of it was read.
+
+        Args:
+            table: its name.
+            times: (record,) microseconds, of a table with chains.
+
+        Returns:
+            Rows (record,) by field, -1 for none: ``prev`` and ``next`` where the table has them.
+
+        Raises:
+            DataError: see :meth:`check`.
+        """
+        tokens, links = self._tokens, self._links
+        self._tokens, self._links = [], {}
+        absent = table in MAY_LACK and not (self.folder / f"{table}.json").exists()
+        if not tokens and table not in MAY_BE_EMPTY and not absent:
             raise DataError(f"{self.folder / table}.json has no record; download the version's metadata again")
-        tokens = check_tokens(table, records)
-        self.known[table] = {"", *tokens}
-        columns = {name: column_of(records, table, name) for name in FIELDS[table]}
-        for name, column in columns.items():
-            check_column(table, name, column, tokens, FIELDS[table][name])
-        for name, target in REFERENCES.get(table, {}).items():
-            check_links(table, name, columns[name], tokens, target, self.known[target])
-        if table == "map":
-            self._check_logs(columns["log_tokens"])
-        if table == "sample":
-            self._times = dict(zip(tokens, columns["timestamp"], strict=True))
-        if "prev" in columns:
-            of = columns.get("timestamp") or [self._times[sample] for sample in columns["sample_token"]]
-            times = np.array(of, dtype=np.float64)
-            check_order(table, tokens, columns["prev"], columns["next"], times, equal=table == "sample_data")
+        rows = self.rows[table] = numbered(tokens, table)
+        found = {}
+        for name, column in links.items():
+            found[name] = linked(rows, column, tokens, table, name, table, may_end=True)
+            assert times is not None
+            check_order(table, name, found[name], times, tokens, equal=table == "sample_data")
+        return found
 
-    def _check_logs(self, of_maps: Sequence[Sequence[str]]) -> None:
-        """The devkit looks for every log's map."""
-        without = self.known["log"].difference(("",), *of_maps)
+    def forget(self, *tables: str) -> None:
+        """Let go of the tokens of tables that no other refers to."""
+        for table in tables:
+            del self.rows[table]
+
+    def check_logs(self, of_maps: Sequence[Sequence[str]]) -> None:
+        """See that every log has a map, for which the devkit looks."""
+        without = set(self.rows["log"]).difference(*of_maps)
         if without:
             raise refused("log", min(without), "no record of map.json has this token in its log_tokens")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,17 +158,17 @@ def refused(table: str, token: str | int, what: str) -> DataError:
     return DataError(f"{table}.json, {record}: {what}; {MEND}")
 
 
-def column_of(records: Records, table: str, name: str) -> list[Any]:
-    """A field of all records.
+def column_of(records: Records, table: str, name: str, first: int = 0) -> list[Any]:
+    """A field of all records, of which the first is number ``first`` of its table.
 
     Raises:
         DataError: a record lacks it.
     """
     try:
-        return [record[name] for record in records]
+        return list(map(operator.itemgetter(name), records))
     except KeyError as error:
         place, bad = next((place, record) for place, record in enumerate(records) if name not in record)
-        raise refused(table, bad.get("token", place), f"{name} is absent") from error
+        raise refused(table, bad.get("token", first + place), f"{name} is absent") from error
 
 
 def check_column(
@@ -194,16 +195,13 @@ def check_column(
     raise refused(table, tokens[low], f"{name}={shown(column[low])} must be {kind.what}")
 
 
-def numbers_of(records: Records, table: str, name: str, kind: Numbers) -> NDArray[np.float64]:
-    """A numeric field of records (record, *shape).
-
-    Raises:
-        DataError: see :func:`check_column`.
-    """
-    column = column_of(records, table, name)
+def read_column(
+    table: str, name: str, column: Sequence[Any], tokens: Sequence[str], kind: Numbers
+) -> NDArray[np.float64]:
+    """The values (record, *shape) of a numeric column, after :func:`check_column`."""
     values = kind.read(column)
     if values is None:
-        check_column(table, name, column, column_of(records, table, "token"), kind)
+        check_column(table, name, column, tokens, kind)
         raise AssertionError(f"{table}.{name}: refused, but no record of it")
     return values
 
@@ -214,74 +212,84 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def check_tokens(table: str, records: Records) -> list[str]:
-    """The tokens of a table's records.
-
-    Raises:
-        DataError: one is absent, no text, or of two records.
-    """
-    tokens = column_of(records, table, "token")
-    check_column(table, "token", tokens, range(len(tokens)), TEXT)
-    if len(set(tokens)) < len(tokens):
-        seen: set[str] = set()
-        twice = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
-        raise refused(table, twice, "token is that of two records, and must be of one")
-    return tokens
-
-
-def check_links(
-    table: str, name: str, column: Sequence[Any], tokens: Sequence[str], target: str, known: set[str]
-) -> None:
-    """See that tokens, or lists of them, are of records that are there.
+def linked(
+    rows: Mapping[str, int],
+    column: Sequence[str],
+    tokens: Sequence[str],
+    table: str,
+    name: str,
+    target: str,
+    may_end: bool = False,
+) -> NDArray[np.int64]:
+    """Rows (record,) of the records that a field refers to.
 
     Args:
-        table: its name.
+        rows: by token of the records of ``target``.
+        column: the field's values.
+        tokens: of the records that have the field.
+        table: of these records.
         name: of the field.
-        column: the field's values, texts or lists of texts.
-        tokens: of the same records.
-        target: table that the field refers to.
-        known: its tokens; with "", which is no token and the end of a chain.
+        target: table that it refers to.
+        may_end: whether "" stands for none, which becomes -1.
 
     Raises:
         DataError: naming the first record that refers to none.
     """
-    several = bool(column) and isinstance(column[0], list)
-    if known.issuperset(itertools.chain.from_iterable(column) if several else column):
-        return
-    place = next(
-        place for place, value in enumerate(column) if not known.issuperset(value if several else (value,))
-    )
-    raise refused(table, tokens[place], f"{name}={shown(column[place])} is no token of {target}.json")
+    if may_end:
+        rows = {**rows, "": -1}
+    try:
+        return np.fromiter(map(rows.__getitem__, column), dtype=np.int64, count=len(column))
+    except KeyError:
+        place = next(place for place, value in enumerate(column) if value not in rows)
+        raise refused(
+            table, tokens[place], f"{name}={shown(column[place])} is no token of {target}.json"
+        ) from None
+
+
+def bytes_of(texts: Iterable[str]) -> NDArray[np.bytes_]:
+    """Texts as an array in UTF-8."""
+    return np.array([text.encode() for text in texts], dtype=np.bytes_)
+
+
+def numbered(tokens: Sequence[str], table: str) -> dict[str, int]:
+    """Row by token.
+
+    Raises:
+        DataError: a token is of two records.
+    """
+    rows = dict(zip(tokens, range(len(tokens)), strict=True))
+    if len(rows) < len(tokens):
+        twice = next(token for row, token in enumerate(tokens) if rows[token] != row)
+        raise refused(table, twice, "token is that of two records, and must be of one")
+    return rows
 
 
 def check_order(
     table: str,
+    name: str,
+    neighbours: NDArray[np.int64],
+    times: NDArray[np.int64],
     tokens: Sequence[str],
-    previous: Sequence[str],
-    following: Sequence[str],
-    times: NDArray[np.float64],
     equal: bool = False,
 ) -> None:
     """See that ``prev`` leads back in time and ``next`` forth, so that no chain runs in a circle.
 
     Args:
         table: its name.
-        tokens: of its records.
-        previous: their ``prev``.
-        following: their ``next``.
+        name: ``prev`` or ``next``.
+        neighbours: (record,) rows that the field refers to, -1: none.
         times: (record,) in microseconds.
+        tokens: of the records.
         equal: whether neighbours may be of the same time.
 
     Raises:
         DataError: naming the first record whose neighbour is on the wrong side of it.
     """
-    row = dict(zip(tokens, range(len(tokens)), strict=True))
-    own = np.arange(len(tokens))
-    for name, column, sign in (("prev", previous, 1), ("next", following, -1)):
-        other = np.fromiter(map(row.get, column, itertools.repeat(-1)), dtype=np.int64, count=len(column))
-        lag = sign * (times - times[other])
-        wrong = (other >= 0) & ((lag < 0) | ((other == own) if equal else (lag == 0)))
-        if wrong.any():
-            place = int(wrong.argmax())
-            side = "an earlier" if sign > 0 else "a later"
-            raise refused(table, tokens[place], f"{name}={shown(column[place])} must be {side} record's token")
+    lag = (1 if name == "prev" else -1) * (times - times[neighbours])
+    itself = neighbours == np.arange(len(neighbours))
+    wrong = (neighbours >= 0) & ((lag < 0) | (itself if equal else (lag == 0)))
+    if wrong.any():
+        place = int(wrong.argmax())
+        side = "an earlier" if name == "prev" else "a later"
+        other = shown(tokens[neighbours[place]])
+        raise refused(table, tokens[place], f"{name}={other} must be {side} record's token")

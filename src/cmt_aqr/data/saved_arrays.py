@@ -1,13 +1,17 @@
-"""Arrays made from the tables, cached in one file that says what they were made from."""
+"""Arrays made from the tables, cached in one file that says what they were made from.
+
+The file is mapped into memory, not read: it costs no time at a start, and all processes share its pages.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +30,15 @@ A size that has a name, as ``box``, is the same wherever that name stands; ``box
 
 def save_arrays(path: Path, stamp: str, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write to ``path`` at once or not at all, stamped with what the arrays were made from."""
+    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with written_at_once(path) as partial, partial.open("wb") as file:
-        np.savez(file, stamp=np.bytes_(stamp.encode()), **arrays)
+        np.savez(file, stamp=np.bytes_(stamp.encode()), **plain)
 
 
 def load_arrays(path: Path, stamp: str, layout: Layout) -> dict[str, NDArray[Any]] | None:
-    """Read what :func:`save_arrays` wrote; None where it is absent, of another stamp, or damaged (logged).
+    """Map what :func:`save_arrays` wrote; None where it is absent, of another stamp, or damaged (logged).
+
+    The arrays cannot be written to. The file may be replaced while they are in use, but not changed.
 
     Raises:
         DataError: a folder has the file's name.
@@ -41,16 +48,43 @@ def load_arrays(path: Path, stamp: str, layout: Layout) -> dict[str, NDArray[Any
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["stamp"].astype(np.str_)) != stamp:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if str(_mapped(path, file, members["stamp"]).astype(np.str_)) != stamp:
                 log.info("The tables behind %s have changed: making it again", path)
                 return None
-            arrays = {name: file[name] for name in layout}
+            arrays = {name: _mapped(path, file, members[name]) for name in layout}
         check_layout(arrays, layout)
         return arrays
-    except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, TypeError, KeyError, EOFError, OSError, struct.error, zipfile.BadZipFile) as error:
         report_damage(path, error)
         return None
+
+
+_LOCAL_HEADER = 30
+"""Bytes of a member's header in a zip file before name and extra field, whose lengths end it (APPNOTE 4.3.7)."""
+
+
+def _mapped(path: Path, file: BinaryIO, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """An array of an ``.npz`` that ``np.savez`` wrote, which does not compress.
+
+    Raises:
+        ValueError: it is compressed, or of Python objects, or no array.
+    """
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member.filename} is compressed")
+    file.seek(member.header_offset + _LOCAL_HEADER - 4)
+    file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+    reading = np.lib.format.read_array_header_1_0
+    if np.lib.format.read_magic(file) != (1, 0):
+        reading = np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = reading(file)
+    if fortran or dtype.hasobject:
+        raise ValueError(f"{member.filename} is not an array in C order of plain values")
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    mapped: NDArray[Any] = np.memmap(path, dtype, "r", file.tell(), shape)
+    return mapped.view(np.ndarray)
 
 
 def report_damage(path: Path, reason: object) -> None:

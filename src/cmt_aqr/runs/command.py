@@ -122,10 +122,9 @@ def hide_noise() -> None:
     warnings.filterwarnings("ignore", message=r"`?isinstance\(treespec, LeafSpec\)")
 
 
-_PATHS = ("ckpt_path", "weights", "sweep_dir", "out", "folder", "source", "target", "data.root", "data.cache_dir")
+_MAY_BE_NULL = ("ckpt_path", "weights", "sweep_dir", "out", "data.sampling.database")
+_PATHS = (*_MAY_BE_NULL, "folder", "source", "target", "data.root", "data.cache_dir")
 """Keys of all commands that are paths."""
-
-_MAY_BE_NULL = ("ckpt_path", "weights", "sweep_dir", "out")
 
 
 def check_paths(config: DictConfig) -> None:

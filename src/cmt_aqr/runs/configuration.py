@@ -196,15 +196,7 @@ def _check_classes(config: DictConfig) -> None:
 
 
 def _check_recipe(config: DictConfig) -> None:
-    recipe = config.recipe
-    missing = [name for name in ("cbgs", "ground_truth_sampling") if recipe[name]]
-    if missing:
-        without = " ".join(f"recipe.{name}=false" for name in missing)
-        raise UserError(
-            f"recipe.{missing[0]}=true: this recipe asks for {' and '.join(missing)}, not built yet; "
-            f"to train without, add {without}"
-        )
-    if recipe.needs_weights and config.weights is None and config.ckpt_path is None:
+    if config.recipe.needs_weights and config.weights is None and config.ckpt_path is None:
         raise UserError("weights=null: this experiment starts from trained weights; add weights=FILE")
 
 

@@ -173,6 +173,8 @@ FREE = (
     "data.cache_frames",
     "data.num_workers",
     "data.make",
+    "data.sampling.database",
+    "data.sampling.processes",
     "data.val_split",
     "data.eval_split",
     "data.eval_batch_size",

@@ -20,6 +20,8 @@ _BEFORE = (
     ("cmt_aqr.training.checkpoints.", "cmt_aqr.runs.checkpoints."),
     ("cmt_aqr.visual.progress.", "cmt_aqr.runs.progress."),
     ("cmt_aqr.visual.summary.", "cmt_aqr.training.summary."),
+    ("cmt_aqr.data.augmentation.MaskModality", "cmt_aqr.data.masking.MaskModality"),
+    ("cmt_aqr.data.augmentation.GridMask", "cmt_aqr.data.masking.GridMask"),
 )
 """Names that classes went by, and go by now."""
 
@@ -157,11 +159,16 @@ _NO_EVALUATION: dict[tuple[str, ...], str] = {
         "data.train_split",
         "data.limit_train_frames",
         "data.train_transforms",
+        "data.resampling",
+        "data.sampling",
+        "data.replace_empty_frames",
+        "data.half_points",
         "data.scene_augmentation",
         "data.image_augmentation",
         "data.min_points",
         "data.crop_points",
         "data.shuffle_points",
+        "data.half_points",
         "callbacks.checkpoint",
         "callbacks.learning_rate",
         "logger",

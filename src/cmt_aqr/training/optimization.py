@@ -113,7 +113,7 @@ class OptimizerSettings:
     peak: float = 6.0
     final: float = 1e-4
     warmup: float = 0.4
-    lowest_beta: float = 0.805
+    lowest_beta: float = 0.8052632
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "peak", "final", "warmup", "lowest_beta"):
