@@ -67,7 +67,7 @@ def measured(function: Callable[[], Any]) -> tuple[float, float, float]:
 
     def work() -> None:
         before = memory()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now on
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from now on
         start = time.process_time()
         function()
         seconds = time.process_time() - start
@@ -84,7 +84,9 @@ def measured(function: Callable[[], Any]) -> tuple[float, float, float]:
 
 def memory(field: str = "VmRSS") -> float:
     """Memory of this process in MB, by a field of Linux' /proc/self/status."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(
+        line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    )
     return int(status[field].split()[0]) / 1024
 
 

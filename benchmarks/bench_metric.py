@@ -70,7 +70,10 @@ def compare_files(truth: GroundTruth, found: FoundBoxes, folder: Path) -> None:
     ours, theirs = folder / "results.json", folder / "dumped.json"
     _, our_time, our_memory = measured(lambda: write_submission(ours, truth.tokens, found, True, True))
     _, their_time, their_memory = measured(lambda: dump(theirs, truth, found))
-    same = json.loads(ours.read_text())["results"] == json.loads(theirs.read_text())["results"]
+    same = (
+        json.loads(ours.read_text(encoding="utf-8"))["results"]
+        == json.loads(theirs.read_text(encoding="utf-8"))["results"]
+    )
     sizes = f"{ours.stat().st_size / 1e6:.0f} MB, {theirs.stat().st_size / 1e6:.0f} MB"
     report("results file", (our_time, our_memory), ("json.dumps", their_time, their_memory), same)
     print(f"{'':14} files of {sizes}")
@@ -159,7 +162,7 @@ def dump(path: Path, truth: GroundTruth, found: FoundBoxes) -> None:
         ]
         for frame, rows in zip(found.frames, frames, strict=True)
     }
-    path.write_text(json.dumps({"meta": {}, "results": results}))
+    path.write_text(json.dumps({"meta": {}, "results": results}), encoding="utf-8")
 
 
 if __name__ == "__main__":

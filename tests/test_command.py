@@ -142,8 +142,8 @@ def test_flags_end_in_one_sentence_where_hydra_would_show_a_traceback(given: lis
 
 def test_a_folder_of_configurations_is_searched(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine.yaml").write_text("defaults:\n  - tiny\n")
-    (tmp_path / "other.yaml").write_text("defaults:\n  - train\n  - _self_\nmine: 1\n")
+    (tmp_path / "model" / "mine.yaml").write_text("defaults:\n  - tiny\n", encoding="utf-8")
+    (tmp_path / "other.yaml").write_text("defaults:\n  - train\n  - _self_\nmine: 1\n", encoding="utf-8")
     check_overrides(CONF, "train", ["model=mine", "seed=1", f"--config-dir={tmp_path}"])
     check_overrides(CONF, "train", ["-cd", str(tmp_path), "--config-name=other", "mine=2"])
     assert "model=yours" in refusal("model=yours", f"--config-dir={tmp_path}")
@@ -239,7 +239,7 @@ def test_build_turns_refusals_into_sentences_and_nothing_else() -> None:
 
     with pytest.raises(UserError, match=r"modulator.residual_weight=3: must be a number from 0 to 1"):
         build(target("cmt_aqr.aqr.Modulator", residual_weight=3))
-    with pytest.raises(UserError, match=r"foo is no setting of cmt_aqr.aqr.Modulator"):
+    with pytest.raises(UserError, match=r"foo is no setting of cmt_aqr.aqr.modulator.Modulator"):
         build(target("cmt_aqr.aqr.Modulator", foo=3))
     with pytest.raises(UserError, match="No supported gpu backend found"):
         build(target("pytorch_lightning.Trainer", accelerator="gpu", logger=False, barebones=True))

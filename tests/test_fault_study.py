@@ -56,9 +56,9 @@ def make_run(folder: Path, name: str, seed: int, finished: bool = True, steps: i
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"state_dict": {}, "config": plain, "global_step": steps}, folder / "checkpoints" / "last.ckpt")
     OmegaConf.save(OmegaConf.create({"name": name, "seed": seed}), folder / "config.yaml")
-    (folder / "record.json").write_text("{}")
+    (folder / "record.json").write_text("{}", encoding="utf-8")
     if finished:
-        (folder / "metrics.json").write_text("{}")
+        (folder / "metrics.json").write_text("{}", encoding="utf-8")
     return StudyRun(folder, name, seed)
 
 
@@ -123,7 +123,7 @@ def test_a_study_prints_and_writes_means_spreads_and_paired_differences(
     assert {config.data.seed for config in measured} == {7}
     assert {config.seed for config in measured} == {1, 2, 3}
     assert {config.eval_fault.share for config in measured} == {0.0, 1.0}
-    summary = json.loads((tmp_path / "fault_study.json").read_text())
+    summary = json.loads((tmp_path / "fault_study.json").read_text(encoding="utf-8"))
     plain = summary["mAP"]["plain"]
     assert plain["clean"]["mean"] == pytest.approx(0.52)
     assert plain["clean"]["std"] == pytest.approx(0.01)
@@ -140,7 +140,7 @@ def test_a_study_prints_and_writes_means_spreads_and_paired_differences(
     assert set(summary["mean LiDAR weight"]) == set(summary["mean camera weight"]) == {"ours"}
     assert summary["mean LiDAR weight"]["ours"]["fog"]["mean"] == pytest.approx(0.6)
     assert summary["mean camera weight"]["ours"]["clean"]["mean"] == pytest.approx(0.2)
-    with (tmp_path / "fault_study.csv").open() as file:
+    with (tmp_path / "fault_study.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 24
     assert [row["condition"] for row in rows].count("bad") == 6

@@ -33,10 +33,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cmt_aqr import sweeps
 from cmt_aqr.cluster import outside_environment, share_folder, shared_folder
-from cmt_aqr.command_line import home_written_out, in_order, read_arguments, to_type
+from cmt_aqr.command_line import home_written_out, in_order, read_arguments, to_type, use_utf8
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
+from cmt_aqr.saved import override_keys
 from cmt_aqr.threads import sleep_while_waiting
+from cmt_aqr.unread import refuse_unread
 
 
 def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -73,6 +75,7 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
                 sys.exit(f"error: {error}")
 
         def main() -> None:
+            use_utf8()
             sleep_while_waiting()
             try:
                 join_first_process(sys.argv)
@@ -208,6 +211,8 @@ def check_overrides(
         group = emptied.partition("=")[0]
         options = ", ".join(GlobalHydra.instance().config_loader().get_group_options(group))
         raise UserError(f"{emptied}: must be one of {options}; a single key below it may be null") from error
+    else:
+        _refuse_unread(configs[0], config_name, overrides, swept)
     finally:
         GlobalHydra.instance().clear()
     looking = flags.help or flags.cfg is not None or flags.info is not None
@@ -220,6 +225,13 @@ def check_overrides(
         )
     if not looking:
         _check_folder_of_results(configs[0], several)
+
+
+def _refuse_unread(config: DictConfig, config_name: str, overrides: list[str], swept: list[str]) -> None:
+    """Refuse added keys that nothing reads; groups are chosen, not read."""
+    options = GlobalHydra.instance().config_loader().get_group_options
+    keys = [item for item in overrides if not options(override_keys([item])[0].replace(".", "/"))]
+    refuse_unread(config, keys, lambda others: hydra.compose(config_name, [o for o in others if o not in swept]))
 
 
 def _check_flags(flags: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from cmt_aqr.constants import CLASSES
 from cmt_aqr.errors import UserError
+from cmt_aqr.evaluation.official import metric_names
 from cmt_aqr.saved import current_names, override_keys
+from cmt_aqr.training.denoising import Denoising
+from cmt_aqr.training.losses import loss_names
 from cmt_aqr.training.optimization import Multipliers, OptimizerSettings
 
 
@@ -23,16 +29,37 @@ def build(config: DictConfig | None, **arguments: Any) -> Any:
     try:
         return hydra.utils.instantiate(_current(config), **arguments)
     except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError | MisconfigurationException):
-            raise UserError(" ".join(str(cause).split())) from error
-        absent = re.search(r"Error locating target '([^']+)'", str(error))
-        if absent is not None:
-            raise UserError(f"_target_={absent[1]}: there is no such class or function") from error
-        unknown = _unknown_setting(cause)
-        if unknown is not None and config is not None:
-            raise UserError(f"{unknown} is no setting of {config.get('_target_')}: drop or rename it") from error
-        raise
+        told = _told(error)
+        if told is None:
+            raise
+        raise UserError(told) from error
+
+
+def _told(error: InstantiationException) -> str | None:
+    """The sentence about a class that could not be built, where the settings are to blame; else ``None``."""
+    cause = error.__cause__
+    said = " ".join(str(cause).split())
+    if isinstance(cause, UserError):
+        return said
+    at = re.search(r"full_key: (\S+)", str(error))
+    key = at[1] if at else ""
+    place = f"{key}." if key else ""
+    absent = re.search(r"Error locating target '([^']+)'", str(error))
+    if absent is not None:
+        return f"{place}_target_={absent[1]}: there is no such class or function"
+    built = re.search(r"Error in call to target '([^']+)'", str(error))
+    target = built[1] if built else "it"
+    unknown = _unknown_setting(cause)
+    if unknown is not None:
+        return f"{place}{unknown} is no setting of {target}: drop or rename it"
+    lacking = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)", said)
+    if isinstance(cause, TypeError) and lacking:
+        names = re.findall(r"'(\w+)'", lacking[1])
+        return f"{key}: {target} needs {' and '.join(names)}; give {place}{names[0]}=..."
+    if key.startswith(("callbacks.", "logger.")) and not target.startswith("cmt_aqr."):
+        # A class that the user chose, with settings that the user gave: none of ours can be at fault.
+        return f"{key}: {target} refuses these settings ({type(cause).__name__}: {said}); see its documentation"
+    return said if isinstance(cause, MisconfigurationException) else None
 
 
 def _unknown_setting(error: BaseException | None) -> str | None:
@@ -67,6 +94,11 @@ def optimizer_settings(config: DictConfig) -> OptimizerSettings:
     return _checked("optimizer", lambda: OptimizerSettings(**_plain(config.optimizer)))
 
 
+def denoising_settings(config: DictConfig) -> Denoising:
+    """The ``training.denoising`` part as checked settings."""
+    return _checked("training.denoising", lambda: Denoising(**_plain(config.training.denoising)))
+
+
 def multipliers(config: DictConfig) -> Multipliers:
     """The ``lr_mult`` group as checked settings."""
     return _checked("lr_mult", lambda: Multipliers.from_config(_plain(config.lr_mult)))
@@ -85,15 +117,54 @@ def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: 
     """
     check_complete(config)
     _check_numbers(config)
+    _check_classes(config)
     _check_contradictions(config, set(override_keys(overrides)))
     _check_recipe(config)
     _check_trainer(config)
     _check_packages(config)
     optimizer_settings(config)
     multipliers(config)
-    for group in ("renderer", "modulator", "aqr", "clamp_schedule", "callbacks"):
+    denoising_settings(config)
+    for group in ("renderer", "modulator", "aqr", "clamp_schedule"):
         build(config[group])
+    _check_callbacks(build(config.callbacks), config)
     build_data(config, evaluating)
+
+
+def _check_callbacks(callbacks: Mapping[str, Any] | None, config: DictConfig) -> None:
+    """Refuse what is no callback, and one that watches a number that is never logged.
+
+    Args:
+        callbacks: as built, by name.
+        config: the whole configuration.
+
+    Raises:
+        UserError: naming the first such key.
+    """
+    for name, callback in (callbacks or {}).items():
+        if callback is None:
+            continue
+        if not isinstance(callback, Callback):
+            raise UserError(
+                f"callbacks.{name}: is no callback of Lightning; give its class, as "
+                f"+callbacks.{name}._target_=pytorch_lightning.callbacks.EarlyStopping"
+            )
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in (known := logged_numbers(config)):
+            spelled = {number.lower(): number for number in known}
+            near = difflib.get_close_matches(str(monitor).lower(), spelled, n=1)
+            hint = f"did you mean {spelled[near[0]]}? " if near else ""
+            raise UserError(
+                f"callbacks.{name}.monitor={monitor}: no such number is logged; {hint}There are {', '.join(known)}"
+            )
+
+
+def logged_numbers(config: DictConfig) -> list[str]:
+    """What callbacks can watch: the numbers of evaluations and the losses, by the names they are logged under."""
+    evaluated = ["NDS", "mAP", *(f"val/{name}" for name in metric_names())]
+    terms = loss_names(config.model.layers, denoising=config.training.denoising.groups > 0)
+    clamp = ["aqr/max_weight_clamp"] if config.aqr is not None else []
+    return [*evaluated, "train/loss", *(f"train/{name}" for name in terms), *clamp]
 
 
 def check_complete(config: DictConfig) -> None:
@@ -146,6 +217,16 @@ def _check_numbers(config: DictConfig) -> None:
             raise UserError(f"{key}={value}: must be a whole number, or -1 for no limit")
     if epochs in (None, -1) and steps == -1:
         raise UserError(f"trainer.max_epochs={epochs} and trainer.max_steps={steps}: one must set an end")
+
+
+def _check_classes(config: DictConfig) -> None:
+    """Three parts know their number, and must agree with the data and the metric."""
+    for part in ("model.network.head", "training.criterion", "training.denoising"):
+        classes = OmegaConf.select(config, f"{part}.classes")
+        if classes is not None and classes != len(CLASSES):
+            raise UserError(
+                f"{part}.classes={classes}: the classes are nuScenes' ten, whose metric knows no others; drop it"
+            )
 
 
 def _check_recipe(config: DictConfig) -> None:

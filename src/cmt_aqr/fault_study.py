@@ -358,7 +358,7 @@ def table_of(values: Values, title: str, text: Callable[[dict[int, float]], str]
 
 def _write_csv(results: Sequence[Result], path: Path) -> None:
     """One row for each run and condition."""
-    with written_at_once(path) as partial, partial.open("w", newline="") as file:
+    with written_at_once(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("variant", "seed", "condition", *results[0].metrics, "folder"))
         for result in results:

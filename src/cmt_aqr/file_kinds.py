@@ -86,8 +86,15 @@ def _other_archive(path: Path) -> str | None:
 
 
 def _text(begin: bytes) -> str | None:
-    """The bytes as text, if they are one; UTF-16 is told by its mark."""
-    encoding = "utf-16" if begin.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    """The bytes as text, if they are one; UTF-16 is told by its mark, or by the zeros between English letters."""
+    if begin.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif b"\0" in begin[:2]:
+        encoding = "utf-16-be" if begin.startswith(b"\0") else "utf-16-le"
+    elif begin.lstrip()[:2].lower() in (b"<!", b"<h", b"<?"):
+        encoding = "latin-1"  # it takes any byte, and a page is told by its beginning
+    else:
+        encoding = "utf-8-sig"
     try:
         # What was read may end in the middle of a character.
         text = codecs.getincrementaldecoder(encoding)().decode(begin)

@@ -78,12 +78,12 @@ def remove_partial(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value for people and programs to read, at once or not at all."""
     with written_at_once(path) as partial:
-        partial.write_text(json.dumps(value, indent=2) + "\n")
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """What a JSON file holds; nothing where it is absent."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def read_record(folder: Path) -> dict[str, Any]:

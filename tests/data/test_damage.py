@@ -42,9 +42,9 @@ def root(small_root: Path, tmp_path: Path) -> Path:
 def change(root: Path, table: str, edit: Callable[[list[dict[str, Any]]], Any]) -> str:
     """Edit a table's records; returns the first one's token."""
     path = root / VERSION / f"{table}.json"
-    records = json.loads(path.read_text())
+    records = json.loads(path.read_text(encoding="utf-8"))
     edit(records)
-    path.write_text(json.dumps(records))
+    path.write_text(json.dumps(records), encoding="utf-8")
     return records[0]["token"] if records else ""
 
 
@@ -308,6 +308,8 @@ def test_a_cache_whose_arrays_do_not_fit_together_is_made_again(
         ("sensor", b'{"a": 1}'),
         ("scene", b"[1, 2]"),
         ("sample_data", b"[{"),
+        ("visibility", b"[" * 100_000),
+        ("log", b'[{"token": ' + b"1" * 5000 + b"}]"),
         ("category", '[{"name": "Fu\xdfg\xe4nger"}]'.encode("latin-1")),
     ],
 )

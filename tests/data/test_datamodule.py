@@ -116,7 +116,14 @@ def test_missing_files_stop_before_training(small_root: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"batch_size": 0}, "data.batch_size=0: it must be at least 1"),
+        ({"batch_size": 0}, "data.batch_size=0: it must be a whole number of 1 or more"),
+        ({"sweeps": "many"}, "data.sweeps=many"),
+        ({"min_points": 0.5}, "data.min_points=0.5"),
+        ({"limit_eval_frames": True}, "data.limit_eval_frames=True"),
+        ({"cameras": "maybe"}, "data.cameras=maybe"),
+        ({"point_range": [1, 2]}, "data.point_range="),
+        ({"image_mean": [1.0, 2.0]}, "data.image_mean="),
+        ({"image_std": ["a", "b", "c"]}, "data.image_std="),
         ({"num_workers": -1}, "data.num_workers=-1"),
         ({"sweeps": -1}, "data.sweeps=-1"),
         ({"cameras": False, "lidar": False}, "at least one sensor"),

@@ -126,10 +126,10 @@ def test_changed_table_makes_the_index_anew(small_root: Path, tmp_path: Path) ->
     root = tables_copy(small_root, tmp_path / "root")
     before = load_index(root, "v1.0-mini", "mini_val", tmp_path / "cache")
     path = root / "v1.0-mini" / "sample_annotation.json"
-    records = json.loads(path.read_text())
+    records = json.loads(path.read_text(encoding="utf-8"))
     for record in records:
         record["num_lidar_pts"] += 1000
-    path.write_text(json.dumps(records))
+    path.write_text(json.dumps(records), encoding="utf-8")
     after = load_index(root, "v1.0-mini", "mini_val", tmp_path / "cache")
     np.testing.assert_array_equal(after.box_points, before.box_points + 1000)
 
@@ -218,8 +218,8 @@ def test_missing_and_broken_tables_are_named(small_root: Path, tmp_path: Path) -
     (root / "v1.0-mini" / "ego_pose.json").rename(tmp_path / "ego_pose.json")
     with pytest.raises(DataError, match=r"lacks the table ego_pose\.json"):
         load_index(root, "v1.0-mini", "mini_val", tmp_path / "cache")
-    text = (tmp_path / "ego_pose.json").read_text()
-    (root / "v1.0-mini" / "ego_pose.json").write_text(text[: len(text) // 2])
+    text = (tmp_path / "ego_pose.json").read_text(encoding="utf-8")
+    (root / "v1.0-mini" / "ego_pose.json").write_text(text[: len(text) // 2], encoding="utf-8")
     with pytest.raises(DataError, match=r"ego_pose\.json is not valid JSON"):
         load_index(root, "v1.0-mini", "mini_val", tmp_path / "cache")
 
@@ -227,7 +227,7 @@ def test_missing_and_broken_tables_are_named(small_root: Path, tmp_path: Path) -
 def test_dangling_token_is_named(small_root: Path, tmp_path: Path) -> None:
     root = tables_copy(small_root, tmp_path / "root")
     path = root / "v1.0-mini" / "ego_pose.json"
-    path.write_text(json.dumps(json.loads(path.read_text())[:-40]))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8"))[:-40]), encoding="utf-8")
     with pytest.raises(DataError, match=r"sample_data\.json, token \w+: ego_pose_token="):
         load_index(root, "v1.0-mini", "mini_train", tmp_path / "cache")
         load_index(root, "v1.0-mini", "mini_val", tmp_path / "cache")
@@ -241,7 +241,7 @@ def test_split_without_frames_is_named(tmp_path: Path) -> None:
 
 def test_custom_split(small_root: Path, tmp_path: Path) -> None:
     root = tables_copy(small_root, tmp_path / "root")
-    (root / "v1.0-mini" / "splits.json").write_text(json.dumps({"mine": ["scene-0103"]}))
+    (root / "v1.0-mini" / "splits.json").write_text(json.dumps({"mine": ["scene-0103"]}), encoding="utf-8")
     mine = load_index(root, "v1.0-mini", "mine", tmp_path / "cache")
     assert {scene.decode() for scene in mine.scenes} == {"scene-0103"}
 

@@ -163,14 +163,14 @@ def test_bike_racks_are_filtered_as_by_the_devkit(small_root: Path, tmp_path: Pa
     for folder in ("v1.0-mini", "maps"):
         shutil.copytree(small_root / folder, root / folder)
     tables = root / "v1.0-mini"
-    categories = json.loads((tables / "category.json").read_text())
+    categories = json.loads((tables / "category.json").read_text(encoding="utf-8"))
     rack = next((c for c in categories if c["name"] == "static_object.bicycle_rack"), None)
     if rack is None:
         rack = {**categories[0], "token": "rack", "name": "static_object.bicycle_rack"}
         categories.append(rack)
-        (tables / "category.json").write_text(json.dumps(categories))
-    records = json.loads((tables / "sample_annotation.json").read_text())
-    instances = json.loads((tables / "instance.json").read_text())
+        (tables / "category.json").write_text(json.dumps(categories), encoding="utf-8")
+    records = json.loads((tables / "sample_annotation.json").read_text(encoding="utf-8"))
+    instances = json.loads((tables / "instance.json").read_text(encoding="utf-8"))
     names = {c["token"]: c["name"] for c in categories}
     kinds = {i["token"]: names[i["category_token"]] for i in instances}
     cycles = [r for r in records if kinds[r["instance_token"]] in ("vehicle.bicycle", "vehicle.motorcycle")]
@@ -188,8 +188,8 @@ def test_bike_racks_are_filtered_as_by_the_devkit(small_root: Path, tmp_path: Pa
             {**record, "token": f"stand{number}", "instance_token": f"rack{number}", "size": [3, 3, 3]}
             | {"prev": "", "next": "", "attribute_tokens": []}
         )
-    (tables / "sample_annotation.json").write_text(json.dumps(records))
-    (tables / "instance.json").write_text(json.dumps(instances))
+    (tables / "sample_annotation.json").write_text(json.dumps(records), encoding="utf-8")
+    (tables / "instance.json").write_text(json.dumps(instances), encoding="utf-8")
     truth = load_ground_truth(root, "v1.0-mini", "mini_val", tmp_path / "cache")
     assert len(truth.racks)
     metric = filled(truth, frames, noisy_detections(frames))
@@ -228,7 +228,7 @@ def devkit_perfect(root: Path, split: str, truth: GroundTruth, folder: Path) -> 
             results[box.sample_token].append(entry)
             del entry["ego_translation"], entry["num_pts"]
     path = folder / "perfect.json"
-    path.write_text(json.dumps({"meta": {}, "results": results}))
+    path.write_text(json.dumps({"meta": {}, "results": results}), encoding="utf-8")
     return evaluation_of(root, split, path, folder / "devkit")
 
 
@@ -371,6 +371,6 @@ def test_two_processes_make_the_devkits_number(
 def test_metrics_go_to_disk_and_back(tmp_path: Path) -> None:
     metrics = {"mAP": 0.25, "AOE/traffic_cone": math.nan}
     path = write_metrics(metrics, tmp_path / "run" / "metrics.json")
-    assert "null" in path.read_text()
-    assert "NaN" not in path.read_text()
+    assert "null" in path.read_text(encoding="utf-8")
+    assert "NaN" not in path.read_text(encoding="utf-8")
     assert read_metrics(path) == pytest.approx(metrics, nan_ok=True)

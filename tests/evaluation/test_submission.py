@@ -156,9 +156,9 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "results_nusc.json"
     with pytest.raises(DataError, match="cannot be read"):
         read_submission(path)
-    path.write_text("{")
+    path.write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match="is not valid JSON"):
         read_submission(path)
-    path.write_text(json.dumps({"results": {}}))
+    path.write_text(json.dumps({"results": {}}), encoding="utf-8")
     with pytest.raises(DataError, match="lacks 'meta'"):
         read_submission(path)

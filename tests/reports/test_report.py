@@ -63,7 +63,7 @@ class Page(HTMLParser):
 def report(folder: Path, **options: str) -> tuple[Page, str]:
     page, table = make_report(folder, **options)  # type: ignore[arg-type]
     assert table.is_file()
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     return Page(text), text
 
 
@@ -121,7 +121,7 @@ def test_odd_names_are_text(tmp_path: Path, name: str, capsys: pytest.CaptureFix
 def test_folders_that_lack_everything_make_a_page(tmp_path: Path) -> None:
     for name in "01":
         (tmp_path / name / ".hydra").mkdir(parents=True)
-        (tmp_path / name / ".hydra" / "overrides.yaml").write_text(f"- seed={name}\n")
+        (tmp_path / name / ".hydra" / "overrides.yaml").write_text(f"- seed={name}\n", encoding="utf-8")
     page, text = report(tmp_path)
     check_alone(page, text)
     assert "No run has NDS yet" in text and page.tags.count("svg") == 0
@@ -133,7 +133,7 @@ def test_folders_that_lack_everything_make_a_page(tmp_path: Path) -> None:
 
 def test_a_broken_file_is_told_on_the_page(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "0", [], 0.2)
-    (folder / "map_statistics.json").write_text("{")
+    (folder / "map_statistics.json").write_text("{", encoding="utf-8")
     assert "0: map_statistics.json cannot be read: " in report(tmp_path)[1]
 
 

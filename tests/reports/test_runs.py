@@ -30,7 +30,7 @@ def test_what_is_recorded_is_read(tmp_path: Path) -> None:
 
 def test_what_is_absent_is_not_made_up(tmp_path: Path) -> None:
     (tmp_path / "0" / ".hydra").mkdir(parents=True)
-    (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("- seed=3\n")
+    (tmp_path / "0" / ".hydra" / "overrides.yaml").write_text("- seed=3\n", encoding="utf-8")
     (run,) = find_runs(tmp_path)
     assert run.overrides == ("seed=3",)
     assert (run.status, run.error, run.seed) == (None, None, None)
@@ -51,7 +51,7 @@ def test_what_is_absent_is_not_made_up(tmp_path: Path) -> None:
 )
 def test_a_broken_file_is_named_and_the_rest_is_read(tmp_path: Path, name: str, text: str) -> None:
     folder = write_run(tmp_path / "0", ["seed=3"], 0.25, [(0, 4.0)], MAPS)
-    (folder / name).write_text(text)
+    (folder / name).write_text(text, encoding="utf-8")
     run = read_run(folder, tmp_path)
     (problem,) = run.problems
     assert problem.startswith(f"{name} cannot be read: ")
@@ -72,8 +72,8 @@ def test_the_folder_may_be_a_run(tmp_path: Path) -> None:
 def test_an_evaluation_is_a_run_of_its_script(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "0", ["ckpt_path=a.ckpt"], 0.2)
     (folder / "record.json").unlink()
-    hydra = (folder / ".hydra" / "hydra.yaml").read_text()
-    (folder / ".hydra" / "hydra.yaml").write_text(hydra.replace("name: train", "name: evaluate"))
+    hydra = (folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8")
+    (folder / ".hydra" / "hydra.yaml").write_text(hydra.replace("name: train", "name: evaluate"), encoding="utf-8")
     run = read_run(folder, tmp_path)
     assert (run.script, run.overrides, run.status) == ("evaluate.py", ("ckpt_path=a.ckpt",), None)
 
@@ -91,4 +91,4 @@ def test_nan_in_json_is_undefined_and_not_absent(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "0", [], 0.2), tmp_path)
     value = run.number("AVE/barrier")
     assert value is not None and value != value
-    assert json.loads((tmp_path / "0" / "metrics.json").read_text())["AVE/barrier"] is None
+    assert json.loads((tmp_path / "0" / "metrics.json").read_text(encoding="utf-8"))["AVE/barrier"] is None

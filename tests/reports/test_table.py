@@ -24,7 +24,7 @@ def test_the_best_run_is_first_and_those_without_the_metric_last(tmp_path: Path)
 def test_of_an_error_the_least_is_best(tmp_path: Path) -> None:
     for number, error in enumerate((0.9, 0.4)):
         folder = write_run(tmp_path / str(number), [], 0.2)
-        (folder / "metrics.json").write_text(f'{{"mATE": {error}, "ATE/car": {1 - error}}}')
+        (folder / "metrics.json").write_text(f'{{"mATE": {error}, "ATE/car": {1 - error}}}', encoding="utf-8")
     runs = find_runs(tmp_path)
     assert best_first(runs, "mATE") == [1, 0]
     assert best_first(runs, "ATE/car") == [0, 1]
@@ -42,7 +42,7 @@ def test_the_csv_file_holds_what_the_folders_hold(tmp_path: Path) -> None:
     write_run(tmp_path / "1", ["trainer.max_epochs=2"], None, error='loss is "nan", step 3', wall_time_s=None)
     runs = find_runs(tmp_path)
     write_csv(runs, find_axes(runs), [0, 1], tmp_path / "runs.csv")
-    with (tmp_path / "runs.csv").open(newline="") as file:
+    with (tmp_path / "runs.csv").open(newline="", encoding="utf-8") as file:
         best, failed = csv.DictReader(file)
     assert (best["run"], best["status"], best["seed"], best["error"]) == ("0", "complete", "3", "")
     assert float(best["NDS"]) == 0.123456789
@@ -100,7 +100,7 @@ def test_the_grid_averages_over_seeds(tmp_path: Path) -> None:
 def test_equal_bests_are_all_found_and_less_is_better_of_errors(tmp_path: Path) -> None:
     for number, clamp in enumerate((1.0, 2.0, 3.0)):
         folder = write_run(tmp_path / str(number), [f"renderer.max_weight_clamp={clamp}"], 0.2)
-        (folder / "metrics.json").write_text(f'{{"mATE": {0.9 if number == 1 else 0.5}}}')
+        (folder / "metrics.json").write_text(f'{{"mATE": {0.9 if number == 1 else 0.5}}}', encoding="utf-8")
     runs = find_runs(tmp_path)
     grid = make_grid(runs, range(3), find_axes(runs)[0], None, "mATE")
     assert best_places(grid, "mATE") == [(0, 0), (0, 2)]

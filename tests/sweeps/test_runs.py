@@ -94,9 +94,9 @@ def test_runs_come_by_number(tmp_path: Path) -> None:
 def test_how_a_run_ended(record: dict | None, evaluated: bool, status: str, tmp_path: Path) -> None:
     folder = begun(tmp_path, 0, "a=1")
     if record is not None:
-        (folder / "record.json").write_text(json.dumps(record))
+        (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
     if evaluated:
-        (folder / "metrics.json").write_text('{"mAP": 0.1, "NDS": 0.2}')
+        (folder / "metrics.json").write_text('{"mAP": 0.1, "NDS": 0.2}', encoding="utf-8")
     run = SweepRun.read(folder)
     assert (run.status, run.overrides) == (status, ("a=1",))
     assert run.metrics == ({"mAP": 0.1, "NDS": 0.2} if status == "complete" else {})

@@ -31,7 +31,7 @@ def test_the_table_names_every_run_and_why_one_failed() -> None:
 
 
 def test_the_csv_has_every_override(tmp_path: Path) -> None:
-    with write_summary(runs(), tmp_path / "summary.csv").open() as file:
+    with write_summary(runs(), tmp_path / "summary.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["run"] for row in rows] == ["0", "1", "2"]
     assert rows[0]["overrides"] == "clamp=1.5 steps=2" and rows[0]["clamp"] == "1.5"

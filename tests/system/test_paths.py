@@ -68,7 +68,7 @@ def test_what_is_no_path_or_cannot_be_made_is_named(
     script: str, given: list[str], part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "record.json").write_text("{}")
+    (tmp_path / "run" / "record.json").write_text("{}", encoding="utf-8")
     (tmp_path / "run" / "file").touch()
     said = sentence(monkeypatch, tmp_path, script, *given)
     assert said.startswith("error: ") and part in said and "\n" not in said

@@ -9,7 +9,7 @@ from cmt_aqr.training.curves import CurveLogger
 
 
 def rows(folder: Path) -> list[tuple[int, str, str]]:
-    with (folder / "csv" / "metrics.csv").open() as file:
+    with (folder / "csv" / "metrics.csv").open(encoding="utf-8") as file:
         return [(int(row["step"]), row["train/loss"], row.get("val/NDS", "")) for row in csv.DictReader(file)]
 
 
@@ -45,7 +45,7 @@ def test_the_row_of_an_epoch_stays_if_the_checkpoint_is_from_after_its_end(
     logger.log_metrics({"aqr/epoch/bev/mean": 0.25, "epoch": 0}, 3)
     state = {"epoch_number": 0, "epoch": {"looks": looks}, "warned": []}
     CurveLogger(str(tmp_path)).go_on({"global_step": 4, "callbacks": {"AQRMonitor": state}})
-    with (tmp_path / "csv" / "metrics.csv").open() as file:
+    with (tmp_path / "csv" / "metrics.csv").open(encoding="utf-8") as file:
         found = [row["aqr/epoch/bev/mean"] for row in csv.DictReader(file)]
     assert [value for value in found if value] == (["0.25"] if kept else [])
 

@@ -50,7 +50,7 @@ def fit(folder: Path, module: DetectorModule, steps: int, *callbacks: pl.Callbac
 
 
 def rows(folder: Path, key: str) -> dict[int, float]:
-    with (folder / "csv" / "metrics.csv").open() as file:
+    with (folder / "csv" / "metrics.csv").open(encoding="utf-8") as file:
         return {int(row["step"]): float(row[key]) for row in csv.DictReader(file) if row.get(key)}
 
 
@@ -99,7 +99,7 @@ def test_a_fit_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for key, value in seen[0].items():
         assert rows(tmp_path, f"aqr/{key}")[0] == pytest.approx(value.item(), rel=1e-6), key
 
-    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
     assert set(written) == {"bev", "camera"}
     for name, values in written.items():
         assert set(values) >= KEYS
@@ -158,7 +158,7 @@ def test_the_first_step_of_every_epoch_is_looked_at(tmp_path: Path) -> None:
     fit(tmp_path, small_module(), 3, AQRMonitor(tmp_path, every_n_steps=100), max_epochs=3)
     assert list(rows(tmp_path, "aqr/bev/mean")) == [0, 3, 6]
     assert list(rows(tmp_path, "aqr/epoch/bev/mean")) == [2, 5, 8]
-    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
     assert written["bev"]["mean"] == pytest.approx(rows(tmp_path, "aqr/bev/mean")[6], rel=1e-6)
 
 
@@ -169,17 +169,17 @@ def test_gradient_accumulation_has_one_look_a_step_with_its_gradient(tmp_path: P
 
 def test_without_aqr_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, small_module("aqr=none"), 2, AQRMonitor(tmp_path, every_n_steps=1))
-    assert "aqr/" not in (tmp_path / "csv" / "metrics.csv").read_text()
+    assert "aqr/" not in (tmp_path / "csv" / "metrics.csv").read_text(encoding="utf-8")
     assert not (tmp_path / "map_statistics.json").exists()
     assert "AQR" not in capsys.readouterr().out
 
 
 def test_half_precision(tmp_path: Path) -> None:
     fit(tmp_path, small_module(), 2, AQRMonitor(tmp_path, every_n_steps=1), precision="bf16-mixed")
-    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
     full = small_module()
     fit(tmp_path / "full", full, 2, AQRMonitor(tmp_path / "full", every_n_steps=1))
-    expected = json.loads((tmp_path / "full" / "map_statistics.json").read_text())
+    expected = json.loads((tmp_path / "full" / "map_statistics.json").read_text(encoding="utf-8"))
     for name in ("bev", "camera"):
         assert all(math.isfinite(value) for value in written[name].values())
         assert written[name]["mean"] == pytest.approx(expected[name]["mean"], rel=0.05)
@@ -243,7 +243,7 @@ def test_an_epoch_that_was_finished_but_not_closed_when_the_checkpoint_was_writt
     ended = AQRMonitor(tmp_path)  # nothing is left to train: it is the last epoch
     ended.load_state_dict(state)
     ended.on_train_end(cast(pl.Trainer, trainer), small_module())
-    assert json.loads((tmp_path / "map_statistics.json").read_text()) == {"bev": {"mean": 1.0}}
+    assert json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8")) == {"bev": {"mean": 1.0}}
 
     going_on = AQRMonitor(tmp_path)  # the next epoch does not count it
     going_on.load_state_dict(state)
@@ -286,7 +286,7 @@ def test_maps_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str
         enable_model_summary=False,
     )
     trainer.validate(module, frames(3), verbose=False)
-    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
     assert "evaluation (looked at 2 times)" in capsys.readouterr().out
     module.eval()
     drawn = []
@@ -312,7 +312,7 @@ def test_an_evaluation_within_training_is_logged_beside_it(tmp_path: Path) -> No
     )
     trainer.fit(module, frames(2), frames(1))
     assert list(rows(tmp_path, "aqr/val/bev/mean")) == [1]
-    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
     assert written["bev"]["mean"] == pytest.approx(rows(tmp_path, "aqr/epoch/bev/mean")[1], rel=1e-6)
     assert written["bev"]["mean"] != pytest.approx(rows(tmp_path, "aqr/val/bev/mean")[1], rel=1e-6)
 

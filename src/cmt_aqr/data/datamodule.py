@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
 from cmt_aqr.data.augmentation import (
@@ -25,6 +24,7 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.finishing import Finishing
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
+from cmt_aqr.data.learnable import check_anything_to_learn
 from cmt_aqr.data.make_database import Making, prepare_database
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.resampling import RESAMPLINGS, resampled_frames
@@ -144,6 +144,12 @@ class NuScenesDataModule(LightningDataModule):
                 "data.sampling: objects are chosen by their LiDAR points, and this model reads none; choose "
                 "data/sampling=none"
             )
+        _check_numbers("data.point_range", point_range, 6)
+        _check_numbers("data.image_mean", image_mean, 3)
+        _check_numbers("data.image_std", image_std, 3)
+        for name, value in (("data.cameras", cameras), ("data.lidar", lidar)):
+            if isinstance(value, str):
+                raise SettingError(f"{name}={value}: it must be true or false")
         if not (cameras or lidar):
             raise SettingError("data.cameras=false and data.lidar=false: at least one sensor must be read")
         self.root = Path(root).expanduser()
@@ -255,7 +261,8 @@ class NuScenesDataModule(LightningDataModule):
         index.check_files(self.root, range(1), self.cameras, self.lidar)
         points = reader.read_first_points() if self.lidar else None
         if training:
-            self._check_anything_to_learn(index, points)
+            where = f"split {split} of {self.root / self.version}, {len(index)} frames"
+            check_anything_to_learn(index, points, where, self._categories, self.min_points, self.point_range)
         transforms = self._train_transforms if training else self._eval_transforms
         sampler = None
         if training and self.sampling is not None:
@@ -263,43 +270,9 @@ class NuScenesDataModule(LightningDataModule):
         replace_empty = training and self.replace_empty_frames
         return FrameDataset(reader, transforms, self.seed, self.cache_frames, replace_empty, sampler)
 
-    def _check_anything_to_learn(self, index: FrameIndex, points: NDArray[np.float32] | None) -> None:
-        """Refuse to train on nothing but background.
-
-        Args:
-            index: of the frames to train on.
-            points: (point, 5) of the first of them; ``None`` where none are read.
-
-        Raises:
-            DataError: naming what leaves nothing.
-        """
-        where = f"split {self.train_split} of {self.root / self.version}, {len(index)} frames"
-        if not len(index.labels):
-            names = sorted(category["name"] for category in read_table(self.root, self.version, "category"))
-            raise DataError(
-                f"{where}: no annotation is of one of nuScenes' ten detection classes, nothing to learn; "
-                f"the categories are {', '.join(names) or 'none'}"
-            )
-        seen = index.box_points >= self.min_points
-        if not seen.any():
-            raise DataError(
-                f"{where}: none of {len(seen)} boxes has data.min_points={self.min_points} LiDAR points or more "
-                f"(num_lidar_pts is at most {index.box_points.max()}); give data.min_points=0, or mend the tables"
-            )
-        low, high = self.point_range[:2], self.point_range[3:5]
-        inside = ((index.boxes[:, :2] >= low) & (index.boxes[:, :2] <= high)).all(axis=1)
-        if not (seen & inside).any():
-            raise DataError(
-                f"{where}: no box lies within data.point_range={self.point_range} (x, y of its centre)"
-            )
-        if points is None:
-            return
-        places = points[:, :3]
-        if not ((places >= self.point_range[:3]) & (places <= self.point_range[3:])).all(axis=1).any():
-            raise DataError(
-                f"{where}: no point of the first frame lies within data.point_range={self.point_range}; "
-                "are the files in metres, and the LiDAR's frame?"
-            )
+    def _categories(self) -> list[str]:
+        """Names of the categories that the tables know."""
+        return [category["name"] for category in read_table(self.root, self.version, "category")]
 
     def index(self, split: str) -> FrameIndex:
         """The index of a split.
@@ -399,5 +372,11 @@ def _present(transforms: Transforms) -> list[Transform]:
 
 
 def _check_at_least(name: str, value: Any, least: int) -> None:
-    if value is not None and value < least:
-        raise SettingError(f"{name}={value}: it must be at least {least}")
+    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+        raise SettingError(f"{name}={value}: it must be a whole number of {least} or more")
+
+
+def _check_numbers(name: str, values: Any, count: int) -> None:
+    fits = isinstance(values, Sequence) and len(values) == count
+    if not fits or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        raise SettingError(f"{name}={values}: it must be {count} numbers")

@@ -36,7 +36,7 @@ def parsed(text: bytes, path: Path) -> Any:
     """
     try:
         return json.loads(text.decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also for a number of thousands of digits
         raise DataError(
             f"{path} is not valid JSON in UTF-8 ({error}); download the version's metadata again"
         ) from error
@@ -68,9 +68,7 @@ def read_pieces(path: Path, size: int = PIECE) -> Iterator[tuple[int, list[dict[
         with path.open("rb") as file:
             yield from _pieces(file, path, size)
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}): download the version's metadata again"
-        ) from error
+        raise _unreadable(path, error) from error
 
 
 def _pieces(file: BinaryIO, path: Path, size: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def fingerprint(root: Path, version: str) -> str:
 
 def cache_path(cache_dir: Path, kind: str, root: Path, version: str, split: str, suffix: str) -> Path:
     """Where something derived from a split's tables is cached: keyed by data root, version and split."""
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
+    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]
     return cache_dir / f"{kind}-{version}-{split}-{key}{suffix}"
 
 

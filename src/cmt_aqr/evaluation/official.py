@@ -71,6 +71,12 @@ def evaluate_boxes(truth: GroundTruth, found: FoundBoxes) -> dict[str, float]:
     }
 
 
+def metric_names() -> list[str]:
+    """Names of the numbers of :func:`evaluate_boxes`."""
+    numbers = _summary(np.zeros(len(CLASSES)), np.zeros((len(CLASSES), len(ERRORS))), 1.0)
+    return [*numbers, "frames", "frames_of_split"]
+
+
 def _summary(
     precisions: NDArray[np.float64], errors: NDArray[np.float64], precision_weight: float
 ) -> dict[str, float]:

@@ -206,7 +206,7 @@ def read_submission(path: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[s
         DataError: the file is missing, not JSON, or lacks ``results`` or ``meta``.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return content["results"], content["meta"]
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give a nuScenes results file") from error

@@ -75,7 +75,7 @@ def write_metrics_csv(metrics: Mapping[str, float], path: Path) -> Path:
         ``path``.
     """
     values = nan_to_null(metrics)
-    with written_at_once(path) as partial, partial.open("w", newline="") as file:
+    with written_at_once(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(values))
         writer.writeheader()
         writer.writerow(values)
@@ -84,4 +84,4 @@ def write_metrics_csv(metrics: Mapping[str, float], path: Path) -> Path:
 
 def read_metrics(path: Path) -> dict[str, float]:
     """Metrics that :func:`write_metrics` wrote; null is NaN again."""
-    return null_to_nan(json.loads(path.read_text()))
+    return null_to_nan(json.loads(path.read_text(encoding="utf-8")))

@@ -148,21 +148,21 @@ def read_run(folder: Path, root: Path) -> Run:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    values = json.loads(path.read_text())
+    values = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError("it holds no mapping of names to values")
     return values
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    values = yaml.load(path.read_text(), _LOADER) or {}
+    values = yaml.load(path.read_text(encoding="utf-8"), _LOADER) or {}
     if not isinstance(values, dict):
         raise ValueError("it holds no mapping of names to values")
     return values
 
 
 def _yaml_list(path: Path) -> list[str]:
-    values = yaml.load(path.read_text(), _LOADER) or []
+    values = yaml.load(path.read_text(encoding="utf-8"), _LOADER) or []
     if not isinstance(values, list):
         raise ValueError("it holds no list of overrides")
     return values
@@ -184,7 +184,7 @@ def _map_statistics(path: Path) -> dict[str, float]:
 def read_curves(path: Path) -> dict[str, Curve]:
     """Learning curves of Lightning's CSV log; of a step logged twice, as after a resume, the last value counts."""
     values: dict[str, dict[int, float]] = {name: {} for name in CURVES}
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             for name, points in values.items():
                 if row.get(name):

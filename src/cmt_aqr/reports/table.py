@@ -180,7 +180,7 @@ def write_csv(runs: Sequence[Run], axes: Sequence[Axis], order: Sequence[int], p
                 "command": reproducing_command(run),
             }
         )
-    with written_at_once(path) as partial, partial.open("w", newline="") as file:
+    with written_at_once(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -140,7 +140,7 @@ def _begins(sweep_dir: str, number: int, overrides: Sequence[str]) -> bool:
 def _claim(folder: Path, overrides: Sequence[str]) -> bool:
     begun = folder.with_name(f".{uuid.uuid4().hex[:12]}.begun")
     (begun / ".hydra").mkdir(parents=True)
-    (begun / ".hydra" / "run.json").write_text(json.dumps(list(overrides)))
+    (begun / ".hydra" / "run.json").write_text(json.dumps(list(overrides)), encoding="utf-8")
     try:
         begun.rename(folder)
     except OSError:  # another run was faster
@@ -153,7 +153,7 @@ def _written_overrides(folder: Path) -> list[str]:
     """The overrides of a run: as it claimed its folder, or as Hydra wrote them, which it does anew each time."""
     claimed, written = (folder / ".hydra" / name for name in ("run.json", "overrides.yaml"))
     if claimed.is_file():
-        return json.loads(claimed.read_text())
+        return json.loads(claimed.read_text(encoding="utf-8"))
     return [str(item) for item in OmegaConf.load(written)] if written.is_file() else []
 
 

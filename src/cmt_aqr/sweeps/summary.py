@@ -55,7 +55,7 @@ def write_summary(runs: Sequence[SweepRun], path: Path) -> Path:
         ``path``.
     """
     keys = swept_keys(runs)
-    with written_at_once(path) as partial, partial.open("w", newline="") as file:
+    with written_at_once(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["run", "status", "mAP", "NDS", "wall_time_s", "error", *keys, "overrides"])
         for run in runs:

@@ -20,6 +20,7 @@ from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.trainer.states import TrainerFn
 
+from cmt_aqr.aqr.checks import is_count, is_number
 from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.file_kinds import is_safetensors, other_file
 from cmt_aqr.files import written_at_once
@@ -212,10 +213,10 @@ class Checkpoints(Checkpoint):
         every_n_minutes: float | None = None,
     ) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
-            if value is not None and value < 1:
+            if not (is_count(value) or (value is None and name != "every_n_epochs")):
                 raise SettingError(f"callbacks.checkpoint.{name}={value}: must be a whole number of 1 or more")
-        if every_n_minutes is not None and not every_n_minutes > 0:
-            raise SettingError(f"callbacks.checkpoint.every_n_minutes={every_n_minutes}: must be above 0")
+        if every_n_minutes is not None and not (is_number(every_n_minutes) and every_n_minutes > 0):
+            raise SettingError(f"callbacks.checkpoint.every_n_minutes={every_n_minutes}: must be a number above 0")
         self.last = Path(folder) / LAST
         self.best = Path(folder) / BEST
         self.monitor = monitor

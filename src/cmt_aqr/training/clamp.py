@@ -30,6 +30,10 @@ class ClampSchedule(pl.Callback):
     """
 
     def __init__(self, milestones: Mapping[int, float] | None = None, mode: str = "step") -> None:
+        if not isinstance(milestones or {}, Mapping):
+            raise SettingError(
+                f"clamp_schedule.milestones={milestones}: must be clamps by epoch, as in {{0:2.5,6:2.0}}"
+            )
         self.milestones = _checked(milestones or {})
         self.mode = mode
         self._current: float | None = None

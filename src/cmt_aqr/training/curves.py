@@ -44,11 +44,11 @@ class _ContinuedWriter(ExperimentWriter):
         path = Path(self.metrics_file_path)
         if not path.is_file():
             return
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             rows = [row for row in reader if not _comes_again(row, checkpoint)]
             self.metrics_keys = sorted(reader.fieldnames or [])
-        with written_at_once(path) as partial, partial.open("w", newline="") as file:
+        with written_at_once(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
             writer.writeheader()
             writer.writerows(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.structures import Batch, Predictions
 from cmt_aqr.training.denoising import Denoising
-from cmt_aqr.training.finite import LossGuard, NotFiniteError, frames, weights_problem
+from cmt_aqr.training.finite import (
+    LossGuard,
+    NotFiniteError,
+    finite_inputs,
+    frames,
+    weights_problem,
+    why_not_finite,
+)
 from cmt_aqr.training.losses import Criterion, mean_over_processes
 from cmt_aqr.training.optimization import Multipliers, OptimizerSettings, module_of
 
@@ -124,9 +132,12 @@ class DetectorModule(pl.LightningModule):
         try:
             losses = self.criterion(predictions, batch, targets, same_terms=self.denoising is not None)
         except NotFiniteError as error:
-            first = self._guard.problem()
-            raise NotFiniteError(first or f"step {self.global_step}: {error} on {frames(batch.tokens)}") from error
-        self._guard.add(self.global_step, batch.tokens, losses)
+            held = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
+            raise NotFiniteError(
+                self._guard.problem()
+                or f"step {self.global_step}: {error} on {frames(batch.tokens)}; {why_not_finite(batch, held)}"
+            ) from error
+        self._guard.add(self.global_step, batch.tokens, losses, finite_inputs(batch))
         values = torch.stack(list(losses.values()))
         total = values.sum()
         shown = mean_over_processes(values.detach())

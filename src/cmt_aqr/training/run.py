@@ -15,7 +15,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.aqr import AQR
-from cmt_aqr.configuration import build, build_data, clamp_given, multipliers, optimizer_settings
+from cmt_aqr.configuration import (
+    build,
+    build_data,
+    clamp_given,
+    denoising_settings,
+    multipliers,
+    optimizer_settings,
+)
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.tables import is_annotated
@@ -30,7 +37,6 @@ from cmt_aqr.threads import threads_for
 from cmt_aqr.training.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
 from cmt_aqr.training.clamp import GivenClamp, renderer_of
 from cmt_aqr.training.curves import CurveLogger
-from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.finite import NotFiniteError
 from cmt_aqr.training.loggers import build_loggers
 from cmt_aqr.training.module import DetectorModule
@@ -203,7 +209,7 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
     samples = config.data.batch_size * config.trainer.accumulate_grad_batches * processes
     # Not resolved: an override on the checkpoint must reach what is interpolated from its key.
     written_out: Any = OmegaConf.to_container(config, resolve=False)
-    denoising = Denoising(**OmegaConf.to_container(config.training.denoising, resolve=True))  # type: ignore[arg-type]
+    denoising = denoising_settings(config)
     model = build(config.model.network)
     check_feature_shapes(model, config.model.image_size)
     return DetectorModule(
