@@ -296,7 +296,7 @@ def changed_tables(root: Path) -> None:
 def test_changed_tables_make_it_again_but_not_in_a_folder_that_was_named(small_root: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(small_root, root)
-    own = with_sampling(root, tmp_path)
+    with_sampling(root, tmp_path)
     named = Sampling(processes=1, database=tmp_path / "objects")
     with_sampling(root, tmp_path, named)
     before = (tmp_path / "objects" / DESCRIPTION).read_bytes()
@@ -304,6 +304,7 @@ def test_changed_tables_make_it_again_but_not_in_a_folder_that_was_named(small_r
     with pytest.raises(DataError, match="made of other tables"):
         with_sampling(root, tmp_path, named)
     assert (tmp_path / "objects" / DESCRIPTION).read_bytes() == before
+    own = datamodule(root, tmp_path, sampling=Sampling(MANY, processes=1), sweeps=3)
     with pytest.raises(DataError, match="made of other tables"):
         own.setup("fit")
     own.prepare_data()

@@ -176,6 +176,7 @@ class NuScenesDataModule(LightningDataModule):
             ImageProcessing(image_size, image_mean, image_std, exact_lidar2img=exact_lidar2img),
         ]
         self._datasets: dict[str, FrameDataset] = {}
+        self._objects: ObjectDatabase | None = None
         self._start: tuple[int, int] | None = None
 
     def prepare_data(self) -> None:
@@ -200,8 +201,9 @@ class NuScenesDataModule(LightningDataModule):
         folder, contents = self._database()
         given = self.sampling.database is not None
         key = "data.sampling.database" if given else "data.cache_dir"
-        prepare_database(Making(folder, contents, self.root, index), key, given, self.sampling.processes)
-        return ObjectDatabase(folder, contents)
+        making = Making(folder, contents, self.root, index)
+        self._objects = prepare_database(making, key, given, self.sampling.processes)
+        return self._objects
 
     def _database(self) -> tuple[Path, Contents]:
         """Where the database of objects is, and what it is made of."""
@@ -246,7 +248,8 @@ class NuScenesDataModule(LightningDataModule):
         transforms = self._train_transforms if training else self._eval_transforms
         sampler = None
         if training and self.sampling is not None:
-            sampler = ObjectSampler(self.sampling, ObjectDatabase(*self._database()), self.min_points)
+            database = self._objects or ObjectDatabase(*self._database())
+            sampler = ObjectSampler(self.sampling, database, self.min_points)
         replace_empty = training and self.replace_empty_frames
         return FrameDataset(reader, transforms, self.seed, self.cache_frames, replace_empty, sampler)
 
