@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from cmt_aqr.constants import CLASSES
@@ -171,6 +172,17 @@ def test_the_fade(small_root: Path, cache: Path, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO):
         list(resumed)
     assert caplog.text.count("Epoch 2: no objects are pasted") == 1
+
+
+@pytest.mark.parametrize(("epochs", "told"), [(2, True), (3, False), (-1, False)])
+def test_a_run_that_ends_before_the_fade_is_told(
+    small_root: Path, cache: Path, caplog: pytest.LogCaptureFixture, epochs: int, told: bool
+) -> None:
+    module = with_sampling(small_root, cache, Sampling(MANY, until_epoch=2, processes=1))
+    module.trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with caplog.at_level(logging.WARNING):
+        module.setup("fit")
+    assert ("data.sampling.until_epoch=2" in caplog.text) == told
 
 
 def test_candidates_give_way_in_order() -> None:
