@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
-from pytorch_lightning.utilities import rank_zero_only
 
 from cmt_aqr.data.augmentation import (
     ImageAugmentation,
@@ -33,9 +31,6 @@ from cmt_aqr.data.sampling import ObjectSampler, Sampling
 from cmt_aqr.data.tables import check_request, close_tables, fingerprint, read_table
 from cmt_aqr.errors import SettingError
 from cmt_aqr.evaluation.metric import NuScenesMetric
-from cmt_aqr.evaluation.official import check_anything_to_find
-
-log = logging.getLogger(__name__)
 
 Transforms = Mapping[str, Transform | None] | None
 """Named, so that a configuration can override or switch off (null) one; applied in the order given."""
@@ -230,23 +225,8 @@ class NuScenesDataModule(LightningDataModule):
         for name in ("train", "val") if stage == "fit" else ("val",):
             if name not in self._datasets:
                 self._datasets[name] = self._make_dataset(name)
-        if stage == "fit":
-            self._tell_missing_fade()
-
-    def _tell_missing_fade(self) -> None:
-        """Warn where sampling would end after the run does."""
-        epochs = self.trainer.max_epochs if self.trainer else None
-        until = self.sampling.until_epoch if self.sampling is not None else None
-        if until is not None and epochs is not None and 0 < epochs <= until:
-            rank_zero_only(log.warning)(
-                "data.sampling.until_epoch=%d: the run has trainer.max_epochs=%d, so objects are pasted to its end; "
-                "the published one ends 5 of 20 epochs earlier",
-                until,
-                epochs,
-            )
-        if self.trainer is not None and self.val_split != "test":
-            frames = np.arange(len(self._datasets["val"]))
-            check_anything_to_find(self.ground_truth(), frames)
+        if stage == "fit" and self.sampling is not None and self.trainer:
+            self.sampling.tell_missing_fade(self.trainer.max_epochs)
 
     def _splits(self) -> list[str]:
         """The splits that are read."""

@@ -104,6 +104,16 @@ class Sampling:
         """Whether an epoch, counted from 0, samples."""
         return self.until_epoch is None or epoch < self.until_epoch
 
+    def tell_missing_fade(self, epochs: int | None) -> None:
+        """Warn where a run of so many epochs ends before sampling does."""
+        if self.until_epoch is not None and epochs is not None and 0 < epochs <= self.until_epoch:
+            rank_zero_only(log.warning)(
+                "data.sampling.until_epoch=%d: with trainer.max_epochs=%d objects are pasted to the end of the run; "
+                "published are 15 of 20 epochs",
+                self.until_epoch,
+                epochs,
+            )
+
     def lacking(self, labels: NDArray[np.int64]) -> dict[int, int]:
         """How many boxes of which class to ask for, in the order of the goals, given the labels of a frame."""
         there = np.bincount(labels, minlength=len(CLASSES))
