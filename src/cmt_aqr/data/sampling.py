@@ -108,7 +108,7 @@ class Sampling:
         """Warn where a run of so many epochs ends before sampling does."""
         if self.until_epoch is not None and epochs is not None and 0 < epochs <= self.until_epoch:
             rank_zero_only(log.warning)(
-                "data.sampling.until_epoch=%d: with trainer.max_epochs=%d objects are pasted to the end of the run; "
+                "data.sampling.until_epoch=%d: with trainer.max_epochs=%d objects are pasted to the end; "
                 "published are 15 of 20 epochs",
                 self.until_epoch,
                 epochs,
