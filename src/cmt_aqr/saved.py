@@ -150,6 +150,7 @@ _NO_EVALUATION: dict[tuple[str, ...], str] = {
         "data.min_points",
         "data.crop_points",
         "data.shuffle_points",
+        "data.half_points",
         "callbacks.checkpoint",
         "callbacks.learning_rate",
         "logger",

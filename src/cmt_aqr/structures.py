@@ -54,9 +54,10 @@ class Frame(TensorStructure):
     Attributes:
         token: nuScenes sample token.
         points: (point, 5) float32: x, y, z in metres in the keyframe's LiDAR frame, intensity 0..255, time
-            lag in seconds (0 for the keyframe's own sweep, positive for the sweeps before it).
-        images: (view, 3, height, width), BGR, views in the order of ``CAMERAS``. uint8 as read; float32 and
-            normalised after the image transform. ``None`` where no camera is used.
+            lag in seconds (0 for the keyframe's own sweep, positive for the sweeps before it). float16 after the
+            training filter where half precision is asked for.
+        images: (view, 3, height, width) uint8, BGR, views in the order of ``CAMERAS``; stored with the channel
+            last. ``None`` where no camera is used.
         lidar2img: (view, 4, 4) float64: a homogeneous point in the LiDAR frame becomes
             (u * depth, v * depth, depth, 1) in pixels of ``images`` as they are now.
         boxes: (box, 9) float32 in the LiDAR frame, see ``cmt_aqr.geometry.boxes``. A velocity that nuScenes
@@ -67,6 +68,7 @@ class Frame(TensorStructure):
             only where it is rigid; evaluation does not augment).
         image_mask: (height, width) bool, pixels of every image that stay, or ``None``: all; see
             :class:`cmt_aqr.data.masking.GridMask`.
+        shuffle: seed of the random order that the points are brought into on the device, or ``None``.
     """
 
     token: str
@@ -78,6 +80,20 @@ class Frame(TensorStructure):
     box_points: Tensor
     lidar2global: Tensor
     image_mask: Tensor | None = None
+    shuffle: int | None = None
+
+
+@dataclass(frozen=True)
+class DeviceWork(TensorStructure):
+    """What was drawn for the frames of a batch and is done on the device: :mod:`cmt_aqr.data.finishing`.
+
+    Attributes:
+        image_masks: (batch, height, width) bool, pixels of every view that stay, or ``None``: all.
+        shuffles: of each frame the seed of its points' order, or ``None``: as they are.
+    """
+
+    image_masks: Tensor | None
+    shuffles: tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
@@ -90,12 +106,14 @@ class Batch(TensorStructure):
         tokens: sample token of every frame.
         points: (points of all frames, 5), see :class:`Frame`.
         point_counts: number of points of every frame; their sum is ``len(points)``.
-        images: (batch, view, 3, height, width) float32, normalised, or ``None``.
+        images: (batch, view, 3, height, width), or ``None``. uint8 as loaded; float32 and normalised once the
+            batch is finished.
         lidar2img: (batch, view, 4, 4) float32.
         boxes: (boxes of all frames, 9).
         labels: (boxes of all frames,) int64.
         box_counts: number of boxes of every frame.
         lidar2global: (batch, 4, 4) float64.
+        device_work: what is left to do on the device; ``None`` once the batch is finished.
     """
 
     tokens: tuple[str, ...]
@@ -107,6 +125,7 @@ class Batch(TensorStructure):
     labels: Tensor
     box_counts: tuple[int, ...]
     lidar2global: Tensor
+    device_work: DeviceWork | None = None
 
     def __post_init__(self) -> None:
         size = len(self.tokens)

@@ -45,8 +45,11 @@ def test_configuration_builds_and_loads(small_root: Path, tmp_path: Path) -> Non
     assert batch.size == 3
     assert batch.images is not None
     assert batch.images.shape == (3, 6, 3, 64, 160)
-    assert batch.images.is_contiguous()
-    assert batch.images.dtype == batch.points.dtype == batch.lidar2img.dtype == torch.float32
+    assert batch.images.dtype == torch.uint8
+    finished = data.finish(batch)
+    assert finished.images is not None and finished.images.is_contiguous()
+    assert finished.images.dtype == finished.points.dtype == finished.lidar2img.dtype == torch.float32
+    assert data.finish(finished) is finished
     assert batch.lidar2global.dtype == torch.float64
     assert torch.isfinite(batch.points).all()
     centres = batch.boxes[:, :2]

@@ -30,7 +30,7 @@ def keyframe(config: object, limit: float) -> Batch:
     data.setup("validate")
     frame = data.dataset("val")[0]
     frame = frame.replace(points=frame.points[(frame.points[:, :2] < limit).all(dim=1)])
-    return collate([frame])
+    return data.finish(collate([frame]))
 
 
 @pytest.fixture(scope="module")

@@ -22,15 +22,18 @@ from cmt_aqr.data.augmentation import (
 from cmt_aqr.data.database import Contents, ObjectDatabase
 from cmt_aqr.data.dataset import FrameDataset, FrameLoader, FrameSampler
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.finishing import Finishing
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
 from cmt_aqr.data.make_database import Making, prepare_database
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.resampling import RESAMPLINGS, resampled_frames
 from cmt_aqr.data.sampling import ObjectSampler, Sampling
-from cmt_aqr.data.tables import check_request, close_tables, fingerprint, read_table
+from cmt_aqr.data.tables import check_request, close_tables, fingerprint, is_annotated, read_table
 from cmt_aqr.errors import SettingError
 from cmt_aqr.evaluation.metric import NuScenesMetric
+from cmt_aqr.evaluation.official import check_anything_to_find
+from cmt_aqr.structures import Batch
 
 Transforms = Mapping[str, Transform | None] | None
 """Named, so that a configuration can override or switch off (null) one; applied in the order given."""
@@ -74,6 +77,7 @@ class NuScenesDataModule(LightningDataModule):
         min_points: boxes with fewer LiDAR points are not trained on.
         crop_points: drop points outside ``point_range`` in training.
         shuffle_points: random order of points in training, see :class:`TrainingFilter`.
+        half_size_images: decode images to half their height and width, for speed; see ``reading.read_image``.
         half_points: round points to half precision in training, see :class:`TrainingFilter`.
         exact_lidar2img: see :class:`ImageProcessing`.
         cache_frames: keep frames in memory once read, in each process; for small data sets.
@@ -116,6 +120,7 @@ class NuScenesDataModule(LightningDataModule):
         min_points: int = 1,
         crop_points: bool = True,
         shuffle_points: bool = True,
+        half_size_images: bool = False,
         half_points: bool = False,
         exact_lidar2img: bool = True,
         cache_frames: bool = False,
@@ -167,13 +172,15 @@ class NuScenesDataModule(LightningDataModule):
             *_present(train_transforms),
             *([scene_augmentation] if scene_augmentation is not None else []),
             TrainingFilter(point_range, min_points, crop_points, shuffle_points, half_points),
-            ImageProcessing(image_size, image_mean, image_std, image_augmentation, exact_lidar2img),
+            ImageProcessing(image_size, image_augmentation, exact_lidar2img),
         ]
         self._eval_transforms: list[Transform] = [
             *_present({"fault": eval_fault}),
             *_present(eval_transforms),
-            ImageProcessing(image_size, image_mean, image_std, exact_lidar2img=exact_lidar2img),
+            ImageProcessing(image_size, exact_lidar2img=exact_lidar2img),
         ]
+        self.half_size_images = half_size_images
+        self._finishing = Finishing(image_mean, image_std)
         self._datasets: dict[str, FrameDataset] = {}
         self._objects: ObjectDatabase | None = None
         self._start: tuple[int, int] | None = None
@@ -182,7 +189,7 @@ class NuScenesDataModule(LightningDataModule):
         """Index the splits and cache their ground truth, once a machine; then the tables are let go of."""
         for split in self._splits():
             load_index(self.root, self.version, split, self.cache_dir)
-        if self.val_split != "test":
+        if self.annotated:
             load_ground_truth(self.root, self.version, self.val_split, self.cache_dir)
         close_tables()
         if self.sampling is not None and self.train_split is not None:
@@ -198,25 +205,17 @@ class NuScenesDataModule(LightningDataModule):
         assert self.sampling is not None and self.train_split is not None
         index = self.index(self.train_split).first(self.limit_train_frames)
         folder, contents = self._database()
-        given = self.sampling.database is not None
-        key = "data.sampling.database" if given else "data.cache_dir"
         making = Making(folder, contents, self.root, index)
-        self._objects = prepare_database(making, key, given, self.sampling.processes)
+        self._objects = prepare_database(making, self.sampling.database is not None, self.sampling.processes)
         return self._objects
 
     def _database(self) -> tuple[Path, Contents]:
         """Where the database of objects is, and what it is made of."""
         assert self.sampling is not None and self.train_split is not None
-        contents = Contents(
-            tables=fingerprint(self.root, self.version),
-            version=self.version,
-            split=self.train_split,
-            frames=len(self.index(self.train_split).first(self.limit_train_frames)),
-            sweeps=self.sweeps,
-            cameras=self.cameras and self.sampling.images,
-            min_points=self.sampling.min_points,
-            patch_camera=self.sampling.patch_camera,
-            patch_behind=self.sampling.patch_behind,
+        frames = len(self.index(self.train_split).first(self.limit_train_frames))
+        tables = fingerprint(self.root, self.version)
+        contents = self.sampling.contents(
+            tables, self.version, self.train_split, frames, self.sweeps, self.cameras
         )
         return self.sampling.database or contents.folder(self.cache_dir, self.root), contents
 
@@ -227,6 +226,14 @@ class NuScenesDataModule(LightningDataModule):
                 self._datasets[name] = self._make_dataset(name)
         if stage == "fit" and self.sampling is not None and self.trainer:
             self.sampling.tell_missing_fade(self.trainer.max_epochs)
+        if self.trainer is not None and self.annotated:
+            frames = np.arange(len(self._datasets["val"]))
+            check_anything_to_find(self.ground_truth(), frames)
+
+    @property
+    def annotated(self) -> bool:
+        """Whether there are annotations to train on and to evaluate with."""
+        return is_annotated(self.version)
 
     def _splits(self) -> list[str]:
         """The splits that are read."""
@@ -238,7 +245,9 @@ class NuScenesDataModule(LightningDataModule):
         split = self.train_split if training else self.val_split
         assert split is not None
         index = self.index(split).first(limit)
-        reader = FrameReader(self.root, index, self.sweeps, self.cameras, self.lidar)
+        reader = FrameReader(
+            self.root, index, self.sweeps, self.cameras, self.lidar, half_size=self.half_size_images
+        )
         index.check_files(self.root, range(1), self.cameras, self.lidar)
         points = reader.read_first_points() if self.lidar else None
         if training:
@@ -301,9 +310,13 @@ class NuScenesDataModule(LightningDataModule):
         """What the official evaluation compares with, of ``val_split`` or the split that is named.
 
         Raises:
-            DataError: the split has no annotations.
+            DataError: the split should have annotations, and has none.
         """
-        return load_ground_truth(self.root, self.version, split or self.val_split, self.cache_dir)
+        split = split or self.val_split
+        if self.annotated:
+            return load_ground_truth(self.root, self.version, split, self.cache_dir)
+        index = self.index(split)
+        return GroundTruth.unknown(self.version, split, tuple(map(index.token, range(len(index)))))
 
     def metric(self) -> NuScenesMetric:
         """The official metric of ``val_split``; it loads its ground truth when it is first used."""
@@ -355,6 +368,14 @@ class NuScenesDataModule(LightningDataModule):
             loader.set_position(*self._start)
             self._start = None
         return loader
+
+    def finish(self, batch: Batch) -> Batch:
+        """Normalise, mask and shuffle a batch where it is: what a loader gives needs it before a model."""
+        return self._finishing(batch)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Finish a batch on the device. Lightning calls it."""
+        return self.finish(batch)
 
     def train_dataloader(self) -> FrameLoader:
         """Batches of augmented frames, shuffled by (seed, epoch); its position can be saved and restored."""

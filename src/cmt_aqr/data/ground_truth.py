@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,7 @@ class GroundTruth:
         ego: (frame, 3) float64, where the car was at the LiDAR's time, or a camera's without LiDAR, metres.
         rack_frames: (rack,) int64, the frame of each annotated bicycle rack.
         racks: (rack, 10) float64: the columns of translation, size and rotation.
+        annotated: whether there is anything to compare with; else all but ``tokens`` is empty.
     """
 
     version: str
@@ -58,6 +60,14 @@ class GroundTruth:
     ego: NDArray[np.float64]
     rack_frames: NDArray[np.int64]
     racks: NDArray[np.float64]
+    annotated: bool = True
+
+    @classmethod
+    def unknown(cls, version: str, split: str, tokens: tuple[str, ...]) -> Self:
+        """What is known of a split without annotations: the sample tokens of its frames."""
+        none = np.zeros(0, dtype=np.int64)
+        rows, racks = np.zeros((0, COLUMNS)), np.zeros((0, ROTATION.stop))
+        return cls(version, split, tokens, none, rows, none, np.zeros((0, 3)), none, racks, annotated=False)
 
     def save(self, path: Path, stamp: str) -> None:
         """Write to ``path`` at once or not at all, stamped with what it was made from."""
@@ -102,7 +112,8 @@ def load_saved(path: Path, version: str, split: str, stamp: str) -> GroundTruth 
         if ((frames < 0) | (frames >= len(arrays["tokens"]))).any() or (np.diff(frames) < 0).any():
             report_damage(path, "it has boxes of frames that are not there, or not in order")
             return None
-    return GroundTruth(version, split, tuple(arrays.pop("tokens").tolist()), **arrays)
+    fields: dict[str, Any] = dict(arrays)
+    return GroundTruth(version, split, tuple(fields.pop("tokens").tolist()), **fields)
 
 
 def build_ground_truth(tables: Tables, split: str) -> GroundTruth:

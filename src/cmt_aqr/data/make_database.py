@@ -183,12 +183,11 @@ class _StoppedError(Exception):
     """Another process failed, or the command ends."""
 
 
-def prepare_database(making: Making, key: str, given: bool, processes: int | None = None) -> ObjectDatabase:
+def prepare_database(making: Making, given: bool, processes: int | None = None) -> ObjectDatabase:
     """Make the database where it is absent, or what is missing of it, and open it.
 
     Args:
         making: what is made, and where.
-        key: of the configuration that names the place, for messages.
         given: whether the user named the folder: a database of other contents there is not replaced then.
         processes: that make it; ``None``: one for each core.
 
@@ -196,7 +195,7 @@ def prepare_database(making: Making, key: str, given: bool, processes: int | Non
         DataError: the folder holds a database of other contents.
         UserError: it cannot be written, for want of room, say; parts that are whole stay, and count.
     """
-    folder = making.folder
+    folder, key = making.folder, "data.sampling.database" if given else "data.cache_dir"
     differs = difference(folder, making.contents)
     if differs is not None and given:
         raise DataError(f"{key}={folder}: the database there {differs}; name another folder, or delete this one")

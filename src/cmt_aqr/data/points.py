@@ -39,17 +39,39 @@ def read_points(path: Path) -> NDArray[np.float32]:
     if not len(raw) or len(raw) % _POINT_BYTES:
         raise DataError(f"{path} {_what_it_is(path, raw)}")
     points = raw.view(np.float32).reshape(-1, POINT_FEATURES)
-    usable = (points >= LEAST) & (points <= MOST)  # neither holds for NaN
-    if not usable.all():
+    low, high = _extremes(points)
+    if not ((low >= LEAST) & (high <= MOST)).all():  # neither holds for NaN
+        usable = (points >= LEAST) & (points <= MOST)
         points = points[usable.all(axis=1)]
         _say_dropped(path, len(usable) - len(points), len(usable))
-    if not len(points):
-        where = " and ".join(name for name, good in zip(_COLUMNS, usable.any(axis=0), strict=True) if not good)
-        raise DataError(
-            f"{path} holds no usable point: {where or 'each'} has values that are not finite or beyond "
-            f"{MOST.astype(int).tolist()}, the limits of {', '.join(_COLUMNS)}; download or convert the file again"
-        )
+        if not len(points):
+            raise _nothing_usable(path, usable)
     return points
+
+
+def _extremes(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Least and greatest value of each column (5,), NaN where a column has one; at least one point.
+
+    Over many points side by side first, which the processor does eight at a time.
+    """
+    whole = len(points) // _TOGETHER * _TOGETHER
+    parts = [points[whole:], points[:whole].reshape(-1, _TOGETHER * POINT_FEATURES)]
+    lows, highs = [
+        np.concatenate([find(part, axis=0).reshape(-1, POINT_FEATURES) for part in parts if len(part)])
+        for find in (np.min, np.max)
+    ]
+    return lows.min(axis=0), highs.max(axis=0)
+
+
+_TOGETHER = 128
+
+
+def _nothing_usable(path: Path, usable: NDArray[np.bool_]) -> DataError:
+    where = " and ".join(name for name, good in zip(_COLUMNS, usable.any(axis=0), strict=True) if not good)
+    return DataError(
+        f"{path} holds no usable point: {where or 'each'} has values that are not finite or beyond "
+        f"{MOST.astype(int).tolist()}, the limits of {', '.join(_COLUMNS)}; download or convert the file again"
+    )
 
 
 _COLUMNS = ("x", "y", "z", "intensity", "ring")

@@ -22,8 +22,14 @@ from cmt_aqr.structures import Frame
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, half_size: bool = False, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Image (height, width, 3) of a file, BGR, as stored: an orientation in its EXIF data is not looked at.
+
+    Args:
+        path: of a JPEG, PNG or what else OpenCV reads.
+        half_size: decode to half the height and width, rounded up, which is faster; of a JPEG's frequencies the
+            upper half is then left out.
+        out: array of a result's shape, which a JPEG of this shape is decoded into.
 
     Raises:
         DataError: the file is missing, not an image, or a truncated JPEG (which OpenCV would fill with grey).
@@ -38,17 +44,26 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             f"{path} is truncated: a JPEG without an end after {len(raw)} bytes; copy or download it again"
         )
     if raw[:2].tobytes() == _JPEG_START:
-        return _decode_jpeg(path, raw)
-    image = cv2.imdecode(raw, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if len(raw) else None
+        return _decode_jpeg(path, raw, half_size, out)
+    how = (cv2.IMREAD_REDUCED_COLOR_2 if half_size else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(raw, how) if len(raw) else None
     if image is None:
         raise DataError(f"{path} is not a readable image ({len(raw)} bytes): copy or download it again")
     return np.asarray(image, dtype=np.uint8)
 
 
-def _decode_jpeg(path: Path, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _decode_jpeg(
+    path: Path, raw: NDArray[np.uint8], half_size: bool, out: NDArray[np.uint8] | None
+) -> NDArray[np.uint8]:
     """As OpenCV, whose pixels these are, but damage in the middle is refused and not painted over with grey."""
     try:
-        return simplejpeg.decode_jpeg(raw.tobytes(), colorspace="BGR")
+        shape = simplejpeg.decode_jpeg_header(raw)[:2]
+        scaled: dict[str, int] = {}
+        if half_size:
+            shape = tuple((side + 1) // 2 for side in shape)
+            scaled = {"min_height": shape[0], "min_width": shape[1], "min_factor": 2}
+        buffer = out if out is not None and out.shape[:2] == shape else None
+        return simplejpeg.decode_jpeg(raw, colorspace="BGR", buffer=buffer, **scaled)
     except ValueError as error:
         raise DataError(f"{path} is a damaged JPEG ({error}): copy or download it again") from error
 
@@ -64,6 +79,7 @@ class FrameReader:
         lidar: whether to read the points; without it a frame has none.
         for_database: read points as the release does for its database of objects: without those on the car
             itself, and a frame without earlier sweeps has its keyframe so many times more.
+        half_size: decode images to half their height and width, see :func:`read_image`.
 
     Raises:
         DataError: a frame has no record of a sensor that is read.
@@ -77,6 +93,7 @@ class FrameReader:
         cameras: bool = True,
         lidar: bool = True,
         for_database: bool = False,
+        half_size: bool = False,
     ) -> None:
         index.check_sensors(cameras, lidar)
         self.root = root
@@ -85,6 +102,7 @@ class FrameReader:
         self.cameras = cameras
         self.lidar = lidar
         self.for_database = for_database
+        self.half_size = half_size
 
     def __len__(self) -> int:
         return len(self.index)
@@ -109,12 +127,18 @@ class FrameReader:
             token=index.token(frame),
             points=torch.from_numpy(self._points(frame)),
             images=self._images(frame) if self.cameras else None,
-            lidar2img=torch.from_numpy(index.lidar2img[frame].copy()),
+            lidar2img=torch.from_numpy(index.lidar2img[frame] * self._image_scale[:, None]),
             boxes=torch.from_numpy(np.nan_to_num(index.boxes[boxes], nan=0.0)),
             labels=torch.from_numpy(index.labels[boxes].copy()),
             box_points=torch.from_numpy(index.box_points[boxes].copy()),
             lidar2global=torch.from_numpy(index.sweep_to_global[index.lidar[frame]].copy()),
         )
+
+    @property
+    def _image_scale(self) -> NDArray[np.float64]:
+        """(4,) from pixels of the images as stored to those of a frame, times depth; edges scale: u' = s u."""
+        scale = 0.5 if self.half_size else 1.0
+        return np.array([scale, scale, 1.0, 1.0])
 
     def obstacles(self, frame: int, least_points: int = 1) -> NDArray[np.float32]:
         """Boxes (box, 9) of categories outside the ten classes, with so many LiDAR points at least."""
@@ -139,12 +163,16 @@ class FrameReader:
     def _images(self, frame: int) -> Tensor:
         """Images (view, 3, height, width) uint8, BGR; stored with the channel last, as decoded."""
         paths = [self.root / name.decode() for name in self.index.image_files[frame]]
-        images = [read_image(path) for path in paths]
-        for path, image in zip(paths, images, strict=True):
-            if image.shape != images[0].shape:
+        first = read_image(paths[0], self.half_size)
+        images = np.empty((len(paths), *first.shape), dtype=np.uint8)
+        images[0] = first
+        for path, place in zip(paths[1:], images[1:], strict=True):
+            image = read_image(path, self.half_size, out=place)
+            if image.shape != first.shape:
                 raise DataError(
                     f"{path} is {image.shape[1]} x {image.shape[0]} pixels, but {paths[0].name} of the same "
-                    f"frame is {images[0].shape[1]} x {images[0].shape[0]}: "
-                    "a frame's images must have one size"
+                    f"frame is {first.shape[1]} x {first.shape[0]}: a frame's images must have one size"
                 )
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+            if not np.shares_memory(image, place):
+                place[:] = image
+        return torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cmt_aqr.data.poses import move_points
+
 CLOSE = 1.0
 """Metres along x and y: nearer points are the car's own."""
 
@@ -30,21 +32,22 @@ def join_sweeps(
         remove_close: drop points within ``CLOSE`` of the sensor, but not the keyframe's.
         pad_to: where there is the keyframe alone, add it so many times more, as sweeps of no lag.
     """
-    joined = []
-    for number, (cloud, motion, lag) in enumerate(zip(clouds, motions, lags, strict=True)):
-        cloud = cloud.copy()
+    if remove_close:
+        clouds = [clouds[0], *map(without_close, clouds[1:])]
+    ends = np.cumsum([len(cloud) for cloud in clouds])
+    joined = np.empty((ends[-1], 5), dtype=np.float32)
+    for number, (cloud, motion, end) in enumerate(zip(clouds, motions, ends, strict=True)):
+        part = joined[end - len(cloud) : end]
         if number:
-            if remove_close:
-                cloud = without_close(cloud)
             # The relative motion is a few metres, so float32 keeps micrometres.
-            turn, shift = motion[:3, :3].astype(np.float32), motion[:3, 3].astype(np.float32)
-            cloud[:, :3] = cloud[:, :3] @ turn.T + shift
-        cloud[:, 4] = lag
-        joined.append(cloud)
-    if len(joined) == 1 and pad_to:
-        again = without_close(joined[0]) if remove_close else joined[0]
-        joined.extend([again] * pad_to)
-    return np.concatenate(joined)
+            move_points(cloud, motion[:3, :3], motion[:3, 3], out=part)
+        else:
+            part[:] = cloud
+        part[:, 4] = lags[number]
+    if len(clouds) > 1 or not pad_to:
+        return joined
+    again = without_close(joined) if remove_close else joined
+    return np.concatenate([joined, *[again] * pad_to])
 
 
 def without_close(cloud: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -22,8 +22,11 @@ log = logging.getLogger(__name__)
 TABLES = tuple(FIELDS)
 """The thirteen tables of the nuScenes v1.0 format."""
 
-UNANNOTATED = "test"
-"""The official split that comes without annotations."""
+
+def is_annotated(version: str) -> bool:
+    """Whether a version's samples have annotations; those of nuScenes' benchmark, ``v1.0-test``, have none."""
+    return not version.endswith("test")
+
 
 _VERSION_ENDING = {
     "train": "trainval",
@@ -32,7 +35,7 @@ _VERSION_ENDING = {
     "train_track": "trainval",
     "mini_train": "mini",
     "mini_val": "mini",
-    UNANNOTATED: "test",
+    "test": "test",
 }
 
 
@@ -55,7 +58,7 @@ def check_request(root: Path, version: str, split: str) -> None:
         found = sorted(path.parent.name for path in root.glob("*/sample.json"))
         there = f"there is {', '.join(found)}" if found else "no folder there holds nuScenes tables"
         raise DataError(f"data.version={version} has no folder {folder}: {there}")
-    needed = [name for name in TABLES if not (split == UNANNOTATED and name in MAY_LACK)]
+    needed = [name for name in TABLES if is_annotated(version) or name not in MAY_LACK]
     missing = [f"{name}.json" for name in needed if not (folder / f"{name}.json").is_file()]
     if missing:
         raise DataError(f"{folder} lacks the table {', '.join(missing)}: download the version's metadata again")

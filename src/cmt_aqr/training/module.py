@@ -176,8 +176,9 @@ class DetectorModule(pl.LightningModule):
         self.metric.reset()
         # Every process holds the gathered result already, so there is nothing to synchronise.
         self.log_dict({f"val/{name}": float(value) for name, value in metrics.items()}, sync_dist=False)
-        self.log("NDS", float(metrics["NDS"]), prog_bar=True, logger=False)
-        self.log("mAP", float(metrics["mAP"]), prog_bar=True, logger=False)
+        for name in ("NDS", "mAP"):
+            if name in metrics:
+                self.log(name, float(metrics[name]), prog_bar=True, logger=False)
         if not self.trainer.sanity_checking:
             self.evaluated = self.global_step, metrics
 

@@ -18,6 +18,7 @@ from cmt_aqr.aqr import AQR
 from cmt_aqr.configuration import build, build_data, clamp_given, multipliers, optimizer_settings
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.datamodule import NuScenesDataModule
+from cmt_aqr.data.tables import is_annotated
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.table import metrics_table, write_metrics, write_metrics_csv
 from cmt_aqr.files import remove_partial
@@ -127,7 +128,7 @@ def _train(
 
 
 def evaluate(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
-    """Evaluate a checkpoint.
+    """Evaluate a checkpoint, or, on a split without annotations, only write its boxes for nuScenes' server.
 
     Args:
         config: the run's configuration with the evaluation's overrides; ``ckpt_path`` names the checkpoint.
@@ -136,10 +137,11 @@ def evaluate(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) ->
             clamp holds.
 
     Returns:
-        The official metrics.
+        The official metrics; without annotations the number of frames only.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results = folder / RESULTS if config.get("write_results") else None
+    write = config.get("write_results") or not is_annotated(config.data.version)
+    results = folder / RESULTS if write else None
     trainer, module = measure(config, overrides, results)
     if results is not None and trainer.is_global_zero:
         console().print(_about_results(results, trainer, module), soft_wrap=True)
@@ -152,7 +154,8 @@ def _about_results(results: Path, trainer: pl.Trainer, module: DetectorModule) -
     assert module.evaluated is not None
     frames, whole = int(module.evaluated[1]["frames"]), len(data.index(data.val_split))
     if frames == whole:
-        return f"All boxes, as nuScenes takes them, are in {results}"
+        unknown = "" if data.annotated else f"; split {data.val_split} has no annotations, so there are no metrics"
+        return f"All boxes, as nuScenes takes them, are in {results}{unknown}"
     return (
         f"The boxes of {frames} frames are in {results}. nuScenes refuses this file as a submission: "
         f"{whole - frames} of the {whole} frames of split {data.val_split} lack; evaluate without "
@@ -284,10 +287,12 @@ def load_checkpoint_weights(
 
 
 def report(trainer: pl.Trainer, module: DetectorModule, folder: Path) -> dict[str, float]:
-    """Print the table of metrics and write ``metrics.json``, on one process."""
+    """Print the table of metrics and write ``metrics.json``, on one process, where there are any."""
     if module.evaluated is None:
         raise RuntimeError("the run ended without an evaluation")
     _, metrics = module.evaluated
+    if not trainer.datamodule.annotated:  # type: ignore[attr-defined]
+        return metrics
     if trainer.is_global_zero:
         console().print(metrics_table(metrics))
         path = write_metrics(metrics, folder / "metrics.json")
