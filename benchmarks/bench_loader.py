@@ -12,8 +12,8 @@ resize in uint8, crop in float64, normalise in float32; sweeps moved in float64;
 mirrored, cut and shuffled in PyTorch, pictures brought into the order of channels. It is timed as it is, where
 mmdetection3d's LoadMultiViewImageFromFiles stacks the pictures with the view as the last axis, and without that.
 Normalisation, shuffle and GridMask are the loader's business there; here they wait for the device, and are timed
-apart. Both get the same draws, and must give the same pixels to the bit and the same points to 1e-3 m, or nothing is
-compared.
+apart. Both get the same draws, and must give the same pixels to the bit and the same points to 1e-3 m, or nothing
+is compared.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/bench_sampling.py data.root=/data/nuscenes data.version=v1.0-mini data.train_split=mini_train
 
 Takes the published recipe (experiment=cmt_voxel0100_r50_800x320_cbgs) with the settings given. A frame without
-earlier sweeps has its own points eleven times, so that one keyframe is as large as a frame of a drive. The rival is
-the plain way to make room: each point is compared with each pasted box. CPU seconds, which other work on the
+earlier sweeps has its own points eleven times, so that one keyframe is as large as a frame of a drive. The rival
+is the plain way to make room: each point is compared with each pasted box. CPU seconds, which other work on the
 machine touches little.
 """
 

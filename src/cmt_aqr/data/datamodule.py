@@ -188,6 +188,7 @@ class NuScenesDataModule(LightningDataModule):
         self.half_size_images = half_size_images
         self._finishing = Finishing(image_mean, image_std)
         self._datasets: dict[str, FrameDataset] = {}
+        self._objects: ObjectDatabase | None = None
         self._start: tuple[int, int] | None = None
 
     def prepare_data(self) -> None:
@@ -210,24 +211,17 @@ class NuScenesDataModule(LightningDataModule):
         assert self.sampling is not None and self.train_split is not None
         index = self.index(self.train_split).first(self.limit_train_frames)
         folder, contents = self._database()
-        given = self.sampling.database is not None
-        key = "data.sampling.database" if given else "data.cache_dir"
-        prepare_database(Making(folder, contents, self.root, index), key, given, self.sampling.processes)
-        return ObjectDatabase(folder, contents)
+        making = Making(folder, contents, self.root, index)
+        self._objects = prepare_database(making, self.sampling.database is not None, self.sampling.processes)
+        return self._objects
 
     def _database(self) -> tuple[Path, Contents]:
         """Where the database of objects is, and what it is made of."""
         assert self.sampling is not None and self.train_split is not None
-        contents = Contents(
-            tables=fingerprint(self.root, self.version),
-            version=self.version,
-            split=self.train_split,
-            frames=len(self.index(self.train_split).first(self.limit_train_frames)),
-            sweeps=self.sweeps,
-            cameras=self.cameras and self.sampling.images,
-            min_points=self.sampling.min_points,
-            patch_camera=self.sampling.patch_camera,
-            patch_behind=self.sampling.patch_behind,
+        frames = len(self.index(self.train_split).first(self.limit_train_frames))
+        tables = fingerprint(self.root, self.version)
+        contents = self.sampling.contents(
+            tables, self.version, self.train_split, frames, self.sweeps, self.cameras
         )
         return self.sampling.database or contents.folder(self.cache_dir, self.root), contents
 
@@ -236,6 +230,8 @@ class NuScenesDataModule(LightningDataModule):
         for name in ("train", "val") if stage == "fit" else ("val",):
             if name not in self._datasets:
                 self._datasets[name] = self._make_dataset(name)
+        if stage == "fit" and self.sampling is not None and self.trainer:
+            self.sampling.tell_missing_fade(self.trainer.max_epochs)
         if self.trainer is not None and self.annotated:
             frames = np.arange(len(self._datasets["val"]))
             check_anything_to_find(self.ground_truth(), frames)
@@ -266,7 +262,8 @@ class NuScenesDataModule(LightningDataModule):
         transforms = self._train_transforms if training else self._eval_transforms
         sampler = None
         if training and self.sampling is not None:
-            sampler = ObjectSampler(self.sampling, ObjectDatabase(*self._database()), self.min_points)
+            database = self._objects or ObjectDatabase(*self._database())
+            sampler = ObjectSampler(self.sampling, database, self.min_points)
         replace_empty = training and self.replace_empty_frames
         return FrameDataset(reader, transforms, self.seed, self.cache_frames, replace_empty, sampler)
 
