@@ -13,6 +13,7 @@ EARLY = "pytorch_lightning.callbacks.EarlyStopping"
 UNREAD = [
     ("train", "+model.num_classes=5", "nuScenes' ten"),
     ("train", "+num_classes=5", "nuScenes' ten"),
+    ("train", "+model.num_classes=5,6", "nuScenes' ten"),
     ("train", "+evaluation.score_treshold=0.1", "did you mean evaluation.score_threshold"),
     ("train", "++evaluation.nms=true", "evaluation.nms"),
     ("train", "+recipe.mixup=true", "recipe.mixup"),

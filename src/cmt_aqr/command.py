@@ -36,7 +36,6 @@ from cmt_aqr.cluster import outside_environment, share_folder, shared_folder
 from cmt_aqr.command_line import home_written_out, in_order, read_arguments, to_type, use_utf8
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
-from cmt_aqr.saved import override_keys
 from cmt_aqr.threads import sleep_while_waiting
 from cmt_aqr.unread import refuse_unread
 
@@ -198,7 +197,8 @@ def check_overrides(
     try:
         _initialize(flags, config_dir, script)
         swept, combinations = _without_sweeps(overrides)
-        configs = [hydra.compose(config_name, singles, return_hydra_config=True) for singles in combinations]
+        first, *others = combinations
+        configs = [hydra.compose(config_name, singles, return_hydra_config=True) for singles in (first, *others)]
         if flags.resolve and flags.cfg:
             _resolve(configs[0], flags.cfg)
     except (HydraException, OmegaConfBaseException) as error:
@@ -212,7 +212,7 @@ def check_overrides(
         options = ", ".join(GlobalHydra.instance().config_loader().get_group_options(group))
         raise UserError(f"{emptied}: must be one of {options}; a single key below it may be null") from error
     else:
-        _refuse_unread(configs[0], config_name, overrides, swept)
+        refuse_unread(configs[0], config_name, first)
     finally:
         GlobalHydra.instance().clear()
     looking = flags.help or flags.cfg is not None or flags.info is not None
@@ -225,13 +225,6 @@ def check_overrides(
         )
     if not looking:
         _check_folder_of_results(configs[0], several)
-
-
-def _refuse_unread(config: DictConfig, config_name: str, overrides: list[str], swept: list[str]) -> None:
-    """Refuse added keys that nothing reads; groups are chosen, not read."""
-    options = GlobalHydra.instance().config_loader().get_group_options
-    keys = [item for item in overrides if not options(override_keys([item])[0].replace(".", "/"))]
-    refuse_unread(config, keys, lambda others: hydra.compose(config_name, [o for o in others if o not in swept]))
 
 
 def _check_flags(flags: argparse.Namespace, overrides: Sequence[str]) -> None:

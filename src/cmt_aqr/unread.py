@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import hydra
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
@@ -23,31 +25,31 @@ _TARGET = "_target_"
 _REFERENCES = re.compile(r"\$\{(?:[\w.]+:)?([^${}]*)\}")
 
 
-def refuse_unread(config: DictConfig, overrides: Sequence[str], before: Callable[[list[str]], DictConfig]) -> None:
-    """Refuse a key that is new and that nothing reads.
+def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]) -> None:
+    """Refuse a key that is new and that nothing reads; Hydra must be initialised.
 
     What is read: the settings of what is built from a class, what another key is interpolated from, and groups
-    that are handed on whole.
+    that are handed on whole. Groups are chosen, not read.
 
     Args:
         config: composed with the overrides, not resolved.
-        overrides: as given on the command line; those that begin with ``+`` add keys.
-        before: composes with other overrides.
+        config_name: of the primary configuration.
+        overrides: of the command line, with single values for sweeps; those that begin with ``+`` add keys.
 
     Raises:
         UserError: naming the first such key.
     """
+    options = GlobalHydra.instance().config_loader().get_group_options
     for item in overrides:
         key = override_keys([item])[0]
-        if not item.startswith("+") or "@" in item.partition("=")[0] or below(key, _READ_WHOLE):
-            continue
-        if _is_read(config, key, overrides):
+        chosen = "@" in item.partition("=")[0] or options(key.replace(".", "/"))
+        if not item.startswith("+") or chosen or below(key, _READ_WHOLE) or _is_read(config, key, overrides):
             continue
         if item.startswith("++"):  # which may be of a key that is there
-            others = before([other for other in overrides if other != item])
+            others = hydra.compose(config_name, [other for other in overrides if other != item])
             if OmegaConf.select(others, key, default=_TARGET, throw_on_missing=False) is not _TARGET:
                 continue
-        known = [name for name in _names(config) if name != key and not below(name, [key])]
+        known = [name for name in _names(config) if not below(name, [key])]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         hint = f"; did you mean {near[0]}?" if near else ""
         if "class" in key.rpartition(".")[2]:

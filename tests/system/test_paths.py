@@ -49,7 +49,7 @@ def test_a_mistyped_root_draws_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path
             ["source=nowhere.pth", "target=x.pth"],
             "source=nowhere.pth: there is no such file",
         ),
-        ("convert_checkpoint", ["source=run", "target=x.pth"], "source=run: there is no such file"),
+        ("convert_checkpoint", ["source=run", "target=x.pth"], "source=run is a folder"),
         ("convert_checkpoint", ["source=run/file", "target=x.pth"], "source=run/file"),
         ("convert_checkpoint", ["source=run/file", "target=run/file/x.pth"], "target=run/file: cannot be written"),
         ("convert_checkpoint", ["source=run/file", "target=null"], "target=null: must be a path"),
