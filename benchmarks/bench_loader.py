@@ -7,13 +7,13 @@ The frames are those of the published recipe voxel0100_r50_800x320: six pictures
 fewer sweeps before a frame (a single keyframe has none), its own are read again. Without ROOT embedded data are
 drawn in pictures of 1600 x 900, which takes a minute.
 
-The rival, below, is what mmdetection3d's and CMT's pipelines do in NumPy, OpenCV and PyTorch: ``imdecode``,
+The rival, below, is what mmdetection3d's and CMT's pipelines do in NumPy, OpenCV, PyTorch: ``imdecode``,
 resize in uint8, crop in float64, normalise in float32; sweeps moved in float64; points turned, scaled, shifted,
 mirrored, cut and shuffled in PyTorch, pictures brought into the order of channels. It is timed as it is, where
 mmdetection3d's LoadMultiViewImageFromFiles stacks the pictures with the view as the last axis, and without that.
-Normalisation, shuffle and GridMask are the loader's business there; here they wait for the device, and are
-timed apart. Both get the same draws, and must give the same pixels to the bit and the same points to 1e-3 m, or
-nothing is compared.
+Normalisation, shuffle and GridMask are the loader's business there; here they wait for the device, and are timed
+apart. Both get the same draws, and must give the same pixels to the bit and the same points to 1e-3 m, or nothing
+is compared.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from cmt_aqr.constants import CLASSES
@@ -173,6 +174,17 @@ def test_the_fade(small_root: Path, cache: Path, caplog: pytest.LogCaptureFixtur
     assert caplog.text.count("Epoch 2: no objects are pasted") == 1
 
 
+@pytest.mark.parametrize(("epochs", "told"), [(2, True), (3, False), (-1, False)])
+def test_a_run_that_ends_before_the_fade_is_told(
+    small_root: Path, cache: Path, caplog: pytest.LogCaptureFixture, epochs: int, told: bool
+) -> None:
+    module = with_sampling(small_root, cache, Sampling(MANY, until_epoch=2, processes=1))
+    module.trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with caplog.at_level(logging.WARNING):
+        module.setup("fit")
+    assert ("data.sampling.until_epoch=2" in caplog.text) == told
+
+
 def test_candidates_give_way_in_order() -> None:
     def box(x: float, length: float = 2.0) -> list[float]:
         # Widths differ, because edges on one line do not cross.
@@ -296,7 +308,7 @@ def changed_tables(root: Path) -> None:
 def test_changed_tables_make_it_again_but_not_in_a_folder_that_was_named(small_root: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(small_root, root)
-    own = with_sampling(root, tmp_path)
+    with_sampling(root, tmp_path)
     named = Sampling(processes=1, database=tmp_path / "objects")
     with_sampling(root, tmp_path, named)
     before = (tmp_path / "objects" / DESCRIPTION).read_bytes()
@@ -304,6 +316,7 @@ def test_changed_tables_make_it_again_but_not_in_a_folder_that_was_named(small_r
     with pytest.raises(DataError, match="made of other tables"):
         with_sampling(root, tmp_path, named)
     assert (tmp_path / "objects" / DESCRIPTION).read_bytes() == before
+    own = datamodule(root, tmp_path, sampling=Sampling(MANY, processes=1), sweeps=3)
     with pytest.raises(DataError, match="made of other tables"):
         own.setup("fit")
     own.prepare_data()

@@ -74,7 +74,7 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(
 
 
 def test_another_fade_is_another_training(run_folder: Path, unbroken: Path) -> None:
-    done = run_command(run_folder, "train", f"ckpt_path={unbroken}", "+data.sampling.until_epoch=2")
+    done = run_command(run_folder, "train", *RECIPE, "data.sampling.until_epoch=2", f"ckpt_path={unbroken}")
     assert done.returncode == 1
     assert "data.sampling.until_epoch: 1 -> 2" in done.stderr
 

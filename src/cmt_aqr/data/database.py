@@ -1,8 +1,8 @@
 """The database of objects that are pasted into training frames: points, patches and boxes, in few large files.
 
 ``entries.npy`` has a row of fixed size for each object, ordered by class; ``part-0000.points`` and
-``part-0000.patches`` hold what differs in length, a few hundred frames in each part. All of it is mapped into
-memory and read only where an object is drawn, so processes share what the system keeps of it.
+``part-0000.patches`` hold what differs in length, a few hundred frames in each part. The first is mapped into
+memory, of the others what is drawn is read, so processes share what the system keeps of them.
 ``database.json`` says what it was made of; nothing in it is executed.
 """
 

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
 from cmt_aqr.data.augmentation import (
@@ -25,6 +23,7 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.finishing import Finishing
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
+from cmt_aqr.data.learnable import check_anything_to_learn
 from cmt_aqr.data.make_database import Making, prepare_database
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.resampling import RESAMPLINGS, resampled_frames
@@ -135,12 +134,6 @@ class NuScenesDataModule(LightningDataModule):
         _check_at_least("data.min_points", min_points, 0)
         _check_at_least("data.limit_train_frames", limit_train_frames, 1)
         _check_at_least("data.limit_eval_frames", limit_eval_frames, 1)
-        _check_numbers("data.point_range", point_range, 6)
-        _check_numbers("data.image_mean", image_mean, 3)
-        _check_numbers("data.image_std", image_std, 3)
-        for name, value in (("data.cameras", cameras), ("data.lidar", lidar)):
-            if isinstance(value, str):
-                raise SettingError(f"{name}={value}: it must be true or false")
         if resampling not in RESAMPLINGS:
             raise SettingError(f"data.resampling={resampling}: must be one of {', '.join(RESAMPLINGS)}")
         if sampling is not None and not lidar:
@@ -148,6 +141,12 @@ class NuScenesDataModule(LightningDataModule):
                 "data.sampling: objects are chosen by their LiDAR points, and this model reads none; choose "
                 "data/sampling=none"
             )
+        _check_numbers("data.point_range", point_range, 6)
+        _check_numbers("data.image_mean", image_mean, 3)
+        _check_numbers("data.image_std", image_std, 3)
+        for name, value in (("data.cameras", cameras), ("data.lidar", lidar)):
+            if isinstance(value, str):
+                raise SettingError(f"{name}={value}: it must be true or false")
         if not (cameras or lidar):
             raise SettingError("data.cameras=false and data.lidar=false: at least one sensor must be read")
         self.root = Path(root).expanduser()
@@ -186,6 +185,7 @@ class NuScenesDataModule(LightningDataModule):
         self.half_size_images = half_size_images
         self._finishing = Finishing(image_mean, image_std)
         self._datasets: dict[str, FrameDataset] = {}
+        self._objects: ObjectDatabase | None = None
         self._start: tuple[int, int] | None = None
 
     def prepare_data(self) -> None:
@@ -208,24 +208,17 @@ class NuScenesDataModule(LightningDataModule):
         assert self.sampling is not None and self.train_split is not None
         index = self.index(self.train_split).first(self.limit_train_frames)
         folder, contents = self._database()
-        given = self.sampling.database is not None
-        key = "data.sampling.database" if given else "data.cache_dir"
-        prepare_database(Making(folder, contents, self.root, index), key, given, self.sampling.processes)
-        return ObjectDatabase(folder, contents)
+        making = Making(folder, contents, self.root, index)
+        self._objects = prepare_database(making, self.sampling.database is not None, self.sampling.processes)
+        return self._objects
 
     def _database(self) -> tuple[Path, Contents]:
         """Where the database of objects is, and what it is made of."""
         assert self.sampling is not None and self.train_split is not None
-        contents = Contents(
-            tables=fingerprint(self.root, self.version),
-            version=self.version,
-            split=self.train_split,
-            frames=len(self.index(self.train_split).first(self.limit_train_frames)),
-            sweeps=self.sweeps,
-            cameras=self.cameras and self.sampling.images,
-            min_points=self.sampling.min_points,
-            patch_camera=self.sampling.patch_camera,
-            patch_behind=self.sampling.patch_behind,
+        frames = len(self.index(self.train_split).first(self.limit_train_frames))
+        tables = fingerprint(self.root, self.version)
+        contents = self.sampling.contents(
+            tables, self.version, self.train_split, frames, self.sweeps, self.cameras
         )
         return self.sampling.database or contents.folder(self.cache_dir, self.root), contents
 
@@ -234,6 +227,8 @@ class NuScenesDataModule(LightningDataModule):
         for name in ("train", "val") if stage == "fit" else ("val",):
             if name not in self._datasets:
                 self._datasets[name] = self._make_dataset(name)
+        if stage == "fit" and self.sampling is not None and self.trainer:
+            self.sampling.tell_missing_fade(self.trainer.max_epochs)
 
     @property
     def annotated(self) -> bool:
@@ -256,51 +251,19 @@ class NuScenesDataModule(LightningDataModule):
         index.check_files(self.root, range(1), self.cameras, self.lidar)
         points = reader.read_first_points() if self.lidar else None
         if training:
-            self._check_anything_to_learn(index, points)
+            where = f"split {split} of {self.root / self.version}, {len(index)} frames"
+            check_anything_to_learn(index, points, where, self._categories, self.min_points, self.point_range)
         transforms = self._train_transforms if training else self._eval_transforms
         sampler = None
         if training and self.sampling is not None:
-            sampler = ObjectSampler(self.sampling, ObjectDatabase(*self._database()), self.min_points)
+            database = self._objects or ObjectDatabase(*self._database())
+            sampler = ObjectSampler(self.sampling, database, self.min_points)
         replace_empty = training and self.replace_empty_frames
         return FrameDataset(reader, transforms, self.seed, self.cache_frames, replace_empty, sampler)
 
-    def _check_anything_to_learn(self, index: FrameIndex, points: NDArray[np.float32] | None) -> None:
-        """Refuse to train on nothing but background.
-
-        Args:
-            index: of the frames to train on.
-            points: (point, 5) of the first of them; ``None`` where none are read.
-
-        Raises:
-            DataError: naming what leaves nothing.
-        """
-        where = f"split {self.train_split} of {self.root / self.version}, {len(index)} frames"
-        if not len(index.labels):
-            names = sorted(category["name"] for category in read_table(self.root, self.version, "category"))
-            raise DataError(
-                f"{where}: no annotation is of one of nuScenes' ten detection classes, nothing to learn; "
-                f"the categories are {', '.join(names) or 'none'}"
-            )
-        seen = index.box_points >= self.min_points
-        if not seen.any():
-            raise DataError(
-                f"{where}: none of {len(seen)} boxes has data.min_points={self.min_points} LiDAR points or more "
-                f"(num_lidar_pts is at most {index.box_points.max()}); give data.min_points=0, or mend the tables"
-            )
-        low, high = self.point_range[:2], self.point_range[3:5]
-        inside = ((index.boxes[:, :2] >= low) & (index.boxes[:, :2] <= high)).all(axis=1)
-        if not (seen & inside).any():
-            raise DataError(
-                f"{where}: no box lies within data.point_range={self.point_range} (x, y of its centre)"
-            )
-        if points is None:
-            return
-        places = points[:, :3]
-        if not ((places >= self.point_range[:3]) & (places <= self.point_range[3:])).all(axis=1).any():
-            raise DataError(
-                f"{where}: no point of the first frame lies within data.point_range={self.point_range}; "
-                "are the files in metres, and the LiDAR's frame?"
-            )
+    def _categories(self) -> list[str]:
+        """Names of the categories that the tables know."""
+        return [category["name"] for category in read_table(self.root, self.version, "category")]
 
     def index(self, split: str) -> FrameIndex:
         """The index of a split.

@@ -183,12 +183,11 @@ class _StoppedError(Exception):
     """Another process failed, or the command ends."""
 
 
-def prepare_database(making: Making, key: str, given: bool, processes: int | None = None) -> None:
-    """Make the database where it is absent, or what is missing of it.
+def prepare_database(making: Making, given: bool, processes: int | None = None) -> ObjectDatabase:
+    """Make the database where it is absent, or what is missing of it, and open it.
 
     Args:
         making: what is made, and where.
-        key: of the configuration that names the place, for messages.
         given: whether the user named the folder: a database of other contents there is not replaced then.
         processes: that make it; ``None``: one for each core.
 
@@ -196,7 +195,7 @@ def prepare_database(making: Making, key: str, given: bool, processes: int | Non
         DataError: the folder holds a database of other contents.
         UserError: it cannot be written, for want of room, say; parts that are whole stay, and count.
     """
-    folder = making.folder
+    folder, key = making.folder, "data.sampling.database" if given else "data.cache_dir"
     differs = difference(folder, making.contents)
     if differs is not None and given:
         raise DataError(f"{key}={folder}: the database there {differs}; name another folder, or delete this one")
@@ -208,21 +207,24 @@ def prepare_database(making: Making, key: str, given: bool, processes: int | Non
         check_folder(key, folder)
         parts = [making.read_part(part) for part in range(len(making.parts()))]
         missing = [number for number, part in enumerate(parts) if part is None]
-        if missing or not _is_complete(making):
-            remove_partial(folder)
-            _make_parts(making, missing, processes)
-            _complete(making)
+        database = None if missing else _open(making)
+        if database is not None:
+            return database
+        remove_partial(folder)
+        _make_parts(making, missing, processes)
+        _complete(making)
+    return ObjectDatabase(folder, making.contents)
 
 
-def _is_complete(making: Making) -> bool:
+def _open(making: Making) -> ObjectDatabase | None:
+    """The database, if it is complete; what is damaged is told."""
     if not read_description(making.folder):
-        return False
+        return None
     try:
-        ObjectDatabase(making.folder, making.contents)
+        return ObjectDatabase(making.folder, making.contents)
     except DataError as error:
         log.warning("%s", error)
-        return False
-    return True
+        return None
 
 
 def _make_parts(making: Making, missing: list[int], processes: int | None) -> None:

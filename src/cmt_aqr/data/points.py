@@ -148,7 +148,7 @@ def _by_header(path: Path) -> str | None:
     for start, name in _HEADERS:
         if begin.startswith(start):
             return f"it is a file of the format {name}"
-    other = other_file(path) if len(begin) >= _POINT_BYTES else None
+    other = other_file(path) if len(begin) > 4 else None
     return None if other is None else f"it is {other}"
 
 

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from cmt_aqr.constants import CLASSES, POINT_FEATURES
 from cmt_aqr.data.collision import find_room
-from cmt_aqr.data.database import ObjectDatabase
+from cmt_aqr.data.database import Contents, ObjectDatabase
 from cmt_aqr.data.paste import paste_patches, without_points_inside
 from cmt_aqr.data.views import PATCH_BEHIND, PATCH_CAMERAS
 from cmt_aqr.errors import SettingError
@@ -100,9 +100,33 @@ class Sampling:
         self.database = None if database is None else Path(database).expanduser()
         self.processes = processes
 
+    def contents(self, tables: str, version: str, split: str, frames: int, sweeps: int, cameras: bool) -> Contents:
+        """What the database that this draws from is made of, given what the data are; see :class:`Contents`."""
+        return Contents(
+            tables,
+            version,
+            split,
+            frames,
+            sweeps,
+            cameras=cameras and self.images,
+            min_points=self.min_points,
+            patch_camera=self.patch_camera,
+            patch_behind=self.patch_behind,
+        )
+
     def active(self, epoch: int) -> bool:
         """Whether an epoch, counted from 0, samples."""
         return self.until_epoch is None or epoch < self.until_epoch
+
+    def tell_missing_fade(self, epochs: int | None) -> None:
+        """Warn where a run of so many epochs ends before sampling does."""
+        if self.until_epoch is not None and epochs is not None and 0 < epochs <= self.until_epoch:
+            rank_zero_only(log.warning)(
+                "data.sampling.until_epoch=%d: with trainer.max_epochs=%d objects are pasted to the end; "
+                "published are 15 of 20 epochs",
+                self.until_epoch,
+                epochs,
+            )
 
     def lacking(self, labels: NDArray[np.int64]) -> dict[int, int]:
         """How many boxes of which class to ask for, in the order of the goals, given the labels of a frame."""

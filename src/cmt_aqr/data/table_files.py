@@ -68,9 +68,7 @@ def read_pieces(path: Path, size: int = PIECE) -> Iterator[tuple[int, list[dict[
         with path.open("rb") as file:
             yield from _pieces(file, path, size)
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}): download the version's metadata again"
-        ) from error
+        raise _unreadable(path, error) from error
 
 
 def _pieces(file: BinaryIO, path: Path, size: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:

@@ -51,7 +51,7 @@ def make_objects(config: DictConfig) -> ObjectDatabase:
         )
     data.prepare_data()
     database = data.make_database()
-    console().print(objects_table(database))
+    console().print(objects_table(database), soft_wrap=True)
     return database
 
 
