@@ -120,7 +120,7 @@ def make_report(
     check_metric(runs, metric)
     axes, order = find_axes(runs), best_first(measured(runs, metric))
     page, table = out / "report.html", out / "report.csv"
-    columns = run_columns(runs, axes, order)
+    shown, columns = with_seed(axes, runs), run_columns(runs, axes, order)
     text = _page(
         title=_title(sweep_dir),
         subtitle=_subtitle(runs),
@@ -131,7 +131,7 @@ def make_report(
         seeds=seed_columns(runs, axes, metric),
         columns=columns,
         common=[text for text in runs[0].overrides if all(text in run.overrides for run in runs)],
-        commands=[(runs[i], label(with_seed(axes, runs), i)) for i in order],
+        commands=[(runs[i], label(shown, i)) for i in order],
         csv_name=table.name,
     )
     with writing("out", out):
