@@ -73,7 +73,8 @@ def report(folder: Path, **options: str) -> tuple[Page, str]:
 
 
 def check_alone(page: Page, text: str) -> None:
-    """Nothing is loaded from anywhere."""
+    """Nothing is loaded from anywhere, and plotly's button that would send a figure to its server is off."""
+    assert "showSendToCloud: false" in text
     assert page.loads == []
     assert not re.search(r"url\(|@import|https?://", text.replace(get_plotlyjs(), ""))
 
