@@ -290,7 +290,7 @@ def _summary(runs: Sequence[Run], columns: Sequence[Column], order: Sequence[int
     asked = [] if metric in ("mAP", "NDS") else [Column(metric, "", "", metric, "metric")]
     shown = [others["run"], *(column for column in columns if column.group == "varied")]
     shown += [_filled(column, [runs[i] for i in order]) for column in asked]
-    shown += [others[title] for title in ("mAP", "NDS", "time", "status")]
+    shown += [others[title] for title in ("NDS", "mAP", "time", "status")]
     for column in shown:
         table.add_column(escape(column.title), overflow="fold", justify="left" if column.word else "right")
     for row in range(min(MOST_ROWS, len(order))):
