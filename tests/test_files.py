@@ -1,11 +1,12 @@
 import errno
+import math
 import os
 from pathlib import Path
 
 import pytest
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.files import check_folder, writing, written_at_once
+from cmt_aqr.files import check_folder, nan_to_null, null_to_nan, write_table, writing, written_at_once
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -35,3 +36,18 @@ def test_a_failure_to_write_is_named_with_its_key_and_others_stay() -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(KeyError), writing("out", Path("x")):
         raise KeyError("a bug")
+
+
+def test_a_table_has_every_row_s_columns_and_leaves_empty_what_is_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "table.csv"
+    write_table(path, [{"a": 1, "b": None}, {"b": math.nan, "c": 'x, "y"'}])
+    assert path.read_text().splitlines() == ["a,b,c", "1,,", ',nan,"x, ""y"""']
+    write_table(path, [], ["a", "b"])
+    assert path.read_text().splitlines() == ["a,b"]
+
+
+def test_undefined_numbers_are_null_in_json_and_come_back() -> None:
+    plain = nan_to_null({"a": 0.5, "b": math.nan})
+    assert plain == {"a": 0.5, "b": None}
+    back = null_to_nan(plain)
+    assert back["a"] == 0.5 and math.isnan(back["b"])

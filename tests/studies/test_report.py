@@ -73,7 +73,8 @@ def report(folder: Path, **options: str) -> tuple[Page, str]:
 
 
 def check_alone(page: Page, text: str) -> None:
-    """Nothing is loaded from anywhere."""
+    """Nothing is loaded from anywhere, and plotly's button that would send a figure to its server is off."""
+    assert "showSendToCloud: false" in text
     assert page.loads == []
     assert not re.search(r"url\(|@import|https?://", text.replace(get_plotlyjs(), ""))
 
@@ -202,6 +203,19 @@ def test_names_stand_in_figures_as_text(tmp_path: Path) -> None:
     runs = find_runs(tmp_path)
     (picture,) = overview(runs, find_axes(runs), "NDS", None, None)
     assert list(picture.figure.layout.xaxis.ticktext) == ["&lt;a href=&#x27;x&#x27;&gt;y&lt;/a&gt;", "z"]
+
+
+def test_panels_whose_titles_read_alike_stay_apart(tmp_path: Path) -> None:
+    for number in range(8):
+        overrides = [f"a.k={number % 2}", f"b.k={number // 2 % 2}", f"c.lr={0.123451 + number // 4 * 1e-6}"]
+        write_run(tmp_path / str(number), overrides, number / 10)
+    runs = find_runs(tmp_path)
+    (picture,) = overview(runs, find_axes(runs), "NDS", None, None)
+    assert [cells.z.tolist() for cells in picture.figure.data] == [
+        [[0, 0.1], [0.2, 0.3]],
+        [[0.4, 0.5], [0.6, 0.7]],
+    ]
+    assert {note.text for note in picture.figure.layout.annotations} == {"lr=0.1235"}
 
 
 def test_failed_runs_are_named_in_the_learning_curves(tmp_path: Path) -> None:

@@ -98,13 +98,13 @@ def panels(axes: Sequence[pd.Series], values: pd.Series) -> Iterator[tuple[str, 
 
 def _averaged(
     axes: Sequence[pd.Series], values: pd.Series, by: Sequence[pd.Series], most: int
-) -> tuple[dict[str, pd.DataFrame], str]:
+) -> tuple[list[tuple[str, pd.DataFrame]], str]:
     """Mean and spread at every place, for at most so many panels, else for all runs at once; and a caption."""
-    found, whose = dict(panels(axes, values)), "the runs there"
+    found, whose = list(panels(axes, values)), "the runs there"
     if len(found) > most:
-        found, whose = {"": values}, f"all runs there, whatever their {_names(axes)}"
-    stats = {title: spread(part, [axis[part.index] for axis in by], empty=True) for title, part in found.items()}
-    together = pd.concat(stats.values())
+        found, whose = [("", values)], f"all runs there, whatever their {_names(axes)}"
+    stats = [(title, spread(part, [axis[part.index] for axis in by], empty=True)) for title, part in found]
+    together = pd.concat([part for _, part in stats])
     sentences = []
     if together["count"].max() > 1:
         sentences.append(f"Mean ± sample standard deviation over {whose}; n is their number, where above one.")
@@ -127,8 +127,8 @@ def _heat_maps(values: pd.Series, x: pd.Series, y: pd.Series, rest: Sequence[pd.
     """A heat map, or one for each combination of the other settings."""
     stats, caption = _averaged(rest, values, [y, x], MOST_PANELS)
     width, height = max(250, 95 * len(x.cat.categories)) + 110, max(110, 50 * len(y.cat.categories)) + 90
-    figure, places = _subplots(len(stats), width, height, subplot_titles=list(stats))
-    for place, part in zip(places, stats.values(), strict=True):
+    figure, places = _subplots(len(stats), width, height, subplot_titles=[title for title, _ in stats])
+    for place, (_, part) in zip(places, stats, strict=True):
         _heat_map(figure, place, part, values)
     figure.update_xaxes(**_scale(x, places=True), showgrid=False)
     figure.update_yaxes(**_scale(y, places=True), showgrid=False)
@@ -168,7 +168,7 @@ def _lines(values: pd.Series, x: pd.Series, rest: Sequence[pd.Series]) -> Pictur
     as_bars = not is_numeric(x) or x.name == "seed"
     stats, caption = _averaged(rest, values, [x], MOST_LINES)
     figure = go.Figure()
-    for (named, part), color in zip(stats.items(), COLORS, strict=False):
+    for (named, part), color in zip(stats, COLORS, strict=False):
         look: dict[str, Any] = {
             "x": list(range(len(part))) if as_bars else part.index,
             "y": part["mean"],
@@ -244,7 +244,7 @@ def _add_runs(
     look = {"mode": "markers", "showlegend": False, **place}
     marker = {"color": color, "coloraxis": None if y is values else "coloraxis", "size": 8}
     figure.add_scatter(x=points["x"], y=points["y"], marker=marker, hovertext=texts, hoverinfo="text", **look)
-    best = points.loc[[(better(values.name) * points["value"]).idxmax()]]
+    best = points.loc[(better(values.name) * points["value"]).nlargest(1).index]
     ring = {"symbol": "circle-open", "size": 17, "color": ORANGE, "line_width": 2}
     figure.add_scatter(x=best["x"], y=best["y"], marker=ring, hoverinfo="skip", **look)
     return len(points)
@@ -259,12 +259,12 @@ def learning_curves(runs: Sequence[Run], axes: Sequence[pd.Series], order: Seque
         order: of the runs, the best first.
     """
     there = [i for i in order if any(curve[0] for curve in runs[i].curves.values())]
-    few = len(there) <= MOST_LINES
+    few, shown = len(there) <= MOST_LINES, with_seed(axes, runs)
     figure, places = _subplots(len(CURVES), 440, 330)
     for rank, index in reversed(list(enumerate(there))):
         run = runs[index]
-        named = label(with_seed(axes, runs), index) or run.name
-        for place, (name, curve) in zip(places, run.curves.items(), strict=True):
+        named = label(shown, index) or run.name
+        for place, curve in zip(places, run.curves.values(), strict=True):
             steps, values = thinned(curve)
             figure.add_scatter(
                 x=steps,
@@ -279,7 +279,8 @@ def learning_curves(runs: Sequence[Run], axes: Sequence[pd.Series], order: Seque
                 hovertemplate="step %{x}: %{y:.4g}",
                 **place,
             )
-            figure.update_yaxes(title_text=name, **place)
+    for place, name in zip(places, CURVES, strict=True):
+        figure.update_yaxes(title_text=name, **place)
     figure.update_xaxes(title_text="step", matches="x")
     figure.update_layout(hoverlabel_namelength=-1)
     sentences = [] if few else ["The best run in colour, all others in grey."]

@@ -120,7 +120,7 @@ def make_report(
     check_metric(runs, metric)
     axes, order = find_axes(runs), best_first(measured(runs, metric))
     page, table = out / "report.html", out / "report.csv"
-    columns = run_columns(runs, axes, order)
+    shown, columns = with_seed(axes, runs), run_columns(runs, axes, order)
     text = _page(
         title=_title(sweep_dir),
         subtitle=_subtitle(runs),
@@ -131,7 +131,7 @@ def make_report(
         seeds=seed_columns(runs, axes, metric),
         columns=columns,
         common=[text for text in runs[0].overrides if all(text in run.overrides for run in runs)],
-        commands=[(runs[i], label(with_seed(axes, runs), i)) for i in order],
+        commands=[(runs[i], label(shown, i)) for i in order],
         csv_name=table.name,
     )
     with writing("out", out):
@@ -290,7 +290,7 @@ def _summary(runs: Sequence[Run], columns: Sequence[Column], order: Sequence[int
     asked = [] if metric in ("mAP", "NDS") else [Column(metric, "", "", metric, "metric")]
     shown = [others["run"], *(column for column in columns if column.group == "varied")]
     shown += [_filled(column, [runs[i] for i in order]) for column in asked]
-    shown += [others[title] for title in ("mAP", "NDS", "time", "status")]
+    shown += [others[title] for title in ("NDS", "mAP", "time", "status")]
     for column in shown:
         table.add_column(escape(column.title), overflow="fold", justify="left" if column.word else "right")
     for row in range(min(MOST_ROWS, len(order))):
