@@ -8,13 +8,13 @@ from cmt_aqr.runs.configuration import build
 from tests.helpers.composed import CONF, composed
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-# Learning rate for 16 frames, peak, factor of the image backbone, masked-modal training, objects pasted, rotation.
+# Learning rate, frames that it is for, peak, factor of the image backbone, masked-modal, pasting, rotation.
 PUBLISHED = {
-    "cmt_voxel0100_r50_800x320_cbgs": (1.4e-4, 6, 0.01, True, True, 0.785),
-    "cmt_aqr_voxel0100_r50_800x320_cbgs": (1.4e-4, 6, 0.01, True, True, 0.785),
-    "cmt_voxel0075_vov_1600x640_cbgs": (1e-4, 8, 0.01, True, True, 0.785),
-    "cmt_lidar_voxel0075_cbgs": (1e-4, 6, 1.0, False, True, 0.785),
-    "cmt_camera_vov_1600x640_cbgs": (1e-4, 8, 0.01, False, False, 0.3925),
+    "cmt_voxel0100_r50_800x320_cbgs": (1.4e-4, 32, 6, 0.01, True, True, 0.785),
+    "cmt_aqr_voxel0100_r50_800x320_cbgs": (1.4e-4, 32, 6, 0.01, True, True, 0.785),
+    "cmt_voxel0075_vov_1600x640_cbgs": (1e-4, 16, 8, 0.01, True, True, 0.785),
+    "cmt_lidar_voxel0075_cbgs": (1e-4, 16, 6, 1.0, False, True, 0.785),
+    "cmt_camera_vov_1600x640_cbgs": (1e-4, 16, 8, 0.01, False, False, 0.3925),
 }
 
 
@@ -31,11 +31,12 @@ def test_every_experiment_composes_without_loose_ends(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "values"), PUBLISHED.items())
 def test_published_recipes(name: str, values: tuple) -> None:
-    lr, peak, backbone, masked, pasted, rotation = values
+    lr, frames, peak, backbone, masked, pasted, rotation = values
     config = composed(f"experiment={name}", "data.root=/data/nuscenes")
     settings, factors = build(config.optimizer), build(config.lr_mult)
-    assert (settings.scaled_lr(16), settings.peak, settings.final) == (lr, peak, 1e-4)
-    assert settings.scaled_lr(4) == pytest.approx(lr / 4)
+    assert (settings.scaled_lr(frames), settings.peak, settings.final) == (lr, peak, 1e-4)
+    assert settings.scaled_lr(frames // 4) == pytest.approx(lr / 4)
+    assert 8 * config.data.batch_size == frames
     assert (settings.warmup, settings.lowest_beta, settings.weight_decay) == (0.4, 0.8052632, 0.01)
     assert factors.lr["img_backbone"] == backbone
     assert factors.lr["img_neck"] == (0.1 if backbone < 1 else 1.0)

@@ -151,3 +151,9 @@ def test_lightning_s_classes_by_their_other_name() -> None:
     assert new["c"][0]["_target_"] == "pytorch_lightning.callbacks.Timer"
     timer = build(OmegaConf.create({"_target_": "lightning.pytorch.callbacks.Timer"}))
     assert type(timer).__module__.startswith("pytorch_lightning")
+
+
+@pytest.mark.parametrize("resolved", [False, True], ids=["new", "old"])
+def test_a_key_that_is_taken_out_is_gone(resolved: bool) -> None:
+    config = merged(resolved, "~callbacks.aqr_monitor", "~logger")
+    assert "aqr_monitor" not in config.callbacks and "logger" not in config

@@ -1,6 +1,9 @@
 """Threads by model, cores and environment."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +40,22 @@ def test_the_environment_decides_where_it_says_anything(monkeypatch: pytest.Monk
     before = dict(os.environ)
     sleep_while_waiting()
     assert dict(os.environ) == before and threads_for(SMALL, 1) is None
+
+
+def test_a_command_decides_before_pytorch_is_loaded() -> None:
+    """OpenMP reads the environment once, as it is loaded."""
+    script = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
+    look = (
+        "import os, runpy, sys\n"
+        "from cmt_aqr.runs import command\n"
+        "assert 'torch' not in sys.modules, 'PyTorch is loaded with the command line'\n"
+        "command.check_overrides = lambda *_: sys.exit(os.environ.get('OMP_WAIT_POLICY', 'nothing set'))\n"
+        f"sys.argv = [{str(script)!r}]\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    environment["PYTHONPATH"] = str(script.parents[1] / "src")
+    done = subprocess.run(
+        [sys.executable, "-c", look], env=environment, capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.stderr.strip() == "PASSIVE"

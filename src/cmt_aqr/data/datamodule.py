@@ -212,6 +212,10 @@ class NuScenesDataModule(LightningDataModule):
         self._objects = prepare_database(making, self.sampling.database is not None, self.sampling.processes)
         return self._objects
 
+    def database_folder(self) -> Path | None:
+        """Where the database of objects is; ``None`` for a run that pastes none."""
+        return None if self.sampling is None or self.train_split is None else self._database()[0]
+
     def _database(self) -> tuple[Path, Contents]:
         """Where the database of objects is, and what it is made of."""
         assert self.sampling is not None and self.train_split is not None

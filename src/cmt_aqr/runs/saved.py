@@ -13,6 +13,9 @@ from cmt_aqr.errors import UserError
 _LINK = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,[^}]*)?\}")
 """A value that is another key's."""
 
+_ONCE_BUILT_BY_HAND = ("optimizer", "lr_mult", "training.denoising")
+"""Groups that old checkpoints hold without the name of what to build from them."""
+
 _BEFORE = (
     ("lightning.pytorch.", "pytorch_lightning."),
     ("lightning.Trainer", "pytorch_lightning.Trainer"),
@@ -58,11 +61,7 @@ def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Se
         )
     plain: Any = OmegaConf.to_container(composed, resolve=False)
     config = _linked(OmegaConf.create(current_names(saved)), plain, keys)
-    for key in (
-        "optimizer",
-        "lr_mult",
-        "training.denoising",
-    ):  # once read by hand, without a name of what to build
+    for key in _ONCE_BUILT_BY_HAND:
         own = _at(OmegaConf.to_container(config, resolve=False), key)
         if own is None or _at(plain, key) is None:
             continue
@@ -70,7 +69,18 @@ def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Se
     # weights= started the run that the checkpoint goes on with; it must not be loaded again.
     for key in ["ckpt_path", "weights", "name", *keys]:
         OmegaConf.update(config, key, _at(plain, key), merge=False, force_add=True)
+    for override in overrides:
+        if override.startswith("~"):
+            _delete(config, override_keys([override])[0])
     return config
+
+
+def _delete(config: DictConfig, key: str) -> None:
+    """Take a key out, as ``~key`` does in a composition."""
+    part, _, name = key.rpartition(".")
+    parent = OmegaConf.select(config, part) if part else config
+    if OmegaConf.is_dict(parent):
+        parent.pop(name, None)
 
 
 def _built_as(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from cmt_aqr.files import check_folder, writing
 from cmt_aqr.runs.checkpoints import read_checkpoint
 from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
+from cmt_aqr.runs.precision import device_type
 from cmt_aqr.structures import Frame
 from cmt_aqr.studies.pictures import MapPair, Scene, bev_picture, camera_picture
 from cmt_aqr.training.clamp import renderer_of
@@ -98,7 +99,7 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
     data.setup("validate")
     module = build_module(config, data, processes=1)
     restore(config, module, checkpoint, overrides)
-    module.to(_device(config)).eval()
+    module.to(device_type(str(config.trainer.accelerator))).eval()
 
     written: list[Path] = []
     screen = console()
@@ -176,11 +177,6 @@ def _extent(stored: Frame, frame: Frame) -> tuple[float, float, float, float]:
     corners = torch.tensor(((-0.5, -0.5, 1, 1), (width - 0.5, height - 0.5, 1, 1)), dtype=torch.float64)
     (left, top), (right, bottom) = (corners @ to_pixel.T)[:, :2].tolist()
     return left, right, bottom, top
-
-
-def _device(config: DictConfig) -> torch.device:
-    wants_gpu = config.trainer.accelerator in ("auto", "gpu", "cuda")
-    return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
 
 
 def _notes(module: DetectorModule) -> list[str]:

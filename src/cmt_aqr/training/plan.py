@@ -1,0 +1,114 @@
+"""What a run is going to do, on screen before it does it, and how long that takes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.table import Table
+
+from cmt_aqr.checks import require_count
+from cmt_aqr.data.datamodule import NuScenesDataModule
+from cmt_aqr.runs.console import console
+from cmt_aqr.training.module import DetectorModule
+
+log = logging.getLogger(__name__)
+
+_WARM_UP = 5
+"""First steps that are not timed: workers start, kernels are chosen."""
+
+_BYTES_PER_PARAMETER = 12
+"""In a checkpoint: the weight and AdamW's two moments, float32."""
+
+_CHECKPOINTS = 3
+"""``last.ckpt``, ``previous.ckpt`` and ``best.ckpt``."""
+
+
+class RunPlan(pl.Callback):
+    """Prints frames, steps, epochs with and without pasted objects, learning rate and disk before a run starts.
+
+    After some steps the log says how many hours are left, evaluations not counted.
+
+    Args:
+        steps: to time before hours are estimated.
+
+    Raises:
+        SettingError: ``steps`` is no whole number above 0.
+    """
+
+    def __init__(self, steps: int = 50) -> None:
+        require_count("callbacks.plan.steps", steps)
+        self.steps = steps
+        self._first: int | None = None
+        self._since = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the plan, on one process, and count steps from here."""
+        self._first = trainer.global_step
+        data = getattr(trainer, "datamodule", None)
+        if (
+            trainer.is_global_zero
+            and isinstance(pl_module, DetectorModule)
+            and isinstance(data, NuScenesDataModule)
+        ):
+            console().print(plan_table(trainer, pl_module, data))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Time the first steps, and say once how long the rest takes."""
+        if self._first is None:
+            return
+        done = trainer.global_step - self._first
+        if done <= _WARM_UP:
+            self._since = time.monotonic()
+        elif done == _WARM_UP + self.steps:
+            seconds = (time.monotonic() - self._since) / self.steps
+            left = max(0, int(trainer.estimated_stepping_batches) - trainer.global_step)
+            if trainer.is_global_zero:
+                hours = left * seconds / 3600
+                log.info("About %.1f hours left without evaluations: %d steps of %.2f s", hours, left, seconds)
+            self._first = None
+
+
+def plan_table(trainer: pl.Trainer, module: DetectorModule, data: NuScenesDataModule) -> Table:
+    """The plan of a run whose loaders are there, for rich to print."""
+    steps, epochs = int(trainer.estimated_stepping_batches), trainer.max_epochs
+    per_epoch = int(trainer.num_training_batches) * data.batch_size * trainer.world_size
+    settings, samples = module.optimizer_settings, module.samples_per_step
+    lr = settings.scaled_lr(samples)
+    rule = "as given" if settings.lr_for_batch is None else f"{settings.lr:g} for {settings.lr_for_batch} frames"
+    rate = f"{lr:.3g} ({rule})"
+    if settings.schedule == "one_cycle":
+        rate += f", up to {lr * settings.peak:.3g} at step {int(steps * settings.warmup)}"
+    table = Table(title="Plan of the run", title_justify="left", show_header=False)
+    drawn = (
+        "" if data.resampling == "none" else f", drawn by {data.resampling} from {len(data.dataset('train')):,}"
+    )
+    table.add_row("frames per epoch", f"{per_epoch:,}{drawn}")
+    length = "" if epochs in (None, -1) else f" in at most {epochs} epochs"
+    table.add_row("steps", f"{steps:,} of {samples} frames{length}")
+    table.add_row("learning rate", rate)
+    if data.sampling is not None:
+        until = data.sampling.until_epoch
+        pasted = "all epochs" if until is None else f"epochs 0 to {until - 1}, none from epoch {until} on"
+        table.add_row("objects pasted", pasted)
+    table.add_row("disk", _disk(module, data))
+    return table
+
+
+def _disk(module: DetectorModule, data: NuScenesDataModule) -> str:
+    parameters = sum(parameter.numel() for parameter in module.model.parameters())
+    told = f"{_CHECKPOINTS * _BYTES_PER_PARAMETER * parameters / 1e9:.2f} GB of checkpoints"
+    folder = data.database_folder()
+    if folder is None:
+        return told
+    return f"{told}, {size_of(folder) / 1e9:.2f} GB of objects in {folder}"
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder and below."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

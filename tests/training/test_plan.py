@@ -1,0 +1,50 @@
+"""What a run says of itself before it starts."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+
+from cmt_aqr.errors import SettingError
+from cmt_aqr.training.plan import RunPlan, size_of
+from tests.helpers.small_data import datamodule
+from tests.helpers.small_detector import small_module
+
+
+def test_the_plan_has_the_run_s_numbers(
+    small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    data = datamodule(small_root, tmp_path, resampling="cbgs", batch_size=1, image_size=(64, 160))
+    data.prepare_data()
+    module = small_module("optimizer.lr=2e-4", "optimizer.lr_for_batch=4", "optimizer.peak=6")
+    module.metric = None
+    trainer = pl.Trainer(
+        max_steps=9, limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", callbacks=[RunPlan(steps=2)],
+    )  # fmt: skip
+    with caplog.at_level(logging.INFO):
+        trainer.fit(module, datamodule=data)
+    printed = " ".join(capsys.readouterr().out.split())
+    frames = int(trainer.num_training_batches)
+    for part in (
+        f"{frames:,}, drawn by cbgs from {len(data.dataset('train'))}",
+        "9 of 1 frames",
+        "5e-05 (0.0002 for 4 frames), up to 0.0003 at step",
+        "GB of checkpoints",
+    ):
+        assert part in printed, part
+    (told,) = [record.getMessage() for record in caplog.records if "hours left" in record.getMessage()]
+    assert ": 2 steps of" in told
+
+
+def test_sizes_of_folders_are_added_up(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(bytes(7))
+    (tmp_path / "c").write_bytes(bytes(5))
+    assert size_of(tmp_path) == 12
+
+
+def test_a_number_of_steps_is_checked() -> None:
+    with pytest.raises(SettingError, match=r"callbacks\.plan\.steps=0"):
+        RunPlan(steps=0)
