@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cmt_aqr.ops import sparse
+from cmt_aqr.ops import rulebook
+from cmt_aqr.ops.rulebook import Rulebook, sparse_convolution
 from cmt_aqr.ops.sparse import (
-    Rulebook,
     Sites,
     SparseBatchNorm,
     SparseTensor,
     StridedSparseConv3d,
     SubmanifoldConv3d,
-    sparse_convolution,
 )
 
 STRIDED = [
@@ -74,14 +73,14 @@ def compare_with_dense(features: Tensor, weight: Tensor, sites: Sites, mode: Any
 @pytest.fixture(params=["pairs", "neighbours"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to compute, on the CPU; small chunks so that there are several."""
-    monkeypatch.setattr(sparse, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(rulebook, "CHUNK_BYTES", 1000)
     ways = {
-        "pairs": lambda f, w, rulebook: sparse._convolve_pairs(f, w, rulebook.pairs(w.shape[2])),
-        "neighbours": lambda f, w, rulebook: sparse._convolve_neighbours(f, w, rulebook.neighbours),
+        "pairs": lambda f, w, rules: rulebook._convolve_pairs(f, w, rules.pairs(w.shape[2])),
+        "neighbours": lambda f, w, rules: rulebook._convolve_neighbours(f, w, rules.neighbours),
     }
-    monkeypatch.setattr(sparse, "_convolve", ways[request.param])
+    monkeypatch.setattr(rulebook, "_convolve", ways[request.param])
     if request.param == "neighbours":
-        monkeypatch.setattr(sparse, "_weight_gradient", sparse._weight_gradient_neighbours)
+        monkeypatch.setattr(rulebook, "_weight_gradient", rulebook._weight_gradient_neighbours)
     return request.param
 
 

@@ -10,9 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.runs.command import check_overrides, check_paths, flatten, join_first_process
+from cmt_aqr.runs.command import check_overrides, check_paths, join_first_process
 from cmt_aqr.runs.command_line import readable
 from cmt_aqr.runs.configuration import build, clamp_given
+from cmt_aqr.runs.explain import flatten
 from cmt_aqr.runs.saved import override_keys, with_overrides
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

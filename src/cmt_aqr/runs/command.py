@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import difflib
 import functools
 import inspect
 import itertools
@@ -36,6 +35,7 @@ from cmt_aqr.files import check_folder
 from cmt_aqr.runs import sweep, sweep_job
 from cmt_aqr.runs.cluster import outside_environment, share_folder, shared_folder
 from cmt_aqr.runs.command_line import home_written_out, in_order, read_arguments, to_type, use_utf8
+from cmt_aqr.runs.explain import explain
 from cmt_aqr.runs.threads import sleep_while_waiting
 from cmt_aqr.runs.unread import refuse_unread
 
@@ -203,7 +203,7 @@ def check_overrides(
             _resolve(configs[0], flags.cfg)
     except (HydraException, OmegaConfBaseException) as error:
         advice = "; --cfg all --resolve has Hydra's part with what it refers to" if flags.cfg == "hydra" else ""
-        raise UserError(_explain(error, config_name, overrides) + advice) from error
+        raise UserError(explain(error, config_name, overrides) + advice) from error
     except ValueError as error:
         emptied = next((item for item in overrides if re.fullmatch(r"[\w/]+=(null)?", item)), None)
         if emptied is None or "group override must be" not in str(error):
@@ -341,67 +341,3 @@ def _single_values(override: Override, item: str) -> list[str]:
 def _as_list(item: str) -> str:
     key, _, value = item.partition("=")
     return f"{key}=[{value}]"
-
-
-def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
-    """One sentence out of Hydra's several lines, with the nearest existing key where a key is unknown."""
-    text = " ".join(str(error).split())
-    option = re.search(
-        r"Could not find '([^']+)/([^'/]+)'.*Available options in '[^']+': (.*?)( Config search|$)", text
-    )
-    if option is not None and option.group(1) in ("hydra/launcher", "hydra/sweeper"):
-        return _missing_plugin(option.group(2), overrides)
-    if option is not None:
-        group, choice, options = option.group(1), option.group(2), option.group(3).split()
-        return f"{group}={choice}: there is no such option; choose from {', '.join(options)}"
-    listed = re.search(r"Could not load '(.+)/([^'/]+)'", text)  # one of several, as in model=[tiny,foo]
-    if listed is not None:
-        options = GlobalHydra.instance().config_loader().get_group_options(listed.group(1))
-        return f"{listed.group(1)}={listed.group(2)}: there is no such option; choose from {', '.join(options)}"
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown is None:
-        return text
-    key = unknown.group(1).lstrip("+~").split("@")[0]
-    given = next((item for item in overrides if key in item), key)
-    groups = [item for item in overrides if "/" not in item and "." not in item.split("=")[0] and key not in item]
-    known = list(flatten(_composed(config_name, groups)))
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"keys there are {', '.join(siblings[:20])}"
-    return f"{given}: there is no key {key} in the configuration; {hint} (+{given} adds a new key)"
-
-
-_PLUGINS = {
-    "joblib": "pip install -c constraints.txt -e '.[sweeps]'",
-    "optuna": "pip install -c constraints.txt -e '.[sweeps]'",
-    "submitit_slurm": "pip install -c constraints.txt -e '.[slurm]'",
-    "submitit_local": "pip install -c constraints.txt -e '.[slurm]'",
-    "ray": "pip install -c constraints.txt -e '.[ray]' && pip install --no-deps hydra-ray-launcher==1.2.2",
-}
-"""How to install Hydra's launchers and sweepers that are extras."""
-
-
-def _missing_plugin(name: str, overrides: list[str]) -> str:
-    given = next((item for item in overrides if item.startswith(("launcher=", "sweep="))), name)
-    if name not in _PLUGINS:
-        return f"{name}: Hydra has no launcher or sweeper of this name; docs/sweeps.md lists them"
-    return f"{given}: this needs an extra that is not installed: {_PLUGINS[name]}"
-
-
-def _composed(config_name: str, overrides: list[str]) -> DictConfig:
-    try:
-        return hydra.compose(config_name, overrides)
-    except (HydraException, OmegaConfBaseException):
-        return hydra.compose(config_name)
-
-
-def flatten(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all keys of a configuration, groups and leaves."""
-    for key in config.keys():  # noqa: SIM118  # items() would resolve interpolations
-        name = f"{prefix}{key!s}"
-        yield name
-        child = config._get_node(key)
-        if isinstance(child, DictConfig) and not (
-            child._is_none() or child._is_missing() or child._is_interpolation()
-        ):
-            yield from flatten(child, f"{name}.")

@@ -76,9 +76,9 @@ def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Se
 
 
 def _delete(config: DictConfig, key: str) -> None:
-    """Take a key out, as ``~key`` does in a composition."""
+    """Take a key out, as ``~key`` does in a composition; a whole group stays as null, for whoever asks for it."""
     part, _, name = key.rpartition(".")
-    parent = OmegaConf.select(config, part) if part else config
+    parent = OmegaConf.select(config, part) if part else None
     if OmegaConf.is_dict(parent):
         parent.pop(name, None)
 

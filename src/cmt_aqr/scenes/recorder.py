@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from cmt_aqr.constants import CAMERAS, LIDAR
 from cmt_aqr.scenes import sensors, tables
-from cmt_aqr.scenes.scene import Scene, build_scene
+from cmt_aqr.scenes.layout import build_scene
+from cmt_aqr.scenes.scene import Scene
 from cmt_aqr.scenes.sensors import Array, Mount, Picture, Pose
 from cmt_aqr.scenes.settings import KEYFRAME_RATE, Settings
 from cmt_aqr.scenes.shapes import KINDS

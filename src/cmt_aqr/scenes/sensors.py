@@ -18,8 +18,9 @@ from scipy.spatial.transform import Rotation
 
 from cmt_aqr.constants import CAMERAS, LIDAR
 from cmt_aqr.scenes import raycast
+from cmt_aqr.scenes.layout import BIKE_LANES, LANES, SIDEWALKS
 from cmt_aqr.scenes.raycast import Array, Hits, Rays
-from cmt_aqr.scenes.scene import BIKE_LANES, LANES, SIDEWALKS, Scene
+from cmt_aqr.scenes.scene import Scene
 from cmt_aqr.scenes.settings import Settings
 
 MAX_RANGE = 70.0

@@ -1,0 +1,260 @@
+"""Products of sparse convolutions: which input feeds which output, and how they are multiplied and summed.
+
+Two ways to compute, same result up to rounding, both deterministic (no atomic additions of floats):
+
+- *pairs*, on a CPU: gather the pairs that exist, multiply, and sum by output, in chunks that fit the cache;
+- *neighbours*, elsewhere: one gather and one product for each offset over all outputs, missing inputs being a
+  row of zeros. It multiplies more, but every shape is known, so nothing synchronises with the device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+CHUNK_BYTES = 8 * 2**20
+"""Products held before they are summed: few enough to stay in the cache and to reuse memory (glibc maps, and
+the kernel clears, every block above 32 MB anew)."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive outputs of a rulebook and the pairs that feed them.
+
+    Attributes:
+        rows: first output and the one after the last.
+        pairs: first pair and the one after the last, in ``PairPlan.inputs``.
+        offsets: (kernel offset, first pair, one after the last) for each offset that has pairs.
+    """
+
+    rows: tuple[int, int]
+    pairs: tuple[int, int]
+    offsets: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """The existing pairs of a rulebook, ordered by (chunk, kernel offset, output).
+
+    Attributes:
+        inputs: (pair,) input of each pair.
+        outputs: (pair,) output of each pair.
+        by_output: (pair,) for each output in turn, where its pairs are, counted from the chunk's first pair.
+        bag_starts: (output,) where an output's entries in ``by_output`` start, counted likewise.
+        chunks: the chunks.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    by_output: Tensor
+    bag_starts: Tensor
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Rulebook:
+    """Which input feeds which output through which kernel offset.
+
+    Attributes:
+        neighbours: (offset, output) int64: the input, or ``inputs`` where there is none.
+        inputs: number of inputs.
+        reverse_neighbours: (offset, input): the output that an input feeds through an offset, or the number
+            of outputs. ``None`` for a submanifold rulebook, which is its own mirror image.
+    """
+
+    neighbours: Tensor
+    inputs: int
+    reverse_neighbours: Tensor | None
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs."""
+        return self.neighbours.shape[1]
+
+    @cached_property
+    def reverse(self) -> Rulebook:
+        """The rulebook of the transposed convolution; its offsets are mirrored for a submanifold one."""
+        if self.reverse_neighbours is None:
+            return self
+        return Rulebook(self.reverse_neighbours, self.outputs, self.neighbours)
+
+    def reverse_weight(self, weight: Tensor) -> Tensor:
+        """Kernel (offset, in, out) of the transposed convolution over :attr:`reverse`: (offset, out, in)."""
+        transposed = weight.transpose(1, 2)
+        return transposed.flip(0) if self.reverse_neighbours is None else transposed
+
+    @cached_property
+    def exists(self) -> Tensor:
+        """(offset, output) bool: whether there is an input."""
+        return self.neighbours != self.inputs
+
+    @cached_property
+    def pair_count(self) -> int:
+        """Number of existing pairs. Reading it waits for the device."""
+        return int(self.exists.sum())
+
+    def pairs(self, channels: int) -> PairPlan:
+        """The existing pairs, in chunks whose products of ``channels`` values fit :data:`CHUNK_BYTES`."""
+        size = max(1, CHUNK_BYTES // (4 * channels))
+        if size not in self._plans:
+            self._plans[size] = plan_pairs(self.neighbours, self.exists, self.pair_count, size)
+        return self._plans[size]
+
+    @cached_property
+    def _plans(self) -> dict[int, PairPlan]:
+        return {}
+
+
+def plan_pairs(neighbours: Tensor, exists: Tensor, pair_count: int, pairs_per_chunk: int) -> PairPlan:
+    """Order the existing pairs by (chunk, offset, output).
+
+    A chunk is a run of outputs with about ``pairs_per_chunk`` pairs.
+
+    Args:
+        neighbours: (offset, output) input of each pair.
+        exists: (offset, output) whether there is one.
+        pair_count: how many there are.
+        pairs_per_chunk: how many a chunk should have.
+    """
+    offsets, outputs = neighbours.shape
+    number = max(1, math.ceil(pair_count / pairs_per_chunk))
+    rows = max(1, math.ceil(outputs / number))
+    number = math.ceil(outputs / rows)
+
+    padded = functional.pad(exists, (0, number * rows - outputs))
+    chunked = padded.view(offsets, number, rows).transpose(0, 1).contiguous()  # (chunk, offset, row)
+    cell = chunked.flatten().nonzero().squeeze(1)
+    chunk_offset, row = cell // rows, cell % rows
+    output = (chunk_offset // offsets) * rows + row
+    inputs = neighbours.flatten()[(chunk_offset % offsets) * outputs + output]
+
+    where = chunked.flatten(1).cumsum(1, dtype=torch.int32).view_as(chunked) - 1
+    by_row = chunked.transpose(1, 2).contiguous()  # (chunk, row, offset)
+    by_output = where.transpose(1, 2).flatten()[by_row.flatten().nonzero().squeeze(1)]
+    per_row = by_row.sum(2)
+
+    chunks, pair = [], 0
+    for chunk, counts in enumerate(chunked.sum(2).tolist()):
+        first, spans = pair, []
+        for offset, count in enumerate(counts):
+            if count:
+                spans.append((offset, pair, pair + count))
+                pair += count
+        last_row = min((chunk + 1) * rows, outputs)
+        chunks.append(Chunk((chunk * rows, last_row), (first, pair), tuple(spans)))
+    return PairPlan(
+        inputs=inputs,
+        outputs=output,
+        by_output=by_output.long(),
+        bag_starts=(per_row.cumsum(1) - per_row).flatten()[:outputs],
+        chunks=tuple(chunks),
+    )
+
+
+def _convolve_pairs(features: Tensor, weight: Tensor, plan: PairPlan) -> Tensor:
+    """Gather, multiply and reduce the existing pairs: (output, out)."""
+    result = features.new_empty((len(plan.bag_starts), weight.shape[2]))
+    longest = max((chunk.pairs[1] - chunk.pairs[0] for chunk in plan.chunks), default=0)
+    buffer = features.new_empty((longest, weight.shape[2]))
+    for chunk in plan.chunks:
+        first, last = chunk.pairs
+        for offset, start, stop in chunk.offsets:
+            gathered = features.index_select(0, plan.inputs[start:stop])
+            torch.mm(gathered, weight[offset], out=buffer[start - first : stop - first])
+        rows = slice(*chunk.rows)
+        if first == last:
+            result[rows] = 0
+            continue
+        result[rows] = functional.embedding_bag(
+            plan.by_output[first:last], buffer[: last - first], plan.bag_starts[rows], mode="sum"
+        )
+    return result
+
+
+def _convolve_neighbours(features: Tensor, weight: Tensor, neighbours: Tensor) -> Tensor:
+    """One product for each offset over all outputs, missing inputs being zeros: (output, out)."""
+    padded = functional.pad(features, (0, 0, 0, 1))
+    result = features.new_zeros((neighbours.shape[1], weight.shape[2]))
+    for inputs, kernel in zip(neighbours, weight, strict=True):
+        result.addmm_(padded.index_select(0, inputs), kernel)
+    return result
+
+
+def _convolve(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
+    if features.device.type == "cpu":
+        return _convolve_pairs(features, weight, rulebook.pairs(weight.shape[2]))
+    return _convolve_neighbours(features, weight, rulebook.neighbours)
+
+
+def _weight_gradient_pairs(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
+    """Gradient (offset, in, out) of the kernel, from the existing pairs."""
+    plan, offsets = rulebook.pairs(gradient.shape[1]), len(rulebook.neighbours)
+    result = features.new_zeros((offsets, features.shape[1], gradient.shape[1]))
+    for chunk in plan.chunks:
+        for offset, start, stop in chunk.offsets:
+            gathered = features.index_select(0, plan.inputs[start:stop])
+            result[offset].addmm_(gathered.T, gradient.index_select(0, plan.outputs[start:stop]))
+    return result
+
+
+def _weight_gradient_neighbours(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
+    """Gradient (offset, in, out) of the kernel, one product for each offset."""
+    padded = functional.pad(features, (0, 0, 0, 1))
+    return torch.stack([padded.index_select(0, inputs).T @ gradient for inputs in rulebook.neighbours])
+
+
+def _weight_gradient(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
+    if features.device.type == "cpu":
+        return _weight_gradient_pairs(features, gradient, rulebook)
+    return _weight_gradient_neighbours(features, gradient, rulebook)
+
+
+class _SparseConvolution(torch.autograd.Function):
+    """Keeps the features only: what was gathered is gathered again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
+        ctx.save_for_backward(features, weight)
+        ctx.rulebook = rulebook
+        return _convolve(features, weight, rulebook)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        features, weight = ctx.saved_tensors
+        rulebook: Rulebook = ctx.rulebook
+        features_gradient = weight_gradient = None
+        gradient = gradient.contiguous()
+        with torch.autocast(gradient.device.type, enabled=False):
+            if ctx.needs_input_grad[0]:
+                mirrored = rulebook.reverse_weight(weight).contiguous()
+                features_gradient = _convolve(gradient, mirrored, rulebook.reverse)
+            if ctx.needs_input_grad[1]:
+                weight_gradient = _weight_gradient(features, gradient, rulebook)
+        return features_gradient, weight_gradient, None
+
+
+def sparse_convolution(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
+    """Convolve sparse features: out[o] = sum over offsets k of features[neighbours[k, o]] @ weight[k].
+
+    Runs in the kernel's precision whatever autocast says, because the sums are long and the error of bf16
+    would add up over the encoder's twenty layers.
+
+    Args:
+        features: (input site, in).
+        weight: (kz, ky, kx, in, out); offsets in row-major order, cross-correlation as in ``conv3d``.
+        rulebook: who feeds whom.
+
+    Returns:
+        (output site, out).
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        flat = weight.flatten(0, 2)
+        return _SparseConvolution.apply(features.to(weight.dtype), flat, rulebook)

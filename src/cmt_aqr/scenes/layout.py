@@ -1,0 +1,384 @@
+"""What stands and moves in a street: traffic, parked cars, people, furniture, buildings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from cmt_aqr.scenes.scene import Road, Scene, advance
+from cmt_aqr.scenes.settings import Settings
+from cmt_aqr.scenes.shapes import KINDS, build_solids
+
+Array = NDArray[np.float64]
+
+LANES = {"ego": 0.0, "right": -3.6, "opposite": 3.6, "opposite_left": 7.2}
+"""Lane centres, metres left of the ego lane's. Traffic keeps to the right."""
+
+BIKE_LANES = (-6.1, 9.7)
+PARKING = (-8.3, 11.9)
+SIDEWALKS = ((-14.3, -10.2), (13.8, 17.9))
+YARDS = ((-30.0, -15.5), (19.0, 33.0))
+BUILDINGS = (-31.5, 34.5)
+"""Where the facades are."""
+
+BLOCK = 25.0
+"""Metres of street that are furnished at a time, so that no stretch stays without a class."""
+
+REACH = 62.0
+"""Metres before and behind the ego vehicle that are furnished."""
+
+EGO_SIZE = (4.8, 2.0)
+_CLEARANCE = 0.3
+_CHECK_STEP = 0.25
+
+
+class _Layout:
+    """Objects put on the street one after another, none ever in the way of another or of the ego vehicle."""
+
+    def __init__(self, random: Generator, curvature: float, ego: Sequence[float], duration: float) -> None:
+        self.random = random
+        self.curvature = curvature
+        self.times = np.arange(-_CHECK_STEP, duration + 2 * _CHECK_STEP, _CHECK_STEP)
+        self.kinds: list[str] = []
+        self.attributes: list[str] = []
+        self.sizes: list[Array] = []
+        self.motion: list[Array] = []
+        capacity = 1024
+        self._centres = np.empty((capacity, len(self.times), 2))
+        self._halves = np.empty((capacity, 2))
+        self._occupied = 1
+        speed, acceleration, sway, _ = ego
+        self._centres[0] = np.stack(
+            (speed * self.times + 0.5 * acceleration * self.times**2, 0 * self.times), axis=1
+        )
+        self._halves[0] = (EGO_SIZE[0] / 2 + 1.5, EGO_SIZE[1] / 2 + 0.4 + sway)
+
+    def size_of(self, kind: str) -> Array:
+        """Draw a size (3,) of a kind, within two standard deviations."""
+        sample = np.clip(self.random.standard_normal(3), -2, 2)
+        return np.array(KINDS[kind].size) * (1 + KINDS[kind].spread * sample)
+
+    def add(
+        self,
+        kind: str,
+        s: float,
+        d: float,
+        *,
+        speed: float = 0.0,
+        sideways: float = 0.0,
+        acceleration: float = 0.0,
+        heading: float = 0.0,
+        attribute: str = "",
+        size: Array | None = None,
+    ) -> bool:
+        """Add an object unless it would touch another at some time. Tells whether it was added."""
+        size = self.size_of(kind) if size is None else size
+        motion = np.array((s, d, speed, sideways, acceleration, heading))
+        centres = np.stack(np.broadcast_arrays(*advance(motion[None], self.times)), axis=-1)[0]
+        half = self._half_extent(size, d, heading)
+        taken = slice(0, self._occupied)
+        reach = self._halves[taken, None] + half + _CLEARANCE
+        if (np.abs(self._centres[taken] - centres) < reach).all(axis=-1).any():
+            return False
+        self._centres[self._occupied] = centres
+        self._halves[self._occupied] = half
+        self._occupied += 1
+        self.kinds.append(kind)
+        self.attributes.append(attribute)
+        self.sizes.append(size)
+        self.motion.append(motion)
+        return True
+
+    def _half_extent(self, size: Array, d: float, heading: float) -> Array:
+        """Half the extent in s and d of a box, the street's bend included."""
+        cosine, sine = abs(math.cos(heading)), abs(math.sin(heading))
+        along = 0.5 * (cosine * size[0] + sine * size[1])
+        across = 0.5 * (sine * size[0] + cosine * size[1])
+        sag = 0.5 * abs(self.curvature) * along**2
+        # Left of a left bend, a metre is more than a metre of s.
+        stretch = 1 - abs(self.curvature) * (abs(d) + across) if self.curvature * d > 0 else 1.0
+        return np.array((along / stretch, across + sag))
+
+
+_LOW_TRAFFIC = ("car", "car", "motorcycle_ridden")
+_TALL_TRAFFIC = ("truck", "bus", "trailer", "construction_vehicle")
+_TALL_DISTANCE = 20.0
+"""Tall vehicles keep this far (m) from the ego vehicle at the start: beside it, they hide half the street."""
+
+_STREETS = (
+    ("straight street", 0.0, (5.5, 8.0), (0.0, 0.0)),
+    ("street bending left", 1.0, (4.0, 6.5), (0.0, 0.0)),
+    ("standing in the lane", 0.3, (0.0, 0.0), (0.0, 0.0)),
+    ("street bending right", -1.0, (4.0, 6.5), (0.0, 0.0)),
+    ("setting off slowly", -0.3, (1.5, 3.0), (0.2, 0.45)),
+)
+
+
+def build_scene(settings: Settings, index: int) -> Scene:
+    """Make the ``index``-th scene of a data set. Depends on the seed, the index and the length alone."""
+    random = np.random.default_rng((settings.seed, index, 0))
+    name, bend, speeds, accelerations = _STREETS[index % len(_STREETS)]
+    curvature = bend / random.uniform(130, 260)
+    if abs(curvature) < 1e-4:
+        curvature = math.copysign(1e-4, random.uniform(-1, 1))
+    speed, acceleration = random.uniform(*speeds), random.uniform(*accelerations)
+    sway = random.uniform(0.05, 0.25) if speed > 1 else 0.0
+    ego = (speed, acceleration, sway, random.uniform(0.4, 0.9))
+    layout = _Layout(random, curvature, ego, settings.duration)
+    travel = speed * settings.duration + 0.5 * acceleration * settings.duration**2
+    _add_traffic(layout, ego, travel, settings.duration)
+    _furnish(layout, travel)
+    kinds = tuple(layout.kinds)
+    sizes = np.stack(layout.sizes)
+    paints = _paint(random, kinds)
+    x, y, heading = random.uniform((300, 300, -math.pi), (1500, 1500, math.pi)).tolist()
+    elevation, azimuth = random.uniform(0.6, 1.2), random.uniform(-math.pi, math.pi)
+    horizon = np.array((0.74, 0.8, 0.86)) + random.uniform(-0.05, 0.05, 3)
+    return Scene(
+        road=Road(curvature, x, y, heading),
+        kinds=kinds,
+        labels=tuple(KINDS[kind].detection_class for kind in kinds),
+        attributes=tuple(layout.attributes),
+        sizes=sizes,
+        paints=paints,
+        motion=np.stack(layout.motion),
+        solids=build_solids(list(kinds), sizes, paints),
+        ego_motion=ego,
+        sun=np.array(
+            (
+                math.cos(elevation) * math.cos(azimuth),
+                math.cos(elevation) * math.sin(azimuth),
+                math.sin(elevation),
+            )
+        ),
+        light=random.uniform(0.85, 1.1),
+        sky=np.stack((horizon, np.array((0.36, 0.55, 0.82)))),
+        description=f"Synthetic: {name}, {len(kinds)} objects",
+    )
+
+
+def _paint(random: Generator, kinds: Sequence[str]) -> Array:
+    """Draw each object's colour (object, 3), RGB 0..1: a signature colour of its class, a bit varied."""
+    choices = np.array([KINDS[kind].paints[random.integers(len(KINDS[kind].paints))] for kind in kinds])
+    brightness = random.uniform(0.82, 1.08, (len(kinds), 1))
+    tint = random.uniform(0.96, 1.04, (len(kinds), 3))
+    return np.clip(choices / 255 * brightness * tint, 0, 1)
+
+
+def _spread(random: Generator, low: float, high: float, gap: tuple[float, float]) -> Iterator[float]:
+    """Positions from ``low`` to ``high``, a random gap apart."""
+    position = low + random.uniform(0, gap[1])
+    while position < high:
+        yield position
+        position += random.uniform(*gap)
+
+
+def _add_traffic(layout: _Layout, ego: Sequence[float], travel: float, duration: float) -> None:
+    """Vehicles in the four lanes and riders on the bicycle lanes, one speed a lane."""
+    random = layout.random
+    speed, acceleration = ego[:2]
+    _fill_lane(layout, LANES["ego"], (-REACH, REACH), speed, acceleration, (18, 36), 0.3)
+    for lane, velocity in (
+        ("right", max(3.0, speed) * random.uniform(0.8, 1.25)),
+        ("opposite", -random.uniform(4, 8)),
+        ("opposite_left", -random.uniform(3, 7)),
+    ):
+        relative = travel - velocity * duration
+        reach = (-REACH + min(0.0, relative), REACH + max(0.0, relative))
+        tall_share = 0.5 if lane == "opposite_left" else 0.15
+        _fill_lane(layout, LANES[lane], reach, velocity, 0.0, (18, 40), tall_share)
+    for d, velocity in zip(BIKE_LANES, (random.uniform(2.5, 4.5), -random.uniform(2.5, 4.5)), strict=True):
+        relative = travel - velocity * duration
+        for s in _spread(random, -REACH + min(0.0, relative), REACH + max(0.0, relative), (10, 22)):
+            kind = random.choice(("bicycle_ridden", "bicycle_ridden", "motorcycle_ridden"))
+            layout.add(kind, s, d, speed=velocity, heading=_along(velocity), attribute="cycle.with_rider")
+
+
+def _along(velocity: float) -> float:
+    """Heading relative to the street of something that drives with or against it."""
+    return 0.0 if velocity >= 0 else math.pi
+
+
+def _fill_lane(
+    layout: _Layout,
+    d: float,
+    reach: tuple[float, float],
+    speed: float,
+    acceleration: float,
+    gap: tuple[float, float],
+    tall_share: float,
+) -> None:
+    """Vehicles of one speed along a lane; a trailer follows a truck that pulls it."""
+    random = layout.random
+    moving = abs(speed) + abs(acceleration) > 0
+    state = "vehicle.moving" if moving else "vehicle.stopped"
+    direction = 1.0 if speed >= 0 else -1.0
+    for s in _spread(random, *reach, gap):
+        tall = abs(s) > _TALL_DISTANCE and random.random() < tall_share
+        kind = str(random.choice(_TALL_TRAFFIC if tall else _LOW_TRAFFIC))
+        offset = d + random.uniform(-0.2, 0.2)
+        attribute = "cycle.with_rider" if kind == "motorcycle_ridden" else state
+        size = layout.size_of(kind)
+        added = layout.add(
+            kind,
+            s,
+            offset,
+            speed=speed,
+            acceleration=acceleration,
+            heading=_along(speed),
+            attribute=attribute,
+            size=size,
+        )
+        if added and kind == "trailer":
+            truck = layout.size_of("truck")
+            ahead = s + direction * (0.5 * (size[0] + truck[0]) + _CLEARANCE + 0.15)
+            layout.add(
+                "truck",
+                ahead,
+                offset,
+                speed=speed,
+                acceleration=acceleration,
+                heading=_along(speed),
+                attribute=state,
+                size=truck,
+            )
+
+
+def _count(random: Generator, mean: float) -> int:
+    """An integer whose mean is ``mean``: its floor or one more."""
+    return int(mean + random.random())
+
+
+def _furnish(layout: _Layout, travel: float) -> None:
+    """Standing and walking things along the street, block by block."""
+    starts = np.arange(-REACH, travel + REACH, BLOCK)
+    for start in starts:
+        _add_buildings(layout, start)
+        _park_large(layout, start)
+    for start in starts:
+        _add_row(layout, "barrier", start, _count(layout.random, 3.5), 2.95)
+        _add_row(layout, "traffic_cone", start, _count(layout.random, 4.5), layout.random.uniform(1.6, 3.2))
+    for start in starts:
+        _park_small(layout, start)
+        _add_pedestrians(layout, start)
+        _add_poles(layout, start)
+
+
+def _add_buildings(layout: _Layout, start: float) -> None:
+    random = layout.random
+    for front in BUILDINGS:
+        size = np.array((random.uniform(14, 22), random.uniform(8, 11), random.uniform(5, 14)))
+        layout.add("building", start + BLOCK / 2, front + math.copysign(0.5 * size[1], front), size=size)
+
+
+def _try(layout: _Layout, kind: str, places: Sequence[tuple[float, float, float]], attribute: str) -> bool:
+    """Put an object on the first of the places (s, d, heading) that is free."""
+    size = layout.size_of(kind)
+    return any(layout.add(kind, s, d, heading=heading, attribute=attribute, size=size) for s, d, heading in places)
+
+
+def _parking_places(layout: _Layout, start: float, yard_share: float) -> list[tuple[float, float, float]]:
+    """Random places for a parked vehicle: along either kerb, or at any angle in a yard."""
+    random = layout.random
+    places = []
+    for _ in range(24):
+        s = start + random.uniform(0, BLOCK)
+        if random.random() < yard_share:
+            yard = YARDS[random.integers(2)]
+            places.append((s, random.uniform(*yard), random.uniform(-math.pi, math.pi)))
+        else:
+            side = int(random.integers(2))
+            heading = side * math.pi + random.normal(0, 0.04)
+            places.append((s, PARKING[side] + random.uniform(-0.15, 0.15), heading))
+    return places
+
+
+def _park_large(layout: _Layout, start: float) -> None:
+    random = layout.random
+    for kind, mean, yard_share in (
+        ("trailer", 1.0, 0.85),
+        ("bus", 1.0, 0.8),
+        ("construction_vehicle", 1.5, 0.75),
+        ("truck", 1.2, 0.75),
+    ):
+        for _ in range(_count(random, mean)):
+            _try(layout, kind, _parking_places(layout, start, yard_share), "vehicle.parked")
+
+
+def _park_small(layout: _Layout, start: float) -> None:
+    random = layout.random
+    for _ in range(_count(random, 2.5)):
+        _try(layout, "car", _parking_places(layout, start, 0.55), "vehicle.parked")
+    for kind, mean in (("motorcycle", 1.6), ("bicycle", 1.6)):
+        for _ in range(_count(random, mean)):
+            places = []
+            for _ in range(16):
+                zone = (*SIDEWALKS, *YARDS)[random.integers(4)]
+                s, heading = start + random.uniform(0, BLOCK), random.uniform(-math.pi, math.pi)
+                places.append((s, random.uniform(*zone), heading))
+            _try(layout, kind, places, "cycle.without_rider")
+
+
+def _add_row(layout: _Layout, kind: str, start: float, count: int, spacing: float) -> None:
+    """A row of barriers or cones along the kerb, a parking strip or the sidewalk's edge."""
+    random = layout.random
+    edges = [*PARKING, SIDEWALKS[0][1] - 0.6, SIDEWALKS[1][0] + 0.6]
+    if kind == "traffic_cone":
+        # Cones are small enough for the lines between lanes.
+        edges += [-1.8, 5.4, -1.8, 5.4, -7.1, 10.7]
+    turn = 0.5 * math.pi if kind == "barrier" else random.uniform(-math.pi, math.pi)
+    added = 0
+    for _ in range(12):
+        s = start + random.uniform(0, BLOCK)
+        d = edges[random.integers(len(edges))] + random.uniform(-0.3, 0.3)
+        slant = random.uniform(-0.08, 0.08)
+        flip = math.pi * random.integers(2)
+        for place in range(count - added):
+            position = s + place * spacing
+            jitter = random.normal(0, 0.05)
+            if not layout.add(kind, position, d + slant * place, heading=turn + slant + jitter + flip):
+                break
+            added += 1
+        if added >= count:
+            return
+
+
+def _add_pedestrians(layout: _Layout, start: float) -> None:
+    random = layout.random
+    for _ in range(_count(random, 4.5)):
+        sidewalk = (*SIDEWALKS, (-9.8, -7.2), (10.8, 13.4))[random.integers(4)]
+        for _ in range(8):
+            s, d = start + random.uniform(0, BLOCK), random.uniform(*sidewalk)
+            way = random.random()
+            if way < 0.35:
+                heading = random.uniform(-math.pi, math.pi)
+                added = layout.add("pedestrian", s, d, heading=heading, attribute="pedestrian.standing")
+            elif way < 0.9:
+                speed = random.uniform(0.8, 1.6) * random.choice((-1, 1))
+                added = layout.add(
+                    "pedestrian", s, d, speed=speed, heading=_along(speed), attribute="pedestrian.moving"
+                )
+            else:
+                # Across the street, from this sidewalk towards the other one.
+                speed = random.uniform(1.0, 1.6) * (1 if d < 0 else -1)
+                heading = math.copysign(0.5 * math.pi, speed)
+                added = layout.add(
+                    "pedestrian", s, d, sideways=speed, heading=heading, attribute="pedestrian.moving"
+                )
+            if added:
+                break
+
+
+def _add_poles(layout: _Layout, start: float) -> None:
+    random = layout.random
+    for side in range(2):
+        edge = (SIDEWALKS[0][0] - 0.6, SIDEWALKS[1][1] + 0.6)[side]
+        kind = "tree" if random.random() < 0.6 else "pole"
+        for _ in range(6):
+            d = edge + (0.0 if kind == "pole" else math.copysign(1.2, edge))
+            if layout.add(kind, start + random.uniform(0, BLOCK), d):
+                break
