@@ -79,7 +79,7 @@ def _delete(config: DictConfig, key: str) -> None:
     """Take a key out, as ``~key`` does in a composition; a whole group stays as null, for whoever asks for it."""
     part, _, name = key.rpartition(".")
     parent = OmegaConf.select(config, part) if part else None
-    if OmegaConf.is_dict(parent):
+    if isinstance(parent, DictConfig):
         parent.pop(name, None)
 
 
