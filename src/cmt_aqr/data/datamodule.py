@@ -119,6 +119,8 @@ class NuScenesDataModule(LightningDataModule):
         _check_at_least("data.limit_eval_frames", limit_eval_frames, 1)
         if not (cameras or lidar):
             raise SettingError("data.cameras=false and data.lidar=false: at least one sensor must be read")
+        for group, fault in (("fault", train_fault), ("eval_fault", eval_fault)):
+            _check_strikes(group, fault, cameras, lidar)
         self.root = Path(root).expanduser()
         self.version = version
         self.train_split = None if evaluating else train_split
@@ -301,3 +303,14 @@ def _present(transforms: Transforms) -> list[Transform]:
 def _check_at_least(name: str, value: Any, least: int) -> None:
     if value is not None and value < least:
         raise SettingError(f"{name}={value}: it must be at least {least}")
+
+
+def _check_strikes(group: str, fault: Transform | None, cameras: bool, lidar: bool) -> None:
+    """Refuse a fault that no sensor that is read can have."""
+    strikes = getattr(fault, "strikes", frozenset(("lidar", "camera")))
+    read = {"camera": cameras, "lidar": lidar}
+    if fault is not None and strikes and not any(read[sensor] for sensor in strikes):
+        sensor = {"camera": "cameras", "lidar": "LiDAR"}[next(iter(strikes))]
+        raise SettingError(
+            f"{group}: it strikes the {sensor} alone, which this model does not read; drop {group}="
+        )

@@ -9,9 +9,9 @@ from typing import Any
 
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.scenes import make_dataset
 from cmt_aqr.errors import SettingError
 from cmt_aqr.files import check_folder, writing
+from cmt_aqr.scenes import make_dataset
 
 DEFAULT_ROOT = Path("data/synthetic")
 """Where data are made without being asked for, as in ``conf/data/synthetic.yaml``."""

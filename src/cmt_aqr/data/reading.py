@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmt_aqr.constants import POINT_FEATURES
+from cmt_aqr.constants import CAMERAS, POINT_FEATURES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import FrameIndex
 from cmt_aqr.data.poses import invert
-from cmt_aqr.structures import Frame
+from cmt_aqr.structures import Frame, Returns
 
 log = logging.getLogger(__name__)
 
@@ -149,39 +149,47 @@ class FrameReader:
         """
         index = self.index
         boxes = slice(int(index.box_offsets[frame]), int(index.box_offsets[frame + 1]))
+        points, returns = self.read_points(frame)
         return Frame(
             token=index.token(frame),
-            points=torch.from_numpy(self._points(frame)),
+            points=points,
             images=self._images(frame) if self.cameras else None,
             lidar2img=torch.from_numpy(index.lidar2img[frame].astype(np.float32)),
             boxes=torch.from_numpy(np.nan_to_num(index.boxes[boxes], nan=0.0)),
             labels=torch.from_numpy(index.labels[boxes].copy()),
             box_points=torch.from_numpy(index.box_points[boxes].copy()),
             lidar2global=torch.from_numpy(index.sweep_to_global[index.lidar[frame]].copy()),
+            returns=returns,
+            source=StoredFrame(self, frame),
         )
 
-    def _points(self, frame: int) -> NDArray[np.float32]:
-        """Points (point, 5) of all sweeps in the keyframe's LiDAR frame; the last column is the lag in s."""
+    def read_points(self, frame: int) -> tuple[Tensor, Returns]:
+        """Points (point, 5) of all sweeps in the keyframe's LiDAR frame, the last column the lag in s, and where
+        they come from.
+        """
         if not self.lidar:
-            return np.zeros((0, POINT_FEATURES), dtype=np.float32)
+            return torch.zeros(0, POINT_FEATURES), _returns_of([], np.zeros((0, 4, 4)))
         index = self.index
         rows = index.sweeps_of(frame, self.sweeps)
         to_keyframe = invert(index.sweep_to_global[rows[0]]) @ index.sweep_to_global[rows]
         lags = 1e-6 * (index.sweep_times[rows[0]] - index.sweep_times[rows])
-        clouds = []
-        for number, row in enumerate(rows):
-            cloud = read_points(self.root / index.sweep_files[row].decode())
+        clouds = [read_points(self.root / index.sweep_files[row].decode()) for row in rows]
+        returns = _returns_of(clouds, to_keyframe)
+        for number, cloud in enumerate(clouds):
             if number:
                 # The relative motion is a few metres, so float32 keeps micrometres.
                 motion = to_keyframe[number].astype(np.float32)
                 cloud[:, :3] = cloud[:, :3] @ motion[:3, :3].T + motion[:3, 3]
             cloud[:, 4] = lags[number]
-            clouds.append(cloud)
-        return np.concatenate(clouds)
+        return torch.from_numpy(np.concatenate(clouds)), returns
+
+    def image_path(self, frame: int, view: int) -> Path:
+        """The file of one of a frame's images."""
+        return self.root / self.index.image_files[frame][view].decode()
 
     def _images(self, frame: int) -> Tensor:
         """Images (view, 3, height, width) uint8, BGR; stored with the channel last, as decoded."""
-        paths = [self.root / name.decode() for name in self.index.image_files[frame]]
+        paths = [self.image_path(frame, view) for view in range(len(CAMERAS))]
         images = [read_image(path) for path in paths]
         for path, image in zip(paths, images, strict=True):
             if image.shape != images[0].shape:
@@ -191,3 +199,47 @@ class FrameReader:
                     "a frame's images must have one size"
                 )
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+def _returns_of(clouds: list[NDArray[np.float32]], motions: NDArray[np.float64]) -> Returns:
+    """Where the points of files come from.
+
+    Args:
+        clouds: points (point, 5) of each file as stored: the last column is the ring.
+        motions: (file, 4, 4) from each file's LiDAR frame to the keyframe's.
+    """
+    rings = [cloud[:, 4].astype(np.int16) for cloud in clouds]
+    sweeps = np.repeat(np.arange(len(clouds), dtype=np.uint8), [len(cloud) for cloud in clouds])
+    return Returns(
+        sweep=torch.from_numpy(sweeps),
+        ring=torch.from_numpy(np.concatenate([np.zeros(0, np.int16), *rings])),
+        motions=torch.from_numpy(motions),
+    )
+
+
+class StoredFrame:
+    """The files of a frame: a :class:`~cmt_aqr.structures.FrameSource`.
+
+    Args:
+        reader: of its split.
+        number: of the frame in it.
+    """
+
+    def __init__(self, reader: FrameReader, number: int) -> None:
+        self.reader = reader
+        self.number = number
+
+    def earlier(self, count: int, same_scene: bool = True) -> StoredFrame | None:
+        """The frame ``count`` entries before, or ``None`` where there is none (in this scene)."""
+        scenes, number = self.reader.index.scenes, self.number - count
+        if number < 0 or (same_scene and scenes[number] != scenes[self.number]):
+            return None
+        return StoredFrame(self.reader, number)
+
+    def points(self) -> tuple[Tensor, Returns]:
+        """Points (point, 5) of all its sweeps in its own LiDAR frame, and where they come from."""
+        return self.reader.read_points(self.number)
+
+    def image(self, view: int) -> Tensor:
+        """One of its images (3, height, width), uint8, as stored."""
+        return torch.from_numpy(read_image(self.reader.image_path(self.number, view))).permute(2, 0, 1)

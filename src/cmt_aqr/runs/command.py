@@ -35,11 +35,13 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 from cmt_aqr.runs import sweep, sweep_job
 from cmt_aqr.runs.cluster import outside_environment, share_folder, shared_folder
-from cmt_aqr.runs.command_line import home_written_out, in_order, read_arguments, to_type
+from cmt_aqr.runs.command_line import home_written_out, in_order, no_such_option, read_arguments, to_type
 from cmt_aqr.runs.threads import sleep_while_waiting
 
 
-def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def command(
+    config_dir: Path, config_name: str, several: Sequence[str] = ()
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make a function of a composed configuration into a command line.
 
     A mistake in the overrides, and every :class:`UserError`, ends the command with one sentence on stderr and
@@ -48,6 +50,7 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
     Args:
         config_dir: folder of the Hydra configuration.
         config_name: name of the primary configuration in it.
+        several: keys that may be a list of paths in this command.
     """
 
     def wrap(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -55,7 +58,7 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
             hide_noise()
             # Paths mean the folder that the command was given in, also with hydra.job.chdir=true.
             os.chdir(HydraConfig.get().runtime.cwd)
-            check_paths(config)
+            check_paths(config, several)
             return function(config)
 
         @functools.wraps(function)
@@ -126,8 +129,12 @@ _PATHS = ("ckpt_path", "weights", "sweep_dir", "out", "folder", "source", "targe
 _MAY_BE_NULL = ("ckpt_path", "weights", "sweep_dir", "out")
 
 
-def check_paths(config: DictConfig) -> None:
+def check_paths(config: DictConfig, several: Sequence[str] = ()) -> None:
     """Make every path of a configuration a text, with the home folder written out.
+
+    Args:
+        config: changed in place.
+        several: keys that may be a list of paths.
 
     Raises:
         UserError: something else is given; the sentence says how to type a path that looks like it.
@@ -135,6 +142,9 @@ def check_paths(config: DictConfig) -> None:
     for key in _PATHS:
         value = OmegaConf.select(config, key, default=_MAY_BE_NULL)  # absent, or ???
         if value is _MAY_BE_NULL or (value is None and key in _MAY_BE_NULL):
+            continue
+        if key in several and OmegaConf.is_list(value):
+            OmegaConf.update(config, key, [home_written_out(str(path)) for path in value])
             continue
         if isinstance(value, bool | float) or not isinstance(value, str | int) or value == "":
             given = "null" if value is None else value
@@ -349,7 +359,7 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
         return _missing_plugin(option.group(2), overrides)
     if option is not None:
         group, choice, options = option.group(1), option.group(2), option.group(3).split()
-        return f"{group}={choice}: there is no such option; choose from {', '.join(options)}"
+        return no_such_option(group, choice, options, overrides)
     listed = re.search(r"Could not load '(.+)/([^'/]+)'", text)  # one of several, as in model=[tiny,foo]
     if listed is not None:
         options = GlobalHydra.instance().config_loader().get_group_options(listed.group(1))

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 
 from cmt_aqr.errors import UserError
 
@@ -83,3 +85,23 @@ def to_type(override: str) -> str:
     """What to type in a shell so that the value of an override is read as text."""
     key, _, value = override.partition("=")
     return shlex.quote(f"{key}={quote(value)}")
+
+
+def no_such_option(group: str, choice: str, options: Sequence[str], overrides: Sequence[str]) -> str:
+    """What to say of an option that is not there.
+
+    Args:
+        group: or, as in ``eval_fault=mome/fov60``, the folder of the option within its group.
+        choice: the option's name.
+        options: those there.
+        overrides: as given on the command line.
+    """
+    given = next((item for item in overrides if item.replace("=", "/", 1).endswith(f"{group}/{choice}")), None)
+    key, _, value = (given or f"{group}={choice}").partition("=")
+    folder = value.rpartition("/")[0]
+    found = [f"{folder}/{option}" if folder else option for option in options]
+    if not found:
+        loader = GlobalHydra.instance().config_loader()
+        within = loader.get_group_options(key, ObjectType.GROUP)
+        found = [*loader.get_group_options(key), *(f"{name}/..." for name in within)]
+    return f"{key}={value}: there is no such option; choose from {', '.join(found)}"
