@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -70,9 +72,20 @@ def moved_in_own_frames(frame: Frame, changes: Tensor) -> Tensor:
 def _moved(positions: Tensor, sweep: Tensor, matrices: Tensor) -> Tensor:
     """Apply the matrix (4, 4) of its sweep to each position; one loop over the sweeps, of which there are few."""
     result = positions.clone()
-    for number, matrix in enumerate(matrices):
-        if bool((matrix == torch.eye(4)).all()):
-            continue
-        chosen = (sweep == number).nonzero(as_tuple=True)[0]
-        result[chosen] = positions[chosen] @ matrix[:3, :3].T + matrix[:3, 3]
+    for rows, matrix in zip(rows_of_sweeps(sweep, len(matrices)), matrices, strict=True):
+        if not bool((matrix == torch.eye(4)).all()):
+            result[rows] = positions[rows] @ matrix[:3, :3].T + matrix[:3, 3]
     return result
+
+
+def rows_of_sweeps(sweep: Tensor, count: int) -> Sequence[slice | Tensor]:
+    """The points of each sweep: slices where they lie one sweep after another, as they were read.
+
+    Args:
+        sweep: (point,), of every point.
+        count: of sweeps.
+    """
+    if bool((sweep[1:] >= sweep[:-1]).all()):
+        ends = torch.bincount(sweep, minlength=count).cumsum(0).tolist()
+        return [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [(sweep == number).nonzero(as_tuple=True)[0] for number in range(count)]

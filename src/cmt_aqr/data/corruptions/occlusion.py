@@ -10,7 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from cmt_aqr.data.corruptions.pictures import EachPicture, Picture
+from cmt_aqr.data.corruptions.pictures import EachPicture, Picture, look_up
 from cmt_aqr.errors import SettingError
 
 MASKS = 16
@@ -36,8 +36,8 @@ class Occluded(EachPicture):
     def change(self, picture: Picture, random: Generator, view: int) -> Picture:
         """Lay a mask over the picture."""
         number, (height, width) = int(random.integers(MASKS)), picture.shape[:2]
-        through, dirt = _loaded(self.files[number] if self.files else number, height, width)
-        return (picture * through + dirt).astype(np.uint8)
+        mask = _loaded(self.files[number] if self.files else number, height, width)
+        return look_up(_blends(), mask, picture)
 
 
 def _mask_files(folder: str) -> list[Path]:
@@ -52,19 +52,24 @@ def _mask_files(folder: str) -> list[Path]:
     return found
 
 
+@functools.cache
+def _blends() -> NDArray[np.uint8]:
+    """(mask, pixel) to the pixel under the mask."""
+    mask, pixel = np.arange(256)[:, None], np.arange(256)
+    through = (mask / 255) ** 3
+    return (through * pixel + (1 - through) * mask + 1e-6).astype(np.uint8)
+
+
 @functools.lru_cache(maxsize=2 * MASKS)
-def _loaded(mask: Path | int, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What a picture of this size is multiplied by, and what is added, (height, width, 3 or 1)."""
+def _loaded(mask: Path | int, height: int, width: int) -> NDArray[np.uint8]:
+    """A mask (height, width, 3)."""
     if isinstance(mask, int):
-        values = mud_mask(mask, height, width)[..., None].astype(np.float32)
-    else:
-        read = cv2.imread(str(mask), cv2.IMREAD_COLOR)
-        if read is None:
-            raise SettingError(f"masks: {mask} is not a readable picture; unpack the masks again")
-        turned = cv2.rotate(read, cv2.ROTATE_90_COUNTERCLOCKWISE)
-        values = cv2.resize(turned, (width, height)).astype(np.float32)
-    through = (values / 255) ** 3
-    return through, (1 - through) * values
+        return np.repeat(mud_mask(mask, height, width)[..., None], 3, axis=2)
+    read = cv2.imread(str(mask), cv2.IMREAD_COLOR)
+    if read is None:
+        raise SettingError(f"masks: {mask} is not a readable picture; unpack the masks again")
+    turned = cv2.rotate(read, cv2.ROTATE_90_COUNTERCLOCKWISE)
+    return np.asarray(cv2.resize(turned, (width, height)), dtype=np.uint8)
 
 
 def mud_mask(number: int, height: int, width: int) -> NDArray[np.uint8]:

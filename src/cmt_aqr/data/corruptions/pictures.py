@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
@@ -50,8 +52,43 @@ class EachPicture:
 
 
 def whole(values: NDArray[np.float32]) -> Picture:
-    """Values in 0..255 as pixels, cut off below the point, as the suites' converters do."""
-    return np.clip(values, 0, 255, out=values).astype(np.uint8)
+    """Values of 0 or more as pixels, cut off below the point and at 255, as the suites' converters do."""
+    return at_most_white(values).astype(np.uint8)
+
+
+def at_most_white(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Values cut off at 255."""
+    return np.asarray(cv2.threshold(values, 255, 255, cv2.THRESH_TRUNC)[1], dtype=np.float32)
+
+
+def planes_of(picture: Picture) -> list[NDArray[np.uint8]]:
+    """The channels (height, width), each by itself."""
+    return [np.asarray(plane, dtype=np.uint8) for plane in cv2.split(picture)]
+
+
+def picture_of(planes: Sequence[NDArray[np.uint8]]) -> Picture:
+    """The picture of channels (height, width)."""
+    return np.asarray(cv2.merge(planes), dtype=np.uint8)
+
+
+def look_up(table: NDArray[np.uint8], first: Picture, second: NDArray, bits: int = 8) -> Picture:
+    """``table[first, second]`` for each pixel, whatever the shape.
+
+    Args:
+        table: (256, 2^bits).
+        first: of any shape.
+        second: of the same shape, below 2^bits.
+        bits: of ``second``.
+    """
+    result = np.empty(first.shape, dtype=np.uint8)
+    for top in range(0, len(first), 2 * BAND):
+        rows = slice(top, top + 2 * BAND)
+        place = first[rows].astype(np.intp)
+        place <<= bits
+        place |= second[rows]
+        # The indices are in range: "clip" saves a copy that a check would take.
+        table.ravel().take(place, out=result[rows], mode="clip")
+    return result
 
 
 class BlackViews:
@@ -87,17 +124,18 @@ class Brighter(EachPicture):
     """
 
     def __init__(self, added: float) -> None:
-        value = np.maximum(np.arange(256), 1e-9) / 255
-        self.factor = (np.minimum(value + added, 1) / value).astype(np.float32)
-        self.black = np.float32(255 * min(added, 1))
+        value, channel = np.arange(256)[:, None] / 255, np.arange(256) / 255
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bright = np.where(value > 0, channel * np.minimum(value + added, 1) / value, min(added, 1))
+        # A little more than nothing, or what rounding makes of 255 would be cut off to 254.
+        self.table = np.minimum(255 * bright + 1e-6, 255).astype(np.uint8)
+        """(value, channel) as they were: the channel as it becomes."""
 
     def change(self, picture: Picture, random: Generator, view: int) -> Picture:
         """Scale the channels; black becomes grey."""
-        value = np.maximum(np.maximum(picture[..., 0], picture[..., 1]), picture[..., 2])
-        # A little more than nothing, or 255 would be cut off to 254.
-        bright = picture * self.factor[value][..., None] + np.float32(1e-3)
-        bright[value == 0] = self.black
-        return whole(bright)
+        planes = planes_of(picture)
+        value = np.maximum(np.maximum(planes[0], planes[1]), planes[2])
+        return picture_of([look_up(self.table, value, plane) for plane in planes])
 
 
 class Blur(EachPicture):
@@ -124,21 +162,27 @@ class Blur(EachPicture):
 
     def change(self, picture: Picture, random: Generator, view: int) -> Picture:
         """Add the shifted pictures up."""
-        return whole(self.blurred(picture, random.uniform(*self.degrees)))
+        return self.blurred(picture, random.uniform(*self.degrees), np.empty_like(picture))
 
-    def blurred(self, picture: NDArray, degrees: float) -> NDArray[np.float32]:
-        """The picture (height, width) or (height, width, channel), blurred in a direction, float32."""
-        height, width = picture.shape[:2]
-        channels = picture.shape[2] if picture.ndim == 3 else 1
+    def blurred(self, picture: NDArray, degrees: float, result: NDArray) -> NDArray:
+        """Blur a picture (height, width) or (height, width, channel) in a direction.
+
+        Args:
+            picture: uint8 or float32, 0 or more.
+            degrees: the direction.
+            result: of the picture's shape, filled in; cut off below the point where its type has no fractions.
+        """
+        width = picture.shape[1] * (picture.shape[2] if picture.ndim == 3 else 1)
         edge = len(self.weights)
         padded = cv2.copyMakeBorder(picture, edge, edge, edge, edge, cv2.BORDER_REPLICATE).astype(np.float32)
-        flat = padded.reshape(len(padded), -1)
-        result = np.zeros((height, width * channels), dtype=np.float32)
+        flat, rows = padded.reshape(len(padded), -1), result.reshape(len(result), -1)
         taps = list(zip(self.offsets(degrees).tolist(), self.weights.tolist(), strict=True))
-        for top in range(0, height, BAND):
-            band = result[top : top + BAND]
+        sums = np.empty((BAND, width), dtype=np.float32)
+        for top in range(0, len(rows), BAND):
+            band = sums[: len(rows) - top]
+            band[:] = 1e-4  # or what rounding makes of a whole number would be cut off to the one below
             for (down, right), weight in taps:
-                first, left = top + edge - down, (edge - right) * channels
-                shifted = flat[first : first + len(band), left : left + band.shape[1]]
-                cv2.scaleAdd(shifted, weight, band, band)
-        return result.reshape(picture.shape)
+                first, left = top + edge - down, (edge - right) * (width // picture.shape[1])
+                cv2.scaleAdd(flat[first : first + len(band), left : left + width], weight, band, band)
+            rows[top : top + BAND] = band
+        return result
