@@ -75,7 +75,7 @@ def _loaded(mask: Path | int, height: int, width: int) -> NDArray[np.uint8]:
 def mud_mask(number: int, height: int, width: int) -> NDArray[np.uint8]:
     """A splash of mud (height, width): 255 is clean glass, the darker the more is hidden.
 
-    Drops of all sizes around a few centres, with soft rims; a quarter to a half of the picture is covered. The
+    Drops of all sizes around a few centres; a quarter to a half of the picture is covered. The
     same for a number and shape always.
 
     Args:
@@ -95,8 +95,8 @@ def mud_mask(number: int, height: int, width: int) -> NDArray[np.uint8]:
         middle = (int(x * columns), int(y * rows))
         axes = (int(radius), int(radius * random.uniform(0.6, 1.0)))
         cv2.ellipse(canvas, middle, axes, float(random.uniform(0, 180)), 0, 360, (int(shade),), cv2.FILLED)
-    grain = random.normal(0, 12, (rows // 4, columns // 4)).astype(np.float32)
-    soft = cv2.GaussianBlur(canvas, (0, 0), 4).astype(np.float32)
+    grain = random.normal(0, 7, (rows // 8, columns // 8)).astype(np.float32)
+    soft = cv2.GaussianBlur(canvas, (0, 0), 1.5).astype(np.float32)
     soft += cv2.resize(grain, (columns, rows)) * (soft < 200)
     mud = np.clip(cv2.resize(soft, (width, height)), 0, 255)
     return mud.astype(np.uint8)
