@@ -11,11 +11,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.data.augmentation import Transform
 from cmt_aqr.data.dataset import SampleKey, frame_generator
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.faults import NEAREST_ECHO, Fog, Night, SomeFrames
+from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.structures import Frame
 from tests.helpers.composed import composed
 from tests.helpers.small_data import datamodule

@@ -16,8 +16,8 @@ from cmt_aqr.data.collate import collate
 from cmt_aqr.data.dataset import FrameLoader, FrameSampler, SampleKey, frame_generator
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.structures import Batch, Frame
-from tests.helpers.small_data import datamodule
 from tests.helpers.commands import environment
+from tests.helpers.small_data import datamodule
 
 
 def keys_of(sampler: FrameSampler) -> list[SampleKey]:

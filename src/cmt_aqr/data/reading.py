@@ -210,6 +210,8 @@ def _returns_of(clouds: list[NDArray[np.float32]], motions: NDArray[np.float64])
     """
     rings = [cloud[:, 4].astype(np.int16) for cloud in clouds]
     sweeps = np.repeat(np.arange(len(clouds), dtype=np.uint8), [len(cloud) for cloud in clouds])
+    motions = motions.copy()
+    motions[:1] = np.eye(4)  # what rounding made of the keyframe's own
     return Returns(
         sweep=torch.from_numpy(sweeps),
         ring=torch.from_numpy(np.concatenate([np.zeros(0, np.int16), *rings])),

@@ -155,13 +155,23 @@ def suite_table(rows: Sequence[Row], suite: str, baseline: str | None) -> SuiteT
         columns.append((f"{row.model} NDS", f"published: {row.source}"))
         for target, key in zip(cells, keys, strict=True):
             target.append(_points(row.nds.get(key, np.nan)))
-        complete = resistance(published_series(row)).reindex(list(dict.fromkeys(c for c, _ in keys if c != CLEAN)))
-        means["mRA"].append(_ratio(row.mean_ra if row.mean_ra is not None else mean_of_all(complete)))
-        means["mRRA, %"].append(_points(np.nan if row.mean_rra is None else row.mean_rra))
+        mean_ra, mean_rra = _published_means(row, keys)
+        means["mRA"].append(_ratio(mean_ra))
+        means["mRRA, %"].append(_points(mean_rra))
     names = [condition if not severity else f"{condition} {severity}" for condition, severity in keys]
-    also = [f"{row.model} {row.mean_ra:.3f}" for row in published if not row.nds and row.mean_ra is not None]
+    complete = all(set(row.nds) <= set(keys) for row in with_rows)
+    others = [row for row in published if complete and not row.nds and row.mean_ra is not None]
+    also = [f"{row.model} {row.mean_ra:.3f}" for row in others]
     sources = [f"{row.model}: {row.source}" for row in with_rows]
     return SuiteTable(suite, columns, list(zip(names, cells, strict=True)), list(means.items()), also, sources)
+
+
+def _published_means(row: Published, keys: Sequence[tuple[str, int]]) -> tuple[float, float]:
+    """mRA and mRRA as published where all that they are the mean of is in the table, else mRA of what is."""
+    whole = set(row.nds) <= set(keys)
+    of_table = published_series(row).reindex(pd.MultiIndex.from_tuples(keys))
+    mean_ra = row.mean_ra if whole and row.mean_ra is not None else mean_of_all(resistance(of_table))
+    return mean_ra, row.mean_rra if whole and row.mean_rra is not None else np.nan
 
 
 def _cells_of(found: Any) -> list[Cell]:
