@@ -93,15 +93,15 @@ def no_such_option(group: str, choice: str, options: Sequence[str], overrides: S
     Args:
         group: or, as in ``eval_fault=mome/fov60``, the folder of the option within its group.
         choice: the option's name.
-        options: those there.
+        options: those of the group.
         overrides: as given on the command line.
     """
     given = next((item for item in overrides if item.replace("=", "/", 1).endswith(f"{group}/{choice}")), None)
     key, _, value = (given or f"{group}={choice}").partition("=")
-    folder = value.rpartition("/")[0]
-    found = [f"{folder}/{option}" if folder else option for option in options]
+    key, folder = key.lstrip("+"), value.rpartition("/")[0]
+    loader = GlobalHydra.instance().config_loader()
+    found = [f"{folder}/{option}" for option in loader.get_group_options(f"{key}/{folder}")] if folder else []
     if not found:
-        loader = GlobalHydra.instance().config_loader()
-        within = loader.get_group_options(key, ObjectType.GROUP)
-        found = [*loader.get_group_options(key), *(f"{name}/..." for name in within)]
+        folders = [f"{name}/..." for name in loader.get_group_options(key, ObjectType.GROUP)]
+        found = [*(loader.get_group_options(key) if folder else options), *folders]
     return f"{key}={value}: there is no such option; choose from {', '.join(found)}"
