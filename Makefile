@@ -24,10 +24,11 @@ train: $(STAMP)  ## train on the embedded data, print mAP and NDS
 test: $(STAMP) lint  ## lint, type check and run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## ruff, mypy and the arrows between rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 clean:  ## remove the environment and caches, not data or outputs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmt_aqr.aqr import AQR, RENDER_METHODS, Modulator, Placement, Renderer, WeightGenerator
+from cmt_aqr.aqr import AQR, METHODS, Modulator, Placement, Renderer, WeightGenerator
 from cmt_aqr.geometry import BEVGrid
+from cmt_aqr.structures import Queries, Sensors, Views
 
 BATCH, QUERIES, VIEWS, CHANNELS = 2, 1730, 6, 256
 BEV_SIZE, IMAGE_MAP, IMAGE_SIZE = (128, 128), (20, 50), (320, 800)
@@ -54,7 +55,7 @@ def compare_rendering(device: torch.device) -> None:
         f"{'':18} {'forward':>16} {'loop':>18} {'faster':>8} {'forward, backward':>18} {'loop':>18} {'faster':>8}"
         f" {'differ by':>10}"
     )
-    for method in RENDER_METHODS:
+    for method in METHODS:
         renderer = Renderer(method, max_weight_clamp=None).to(device)
         rival = LOOPS[method](renderer)
 
@@ -105,7 +106,8 @@ def time_whole(device: torch.device) -> None:
     cameras = rig(device)
 
     def whole() -> Tensor:
-        output = aqr(embedding, points, bev, images, bev_position, image_position, GRID, cameras, IMAGE_SIZE)
+        sensors = Sensors(bev, bev_position, GRID, images, image_position, Views.of(cameras, IMAGE_SIZE))
+        output = aqr(Queries(embedding, torch.zeros_like(points), points), sensors)
         return output.bev_features.square().mean() + output.image_features.square().mean()
 
     parameters = sum(parameter.numel() for parameter in aqr.parameters())

@@ -30,20 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.ground_truth import GroundTruth, load_saved
+from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import evaluate_boxes
-from cmt_aqr.evaluation.submission import (
-    ATTRIBUTE,
-    ATTRIBUTES,
-    LABEL,
-    ROTATION,
-    SCORE,
-    SIZE,
-    TRANSLATION,
-    VELOCITY,
-    FoundBoxes,
-    write_submission,
-)
+from cmt_aqr.evaluation.submission import FoundBoxes, write_submission
 from tests.helpers.made_evaluation import Tables, devkit_evaluation, made_found, made_truth, named
 
 
@@ -69,7 +59,10 @@ def compare_files(truth: GroundTruth, found: FoundBoxes, folder: Path) -> None:
     ours, theirs = folder / "results.json", folder / "dumped.json"
     _, our_time, our_memory = measured(lambda: write_submission(ours, truth.tokens, found, True, True))
     _, their_time, their_memory = measured(lambda: dump(theirs, truth, found))
-    same = json.loads(ours.read_text())["results"] == json.loads(theirs.read_text())["results"]
+    same = (
+        json.loads(ours.read_text(encoding="utf-8"))["results"]
+        == json.loads(theirs.read_text(encoding="utf-8"))["results"]
+    )
     sizes = f"{ours.stat().st_size / 1e6:.0f} MB, {theirs.stat().st_size / 1e6:.0f} MB"
     report("results file", (our_time, our_memory), ("json.dumps", their_time, their_memory), same)
     print(f"{'':14} files of {sizes}")
@@ -158,7 +151,7 @@ def dump(path: Path, truth: GroundTruth, found: FoundBoxes) -> None:
         ]
         for frame, rows in zip(found.frames, frames, strict=True)
     }
-    path.write_text(json.dumps({"meta": {}, "results": results}))
+    path.write_text(json.dumps({"meta": {}, "results": results}), encoding="utf-8")
 
 
 if __name__ == "__main__":

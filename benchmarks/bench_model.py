@@ -118,7 +118,7 @@ def read_frame(config: DictConfig, root: Path) -> tuple[Batch, str]:
     low, high = (frame.boxes.new_tensor(config.model.grid.point_range[i : i + 3]) for i in (0, 3))
     kept = ((frame.boxes[:, :3] > low) & (frame.boxes[:, :3] < high)).all(dim=1) & (frame.box_points > 0)
     frame = frame.replace(boxes=frame.boxes[kept], labels=frame.labels[kept], box_points=frame.box_points[kept])
-    return collate([frame]), f"frame {frame.token[:8]} of {root.name}"
+    return data.finish(collate([frame])), f"frame {frame.token[:8]} of {root.name}"
 
 
 def random_frame(config: DictConfig, points: int = 30_000, boxes: int = 40) -> Batch:

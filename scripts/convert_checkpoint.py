@@ -32,7 +32,7 @@ def convert_file(source: Path, target: Path, to: str | None) -> dict[str, Tensor
         raise UserError(f"to={to}: expected official, ours or null")
     if target.suffix not in (".safetensors", ".pth") or target.is_dir():
         raise UserError(f"target={target}: expected the name of a file that ends in .safetensors or .pth")
-    if not source.is_file():
+    if not source.exists():
         raise UserError(f"source={source}: there is no such file")
     check_folder("target", target.parent)
     from cmt_aqr.weights import WeightsError, convert, naming_of, read_state_dict, save_pickled, save_safetensors

@@ -1,5 +1,6 @@
 """Evaluate a checkpoint of a training run with nuScenes' official metrics."""
 
+import math
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -12,7 +13,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 @command(CONF, "evaluate")
 def main(config: DictConfig) -> float:
-    """Take the checkpoint's configuration, apply this command's overrides, evaluate; returns NDS."""
+    """Take the checkpoint's configuration, apply this command's overrides, evaluate; returns NDS, NaN without."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
     from cmt_aqr.runs.processes import run_task
     from cmt_aqr.runs.resuming import configuration_to_evaluate
@@ -21,7 +22,7 @@ def main(config: DictConfig) -> float:
     hydra = HydraConfig.get()
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     merged = configuration_to_evaluate(config, overrides, folder)
-    return run_task(evaluate, merged, folder, overrides)["NDS"]
+    return run_task(evaluate, merged, folder, overrides).get("NDS", math.nan)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class Run:
 
     def failed(self) -> str:
         """The end of what the run printed."""
-        return "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-15:])
+        return "".join(self.log.read_text(errors="replace", encoding="utf-8").splitlines(keepends=True)[-15:])
 
 
 def leave_alone(run: Run, workers: int) -> float:
@@ -200,7 +200,7 @@ def _bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
 
 def curve(folder: Path) -> list[tuple[int, str]]:
     """Steps and losses of the learning curve."""
-    with (folder / "csv" / "metrics.csv").open() as file:
+    with (folder / "csv" / "metrics.csv").open(encoding="utf-8") as file:
         return [(int(row["step"]), row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 

@@ -13,8 +13,8 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 @command(CONF, "report")
 def main(config: DictConfig) -> None:
     """Read the runs, write the report and print the best."""
-    # Imported here: a mistake in the command is answered before the evaluation's libraries are loaded.
-    from cmt_aqr.studies.reports import make_report
+    # Imported here: a mistake in the command is answered before pandas and plotly are loaded.
+    from cmt_aqr.studies.report import make_report
 
     if OmegaConf.is_missing(config, "sweep_dir") or config.sweep_dir is None:
         raise UserError("sweep_dir is missing: python scripts/report.py sweep_dir=outputs/sweeps/DATE/TIME_NAME")

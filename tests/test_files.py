@@ -11,12 +11,12 @@ from cmt_aqr.files import check_folder, writing, written_at_once
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file.txt"
     with written_at_once(path) as partial:
-        partial.write_text("first")
+        partial.write_text("first", encoding="utf-8")
         assert not path.exists()
     with pytest.raises(RuntimeError), written_at_once(path) as partial:
-        partial.write_text("sec")
+        partial.write_text("sec", encoding="utf-8")
         raise RuntimeError
-    assert path.read_text() == "first"
+    assert path.read_text(encoding="utf-8") == "first"
     assert list(path.parent.iterdir()) == [path]
 
 

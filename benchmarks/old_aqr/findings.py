@@ -19,10 +19,10 @@ from cmt_aqr.aqr.aqr import AQR
 from cmt_aqr.aqr.generator import WeightGenerator
 from cmt_aqr.aqr.modulator import Modulator
 from cmt_aqr.aqr.placement import Placement, place_on_bev, place_on_images
-from cmt_aqr.aqr.renderer import RENDER_METHODS, Renderer
+from cmt_aqr.aqr.renderer import METHODS, Renderer
 from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import BEVGrid, to_metres, to_unit
-from cmt_aqr.structures import Frame
+from cmt_aqr.structures import Frame, Queries, Sensors, Views
 
 WEIGHT = 0.82
 """sigmoid(1.5), every query's weight when training starts."""
@@ -219,7 +219,7 @@ def pile_up(scene: MapScene) -> list[Row]:
 def gradient(scene: MapScene) -> list[Row]:
     """Whether the loss reaches the weight generator, for each render method, on random features."""
     rows: list[Row] = []
-    for method in RENDER_METHODS:
+    for method in METHODS:
         old_count, _, old_norm = _generator_gradient(scene, DetachedRenderer(method))
         count, total, norm = _generator_gradient(scene, Renderer(method))
         if not rows:
@@ -237,18 +237,17 @@ def _generator_gradient(scene: MapScene, renderer: Renderer) -> tuple[int, int, 
         torch.manual_seed(0)
         aqr = AQR(WeightGenerator(channels, feedforward_dims=channels), renderer, Modulator()).eval()
         bev, images = torch.randn(1, channels, rows, columns), torch.randn(1, views, channels, height, width)
-        output = aqr(
-            query_embedding=torch.randn(1, MATCHING, channels),
-            reference_points=scene.queries(0)[0][None],
-            # The backbones get their gradient either way, so the old code's loss went down all the same.
-            bev_features=bev.requires_grad_(),
-            image_features=images.requires_grad_(),
+        embedding, places = torch.randn(1, MATCHING, channels), scene.queries(0)[0][None]
+        # The backbones get their gradient either way, so the old code's loss went down all the same.
+        sensors = Sensors(
+            bev=bev.requires_grad_(),
+            images=images.requires_grad_(),
             bev_position=torch.randn(rows * columns, channels),
             image_position=torch.randn(1, views, height * width, channels),
             grid=scene.grid,
-            lidar2img=scene.lidar2img,
-            image_size=scene.image_size,
+            views=Views.of(scene.lidar2img, scene.image_size),
         )
+        output = aqr(Queries(embedding, torch.zeros_like(places), places), sensors)
     (output.bev_features.square().mean() + output.image_features.square().mean()).backward()
     found = [p.grad for p in aqr.generator.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
     norm = torch.stack([part.norm() for part in found]).norm().item() if found else 0.0

@@ -34,3 +34,13 @@ BOX_SIZE = 9
 
 CODE_SIZE = 10
 """cx, cy, log l, log w, cz, log h, sin yaw, cos yaw, vx, vy: the regression code."""
+
+ERRORS: dict[str, str] = {
+    "trans_err": "ATE",
+    "scale_err": "ASE",
+    "orient_err": "AOE",
+    "vel_err": "AVE",
+    "attr_err": "AAE",
+}
+"""The devkit's true-positive errors and their usual names: translation (m), scale (1 - IoU), orientation
+(rad), velocity (m/s), attribute (1 - accuracy). The mean over classes has an m in front."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
+import math
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +80,37 @@ def remove_partial(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value for people and programs to read, at once or not at all."""
     with written_at_once(path) as partial:
-        partial.write_text(json.dumps(value, indent=2) + "\n")
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write a table as CSV, at once or not at all.
+
+    Args:
+        path: of the file.
+        rows: by column; what is ``None`` or absent is left empty.
+        columns: names and order; by default as they first appear in the rows.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row) if columns is None else columns)
+    with written_at_once(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def nan_to_null(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Numbers as JSON can hold them."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def null_to_nan(values: Mapping[str, float | None]) -> dict[str, float]:
+    """The inverse of :func:`nan_to_null`."""
+    return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """What a JSON file holds; nothing where it is absent."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def read_record(folder: Path) -> dict[str, Any]:

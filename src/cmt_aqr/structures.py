@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cmt_aqr.constants import BOX_SIZE, CAMERAS, POINT_FEATURES
+from cmt_aqr.geometry import BEVGrid
 
 
 def _map_tensors(value: Any, function: Any) -> Any:
@@ -74,7 +75,7 @@ class FrameSource(Protocol):
         """The frame ``count`` entries before, or ``None`` where there is none (in this scene)."""
         ...
 
-    def points(self) -> tuple[Tensor, Returns]:
+    def points(self) -> tuple[Tensor, Returns | None]:
         """Points (point, 5) of all its sweeps, as in :class:`Frame`, in its own LiDAR frame."""
         ...
 
@@ -90,10 +91,11 @@ class Frame(TensorStructure):
     Attributes:
         token: nuScenes sample token.
         points: (point, 5) float32: x, y, z in metres in the keyframe's LiDAR frame, intensity 0..255, time
-            lag in seconds (0 for the keyframe's own sweep, positive for the sweeps before it).
-        images: (view, 3, height, width), BGR, views in the order of ``CAMERAS``. uint8 as read; float32 and
-            normalised after the image transform. ``None`` where no camera is used.
-        lidar2img: (view, 4, 4) float32: a homogeneous point in the LiDAR frame becomes
+            lag in seconds (0 for the keyframe's own sweep, positive for the sweeps before it). float16 after the
+            training filter where half precision is asked for.
+        images: (view, 3, height, width) uint8, BGR, views in the order of ``CAMERAS``; stored with the channel
+            last. ``None`` where no camera is used.
+        lidar2img: (view, 4, 4) float64: a homogeneous point in the LiDAR frame becomes
             (u * depth, v * depth, depth, 1) in pixels of ``images`` as they are now.
         boxes: (box, 9) float32 in the LiDAR frame, see ``cmt_aqr.geometry.boxes``. A velocity that nuScenes
             does not know is 0.
@@ -101,6 +103,9 @@ class Frame(TensorStructure):
         box_points: (box,) int64, LiDAR points in the box as annotated in nuScenes.
         lidar2global: (4, 4) float64, rigid, from the LiDAR frame *as it now is* (augmentation included
             only where it is rigid; evaluation does not augment).
+        image_mask: (height, width) bool, pixels of every image that stay, or ``None``: all; see
+            :class:`cmt_aqr.data.masking.GridMask`.
+        shuffle: seed of the random order that the points are brought into on the device, or ``None``.
         returns: where each point comes from, while nothing but faults has touched the points; ``None`` where
             nobody knows. Who drops points drops its rows, too: :meth:`keep_points`.
         source: its files, for faults that show an earlier frame; ``None`` for a frame that was made by hand.
@@ -114,6 +119,8 @@ class Frame(TensorStructure):
     labels: Tensor
     box_points: Tensor
     lidar2global: Tensor
+    image_mask: Tensor | None = None
+    shuffle: int | None = None
     returns: Returns | None = None
     source: FrameSource | None = None
 
@@ -121,13 +128,26 @@ class Frame(TensorStructure):
         """Drop points, and what ``returns`` says of them.
 
         Args:
-            keep: (point,) bool, those that stay.
+            keep: (point,) bool, those that stay, or their row numbers.
             points: (point, 5) to take them from, where they have changed, too.
         """
         returns = self.returns
         if returns is not None:
             returns = returns.replace(sweep=returns.sweep[keep], ring=returns.ring[keep])
         return self.replace(points=(self.points if points is None else points)[keep], returns=returns)
+
+
+@dataclass(frozen=True)
+class DeviceWork(TensorStructure):
+    """What was drawn for the frames of a batch and is done on the device: :mod:`cmt_aqr.data.finishing`.
+
+    Attributes:
+        image_masks: (batch, height, width) bool, pixels of every view that stay, or ``None``: all.
+        shuffles: of each frame the seed of its points' order, or ``None``: as they are.
+    """
+
+    image_masks: Tensor | None
+    shuffles: tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
@@ -140,12 +160,14 @@ class Batch(TensorStructure):
         tokens: sample token of every frame.
         points: (points of all frames, 5), see :class:`Frame`.
         point_counts: number of points of every frame; their sum is ``len(points)``.
-        images: (batch, view, 3, height, width) float32, normalised, or ``None``.
+        images: (batch, view, 3, height, width), or ``None``. uint8 as loaded; float32 and normalised once the
+            batch is finished.
         lidar2img: (batch, view, 4, 4) float32.
         boxes: (boxes of all frames, 9).
         labels: (boxes of all frames,) int64.
         box_counts: number of boxes of every frame.
         lidar2global: (batch, 4, 4) float64.
+        device_work: what is left to do on the device; ``None`` once the batch is finished.
     """
 
     tokens: tuple[str, ...]
@@ -157,6 +179,7 @@ class Batch(TensorStructure):
     labels: Tensor
     box_counts: tuple[int, ...]
     lidar2global: Tensor
+    device_work: DeviceWork | None = None
 
     def __post_init__(self) -> None:
         size = len(self.tokens)
@@ -193,6 +216,59 @@ class Batch(TensorStructure):
 
 
 @dataclass(frozen=True)
+class Views(TensorStructure):
+    """How the cameras of a batch look.
+
+    Attributes:
+        lidar2img: (batch, view, 4, 4), LiDAR frame to pixels, see :class:`Frame`.
+        img2lidar: (batch, view, 4, 4), its inverse.
+        size: height and width of the padded images in pixels.
+    """
+
+    lidar2img: Tensor
+    img2lidar: Tensor
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, lidar2img: Tensor, size: tuple[int, int]) -> Views:
+        """The views of cameras; data are read with a check that the matrices can be inverted."""
+        return cls(lidar2img, torch.linalg.inv_ex(lidar2img)[0], size)  # inv would synchronise with the device
+
+
+@dataclass(frozen=True)
+class Sensors(TensorStructure):
+    """What the decoder reads of each sensor. What belongs to a sensor that is not there is ``None``.
+
+    Attributes:
+        bev: (batch, channel, row, column), the LiDAR's map.
+        bev_position: (row * column, channel), position embedding of its cells.
+        grid: where its cells are.
+        images: (batch, view, channel, row, column), the cameras' maps.
+        image_position: (batch, view, row * column, channel), position embedding of their cells.
+        views: how the cameras look.
+    """
+
+    bev: Tensor | None = None
+    bev_position: Tensor | None = None
+    grid: BEVGrid | None = None
+    images: Tensor | None = None
+    image_position: Tensor | None = None
+    views: Views | None = None
+
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """Cells of both sensors as tokens (batch, token, channel), and their positions, BEV first."""
+        memory: list[Tensor] = []
+        positions: list[Tensor] = []
+        if self.bev is not None and self.bev_position is not None:
+            memory.append(self.bev.flatten(2).transpose(1, 2))
+            positions.append(self.bev_position.expand(len(self.bev), -1, -1))
+        if self.images is not None and self.image_position is not None:
+            memory.append(self.images.permute(0, 1, 3, 4, 2).flatten(1, 3))
+            positions.append(self.image_position.flatten(1, 2))
+        return torch.cat(memory, dim=1), torch.cat(positions, dim=1)
+
+
+@dataclass(frozen=True)
 class DenoisingQueries(TensorStructure):
     """Noised boxes that enter the decoder as extra queries in training (DN-DETR, Li et al., CVPR 2022).
 
@@ -206,6 +282,34 @@ class DenoisingQueries(TensorStructure):
     reference_points: Tensor
     attention_mask: Tensor
     padding: Tensor
+
+
+@dataclass(frozen=True)
+class Queries(TensorStructure):
+    """The queries of a batch: denoising queries first, then the learned ones, which are matched.
+
+    Attributes:
+        embedding: (batch, query, channel), the position embedding that they enter the decoder with.
+        reference_points: (batch, query, 3) in (0, 1) over the range.
+        places: (batch, query, 3), the same in metres, LiDAR frame.
+        denoising: how many are denoising queries.
+        forbidden: (query, query) bool, True where a query may not look at another; ``None``: all may.
+        draws: (batch, query) bool, False for padding among the denoising queries; ``None``: there is none.
+    """
+
+    embedding: Tensor
+    reference_points: Tensor
+    places: Tensor
+    denoising: int = 0
+    forbidden: Tensor | None = None
+    draws: Tensor | None = None
+
+    def matching(self) -> Queries:
+        """The learned queries alone."""
+        if not self.denoising:
+            return self
+        rest = slice(self.denoising, None)
+        return Queries(self.embedding[:, rest], self.reference_points[:, rest], self.places[:, rest])
 
 
 @dataclass(frozen=True)
@@ -224,6 +328,8 @@ class AQROutput(TensorStructure):
         image_map: the same after post-processing.
         bev_seen: (batch, query) bool: False where a query stands off the BEV map; its LiDAR weight is unused.
         draws: (batch, query) bool: False for queries that must not draw (padding); ``None``: all may.
+        bev_given: (batch, channel, height, width), the features that were modulated, or ``None``.
+        image_given: (batch, view, channel, height, width), likewise.
     """
 
     weights: Tensor
@@ -236,6 +342,8 @@ class AQROutput(TensorStructure):
     image_map: Tensor | None
     bev_seen: Tensor | None = None
     draws: Tensor | None = None
+    bev_given: Tensor | None = None
+    image_given: Tensor | None = None
 
     def maps(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The maps before and after post-processing: ``bev`` (batch, row, column) and ``camera``
@@ -276,6 +384,15 @@ class Predictions(TensorStructure):
     matching: QueryOutputs
     denoising: QueryOutputs | None = None
     aqr: AQROutput | None = None
+
+    @classmethod
+    def of(cls, outputs: QueryOutputs, denoising: int, aqr: AQROutput | None) -> Predictions:
+        """Part the outputs of the first ``denoising`` queries from those of the learned queries."""
+
+        def part(rows: slice) -> QueryOutputs:
+            return QueryOutputs(codes=outputs.codes[:, :, rows], logits=outputs.logits[:, :, rows])
+
+        return cls(part(slice(denoising, None)), part(slice(0, denoising)) if denoising else None, aqr)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ model:
 
 @pytest.fixture
 def composed(tmp_path: Path) -> Compose:
-    (tmp_path / "root.yaml").write_text(ROOT.format(conf=CONF))
+    (tmp_path / "root.yaml").write_text(ROOT.format(conf=CONF), encoding="utf-8")
 
     def of(*overrides: str) -> DictConfig:
         with initialize_config_dir(str(tmp_path), version_base="1.3"):

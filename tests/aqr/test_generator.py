@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cmt_aqr.aqr import Placement, WeightGenerator, generator, place_on_bev, place_on_images
 from cmt_aqr.ops.windows import window_scores, window_sum
-from tests.helpers.aqr_scenes import GRID, IMAGE_MAP, IMAGE_SIZE, inputs, small_aqr
+from tests.helpers.aqr_scenes import GRID, IMAGE_MAP, IMAGE_SIZE, inputs, queries_and_sensors, small_aqr
 
 
 def placements(scene: dict) -> tuple[Placement, Placement]:
@@ -19,16 +19,12 @@ def placements(scene: dict) -> tuple[Placement, Placement]:
 
 
 def generate(model: WeightGenerator, scene: dict, bev: bool = True, image: bool = True) -> Tensor:
-    on_bev, on_images = placements(scene)
-    return model(
-        scene["query_embedding"],
-        scene["bev_features"] if bev else None,
-        scene["image_features"] if image else None,
-        scene["bev_position"] if bev else None,
-        scene["image_position"] if image else None,
-        on_bev if bev else None,
-        on_images if image else None,
-    )
+    queries, sensors = queries_and_sensors(scene)
+    if not bev:
+        sensors = sensors.replace(bev=None, bev_position=None)
+    if not image:
+        sensors = sensors.replace(images=None, image_position=None)
+    return model(queries.embedding, sensors, *placements(scene))
 
 
 def allowed_cells(scene: dict, model: WeightGenerator, bev: bool, image: bool) -> Tensor:
@@ -125,7 +121,7 @@ def test_all_slots_as_on_a_gpu_give_what_the_filled_slots_give(monkeypatch: pyte
     model = small_aqr().generator
     (first,) = torch.autograd.grad(generate(model, scene).square().sum(), scene["image_features"])
     expected = generate(model, scene)
-    monkeypatch.setattr(generator, "_skips_empty_slots", lambda device: False)
+    monkeypatch.setattr(generator, "masks_are_free", lambda device: False)
     torch.testing.assert_close(generate(model, scene), expected)
     (second,) = torch.autograd.grad(generate(model, scene).square().sum(), scene["image_features"])
     torch.testing.assert_close(second, first)

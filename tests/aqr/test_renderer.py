@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmt_aqr.aqr import RENDER_METHODS, Placement, Renderer
+from cmt_aqr.aqr import METHODS, Placement, Renderer
 from cmt_aqr.aqr.renderer import soft_clamp
 
 SIZE = (9, 12)
@@ -30,18 +30,24 @@ def scattered(
     return weights, Placement(position, inside, size)
 
 
+DISTANCE = {"render_method": "distance_weighted"}
+
+
 def slow_draw(renderer: Renderer, weights: Tensor, placement: Placement) -> Tensor:
-    """The formulas of the Renderer's docstring, one query and one cell at a time."""
+    """The formulas of the kernels' docstrings, one query and one cell at a time."""
     rows, columns = placement.map_size
-    sigma = renderer.gaussian_sigma
+    settings = {"gaussian_sigma": 1.0, "reach_fraction": 1.0, "kernel_normalization": "sum"} | vars(
+        renderer.kernel
+    )
+    sigma = settings["gaussian_sigma"]
     size = int(6 * sigma + 1)
     size += size % 2 == 0
     radius = size // 2
     steps = range(-radius, radius + 1)
     norm = sum(math.exp(-(dx * dx + dy * dy) / (2 * sigma**2)) for dx in steps for dy in steps)
-    if renderer.kernel_normalization == "peak" or renderer.render_method == "kernel_mean":
+    if settings["kernel_normalization"] == "peak" or renderer.render_method == "kernel_mean":
         norm = 1.0
-    reach = renderer.reach_fraction * min(rows, columns)
+    reach = settings["reach_fraction"] * min(rows, columns)
     result = torch.zeros(len(weights), rows, columns, dtype=torch.float64)
     total = torch.zeros_like(result)
     for m, q in placement.inside.nonzero().tolist():
@@ -63,7 +69,7 @@ def slow_draw(renderer: Renderer, weights: Tensor, placement: Placement) -> Tens
                     if dx == dy == 0:
                         result[m, r, c] = max(result[m, r, c].item(), weight)
                 elif distance <= reach:
-                    result[m, r, c] += weight * math.exp(-distance / (renderer.distance_decay * reach))
+                    result[m, r, c] += weight * math.exp(-distance / (settings["distance_decay"] * reach))
     if renderer.render_method == "kernel_mean":
         result = torch.where(total > 0, result / total, torch.ones_like(result))
     return result
@@ -101,7 +107,7 @@ def test_equals_the_slow_version_borders_included(variant: dict, size: tuple[int
 
 def test_many_queries_in_float32_at_the_published_size() -> None:
     weights, placement = scattered(maps=1, queries=300, size=(20, 50))
-    for method in RENDER_METHODS:
+    for method in METHODS:
         renderer = Renderer(method)
         slow = slow_draw(renderer, weights, placement)
         error = (renderer.draw(weights.float(), placement).double() - slow).abs().max()
@@ -117,7 +123,7 @@ def test_gradcheck_of_drawing_and_post_processing(variant: dict, clamp_mode: str
     assert torch.autograd.gradcheck(lambda w: renderer(w, placement), weights)
 
 
-@pytest.mark.parametrize("method", RENDER_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_queries_outside_change_nothing_bit_for_bit(method: str) -> None:
     """Neither padding nor queries that no view sees reach a map: at (0, 0) or anywhere."""
     renderer = Renderer(method)
@@ -136,7 +142,7 @@ def test_queries_outside_change_nothing_bit_for_bit(method: str) -> None:
         assert torch.equal(before[1], after[1])
 
 
-@pytest.mark.parametrize("method", RENDER_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_maps_without_any_query(method: str) -> None:
     weights, placement = scattered()
     nobody = Placement(placement.position, torch.zeros_like(placement.inside), SIZE)
@@ -147,7 +153,7 @@ def test_maps_without_any_query(method: str) -> None:
     assert (Renderer(method).draw(weights[:, :0], none_at_all) == background).all()
 
 
-@pytest.mark.parametrize("method", RENDER_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_kernels_kept_from_an_evaluation_serve_training(method: str) -> None:
     """Tensors made under ``inference_mode`` may take no part in a backward pass: kernels are made outside."""
     weights, placement = scattered()
@@ -160,7 +166,7 @@ def test_kernels_kept_from_an_evaluation_serve_training(method: str) -> None:
     assert torch.equal(evaluated, trained)
 
 
-@pytest.mark.parametrize("method", RENDER_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_order_of_the_queries_does_not_matter(method: str) -> None:
     weights, placement = scattered()
     order = torch.randperm(weights.shape[1], generator=torch.Generator().manual_seed(3))
@@ -227,25 +233,30 @@ def test_soft_clamp_without_a_limit_is_the_identity_and_has_no_nan() -> None:
     assert torch.equal(result, value) and torch.equal(gradient, torch.ones(3))
 
 
-def test_the_clamp_is_set_read_and_saved() -> None:
+def test_the_limit_is_set_and_read_and_comes_from_no_checkpoint() -> None:
     renderer = Renderer(max_weight_clamp=2.5)
     assert renderer.max_weight_clamp == 2.5
     renderer.set_clamp(1.5)
     assert renderer.max_weight_clamp == 1.5
     assert renderer.post_process(torch.tensor([9.0])) == 1.5
-    state = renderer.state_dict()
-    other = Renderer(max_weight_clamp=2.5)
-    other.load_state_dict(state)
-    assert other.max_weight_clamp == 1.5
-    other.set_clamp(None)
-    assert other.max_weight_clamp is None
-    assert other.post_process(torch.tensor([9.0])) == 9.0
+    assert not renderer.state_dict()
+    renderer.load_state_dict({"clamp_limit": torch.tensor(9.0)})  # as older versions saved it
+    assert renderer.max_weight_clamp == 1.5
+    renderer.set_clamp(None)
+    assert renderer.max_weight_clamp is None
+    assert renderer.post_process(torch.tensor([9.0])) == 9.0
     with pytest.raises(ValueError, match=r"^renderer\.max_weight_clamp=0: must be above 0, or null"):
         renderer.set_clamp(0)
 
 
+def test_a_setting_that_nothing_reads_is_told() -> None:
+    assert set(Renderer().unread()) == {"distance_decay", "reach_fraction"}
+    assert set(Renderer("bilinear").unread()) > {"gaussian_sigma", "kernel_normalization"}
+    assert {"clamp_mode", "max_weight_clamp"} <= set(Renderer(normalize_weights=False).unread())
+
+
 def test_kernel_size_is_odd() -> None:
-    assert [Renderer(gaussian_sigma=s).kernel_size for s in (0.1, 0.5, 1.0, 1.2, 2.0)] == [1, 5, 7, 9, 13]
+    assert [Renderer(gaussian_sigma=s).kernel.kernel_size for s in (0.1, 0.5, 1.0, 1.2, 2.0)] == [1, 5, 7, 9, 13]
 
 
 def test_sum_kernel_adds_up_to_the_weight_and_peak_kernel_peaks_at_it() -> None:
@@ -259,7 +270,7 @@ def test_maps_are_float32_under_autocast() -> None:
     weights, placement = scattered()
     weights = weights.to(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        for method in RENDER_METHODS:
+        for method in METHODS:
             drawn, kept = Renderer(method)(weights, placement)
             assert drawn.dtype == kept.dtype == torch.float32
             slow = slow_draw(Renderer(method), weights.double(), placement)
@@ -273,9 +284,18 @@ def test_maps_are_float32_under_autocast() -> None:
         ({"gaussian_sigma": 0}, r"renderer\.gaussian_sigma=0: must be a number above 0"),
         ({"gaussian_sigma": "wide"}, r"renderer\.gaussian_sigma=wide: must be"),
         ({"kernel_normalization": "l2"}, r"renderer\.kernel_normalization=l2: must be one of sum, peak"),
-        ({"distance_decay": -0.1}, r"renderer\.distance_decay=-0\.1: must be a number above 0"),
-        ({"reach_fraction": 1.5}, r"renderer\.reach_fraction=1\.5: must be above 0 and at most 1"),
-        ({"reach_fraction": 0}, r"renderer\.reach_fraction=0: must be above 0 and at most 1"),
+        (
+            {"render_method": "distance_weighted", "distance_decay": -0.1},
+            r"renderer\.distance_decay=-0\.1: must be a number above 0",
+        ),
+        (
+            {"render_method": "distance_weighted", "reach_fraction": 1.5},
+            r"renderer\.reach_fraction=1\.5: must be above 0 and at most 1",
+        ),
+        (
+            {"render_method": "distance_weighted", "reach_fraction": 0},
+            r"renderer\.reach_fraction=0: must be above 0 and at most 1",
+        ),
         ({"min_weight_threshold": -1}, r"renderer\.min_weight_threshold=-1: must be a number of at least 0"),
         ({"normalize_weights": "yes"}, r"renderer\.normalize_weights=yes: must be true or false"),
         ({"clamp_mode": "softer"}, r"renderer\.clamp_mode=softer: must be one of hard, soft"),

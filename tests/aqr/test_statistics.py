@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from cmt_aqr.aqr import RENDER_METHODS, Renderer
+from cmt_aqr.aqr import METHODS, Renderer
 from cmt_aqr.aqr.statistics import map_statistics, output_statistics, relative_change, used_weights
-from tests.helpers.aqr_scenes import inputs, small_aqr
+from tests.helpers.aqr_scenes import inputs, run, small_aqr
 
 
 def numbers(drawn: torch.Tensor, processed: torch.Tensor, background: float = 0.0) -> dict[str, float]:
@@ -33,11 +33,11 @@ def test_a_map_that_nothing_draws_on() -> None:
     assert all(value == 0 for value in found.values())
 
 
-@pytest.mark.parametrize("method", RENDER_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_drawn_is_the_share_of_cells_that_a_query_reaches(method: str) -> None:
     aqr, scene = small_aqr(renderer={"render_method": method}), inputs(queries=1)
     scene["reference_points"] = torch.tensor([[[1.0, 1.0, 0.0]]])  # BEV cell (4, 4) of 8 x 8, in its middle
-    found = output_statistics(aqr(**scene), scene["bev_features"], None, aqr.renderer.background)
+    found = output_statistics(run(aqr, **scene), aqr.renderer.background)
     # The Gaussian reaches 3 cells; 20 % of 8 cells reach those at distance 1 and root 2.
     cells = {"gaussian": 49, "kernel_mean": 49, "distance_weighted": 9, "direct": 1, "bilinear": 1}[method]
     assert found["bev/drawn"].item() == pytest.approx(cells / 64)
@@ -57,19 +57,19 @@ def test_relative_change_is_the_mean_of_the_cells_gains() -> None:
 
 def test_every_sensor_that_is_there_has_its_numbers() -> None:
     aqr, scene = small_aqr(), inputs(queries=30)
-    found = output_statistics(aqr(**scene), scene["bev_features"], scene["image_features"], 0.0)
+    found = output_statistics(run(aqr, **scene), 0.0)
     assert {key.split("/")[0] for key in found} == {"bev", "camera"}
     assert found["bev/relative_change"] > 0.1 and found["camera/relative_change"] > 0.1
     assert not any(value.requires_grad for value in found.values())
     lidar = {**scene, "image_features": None, "image_position": None}
-    found = output_statistics(aqr(**lidar), scene["bev_features"], None, 0.0)
+    found = output_statistics(run(aqr, **lidar), 0.0)
     assert {key.split("/")[0] for key in found} == {"bev"}
 
 
 def test_used_weights_are_of_queries_that_stand_on_a_map_and_draw() -> None:
     aqr, scene = small_aqr(), inputs(batch=2, queries=30)
     draws = torch.arange(30).expand(2, 30) >= 10
-    output = aqr(**scene, draws=draws)
+    output = run(aqr, **scene, draws=draws)
     used = used_weights(output)
     for index, (name, seen) in enumerate({"lidar": output.bev_seen, "camera": output.camera_seen}.items()):
         expected = [

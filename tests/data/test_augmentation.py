@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from cmt_aqr.data.augmentation import (
-    GridMask,
     ImageAugmentation,
     ImageProcessing,
-    MaskModality,
     SceneAugmentation,
     TrainingFilter,
     Transform,
     apply_transforms,
     transform_scene,
 )
+from cmt_aqr.data.collate import collate
+from cmt_aqr.data.finishing import Finishing
+from cmt_aqr.data.masking import GridMask, MaskModality
 from cmt_aqr.geometry import box_corners, points_in_boxes, project_to_images
 from cmt_aqr.structures import Frame
 from tests.helpers.small_data import RANGE
@@ -135,12 +136,12 @@ def test_marked_pixels_move_as_lidar2img_says(frame: Frame, seed: int) -> None:
     u, v = (int(value.round()) for value in pixels[0, 0])
     images = torch.zeros(6, *SIZE, 3, dtype=torch.uint8)
     images[0, v - 2 : v + 3, u - 2 : u + 3] = 255
-    processing = ImageProcessing(size, mean=(0, 0, 0), std=(1, 1, 1), augmentation=augmentation)
+    processing = ImageProcessing(size, augmentation=augmentation)
     result = processing(frame.replace(images=images.permute(0, 3, 1, 2)), random)
     assert result.images is not None
     assert result.images.shape == (6, 3, *size)
-    assert result.images.dtype == torch.float32
-    light = result.images[0].sum(dim=0)
+    assert result.images.dtype == torch.uint8
+    light = result.images[0].float().sum(dim=0)
     moved, _, still_seen = pixels_of(result, point)
     if light.sum() < 20 * 3 * 255:
         assert not still_seen[0, 0] or light.sum() > 0  # cut off, or at the border
@@ -151,13 +152,13 @@ def test_marked_pixels_move_as_lidar2img_says(frame: Frame, seed: int) -> None:
 
 
 def test_flip_and_zoom_are_drawn_and_cropped_pictures_filled_up(frame: Frame) -> None:
-    plain = ImageProcessing((64, 160), (0, 0, 0), (1, 1, 1))(frame, generator())
-    flipped = ImageProcessing((64, 160), (0, 0, 0), (1, 1, 1), ImageAugmentation(flip=1.0))(frame, generator())
+    plain = ImageProcessing((64, 160))(frame, generator())
+    flipped = ImageProcessing((64, 160), ImageAugmentation(flip=1.0))(frame, generator())
     assert plain.images is not None
     assert flipped.images is not None
     torch.testing.assert_close(flipped.images, plain.images.flip(-1))
     smaller = ImageAugmentation(resize=(0.5, 0.5))
-    small = ImageProcessing((64, 160), (0, 0, 0), (1, 1, 1), smaller)(frame, generator())
+    small = ImageProcessing((64, 160), smaller)(frame, generator())
     assert small.images is not None
     assert (small.images[:, :, :, 80:] == 0).all()  # right
     assert (small.images[:, :, :19] == 0).all()  # top
@@ -166,14 +167,10 @@ def test_flip_and_zoom_are_drawn_and_cropped_pictures_filled_up(frame: Frame) ->
 
 def test_test_time_crop_is_the_bottom_and_the_middle(frame: Frame) -> None:
     assert frame.images is not None
-    wide = ImageProcessing((64, 160), (0, 0, 0), (1, 1, 1))(frame, generator())
-    torch.testing.assert_close(wide.images, frame.images[:, :, 26:].float())
-    tall = ImageProcessing((90, 100), (0, 0, 0), (1, 1, 1))(frame, generator())
-    torch.testing.assert_close(tall.images, frame.images[:, :, :, 30:130].float())
-    mean, std = (10.0, 20.0, 30.0), (2.0, 4.0, 8.0)
-    normal = ImageProcessing((64, 160), mean, std)(frame, generator())
-    expected = (frame.images[:, :, 26:] - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    torch.testing.assert_close(normal.images, expected)
+    wide = ImageProcessing((64, 160))(frame, generator())
+    torch.testing.assert_close(wide.images, frame.images[:, :, 26:])
+    tall = ImageProcessing((90, 100))(frame, generator())
+    torch.testing.assert_close(tall.images, frame.images[:, :, :, 30:130])
 
 
 def test_grid_mask_drops_squares(frame: Frame) -> None:
@@ -187,14 +184,22 @@ def test_grid_mask_drops_squares(frame: Frame) -> None:
         dropped = ~keep
         np.testing.assert_array_equal(dropped, dropped.any(axis=1)[:, None] & dropped.any(axis=0)[None, :])
         shares.append(dropped.mean())
-    assert abs(np.mean(shares) - 0.25) < 0.05
+    assert abs(np.mean(shares) - 0.25) < 0.06
     draws = [GridMask(probability=0.7).draw((64, 160), random) is not None for _ in range(500)]
     assert abs(np.mean(draws) - 0.7) < 0.07
     processing = ImageProcessing((64, 160), augmentation=ImageAugmentation(grid_mask=mask))
-    masked = processing(frame, generator()).images
-    plain = ImageProcessing((64, 160))(frame, generator()).images
-    assert masked is not None
+    frames = [processing(frame, generator(seed)) for seed in range(2)]
+    masks = [processed.image_mask for processed in frames]
+    assert masks[0] is not None and masks[1] is not None and not torch.equal(masks[0], masks[1])
+    finish = Finishing((103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
+    shared, own = (finish(collate(frames, mask_per_frame=each)).images for each in (False, True))
+    assert shared is not None and own is not None
+    assert torch.equal((shared == 0).all(dim=2).all(dim=1), ~torch.stack([masks[0], masks[0]]))
+    assert torch.equal((own == 0).all(dim=2).all(dim=1), ~torch.stack(masks))
+    masked = shared[0]
+    plain = finish(collate([ImageProcessing((64, 160))(frame, generator())])).images
     assert plain is not None
+    plain = plain[0]
     zero = (masked == 0).all(dim=1)
     assert (zero == zero[:1]).all()  # one mask for all views
     assert 0 < zero.float().mean() < 1
@@ -215,11 +220,12 @@ def test_filter_keeps_what_can_be_trained_on(frame: Frame) -> None:
     low, high = torch.tensor(RANGE[:3]), torch.tensor(RANGE[3:])
     inside = ((points[:, :3] >= low) & (points[:, :3] < high)).all(dim=1)
     assert not inside.all()
-    assert not torch.equal(kept.points, points[inside])
-    order, expected_order = kept.points[:, 0].argsort(), points[inside][:, 0].argsort()
-    torch.testing.assert_close(kept.points[order], points[inside][expected_order])
+    assert torch.equal(kept.points, points[inside])
+    assert kept.shuffle is not None and kept.shuffle != TrainingFilter(RANGE)(frame, generator(1)).shuffle
+    nothing = TrainingFilter(RANGE)(frame.replace(points=points[:0]), generator())
+    assert nothing.points.shape == (0, 5)
     untouched = TrainingFilter(RANGE, 0, crop_points=False, shuffle_points=False)(frame, generator())
-    assert untouched.points is frame.points
+    assert untouched.points is frame.points and untouched.shuffle is None
 
 
 def test_mask_modality_loses_one_sensor_at_a_time(frame: Frame) -> None:
@@ -239,9 +245,35 @@ def test_mask_modality_loses_one_sensor_at_a_time(frame: Frame) -> None:
     assert always.images is not None
     assert not always.images.any()
     # Black pictures are not the same as nothing: they are normalised like any picture.
-    seen = ImageProcessing((64, 160), (10, 20, 30), (1, 1, 1))(always, random)
+    seen = Finishing((10, 20, 30), (1, 1, 1))(collate([ImageProcessing((64, 160))(always, random)]))
     assert seen.images is not None
-    assert seen.images[:, 2].unique().tolist() == [-30.0]
+    assert seen.images[0, :, 2].unique().tolist() == [-30.0]
+
+
+def test_a_sensor_may_be_lost_in_part(frame: Frame) -> None:
+    random = generator()
+    lost = []
+    for _ in range(40):
+        images = MaskModality(cameras=1.0, lidar=0.0, views=2)(frame, random).images
+        assert images is not None
+        black = [view for view in range(6) if not images[view].any()]
+        lost.append(tuple(black))
+        assert len(black) == 2
+    assert len(set(lost)) > 8
+    named = MaskModality(cameras=1.0, lidar=0.0, views=["CAM_BACK", "CAM_FRONT"])(frame, random).images
+    assert named is not None and [bool(view.any()) for view in named] == [False, True, True, False, True, True]
+
+    azimuth = torch.atan2(frame.points[:, 1], frame.points[:, 0])
+    starts = set()
+    for _ in range(10):
+        kept = MaskModality(cameras=0.0, lidar=1.0, sector=90)(frame, random).points
+        gone = torch.tensor([not (kept == point).all(dim=1).any() for point in frame.points])
+        # There is a direction from which on 90 degrees hold all that is gone, and nothing else.
+        turned = (azimuth[:, None] - torch.linspace(-math.pi, math.pi, 3600)).remainder(2 * math.pi)
+        fits = ((turned < math.pi / 2) == gone[:, None]).all(dim=0)
+        assert fits.any()
+        starts.add(int(fits.float().argmax()))
+    assert len(starts) > 5
 
 
 TRANSFORMS: list[Transform] = [
@@ -282,6 +314,9 @@ def test_one_generator_decides_everything(frame: Frame) -> None:
         (lambda: ImageAugmentation(resize=(-1, 1)), "resize"),
         (lambda: GridMask(ratio=1.0), "ratio=1.0"),
         (lambda: MaskModality(0.7, 0.7), "together they must not exceed 1"),
+        (lambda: MaskModality(views=7), "mask_modality.views=7"),
+        (lambda: MaskModality(views=["FRONT"]), "mask_modality.views=.*CAM_FRONT"),
+        (lambda: MaskModality(sector=0), "mask_modality.sector=0"),
     ],
 )
 def test_values_out_of_range_are_named(make: Callable[[], object], sentence: str) -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cmt_aqr.data.augmentation import MaskModality
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import load_ground_truth
 from cmt_aqr.data.index import load_index
+from cmt_aqr.data.masking import MaskModality
 from cmt_aqr.data.tables import open_tables
 from cmt_aqr.errors import UserError
 from tests.helpers.small_data import RANGE, datamodule
@@ -45,8 +45,11 @@ def test_configuration_builds_and_loads(small_root: Path, tmp_path: Path) -> Non
     assert batch.size == 3
     assert batch.images is not None
     assert batch.images.shape == (3, 6, 3, 64, 160)
-    assert batch.images.is_contiguous()
-    assert batch.images.dtype == batch.points.dtype == batch.lidar2img.dtype == torch.float32
+    assert batch.images.dtype == torch.uint8
+    finished = data.finish(batch)
+    assert finished.images is not None and finished.images.is_contiguous()
+    assert finished.images.dtype == finished.points.dtype == finished.lidar2img.dtype == torch.float32
+    assert data.finish(finished) is finished
     assert batch.lidar2global.dtype == torch.float64
     assert torch.isfinite(batch.points).all()
     centres = batch.boxes[:, :2]
@@ -56,7 +59,7 @@ def test_configuration_builds_and_loads(small_root: Path, tmp_path: Path) -> Non
 
 
 def test_transforms_are_switched_by_name(small_root: Path, tmp_path: Path) -> None:
-    target = "cmt_aqr.data.augmentation.MaskModality"
+    target = "cmt_aqr.data.masking.MaskModality"
     config = composed(
         "synthetic",
         f"root={small_root}",
@@ -113,7 +116,14 @@ def test_missing_files_stop_before_training(small_root: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"batch_size": 0}, "data.batch_size=0: it must be at least 1"),
+        ({"batch_size": 0}, "data.batch_size=0: it must be a whole number of 1 or more"),
+        ({"sweeps": "many"}, "data.sweeps=many"),
+        ({"min_points": 0.5}, "data.min_points=0.5"),
+        ({"limit_eval_frames": True}, "data.limit_eval_frames=True"),
+        ({"cameras": "maybe"}, "data.cameras=maybe"),
+        ({"point_range": [1, 2]}, "data.point_range="),
+        ({"image_mean": [1.0, 2.0]}, "data.image_mean="),
+        ({"image_std": ["a", "b", "c"]}, "data.image_std="),
         ({"num_workers": -1}, "data.num_workers=-1"),
         ({"sweeps": -1}, "data.sweeps=-1"),
         ({"cameras": False, "lidar": False}, "at least one sensor"),

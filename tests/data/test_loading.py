@@ -248,7 +248,7 @@ def test_collate_keeps_counts_and_order(small_root: Path, tmp_path: Path) -> Non
         assert torch.equal(batch.points.split(batch.point_counts)[number], frame.points)
         assert batch.images is not None
         assert torch.equal(batch.images[number], frame.images)
-        assert torch.equal(batch.lidar2img[number], frame.lidar2img)
+        assert torch.equal(batch.lidar2img[number], frame.lidar2img.float())
         assert torch.equal(batch.lidar2global[number], frame.lidar2global)
     with pytest.raises(ValueError, match="no frame"):
         collate([])
@@ -269,7 +269,12 @@ def test_shuffle_is_close_to_uniform() -> None:
 def printed_by(*arguments: str) -> str:
     """What a Python program prints, in a process of its own, if it ends well."""
     done = subprocess.run(
-        [sys.executable, *arguments], env=environment(), capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *arguments],
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -293,7 +298,7 @@ def test_workers_start_alike_whatever_the_default(small_root: Path, tmp_path: Pa
     if method == "loky":
         pytest.importorskip("joblib", reason="pip install -e '.[sweeps]'")
     script = tmp_path / "script.py"
-    script.write_text(program)
+    script.write_text(program, encoding="utf-8")
     printed_by(str(script), method, str(small_root), str(tmp_path))
 
 
@@ -321,7 +326,7 @@ def test_own_workers_that_are_left_end_with_the_process_and_other_children_are_n
         "print(next(left).size)\n"
     )
     assert printed_by("-c", program, str(small_root), str(tmp_path)) == "1\n"
-    assert (tmp_path / "ended").read_text() == "in its own way"
+    assert (tmp_path / "ended").read_text(encoding="utf-8") == "in its own way"
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -14,8 +14,8 @@ from PIL import Image
 from cmt_aqr.constants import CAMERAS, LIDAR
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import load_index
-from cmt_aqr.data.reading import FrameReader, read_image, read_points
-from cmt_aqr.data.tables import open_tables
+from cmt_aqr.data.points import read_points
+from cmt_aqr.data.reading import FrameReader, read_image
 from cmt_aqr.geometry import project_to_images
 from tests.helpers.shared_data import KEYFRAME, needs_keyframe
 
@@ -40,7 +40,7 @@ def check_sweeps(tables: NuScenes, reader: FrameReader, frame: int) -> int:
 
 
 def test_sweeps_agree_with_devkit(small_root: Path, tmp_path: Path) -> None:
-    tables = open_tables(small_root, "v1.0-mini")
+    tables = NuScenes("v1.0-mini", str(small_root), verbose=False)
     reader = reader_of(small_root, tmp_path, sweeps=4)
     counts = [check_sweeps(tables, reader, frame) for frame in range(len(reader))]
     assert max(counts) == 5
@@ -48,7 +48,7 @@ def test_sweeps_agree_with_devkit(small_root: Path, tmp_path: Path) -> None:
 
 @needs_keyframe
 def test_keyframe_without_earlier_sweeps(tmp_path: Path) -> None:
-    assert check_sweeps(open_tables(KEYFRAME, "v1.0-mini"), reader_of(KEYFRAME, tmp_path), 0) == 1
+    assert check_sweeps(NuScenes("v1.0-mini", str(KEYFRAME), verbose=False), reader_of(KEYFRAME, tmp_path), 0) == 1
 
 
 def check_projection(tables: NuScenes, reader: FrameReader, frame: int) -> None:
@@ -72,12 +72,14 @@ def check_projection(tables: NuScenes, reader: FrameReader, frame: int) -> None:
 
 
 def test_projection_agrees_with_devkit(small_root: Path, tmp_path: Path) -> None:
-    check_projection(open_tables(small_root, "v1.0-mini"), reader_of(small_root, tmp_path, sweeps=0), 1)
+    check_projection(
+        NuScenes("v1.0-mini", str(small_root), verbose=False), reader_of(small_root, tmp_path, sweeps=0), 1
+    )
 
 
 @needs_keyframe
 def test_projection_agrees_with_devkit_on_real_keyframe(tmp_path: Path) -> None:
-    check_projection(open_tables(KEYFRAME, "v1.0-mini"), reader_of(KEYFRAME, tmp_path), 0)
+    check_projection(NuScenes("v1.0-mini", str(KEYFRAME), verbose=False), reader_of(KEYFRAME, tmp_path), 0)
 
 
 def test_images_are_bgr_in_camera_order(small_root: Path, tmp_path: Path) -> None:
@@ -85,7 +87,7 @@ def test_images_are_bgr_in_camera_order(small_root: Path, tmp_path: Path) -> Non
     frame = reader.read(0)
     assert frame.images is not None
     assert frame.images.dtype == torch.uint8
-    tables = open_tables(small_root, "v1.0-mini")
+    tables = NuScenes("v1.0-mini", str(small_root), verbose=False)
     sample = tables.get("sample", frame.token)
     for view, camera in enumerate(CAMERAS):
         path = small_root / tables.get("sample_data", sample["data"][camera])["filename"]
@@ -127,8 +129,8 @@ def test_missing_files_are_named(copied: FrameReader) -> None:
         copied.read(0)
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=f"{image.name} is missing"):
-        copied.index.check_files(copied.root, range(1), images=True)
-    copied.index.check_files(copied.root, range(1), images=False)
+        copied.index.check_files(copied.root, range(1), cameras=True, lidar=True)
+    copied.index.check_files(copied.root, range(1), cameras=False, lidar=True)
     sweep = copied.root / copied.index.sweep_files[copied.index.lidar[0]].decode()
     sweep.unlink()
     with pytest.raises(DataError, match=f"{sweep.name} cannot be read"):

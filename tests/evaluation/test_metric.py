@@ -19,17 +19,16 @@ from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.evaluate import DetectionEval
 from rich.console import Console
 
-from cmt_aqr.constants import CLASSES
+from cmt_aqr.constants import CLASSES, ERRORS
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth, to_rows
-from cmt_aqr.data.tables import open_tables
+from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.evaluation import metric as metric_module
-from cmt_aqr.evaluation.curves import ERRORS
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import evaluate_boxes
 from cmt_aqr.evaluation.table import print_metrics, read_metrics, write_metrics
 from cmt_aqr.structures import Detections, Frame
 from tests.evaluation.test_official import assert_equal_to
+from tests.helpers.made_evaluation import to_rows
 from tests.helpers.shared_data import KEYFRAME, needs_keyframe
 from tests.helpers.small_data import datamodule
 
@@ -107,7 +106,7 @@ def frames(small_root: Path, cache: Path) -> list[Frame]:
 
 
 def test_ground_truth_is_the_devkits(small_root: Path, truth: GroundTruth) -> None:
-    tables = open_tables(small_root, "v1.0-mini")
+    tables = NuScenes("v1.0-mini", str(small_root), verbose=False)
     with redirect_stderr(io.StringIO()):
         expected = load_gt(tables, "mini_val", DetectionBox)
     assert truth.tokens == tuple(expected.sample_tokens)
@@ -163,14 +162,14 @@ def test_bike_racks_are_filtered_as_by_the_devkit(small_root: Path, tmp_path: Pa
     for folder in ("v1.0-mini", "maps"):
         shutil.copytree(small_root / folder, root / folder)
     tables = root / "v1.0-mini"
-    categories = json.loads((tables / "category.json").read_text())
+    categories = json.loads((tables / "category.json").read_text(encoding="utf-8"))
     rack = next((c for c in categories if c["name"] == "static_object.bicycle_rack"), None)
     if rack is None:
         rack = {**categories[0], "token": "rack", "name": "static_object.bicycle_rack"}
         categories.append(rack)
-        (tables / "category.json").write_text(json.dumps(categories))
-    records = json.loads((tables / "sample_annotation.json").read_text())
-    instances = json.loads((tables / "instance.json").read_text())
+        (tables / "category.json").write_text(json.dumps(categories), encoding="utf-8")
+    records = json.loads((tables / "sample_annotation.json").read_text(encoding="utf-8"))
+    instances = json.loads((tables / "instance.json").read_text(encoding="utf-8"))
     names = {c["token"]: c["name"] for c in categories}
     kinds = {i["token"]: names[i["category_token"]] for i in instances}
     cycles = [r for r in records if kinds[r["instance_token"]] in ("vehicle.bicycle", "vehicle.motorcycle")]
@@ -188,8 +187,8 @@ def test_bike_racks_are_filtered_as_by_the_devkit(small_root: Path, tmp_path: Pa
             {**record, "token": f"stand{number}", "instance_token": f"rack{number}", "size": [3, 3, 3]}
             | {"prev": "", "next": "", "attribute_tokens": []}
         )
-    (tables / "sample_annotation.json").write_text(json.dumps(records))
-    (tables / "instance.json").write_text(json.dumps(instances))
+    (tables / "sample_annotation.json").write_text(json.dumps(records), encoding="utf-8")
+    (tables / "instance.json").write_text(json.dumps(instances), encoding="utf-8")
     truth = load_ground_truth(root, "v1.0-mini", "mini_val", tmp_path / "cache")
     assert len(truth.racks)
     metric = filled(truth, frames, noisy_detections(frames))
@@ -217,7 +216,7 @@ def perfect(frames: list[Frame], truth: GroundTruth) -> list[Detections]:
 def devkit_perfect(root: Path, split: str, truth: GroundTruth, folder: Path) -> dict[str, Any]:
     """What the devkit gives for its own ground truth as a submission, velocities where it has them."""
     with redirect_stderr(io.StringIO()):
-        boxes = load_gt(open_tables(root, "v1.0-mini"), split, DetectionBox)
+        boxes = load_gt(NuScenes("v1.0-mini", str(root), verbose=False), split, DetectionBox)
     results: dict[str, Any] = {token: [] for token in truth.tokens}
     score = 1.0
     for box in boxes.all:
@@ -228,7 +227,7 @@ def devkit_perfect(root: Path, split: str, truth: GroundTruth, folder: Path) -> 
             results[box.sample_token].append(entry)
             del entry["ego_translation"], entry["num_pts"]
     path = folder / "perfect.json"
-    path.write_text(json.dumps({"meta": {}, "results": results}))
+    path.write_text(json.dumps({"meta": {}, "results": results}), encoding="utf-8")
     return evaluation_of(root, split, path, folder / "devkit")
 
 
@@ -371,6 +370,6 @@ def test_two_processes_make_the_devkits_number(
 def test_metrics_go_to_disk_and_back(tmp_path: Path) -> None:
     metrics = {"mAP": 0.25, "AOE/traffic_cone": math.nan}
     path = write_metrics(metrics, tmp_path / "run" / "metrics.json")
-    assert "null" in path.read_text()
-    assert "NaN" not in path.read_text()
+    assert "null" in path.read_text(encoding="utf-8")
+    assert "NaN" not in path.read_text(encoding="utf-8")
     assert read_metrics(path) == pytest.approx(metrics, nan_ok=True)

@@ -10,12 +10,13 @@ from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.algo import accumulate, calc_ap, calc_tp
 from nuscenes.eval.detection.data_classes import DetectionMetricData
 
-from cmt_aqr.constants import CLASSES
+from cmt_aqr.constants import CLASSES, ERRORS
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth
-from cmt_aqr.evaluation.curves import ERRORS, Curves, average_precision, mean_errors
+from cmt_aqr.data.rows import LABEL, SCORE, SIZE
+from cmt_aqr.evaluation.curves import Curves, average_precision, mean_errors
 from cmt_aqr.evaluation.official import CONFIGURATION, evaluate_boxes, make_all_curves
-from cmt_aqr.evaluation.submission import LABEL, SCORE, SIZE, FoundBoxes, write_submission
+from cmt_aqr.evaluation.submission import FoundBoxes, write_submission
 from tests.helpers.made_evaluation import Tables, devkit_evaluation, made_found, made_truth, named
 
 TOLERANCE = 1e-9

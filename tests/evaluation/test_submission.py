@@ -17,21 +17,8 @@ from pyquaternion import Quaternion
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.evaluation.submission import (
-    ATTRIBUTE,
-    ATTRIBUTES,
-    LABEL,
-    ROTATION,
-    SCORE,
-    SIZE,
-    TRANSLATION,
-    VELOCITY,
-    FoundBoxes,
-    attributes_of,
-    read_submission,
-    to_global,
-    write_submission,
-)
+from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
+from cmt_aqr.evaluation.submission import FoundBoxes, attributes_of, read_submission, to_global, write_submission
 from cmt_aqr.structures import Detections
 
 
@@ -156,9 +143,9 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "results_nusc.json"
     with pytest.raises(DataError, match="cannot be read"):
         read_submission(path)
-    path.write_text("{")
+    path.write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match="is not valid JSON"):
         read_submission(path)
-    path.write_text(json.dumps({"results": {}}))
+    path.write_text(json.dumps({"results": {}}), encoding="utf-8")
     with pytest.raises(DataError, match="lacks 'meta'"):
         read_submission(path)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cmt_aqr.aqr import AQR, Modulator, Renderer, WeightGenerator
 from cmt_aqr.geometry import BEVGrid
+from cmt_aqr.structures import AQROutput, Queries, Sensors, Views
 
 GRID = BEVGrid((-8.0, -8.0, -2.0, 8.0, 8.0, 2.0), (0.25, 0.25, 0.5), (9, 64, 64), 8)
 """8 x 8 BEV cells of 2 m."""
@@ -69,6 +70,29 @@ def inputs(batch: int = 1, queries: int = 12, channels: int = 8, seed: int = 0) 
         "lidar2img": rig(batch),
         "image_size": IMAGE_SIZE,
     }
+
+
+def queries_and_sensors(scene: dict[str, Any]) -> tuple[Queries, Sensors]:
+    """What :func:`inputs` gives, as AQR takes it."""
+    embedding = scene["query_embedding"]
+    queries = Queries(embedding, torch.zeros_like(scene["reference_points"]), scene["reference_points"])
+    if "draws" in scene:
+        queries = queries.replace(draws=scene["draws"])
+    bev, images = scene["bev_features"], scene["image_features"]
+    sensors = Sensors(
+        bev=bev,
+        bev_position=scene["bev_position"],
+        grid=scene["grid"],
+        images=images,
+        image_position=scene["image_position"],
+        views=Views.of(scene["lidar2img"].float(), scene["image_size"]).replace(lidar2img=scene["lidar2img"]),
+    )
+    return queries, sensors
+
+
+def run(aqr: AQR, **scene: Any) -> AQROutput:
+    """AQR on a scene of :func:`inputs`."""
+    return aqr(*queries_and_sensors(scene))
 
 
 def small_aqr(

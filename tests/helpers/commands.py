@@ -48,7 +48,7 @@ def resuming(checkpoint: Path, folder: Path) -> list[str]:
 def run_line(folder: Path, line: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a command line to its end in a folder."""
     return subprocess.run(
-        line, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=300
+        line, cwd=folder, env=environment(), capture_output=True, encoding="utf-8", check=False, timeout=300
     )
 
 

@@ -55,10 +55,10 @@ def write_run(
 ) -> Path:
     """A run's folder; without ``nds`` it has no metrics, and a record's key given as ``None`` is left out."""
     (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
     hydra = {"job": {"name": "train"}, "runtime": {"choices": CHOICES}}
-    (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump({"hydra": hydra}))
-    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config)))
+    (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump({"hydra": hydra}), encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
     written = {
         "command": ["scripts/train.py", *overrides],
         "overrides": list(overrides),
@@ -73,11 +73,13 @@ def write_run(
         "epochs": 2,
         **record,
     }
-    (folder / "record.json").write_text(json.dumps({k: v for k, v in written.items() if v is not None}))
+    (folder / "record.json").write_text(
+        json.dumps({k: v for k, v in written.items() if v is not None}), encoding="utf-8"
+    )
     if nds is not None:
-        (folder / "metrics.json").write_text(json.dumps(metrics(nds)))
+        (folder / "metrics.json").write_text(json.dumps(metrics(nds)), encoding="utf-8")
     if maps is not None:
-        (folder / "map_statistics.json").write_text(json.dumps(maps))
+        (folder / "map_statistics.json").write_text(json.dumps(maps), encoding="utf-8")
     if curve:
         write_curve(folder, curve, nds)
     return folder
@@ -86,7 +88,7 @@ def write_run(
 def write_curve(folder: Path, curve: Sequence[tuple[int, float]], nds: float | None) -> None:
     """Lightning's CSV log: rows of training steps, and one of the evaluation at the end."""
     (folder / "csv").mkdir()
-    with (folder / "csv" / "metrics.csv").open("w", newline="") as file:
+    with (folder / "csv" / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["epoch", "step", "train/loss", "val/NDS", "val/mAP"])
         writer.writeheader()
         for step, loss in curve:

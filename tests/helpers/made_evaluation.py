@@ -1,6 +1,7 @@
 """Made-up ground truth and detections, and tables of it for the devkit's own evaluation to read."""
 
 import io
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -8,25 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.evaluate import DetectionEval
 
-from cmt_aqr.constants import CLASSES, LIDAR
+from cmt_aqr.constants import CLASSES, ERRORS, LIDAR
 from cmt_aqr.data.ground_truth import GroundTruth
-from cmt_aqr.evaluation.curves import ERRORS
+from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, COLUMNS, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
 from cmt_aqr.evaluation.official import CONFIGURATION
-from cmt_aqr.evaluation.submission import (
-    ATTRIBUTE,
-    ATTRIBUTES,
-    COLUMNS,
-    LABEL,
-    ROTATION,
-    SCORE,
-    SIZE,
-    TRANSLATION,
-    VELOCITY,
-    FoundBoxes,
-    attributes_of,
-)
+from cmt_aqr.evaluation.submission import FoundBoxes, attributes_of
 
 CATEGORIES = (
     "vehicle.car",
@@ -198,3 +188,17 @@ def made_found(
     score = (near * (0.6 - 0.4 * noise[:, 0]) + random.uniform(0.01, 0.4, len(rows))).astype(np.float32)
     rows[:, SCORE] = np.round(score, 1) if step else score
     return FoundBoxes(np.arange(frames), np.full(frames, boxes), rows)
+
+
+def to_rows(boxes: Sequence[DetectionBox]) -> NDArray[np.float64]:
+    """The devkit's boxes as rows (box, 15) of :func:`cmt_aqr.evaluation.submission.to_global`."""
+    rows = np.zeros((len(boxes), COLUMNS))
+    if boxes:
+        rows[:, TRANSLATION] = [box.translation for box in boxes]
+        rows[:, SIZE] = [box.size for box in boxes]
+        rows[:, ROTATION] = [box.rotation for box in boxes]
+        rows[:, VELOCITY] = [box.velocity for box in boxes]
+        rows[:, LABEL] = [CLASSES.index(box.detection_name) for box in boxes]
+        rows[:, SCORE] = [box.detection_score for box in boxes]
+        rows[:, ATTRIBUTE] = [ATTRIBUTES.index(box.attribute_name) for box in boxes]
+    return rows

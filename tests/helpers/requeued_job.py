@@ -14,7 +14,7 @@ if __name__ == "__main__":
     queue, script = Path(sys.argv[1]), sys.argv[2]
 
     def requeue(*_: object) -> None:
-        with queue.open("a") as file:
+        with queue.open("a", encoding="utf-8") as file:
             file.write("requeued\n")
         sys.exit(REQUEUED)
 

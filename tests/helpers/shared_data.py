@@ -24,7 +24,7 @@ needs_reference = pytest.mark.skipif(
 
 def parameter_shapes(variant: str) -> dict[str, tuple[int, ...]]:
     """Official parameter names and shapes of a published variant, e.g. ``cmt_voxel0100_r50_800x320``."""
-    with (REFERENCE / f"state_dict.{variant}.tsv").open(newline="") as file:
+    with (REFERENCE / f"state_dict.{variant}.tsv").open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file, delimiter="\t")
         return {row["parameter"]: tuple(int(n) for n in row["shape"].split("x") if n) for row in rows}
 

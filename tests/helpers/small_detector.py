@@ -3,11 +3,9 @@
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
-from cmt_aqr.runs.configuration import build, multipliers, optimizer_settings
+from cmt_aqr.runs.configuration import build
 from cmt_aqr.structures import Batch
-from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.module import DetectorModule
 from tests.helpers.commands import SMALL
 from tests.helpers.composed import composed
@@ -19,15 +17,14 @@ PLAIN = [item for item in MODEL if not item.startswith("aqr.")]
 def small_module(*overrides: str, seed: int = 0, metric: Any = None) -> DetectorModule:
     """A DetectorModule of the tiny model made smaller, in training mode, its weights drawn with ``seed``."""
     config = composed(*(PLAIN if "aqr=none" in overrides else MODEL), *overrides)
-    plain: Any = OmegaConf.to_container(config.training, resolve=True)
-    denoising = Denoising(**plain["denoising"])
+    denoising = build(config.training.denoising)
     torch.manual_seed(seed)
     module = DetectorModule(
         model=build(config.model.network),
         criterion=build(config.training.criterion, background_above=denoising.background_above),
         denoising=denoising if denoising.groups else None,
-        optimizer=optimizer_settings(config),
-        multipliers=multipliers(config),
+        optimizer=build(config.optimizer),
+        multipliers=build(config.lr_mult),
         metric=metric,
     )
     return module.train()

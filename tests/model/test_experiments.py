@@ -3,7 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from cmt_aqr.runs.configuration import multipliers, optimizer_settings
+from cmt_aqr.data.sampling import GOALS
+from cmt_aqr.runs.configuration import build
 from tests.helpers.composed import CONF, composed
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -24,18 +25,18 @@ def test_every_experiment_composes_without_loose_ends(name: str) -> None:
     config = OmegaConf.masked_copy(config, [key for key in config if key not in ("callbacks", "logger")])
     OmegaConf.resolve(config)
     assert not OmegaConf.missing_keys(config)
-    assert optimizer_settings(config).lr > 0
-    assert multipliers(config).lr
+    assert build(config.optimizer).lr > 0
+    assert build(config.lr_mult).lr
 
 
 @pytest.mark.parametrize(("name", "values"), PUBLISHED.items())
 def test_published_recipes(name: str, values: tuple) -> None:
     lr, peak, backbone, masked, pasted, rotation = values
     config = composed(f"experiment={name}", "data.root=/data/nuscenes")
-    settings, factors = optimizer_settings(config), multipliers(config)
+    settings, factors = build(config.optimizer), build(config.lr_mult)
     assert (settings.scaled_lr(16), settings.peak, settings.final) == (lr, peak, 1e-4)
     assert settings.scaled_lr(4) == pytest.approx(lr / 4)
-    assert (settings.warmup, settings.lowest_beta, settings.weight_decay) == (0.4, 0.805, 0.01)
+    assert (settings.warmup, settings.lowest_beta, settings.weight_decay) == (0.4, 0.8052632, 0.01)
     assert factors.lr["img_backbone"] == backbone
     assert factors.lr["img_neck"] == (0.1 if backbone < 1 else 1.0)
     assert factors.weight_decay["img_backbone"] == (5.0 if backbone < 1 else 1.0)
@@ -44,7 +45,18 @@ def test_published_recipes(name: str, values: tuple) -> None:
     assert config.trainer.gradient_clip_val == 35
     assert (config.data.train_transforms.mask_modality is not None) == masked
     assert config.data.scene_augmentation.rotation == [-rotation, rotation]
-    assert dict(config.recipe) | {"cbgs": True, "ground_truth_sampling": pasted} == dict(config.recipe)
+    assert config.data.resampling == "cbgs"
+    assert (config.data.sampling is not None) == pasted
+    if pasted:
+        assert dict(config.data.sampling.goals) == GOALS
+        assert config.data.sampling.until_epoch == 15
+        assert (config.data.sampling.patch_camera, config.data.sampling.patch_behind) == ("last", "third_corner")
+        assert config.data.sampling.images == config.data.cameras
+    assert config.data.min_points == 1
+    assert config.data.replace_empty_frames and config.data.half_points and not config.data.exact_lidar2img
+    assert not (
+        config.data.image_augmentation and (config.data.image_augmentation.grid_mask or {}).get("per_frame")
+    )
     assert (config.aqr is not None) == ("aqr" in name)
     assert config.model.network.decoder.feedforward_dropout == 0
     assert config.model.network.decoder.attention_dropout == 0.1

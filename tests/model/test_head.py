@@ -3,8 +3,10 @@ import torch
 from torch import Tensor
 
 from cmt_aqr.geometry import BEVGrid
-from cmt_aqr.model.head import GroupLayerNorm, Head, TaskHead
+from cmt_aqr.model.head import Head
 from cmt_aqr.model.positions import ray_points, sine_embedding
+from cmt_aqr.model.task import GroupLayerNorm, TaskHead
+from cmt_aqr.structures import Views
 
 GRID = BEVGrid((-8, -8, -5, 8, 8, 3), (0.5, 0.5, 1.0), (9, 32, 32), 8)
 
@@ -60,7 +62,7 @@ def test_query_embedding_adds_the_ray_of_every_view_that_sees_the_point(monkeypa
     head, matrices = small_head(), cameras()
     inverse = torch.linalg.inv(matrices)
     reference = torch.rand(1, 20, 3)
-    found = head.query_embedding(reference, matrices, inverse, (32, 64))[0]
+    found = head.query_embedding(reference, Views.of(matrices, (32, 64)))[0]
     low, high = torch.tensor(GRID.point_range[:3]), torch.tensor(GRID.point_range[3:])
     expected = head.bev_embedding(sine_embedding(reference[0, :, :2], 16))
     views = 0
@@ -76,8 +78,8 @@ def test_query_embedding_adds_the_ray_of_every_view_that_sees_the_point(monkeypa
                 views += 1
     assert views >= 8
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
-    monkeypatch.setattr("cmt_aqr.model.head._waits_for_nothing", lambda _: False)  # as on a GPU
-    torch.testing.assert_close(head.query_embedding(reference, matrices, inverse, (32, 64))[0], found)
+    monkeypatch.setattr("cmt_aqr.model.head.masks_are_free", lambda _: False)  # as on a GPU
+    torch.testing.assert_close(head.query_embedding(reference, Views.of(matrices, (32, 64)))[0], found)
 
 
 def test_bev_positions_are_kept_without_gradients_and_renewed_with_the_weights() -> None:

@@ -20,7 +20,7 @@ COLUMNS = {"center": (0, 2), "height": (2, 3), "dim": (3, 6), "rot": (6, 8), "ve
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    with np.load(REFERENCE / "golden_frame.npz") as file:
+    with np.load(REFERENCE / "golden_frame_uint8.npz") as file:
         return dict(file)
 
 
@@ -30,7 +30,7 @@ def keyframe(config: object, limit: float) -> Batch:
     data.setup("validate")
     frame = data.dataset("val")[0]
     frame = frame.replace(points=frame.points[(frame.points[:, :2] < limit).all(dim=1)])
-    return collate([frame])
+    return data.finish(collate([frame]))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,14 @@ import pytorch_lightning as pl
 import torch
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.runs.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
+from cmt_aqr.runs.checkpoints import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    newest_checkpoint,
+    read_checkpoint,
+    saved_config,
+)
+from cmt_aqr.weights import save_safetensors
 
 
 class Bomb:
@@ -93,6 +100,19 @@ def fit(folder: Path, scores: list[float], ckpt: Path | None = None, **settings:
     if module.scores:
         trainer.validate(module, loader, verbose=False)
     return [read_checkpoint(path)["global_step"] for path in (checkpoints.last, checkpoints.best)]
+
+
+def test_files_of_weights_alone_are_told_where_they_go(tmp_path: Path) -> None:
+    state = {"head.weight": torch.zeros(2)}
+    save_safetensors(state, tmp_path / "a.safetensors").rename(tmp_path / "a.ckpt")
+    torch.save(state, tmp_path / "b.pth")
+    torch.save({"state_dict": state, "meta": {"epoch": 20}}, tmp_path / "c.pth")
+    (tmp_path / "d.ckpt").write_text("<html>", encoding="utf-8")
+    for name in ("a.ckpt", "b.pth", "c.pth", "d.ckpt"):
+        path = tmp_path / name
+        part = "web page" if name == "d.ckpt" else f"weights={path}"
+        with pytest.raises(UserError, match=rf"^ckpt_path={path}: .*{part}"):
+            saved_config(path)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -49,7 +49,7 @@ def test_a_mistyped_key_names_its_neighbour_and_how_to_add_one() -> None:
 
 
 def test_an_unlikely_key_gets_the_keys_of_its_place() -> None:
-    assert "keys there are optimizer.lr, optimizer.weight_decay" in refusal("optimizer.qqqqqqqqqqqqqqqqqqqqqq=1")
+    assert "optimizer.lr, optimizer.weight_decay" in refusal("optimizer.qqqqqqqqqqqqqqqqqqqqqq=1")
 
 
 def test_an_unknown_option_names_the_options_also_within_a_sweep() -> None:
@@ -152,8 +152,8 @@ def test_flags_end_in_one_sentence_where_hydra_would_show_a_traceback(given: lis
 
 def test_a_folder_of_configurations_is_searched(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine.yaml").write_text("defaults:\n  - tiny\n")
-    (tmp_path / "other.yaml").write_text("defaults:\n  - train\n  - _self_\nmine: 1\n")
+    (tmp_path / "model" / "mine.yaml").write_text("defaults:\n  - tiny\n", encoding="utf-8")
+    (tmp_path / "other.yaml").write_text("defaults:\n  - train\n  - _self_\nmine: 1\n", encoding="utf-8")
     check_overrides(CONF, "train", ["model=mine", "seed=1", f"--config-dir={tmp_path}"])
     check_overrides(CONF, "train", ["-cd", str(tmp_path), "--config-name=other", "mine=2"])
     assert "model=yours" in refusal("model=yours", f"--config-dir={tmp_path}")
@@ -265,7 +265,7 @@ def test_build_turns_refusals_into_sentences_and_nothing_else() -> None:
 
     with pytest.raises(UserError, match=r"modulator.residual_weight=3: must be a number from 0 to 1"):
         build(target("cmt_aqr.aqr.Modulator", residual_weight=3))
-    with pytest.raises(UserError, match=r"foo is no setting of cmt_aqr.aqr.Modulator"):
+    with pytest.raises(UserError, match=r"foo: there is no such setting of cmt_aqr.aqr.modulator.Modulator"):
         build(target("cmt_aqr.aqr.Modulator", foo=3))
     with pytest.raises(UserError, match="No supported gpu backend found"):
         build(target("pytorch_lightning.Trainer", accelerator="gpu", logger=False, barebones=True))

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from cmt_aqr.runs.curves import CurveLogger
+from cmt_aqr.training.monitor import is_epoch_open
 
 
 def rows(folder: Path) -> list[tuple[int, str, str]]:
-    with (folder / "csv" / "metrics.csv").open() as file:
+    with (folder / "csv" / "metrics.csv").open(encoding="utf-8") as file:
         return [(int(row["step"]), row["train/loss"], row.get("val/NDS", "")) for row in csv.DictReader(file)]
 
 
@@ -25,11 +26,11 @@ def test_rows_that_come_again_are_dropped(due: bool, kept: bool, tmp_path: Path)
     first_part(tmp_path)
     assert len(rows(tmp_path)) == 5, "on disk without being asked"
     logger = CurveLogger(str(tmp_path))
-    logger.go_on({"global_step": 4, "evaluation_due": due})
+    logger.resume({"global_step": 4, "evaluation_due": due})
     evaluated = [(3, "", "0.5")] if kept else []
     assert rows(tmp_path) == [(step, f"{step}.0", "") for step in range(4)] + evaluated
     logger = CurveLogger(str(tmp_path))
-    logger.go_on({"global_step": 2})
+    logger.resume({"global_step": 2})
     logger.log_metrics({"train/loss": 9.0, "other": 1.0}, 2)
     assert rows(tmp_path) == [(0, "0.0", ""), (1, "1.0", ""), (2, "9.0", "")]
 
@@ -41,17 +42,17 @@ def test_the_row_of_an_epoch_stays_if_the_checkpoint_is_from_after_its_end(
     """What the monitor says of an epoch is logged at its last step, which the run does not take again."""
     first_part(tmp_path)
     logger = CurveLogger(str(tmp_path))
-    logger.go_on({"global_step": 4})
+    logger.resume({"global_step": 4})
     logger.log_metrics({"aqr/epoch/bev/mean": 0.25, "epoch": 0}, 3)
     state = {"epoch_number": 0, "epoch": {"looks": looks}, "warned": []}
-    CurveLogger(str(tmp_path)).go_on({"global_step": 4, "callbacks": {"AQRMonitor": state}})
-    with (tmp_path / "csv" / "metrics.csv").open() as file:
+    CurveLogger(str(tmp_path)).resume({"global_step": 4}, is_epoch_open({"callbacks": {"AQRMonitor": state}}))
+    with (tmp_path / "csv" / "metrics.csv").open(encoding="utf-8") as file:
         found = [row["aqr/epoch/bev/mean"] for row in csv.DictReader(file)]
     assert [value for value in found if value] == (["0.25"] if kept else [])
 
 
 def test_a_new_run_begins_anew_and_a_missing_file_is_made(tmp_path: Path) -> None:
     logger = CurveLogger(str(tmp_path))
-    logger.go_on({"global_step": 2})
+    logger.resume({"global_step": 2})
     logger.log_metrics({"train/loss": 9.0}, 2)
     assert rows(tmp_path) == [(2, "9.0", "")]

@@ -46,20 +46,24 @@ def test_what_else_is_private() -> None:
     assert (
         amp is not None
         and amp.origin is not None
-        and "_optimizer_handles_unscaling" in Path(amp.origin).read_text()
+        and "_optimizer_handles_unscaling" in Path(amp.origin).read_text(encoding="utf-8")
     )
 
 
 def test_no_other_is_used() -> None:
     """In src/, on objects that are Lightning's by name."""
     pattern = re.compile(r"(?:trainer|_loop|\bloop|fetcher)(?:\.\w+)*?\.(_[a-z]\w+)")
-    found = {name for path in (ROOT / "src").rglob("*.py") for name in pattern.findall(path.read_text())}
+    found = {
+        name for path in (ROOT / "src").rglob("*.py") for name in pattern.findall(path.read_text(encoding="utf-8"))
+    }
     assert found == set(USED)
 
 
 def test_the_dependency_is_bounded() -> None:
     line = next(
-        text for text in (ROOT / "pyproject.toml").read_text().splitlines() if '"pytorch-lightning' in text
+        text
+        for text in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
+        if '"pytorch-lightning' in text
     )
     (requirement,) = re.findall(r'"([^"]+)"', line)
     assert pl.__version__ in Requirement(requirement).specifier

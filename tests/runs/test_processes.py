@@ -56,11 +56,11 @@ def test_an_error_in_one_ends_all_and_is_raised_as_it_was(tmp_path: Path, childr
 
 def test_the_killed_one_is_named_and_not_who_missed_it(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text(
-        json.dumps({"status": "failed", "error": "connection closed", "seed": 3})
+        json.dumps({"status": "failed", "error": "connection closed", "seed": 3}), encoding="utf-8"
     )
     with pytest.raises(UserError, match=r"process 1 of 2 was ended by SIGKILL \(out of memory"):
         run(process_tasks.second_is_killed, tmp_path)
-    record = json.loads((tmp_path / "record.json").read_text())
+    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
     assert record["error"].startswith("process 1 of 2 was ended by SIGKILL") and record["seed"] == 3
 
 
@@ -69,10 +69,10 @@ def test_only_an_unfinished_record_is_corrected(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     path = tmp_path / "record.json"
     for status, corrected in (("running", True), ("failed", True), ("stopped", False), ("complete", False)):
-        path.write_text(json.dumps({"status": status, "error": None}))
+        path.write_text(json.dumps({"status": status, "error": None}), encoding="utf-8")
         correct_record(tmp_path, RuntimeError("two\nlines"))
         expected = ("failed", "RuntimeError: two lines") if corrected else (status, None)
-        assert tuple(json.loads(path.read_text()).values()) == expected
+        assert tuple(json.loads(path.read_text(encoding="utf-8")).values()) == expected
     assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
 
 

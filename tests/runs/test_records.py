@@ -55,7 +55,7 @@ def test_a_refusal_is_recorded_but_replaces_no_earlier_record(tmp_path: Path) ->
     incomplete = DictConfig({"seed": 0, "root": "???"})
     record_refusal(tmp_path, incomplete, [], UserError("root has no default"))
     assert (record_of(tmp_path)["status"], record_of(tmp_path)["error"]) == ("failed", "root has no default")
-    (tmp_path / "record.json").write_text(json.dumps({"status": "complete"}))
+    (tmp_path / "record.json").write_text(json.dumps({"status": "complete"}), encoding="utf-8")
     record_refusal(tmp_path, CONFIG, [], UserError("no"))
     assert record_of(tmp_path) == {"status": "complete"}
 

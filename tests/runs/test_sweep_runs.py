@@ -1,6 +1,5 @@
-"""Which folder a run has, and what the folder tells about it."""
+"""Which folder a run has."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cmt_aqr.runs.sweep_runs import SweepRun, identity, run_folder, runs_of
+from cmt_aqr.runs.folder import Run
+from cmt_aqr.runs.sweep_runs import identity, run_folder, runs_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -45,7 +45,7 @@ def test_a_new_run_takes_no_folder_of_another(tmp_path: Path) -> None:
     assert begun(tmp_path, 0, "a=7").name == "3"
     (tmp_path / "4").mkdir()
     assert begun(tmp_path, 1, "a=8").name == "5"
-    assert SweepRun.read(tmp_path / "5").overrides == ("a=8",)
+    assert Run(tmp_path / "5").claimed == ("a=8",)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "3", "4", "5"]
 
 
@@ -54,7 +54,7 @@ def test_runs_that_begin_at_once_get_folders_of_their_own(tmp_path: Path) -> Non
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda i: begun(tmp_path, 0, f"a={i}"), range(1, 33)))
     assert len(set(folders)) == 32
-    assert len(runs_of(tmp_path)) == 33 and runs_of(tmp_path)[0].overrides == ("a=0",)
+    assert len(runs_of(tmp_path)) == 33 and runs_of(tmp_path)[0].claimed == ("a=0",)
 
 
 def test_the_processes_of_one_run_get_the_same_folder(tmp_path: Path) -> None:
@@ -73,38 +73,6 @@ def test_runs_come_by_number(tmp_path: Path) -> None:
     for number in range(12):
         begun(tmp_path, number, f"a={number}")
     assert [run.name for run in runs_of(tmp_path)] == [str(number) for number in range(12)]
-
-
-@pytest.mark.parametrize(
-    ("record", "evaluated", "status"),
-    [
-        (None, False, "stopped"),
-        (None, True, "complete"),
-        ({}, True, "complete"),
-        ({}, False, "stopped"),
-        ({"status": "running"}, False, "stopped"),
-        ({"status": "running"}, True, "stopped"),
-        ({"status": "stopped"}, False, "stopped"),
-        ({"status": "complete"}, True, "complete"),
-        ({"status": "complete"}, False, "stopped"),
-        ({"status": "failed", "error": "why"}, False, "failed"),
-        ({"status": "failed", "error": "why"}, True, "failed"),
-    ],
-)
-def test_how_a_run_ended(record: dict | None, evaluated: bool, status: str, tmp_path: Path) -> None:
-    folder = begun(tmp_path, 0, "a=1")
-    if record is not None:
-        (folder / "record.json").write_text(json.dumps(record))
-    if evaluated:
-        (folder / "metrics.json").write_text('{"mAP": 0.1, "NDS": 0.2}')
-    run = SweepRun.read(folder)
-    assert (run.status, run.overrides) == (status, ("a=1",))
-    assert run.metrics == ({"mAP": 0.1, "NDS": 0.2} if status == "complete" else {})
-    assert run.error == ("why" if status == "failed" else None)
-
-
-def test_a_folder_that_is_not_there_is_a_new_run(tmp_path: Path) -> None:
-    assert SweepRun.read(tmp_path / "0").status == "new"
 
 
 def looked_at(folder: Path, *overrides: str) -> DictConfig:
@@ -126,4 +94,4 @@ def test_a_run_that_begins_claims_its_folder(tmp_path: Path, monkeypatch: pytest
     config = looked_at(tmp_path, "hydra.mode=MULTIRUN", "hydra.job.num=3")
     HydraConfig.instance().set_config(config)  # as Hydra does before it asks for a run's folder
     assert config.hydra.sweep.subdir == "3"
-    assert set(SweepRun.read(tmp_path / "3").overrides) == {"seed=1", f"sweep_dir={tmp_path}"}
+    assert set(Run(tmp_path / "3").claimed) == {"seed=1", f"sweep_dir={tmp_path}"}

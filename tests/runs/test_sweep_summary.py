@@ -1,39 +1,40 @@
 import csv
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
-from cmt_aqr.runs.sweep_runs import SweepRun
+from cmt_aqr.runs.folder import Run, find_runs
 from cmt_aqr.runs.sweep_summary import summary_table, swept_keys, write_summary
+from tests.helpers.folders import write_run
 
 
-def runs() -> list[SweepRun]:
-    good = {"mAP": 0.25, "NDS": 0.5}
-    return [
-        SweepRun(Path("s/0"), ("clamp=1.5", "steps=2"), "complete", {"mAP": 0.125, "NDS": 0.25}, seconds=3.2),
-        SweepRun(Path("s/1"), ("clamp=-1", "steps=2"), "failed", {}, "clamp=-1: must be above 0"),
-        SweepRun(Path("s/2"), ("clamp=2.5", "steps=2", "size=[4,8]"), "complete", good),
-    ]
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    write_run(tmp_path / "0", ["clamp=1.5", "steps=2"], 0.25, wall_time_s=3.2)
+    write_run(tmp_path / "1", ["clamp=-1", "steps=2"], error="clamp=-1: must be above 0")
+    write_run(tmp_path / "2", ["clamp=2.5", "steps=2", "size=[4,8]"], 0.5)
+    return [*find_runs(tmp_path), Run(tmp_path / "-", given=["clamp=3", "steps=2"])]
 
 
-def test_only_what_differs_has_a_column() -> None:
-    assert swept_keys(runs()) == ["clamp", "size"]
-    assert swept_keys(runs()[:1]) == []
+def test_only_what_differs_has_a_column(runs: list[Run]) -> None:
+    assert swept_keys(runs) == ["clamp", "size"]
+    assert swept_keys(runs[:1]) == []
 
 
-def test_the_table_names_every_run_and_why_one_failed() -> None:
+def test_the_table_names_every_run_and_why_one_failed(runs: list[Run]) -> None:
     console = Console(width=120, record=True)
-    console.print(summary_table(runs(), "Sweep s"))
+    console.print(summary_table(runs, "Sweep s"))
     text = console.export_text()
-    for part in ("0.1250", "0.5000", "complete", "failed", "clamp=-1: must be above 0", "[4,8]"):
+    for part in ("0.1250", "0.5000", "complete", "failed", "new", "clamp=-1: must be above 0", "[4,8]"):
         assert part in text
     assert "steps" not in text
 
 
-def test_the_csv_has_every_override(tmp_path: Path) -> None:
-    with write_summary(runs(), tmp_path / "summary.csv").open() as file:
+def test_the_csv_has_every_override(runs: list[Run], tmp_path: Path) -> None:
+    with write_summary(runs, tmp_path / "summary.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["run"] for row in rows] == ["0", "1", "2"]
+    assert [row["run"] for row in rows] == ["0", "1", "2", "-"] and rows[3]["status"] == "new"
     assert rows[0]["overrides"] == "clamp=1.5 steps=2" and rows[0]["clamp"] == "1.5"
     assert rows[1]["NDS"] == "" and rows[1]["error"] == "clamp=-1: must be above 0"
     assert (rows[2]["mAP"], rows[2]["NDS"], rows[2]["size"]) == ("0.25", "0.5", "[4,8]")

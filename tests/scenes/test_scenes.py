@@ -228,7 +228,7 @@ def test_cameras_look_where_nuscenes_cameras_look(nusc: NuScenes) -> None:
 
 
 def test_description_tells_how_it_was_made(root: Path) -> None:
-    description = json.loads((root / VERSION / DESCRIPTION_FILE).read_text())
+    description = json.loads((root / VERSION / DESCRIPTION_FILE).read_text(encoding="utf-8"))
     assert description["settings"]["seed"] == 5
     assert description["splits"] == ["mini_train", "mini_val"]
     assert description["generator_version"] >= 1
@@ -570,16 +570,16 @@ def test_what_is_there_is_replaced_only_on_demand(tmp_path: Path, root: Path) ->
     make(out, **tiny)
     with pytest.raises(SettingError, match="overwrite=true"):
         make(out, **tiny)
-    before = json.loads((out / VERSION / DESCRIPTION_FILE).read_text())
+    before = json.loads((out / VERSION / DESCRIPTION_FILE).read_text(encoding="utf-8"))
     make(out, **tiny, seed=6, overwrite=True)
-    after = json.loads((out / VERSION / DESCRIPTION_FILE).read_text())
+    after = json.loads((out / VERSION / DESCRIPTION_FILE).read_text(encoding="utf-8"))
     assert (before["settings"]["seed"], after["settings"]["seed"]) == (5, 6)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work", encoding="utf-8")
     with pytest.raises(SettingError, match="not a synthetic data set"):
         make(tmp_path / "mine", **tiny, overwrite=True)
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "mine" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
 
 
 @pytest.mark.parametrize(
@@ -613,7 +613,7 @@ def run_script(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str
         cwd=folder,
         env={"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
 

@@ -7,25 +7,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from cmt_aqr.errors import UserError
+from cmt_aqr.runs.folder import Run
 from cmt_aqr.structures import AQROutput
 from cmt_aqr.studies import fault_study
 from cmt_aqr.studies.fault_study import (
-    BAD,
+    CHECKPOINT,
     MeanWeights,
-    Result,
-    StudyRun,
     differences,
     evaluation_config,
-    find_runs,
-    mean_and_spread,
-    spread_text,
     study,
+    study_runs,
+    summary_of,
+    table_of,
     values_of,
     with_bad,
 )
@@ -47,7 +46,7 @@ CONDITIONS = {
 REACHED = {"clean": 0.5, "fog": 0.3, "night": 0.1}
 
 
-def make_run(folder: Path, name: str, seed: int, finished: bool = True, steps: int = 5) -> StudyRun:
+def make_run(folder: Path, name: str, seed: int, finished: bool = True, steps: int = 5) -> Run:
     """A run's folder with what the study reads of it."""
     config = composed("aqr=none", f"name={name}", f"seed={seed}", "data.root=nowhere")
     plain = OmegaConf.to_container(config)
@@ -56,10 +55,10 @@ def make_run(folder: Path, name: str, seed: int, finished: bool = True, steps: i
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"state_dict": {}, "config": plain, "global_step": steps}, folder / "checkpoints" / "last.ckpt")
     OmegaConf.save(OmegaConf.create({"name": name, "seed": seed}), folder / "config.yaml")
-    (folder / "record.json").write_text("{}")
+    (folder / "record.json").write_text("{}", encoding="utf-8")
     if finished:
-        (folder / "metrics.json").write_text("{}")
-    return StudyRun(folder, name, seed)
+        (folder / "metrics.json").write_text("{}", encoding="utf-8")
+    return Run(folder)
 
 
 def weighing(lidar: list[float], camera: list[float], camera_seen: list[bool]) -> AQROutput:
@@ -88,7 +87,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
     def measure(config: DictConfig, watching: list[MeanWeights]) -> tuple[None, SimpleNamespace]:
         seen.append(config)
         if config.name == "ours":
-            watching[0]._see(nn.Identity(), (), weighing([0.5, 0.7], [0.2, 0.6], [True, False]))
+            output = vars(weighing([0.5, 0.7], [0.2, 0.6], [True, False]))
+            watching[0].on_validation_batch_end(None, None, {"aqr": output})
         condition = next((name for name in ("fog", "night") if name in config.eval_fault), "clean")
         reached = REACHED[condition] + 0.01 * config.seed + (0.1 if config.name == "ours" else 0.0)
         if config.name == "ours" and config.seed == 2:
@@ -103,12 +103,14 @@ def test_runs_are_found_at_any_depth_and_unfinished_ones_named(tmp_path: Path) -
     runs = [make_run(tmp_path / "deep" / "b", "plain", 2), make_run(tmp_path / "a", "plain", 10)]
     make_run(tmp_path / "c", "ours", 1, finished=False)
     (tmp_path / "a" / "faults").mkdir()
-    assert find_runs(tmp_path) == (runs, [tmp_path / "c"])
+    found, unfinished = study_runs(tmp_path)
+    assert [run.folder for run in found] == [run.folder for run in runs]
+    assert [run.folder for run in unfinished] == [tmp_path / "c"]
     make_run(tmp_path / "d", "plain", 2)
-    with pytest.raises(UserError, match=r"are both plain with seed 2: move one"):
-        find_runs(tmp_path)
+    with pytest.raises(UserError, match=r"are both plain, seed 2: move one"):
+        study_runs(tmp_path)
     with pytest.raises(UserError, match="holds no finished run"):
-        find_runs(tmp_path / "c")
+        study_runs(tmp_path / "c")
 
 
 def test_a_study_prints_and_writes_means_spreads_and_paired_differences(
@@ -123,7 +125,7 @@ def test_a_study_prints_and_writes_means_spreads_and_paired_differences(
     assert {config.data.seed for config in measured} == {7}
     assert {config.seed for config in measured} == {1, 2, 3}
     assert {config.eval_fault.share for config in measured} == {0.0, 1.0}
-    summary = json.loads((tmp_path / "fault_study.json").read_text())
+    summary = json.loads((tmp_path / "fault_study.json").read_text(encoding="utf-8"))
     plain = summary["mAP"]["plain"]
     assert plain["clean"]["mean"] == pytest.approx(0.52)
     assert plain["clean"]["std"] == pytest.approx(0.01)
@@ -140,7 +142,7 @@ def test_a_study_prints_and_writes_means_spreads_and_paired_differences(
     assert set(summary["mean LiDAR weight"]) == set(summary["mean camera weight"]) == {"ours"}
     assert summary["mean LiDAR weight"]["ours"]["fog"]["mean"] == pytest.approx(0.6)
     assert summary["mean camera weight"]["ours"]["clean"]["mean"] == pytest.approx(0.2)
-    with (tmp_path / "fault_study.csv").open() as file:
+    with (tmp_path / "fault_study.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 24
     assert [row["condition"] for row in rows].count("bad") == 6
@@ -160,18 +162,16 @@ def test_what_was_evaluated_is_kept_until_something_changes(tmp_path: Path, meas
     assert len(measured) == 3
     again = study(settings(tmp_path))
     assert len(measured) == 3
-    assert [(result.condition, result.metrics["mAP"]) for result in again] == [
-        (result.condition, result.metrics["mAP"]) for result in first
-    ]
-    assert all(math.isnan(result.metrics["mAVE"]) for result in again)
+    pd.testing.assert_frame_equal(again, first)
+    assert len(again) == 4 and again["mAVE"].isna().all()
     thick = settings(tmp_path)
     thick.conditions.fog.fog.visibility = 10.0
     study(thick)
     assert [config.eval_fault.fog.visibility for config in measured[3:]] == [10.0]
     study(settings(tmp_path, refresh=True))
     assert len(measured) == 7
-    checkpoint = torch.load(run.checkpoint)
-    torch.save({**checkpoint, "global_step": 6}, run.checkpoint)
+    checkpoint = torch.load(run.folder / CHECKPOINT)
+    torch.save({**checkpoint, "global_step": 6}, run.folder / CHECKPOINT)
     study(settings(tmp_path))
     assert len(measured) == 10
 
@@ -203,27 +203,25 @@ def test_overrides_reach_every_run_and_must_fit(tmp_path: Path) -> None:
         evaluation_config(run, OmegaConf.merge(condition, {"fog": {"visibility": -1}}), OmegaConf.create({}), 7)
 
 
-def result(variant: str, seed: int, condition: str, value: float) -> Result:
-    return Result(StudyRun(Path(f"{variant}{seed}"), variant, seed), condition, {"mAP": value})
+def results_of(*rows: tuple[str, int, str, float]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["variant", "seed", "condition", "mAP"]).assign(folder="x")
 
 
 def test_bad_is_the_mean_of_the_conditions_with_faults() -> None:
-    results = [result("a", 1, "clean", 0.9), result("a", 1, "fog", 0.2), result("a", 1, "night", 0.4)]
-    assert with_bad(results)[-1] == result("a", 1, BAD, pytest.approx(0.3))  # type: ignore[arg-type]
-    assert with_bad(results[:1]) == results[:1]
+    results = results_of(("a", 1, "clean", 0.9), ("a", 1, "fog", 0.2), ("a", 1, "night", 0.4))
+    assert with_bad(results).iloc[-1].tolist() == ["a", 1, "bad", pytest.approx(0.3), "x"]
+    assert len(with_bad(results[:1])) == 1
+    results.loc[2, "mAP"] = math.nan
+    assert math.isnan(with_bad(results).iloc[-1]["mAP"]), "of an undefined value there is no mean"
 
 
 def test_differences_are_paired_by_seed() -> None:
-    results = [result("a", seed, "fog", value) for seed, value in ((1, 0.1), (2, 0.5))]
-    results += [result("b", seed, "fog", value) for seed, value in ((1, 0.2), (2, 0.6), (3, 0.9))]
+    results = results_of(("b", 1, "fog", 0.2), ("a", 2, "fog", 0.5), ("b", 3, "fog", 0.9), ("b", 2, "fog", 0.4))
+    results = pd.concat([results, results_of(("a", 1, "fog", 0.1))])
     paired = differences(values_of(results, "mAP"), "a")
-    assert paired == {"b": {"fog": {1: pytest.approx(0.1), 2: pytest.approx(0.1)}}}
-
-
-def test_spread_needs_two_values() -> None:
-    assert mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2)))
-    mean, std = mean_and_spread([2.0])
-    assert mean == 2.0 and math.isnan(std)
-    assert spread_text({1: 0.25}) == "0.250"
-    assert spread_text({1: 0.25, 2: 0.25}, "+") == "+0.250 ± 0.000"
-    assert spread_text({}) == "nan"
+    assert paired.to_dict() == {("b", "fog", 1): pytest.approx(0.1), ("b", "fog", 2): pytest.approx(-0.1)}
+    table = table_of(summary_of(paired), "title", each=True)
+    cells = [list(column.cells) for column in table.columns]
+    assert cells == [["b"], ["1, 2"], ["+0.000 ± 0.141\n+0.100  -0.100"]]
+    single = table_of(summary_of(paired[:1]), "title")
+    assert list(single.columns[2].cells) == ["0.100"], "one seed has no spread"

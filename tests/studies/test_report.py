@@ -1,31 +1,36 @@
+"""The page, its figures and the CSV file."""
+
+import csv
 import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from plotly.offline import get_plotlyjs
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.studies.reports import make_report
-from cmt_aqr.studies.reports.figures import learning_curves, overview, thinned
-from cmt_aqr.studies.reports.runs import find_runs
-from cmt_aqr.studies.reports.settings import find_axes
+from cmt_aqr.runs.folder import find_runs
+from cmt_aqr.studies.figures import learning_curves, overview, thinned
+from cmt_aqr.studies.records import find_axes
+from cmt_aqr.studies.report import make_report
 from tests.helpers.commands import run_command
-from tests.helpers.folders import MAPS, write_grid, write_run
+from tests.helpers.folders import CLAMPS, ERRORS, MAPS, RESIDUALS, grid_nds, write_grid, write_run
 
 VOID = {"meta", "br", "wbr", "hr", "img", "input", "link"}
 LOADS = {"src", "href", "xlink:href", "action", "data", "poster", "srcset"}
 
 
 class Page(HTMLParser):
-    """Reads a page strictly: every element closed in order; keeps cells, ids and what would be loaded."""
+    """Reads a page strictly: every element closed in order; keeps cells and what would be loaded."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.loads: list[str] = []
-        self.ids: list[str] = []
         self.tags: list[str] = []
+        self.plots = 0
         self.rows: list[list[str]] = []
         self.commands: list[str] = []
         self.feed(text)
@@ -34,8 +39,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.plots += ("class", "plot") in attrs
         self.loads += [value or "" for name, value in attrs if name in LOADS]
-        self.ids += [value or "" for name, value in attrs if name == "id"]
         if tag not in VOID:
             self.open.append(tag)
         if tag == "tr":
@@ -63,15 +68,14 @@ class Page(HTMLParser):
 def report(folder: Path, **options: str) -> tuple[Page, str]:
     page, table = make_report(folder, **options)  # type: ignore[arg-type]
     assert table.is_file()
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     return Page(text), text
 
 
 def check_alone(page: Page, text: str) -> None:
-    """Nothing is loaded from anywhere, and no id stands twice."""
-    assert [target for target in page.loads if not target.startswith("#")] == []
-    assert not re.search(r"url\((?!#)|@import|https?://", text)
-    assert len(page.ids) == len(set(page.ids))
+    """Nothing is loaded from anywhere."""
+    assert page.loads == []
+    assert not re.search(r"url\(|@import|https?://", text.replace(get_plotlyjs(), ""))
 
 
 def test_the_page_of_a_grid(tmp_path: Path) -> None:
@@ -92,7 +96,7 @@ def test_the_page_of_a_grid(tmp_path: Path) -> None:
         "python scripts/train.py renderer.max_weight_clamp=2.0 modulator.residual_weight=0.65 trainer.max_epochs=2"
     )
     assert len(page.commands) == 10
-    assert page.tags.count("svg") == 2
+    assert page.plots == 2
     assert "7 complete · 1 unfinished · 1 failed" in text
 
 
@@ -112,7 +116,7 @@ def test_odd_names_are_text(tmp_path: Path, name: str, capsys: pytest.CaptureFix
     write_run(tmp_path / name / "1", ["note=plain", "a=1"], None, error=f"no file {name}")
     page, text = report(tmp_path)
     check_alone(page, text)
-    assert page.tags.count("script") == 1
+    assert page.tags.count("script") == 2
     cells = [cell for row in page.rows for cell in row]
     assert f"{name}/0" in cells and f"failedno file {name}" in cells
     assert f"no file {name}" in re.sub(r"\s*\n", " ", capsys.readouterr().out)
@@ -121,10 +125,10 @@ def test_odd_names_are_text(tmp_path: Path, name: str, capsys: pytest.CaptureFix
 def test_folders_that_lack_everything_make_a_page(tmp_path: Path) -> None:
     for name in "01":
         (tmp_path / name / ".hydra").mkdir(parents=True)
-        (tmp_path / name / ".hydra" / "overrides.yaml").write_text(f"- seed={name}\n")
+        (tmp_path / name / ".hydra" / "overrides.yaml").write_text(f"- seed={name}\n", encoding="utf-8")
     page, text = report(tmp_path)
     check_alone(page, text)
-    assert "No run has NDS yet" in text and page.tags.count("svg") == 0
+    assert "No run has NDS yet" in text and page.plots == 0
     rows = [row for row in page.rows if row]
     # The table over seeds comes first.
     assert [row[:3] for row in rows[-2:]] == [[name, "not recorded", name] for name in "01"]
@@ -133,7 +137,7 @@ def test_folders_that_lack_everything_make_a_page(tmp_path: Path) -> None:
 
 def test_a_broken_file_is_told_on_the_page(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "0", [], 0.2)
-    (folder / "map_statistics.json").write_text("{")
+    (folder / "map_statistics.json").write_text("{", encoding="utf-8")
     assert "0: map_statistics.json cannot be read: " in report(tmp_path)[1]
 
 
@@ -167,11 +171,58 @@ def test_what_is_drawn_follows_what_was_varied(tmp_path: Path) -> None:
     assert titles("drawn3", x="k", y="lr") == ["NDS over b.k and a.lr", "NDS in the order of the runs"]
 
 
+def test_the_heat_map_has_every_value_at_its_place_and_frames_the_best(tmp_path: Path) -> None:
+    runs = find_runs(write_grid(tmp_path))
+    (picture,) = overview(runs, find_axes(runs), "NDS", None, None)
+    (cells,) = picture.figure.data
+    expected = np.array([[grid_nds(c, r) for c in CLAMPS] for r in RESIDUALS])
+    expected[1, 2] = expected[2, 2] = np.nan
+    np.testing.assert_array_equal(cells.z, expected)
+    assert cells.text[1][1] == "0.3000" and cells.text[2][2] == ""
+    framed = [shape for shape in picture.figure.layout.shapes if shape.line.width == 3]
+    assert [(shape.x0 + shape.x1, shape.y0 + shape.y1) for shape in framed] == [(2, 2)]
+    assert [(note.x, note.y, note.text) for note in picture.figure.layout.annotations] == [
+        (2, 1, "no NDS"),
+        (2, 2, "no NDS"),
+    ]
+    assert list(picture.figure.layout.xaxis.ticktext) == ["1.5", "2", "2.5"]
+    for number, folder in enumerate(tmp_path.glob("[0-2]")):
+        (folder / "metrics.json").write_text(f'{{"mATE": {0.9 if number == 1 else 0.5}}}', encoding="utf-8")
+    runs = find_runs(tmp_path)[:3]
+    (picture,) = overview(runs, find_axes(runs), "mATE", None, "residual_weight")
+    assert sorted(picture.figure.data[0].y) == [0.5, 0.5, 0.9]
+
+
+def test_names_stand_in_figures_as_text(tmp_path: Path) -> None:
+    for number, word in enumerate(("<a href='x'>y</a>", "plain")):
+        write_run(tmp_path / str(number), [], 0.1, config={"note": word})
+        (tmp_path / str(number) / "record.json").write_text(
+            '{"overrides": ["note=z"]}' if number else "{}", encoding="utf-8"
+        )
+    runs = find_runs(tmp_path)
+    (picture,) = overview(runs, find_axes(runs), "NDS", None, None)
+    assert list(picture.figure.layout.xaxis.ticktext) == ["&lt;a href=&#x27;x&#x27;&gt;y&lt;/a&gt;", "z"]
+
+
 def test_failed_runs_are_named_in_the_learning_curves(tmp_path: Path) -> None:
     runs = find_runs(write_grid(tmp_path))
-    picture = learning_curves(runs, find_axes(runs), range(len(runs)))
-    assert picture is not None
-    assert "max_weight_clamp=2.5, residual_weight=0.7 (failed)" in picture.svg
+    (picture,) = learning_curves(runs, find_axes(runs), range(len(runs)))
+    shown = {line.name: len(line.x) for line in picture.figure.data if line.showlegend}
+    assert len(shown) == 9 and shown["max_weight_clamp=2.5, residual_weight=0.7 (failed)"] == 20
+
+
+def test_the_best_so_far_follows_the_direction_and_passes_over_failures(tmp_path: Path) -> None:
+    values = [0.5, 0.3, None, *(0.4 + number / 100 for number in range(9))]
+    for number, nds in enumerate(values):
+        folder = write_run(tmp_path / str(number), [f"a.lr={number / 7}", f"b.k={number / 3}"], nds)
+        if nds is not None:
+            (folder / "metrics.json").write_text(f'{{"NDS": {nds}, "mATE": {nds}}}', encoding="utf-8")
+    runs = find_runs(tmp_path)
+    expected = {"NDS": [0.5] * 12, "mATE": [0.5] + [0.3] * 11}
+    for metric, best in expected.items():
+        _, history = overview(runs, find_axes(runs), metric, None, None)
+        (line,) = [line for line in history.figure.data if line.name == "best so far"]
+        assert list(line.y) == best
 
 
 def test_a_long_curve_is_averaged_over_neighbours() -> None:
@@ -179,6 +230,26 @@ def test_a_long_curve_is_averaged_over_neighbours() -> None:
     assert len(steps) == len(values) == 100
     assert steps[0] == 4.5 and set(values) == {0.5}
     assert math.isclose(sum(steps) / 100, 499.5)
+
+
+def test_the_csv_file_holds_what_the_folders_hold(tmp_path: Path) -> None:
+    overrides = ["renderer.max_weight_clamp=1.8374651283", "renderer=aggressive", "trainer.max_epochs=2"]
+    write_run(tmp_path / "0", overrides, 0.123456789, maps=MAPS, seed=3)
+    write_run(tmp_path / "1", ["trainer.max_epochs=2"], None, error='loss is "nan", step 3', wall_time_s=None)
+    with make_report(tmp_path)[1].open(newline="", encoding="utf-8") as file:
+        best, failed = csv.DictReader(file)
+    assert (best["run"], best["status"], best["seed"], best["error"]) == ("0", "complete", "3", "")
+    assert float(best["NDS"]) == 0.123456789
+    assert {name: float(best[name]) for name in ERRORS} == ERRORS
+    assert float(best["AP/car"]) == 0.25 and math.isnan(float(best["AVE/barrier"]))
+    assert float(best["aqr/bev/max_over_mean"]) == MAPS["bev"]["max_over_mean"]
+    costs = ("wall_time_s", "frames_per_second", "peak_memory_bytes")
+    assert [best[key] for key in costs] == ["75.0", "3.25", "1610612736"]
+    assert best["renderer.max_weight_clamp"] == "1.8374651283" and best["renderer"] == "aggressive"
+    assert best["overrides"] == " ".join(overrides)
+    assert failed["error"] == 'loss is "nan", step 3'
+    assert (failed["renderer.max_weight_clamp"], failed["renderer"]) == ("2.0", "recommended")
+    assert failed["NDS"] == failed["wall_time_s"] == failed["aqr/bev/mean"] == ""
 
 
 def test_no_setting_of_that_name(tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def test_pictures_of_each_kind_of_model(
     maps: set[str],
     pictures: list[str],
 ) -> None:
-    dataset = prepared(small_root, tmp_path / "cache", cameras, lidar).dataset("val")
+    data = prepared(small_root, tmp_path / "cache", cameras, lidar)
     module = small_module(*overrides).eval()
-    scene = make_scene(module, dataset, 1, min_score=0.0, split="mini_val")
+    scene = make_scene(module, data, 1, min_score=0.0)
     assert {name for name in ("bev", "camera") if getattr(scene, name) is not None} == maps
     assert (len(scene.points) > 0) == lidar and (scene.images is not None) == cameras
     for name in maps:
@@ -62,9 +62,9 @@ def test_pictures_of_each_kind_of_model(
 
 
 def test_images_as_stored_lie_under_the_pixels_of_the_network(small_root: Path, tmp_path: Path) -> None:
-    dataset = prepared(small_root, tmp_path / "cache").dataset("val")
-    scene = make_scene(small_module().eval(), dataset, 0, min_score=0.0, split="mini_val")
-    stored = dataset.reader.read(0)
+    data = prepared(small_root, tmp_path / "cache")
+    scene = make_scene(small_module().eval(), data, 0, min_score=0.0)
+    stored = data.dataset("val").reader.read(0)
     assert scene.images is not None and stored.images is not None and scene.image_extent is not None
     # 160 x 90 becomes 160 x 90, of which the bottom 64 rows remain.
     assert scene.image_extent == pytest.approx((-0.5, 159.5, 63.5, -26.5), abs=1e-2)

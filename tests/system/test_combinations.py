@@ -45,7 +45,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def boxes(run: Path) -> dict[str, Any]:
     """The boxes that an evaluation wrote, by frame."""
-    return json.loads((run / "results_nusc.json").read_text())["results"]
+    return json.loads((run / "results_nusc.json").read_text(encoding="utf-8"))["results"]
 
 
 def differ(some: dict[str, Any], others: dict[str, Any]) -> bool:
@@ -104,7 +104,7 @@ def test_steps_are_real_in_every_precision_sensor_set_and_device_count(
     moved = {name.split(".")[1] for name in after if not torch.equal(after[name], first[name])}
     parts = {name.split(".")[1] for name in after if name.startswith("model.")}
     assert moved == parts, "steps in which nothing was learnt"
-    assert json.loads((run / "metrics.json").read_text())["frames"] == 3
+    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["frames"] == 3
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,9 @@ def test_resumed_is_unbroken(run_folder: Path, row: tuple[str, ...]) -> None:
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "ClippedMixedPrecision"):
         assert_same(here.get(part), there.get(part), part)
     assert ("scale" in there.get("ClippedMixedPrecision", {})) == (FP16 in row)
-    assert (resumed / "metrics.json").read_text() == (whole / "metrics.json").read_text()
+    assert (resumed / "metrics.json").read_text(encoding="utf-8") == (whole / "metrics.json").read_text(
+        encoding="utf-8"
+    )
 
 
 OVERRIDES = [

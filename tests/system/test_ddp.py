@@ -65,7 +65,7 @@ def workers(folder: Path) -> list[psutil.Process]:
 
 
 def metrics_of(run: Path) -> dict[str, float]:
-    return json.loads((run / "metrics.json").read_text())
+    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_a_sweep_has_one_folder_a_run_and_leaves_no_process(folder: Path, sweep:
         expected = {"config.yaml", "record.json", "metrics.json", "checkpoints", "csv", "tensorboard"}
         assert expected <= parts <= {*expected, ".hydra", "train.log", "metrics.csv", "map_statistics.json"}
         assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 9
-        assert "trainer.devices=2" in json.loads((run / "record.json").read_text())["overrides"]
+        assert "trainer.devices=2" in json.loads((run / "record.json").read_text(encoding="utf-8"))["overrides"]
     assert logged(sweep / "0", "train/loss") != logged(sweep / "1", "train/loss")
 
 
@@ -157,7 +157,9 @@ def test_seven_frames_on_two_processes_give_the_same_metrics(folder: Path, singl
     assert done.returncode == 0, done.stderr
     evaluated = folder / "evaluated"
     assert metrics_of(single)["frames"] == 7
-    assert (evaluated / "metrics.json").read_text() == (single / "metrics.json").read_text()
+    assert (evaluated / "metrics.json").read_text(encoding="utf-8") == (single / "metrics.json").read_text(
+        encoding="utf-8"
+    )
     devkit = evaluation_of(folder / "data7", "mini_val", evaluated / "results_nusc.json", folder / "devkit")
     assert_equal_to(devkit, read_metrics(evaluated / "metrics.json"))
     assert "All boxes" in done.stdout

@@ -48,7 +48,8 @@ def test_a_loss_that_is_not_finite_is_named_and_not_saved(
     last = folder / "checkpoints" / "last.ckpt"
     said = done.stderr.strip().splitlines()[-1]
     assert said.startswith(f"error: step 2: {problem}"), said
-    assert ("loss_bbox nan" in said) == (column == 7) and f"on frames {token};" in said
+    assert ("loss_bbox nan" in said) == (column == 7) and f"on frames {token};" in said and "; the boxes " in said
+    assert "optimizer.lr" not in said
     assert said.endswith(f"the last good checkpoint is {last}")
     checkpoint = read_checkpoint(last)
     assert checkpoint["global_step"] == 2
@@ -88,7 +89,7 @@ def test_no_room_for_a_checkpoint_leaves_the_one_before(run_folder: Path) -> Non
         cwd=run_folder,
         env=environment(),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         preexec_fn=limit,
     )

@@ -49,7 +49,7 @@ def test_a_mistyped_root_draws_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path
             ["source=nowhere.pth", "target=x.pth"],
             "source=nowhere.pth: there is no such file",
         ),
-        ("convert_checkpoint", ["source=run", "target=x.pth"], "source=run: there is no such file"),
+        ("convert_checkpoint", ["source=run", "target=x.pth"], "source=run is a folder"),
         ("convert_checkpoint", ["source=run/file", "target=x.pth"], "source=run/file"),
         ("convert_checkpoint", ["source=run/file", "target=run/file/x.pth"], "target=run/file: cannot be written"),
         ("convert_checkpoint", ["source=run/file", "target=null"], "target=null: must be a path"),
@@ -68,7 +68,7 @@ def test_what_is_no_path_or_cannot_be_made_is_named(
     script: str, given: list[str], part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "record.json").write_text("{}")
+    (tmp_path / "run" / "record.json").write_text("{}", encoding="utf-8")
     (tmp_path / "run" / "file").touch()
     said = sentence(monkeypatch, tmp_path, script, *given)
     assert said.startswith("error: ") and part in said and "\n" not in said

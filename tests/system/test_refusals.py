@@ -36,7 +36,19 @@ def sentence(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str, *overri
     return said
 
 
+STOP = "+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping"
+
+NDS = "+callbacks.stop.monitor=val/NDS"
+
 MISTAKES = [
+    (["renderer.render_method=bilinear", "renderer.gaussian_sigma=3"], ["renderer.gaussian_sigma=3", "bilinear"]),
+    (["modulator.residual_connection=false", "modulator.residual_weight=0.5"], ["modulator.residual_weight=0.5"]),
+    (
+        ["renderer.normalize_weights=false", "renderer.max_weight_clamp=2"],
+        ["max_weight_clamp=2", "normalize_weights"],
+    ),
+    (["optimizer=constant", "optimizer.peak=3"], ["optimizer.peak=3", "optimizer.schedule=constant"]),
+    (["clamp_schedule.mode=linear"], ["clamp_schedule.mode=linear", "clamp_schedule.milestones"]),
     # overrides, parts of the sentence: key, value, what is allowed
     (["renderer.max_wieght_clamp=2"], ["renderer.max_wieght_clamp=2", "did you mean renderer.max_weight_clamp"]),
     (["renderer=foo"], ["renderer=foo", "aggressive, base, conservative, recommended"]),
@@ -88,16 +100,35 @@ MISTAKES = [
     (["+trainer.strategy=fsdp"], ["trainer.strategy=fsdp", "choose trainer=ddp"]),
     (["+trainer.sync_batchnorm=true"], ["trainer.sync_batchnorm=true", "not built"]),
     (["trainer.max_steps=few"], ["trainer.max_steps=few", "whole number"]),
-    (
-        ["experiment=cmt_voxel0100_r50_800x320_cbgs"],
-        ["recipe.cbgs=true", "add recipe.cbgs=false recipe.ground_truth_sampling=false"],
-    ),
+    (["data.resampling=class"], ["data.resampling=class", "none, cbgs"]),
+    (["data/sampling=cmt", "data.sampling.goals.car=-2"], ["data.sampling.goals.car=-2", "0 or more"]),
+    (["data/sampling=cmt", "model=tiny_camera"], ["data.sampling", "data/sampling=none"]),
     (["experiment=aqr_from_cmt"], ["weights=null", "add weights=FILE"]),
     (["clamp_schedule.milestones={0:2.0,4:null}"], ["clamp_schedule.milestones[4]=null", "above 0"]),
     (["renderer.bev_feature_shape=[128,128]"], ["renderer.bev_feature_shape=[128, 128]", "must be [40, 40]"]),
     (["renderer.pers_feature_shape=[6,20,50]"], ["renderer.pers_feature_shape=[6, 20, 50]", "must be [6, 4, 11]"]),
     (["callbacks.aqr_monitor.every_n_steps=0"], ["callbacks.aqr_monitor.every_n_steps=0", "at least 1"]),
     (["callbacks.checkpoint.every_n_steps=0"], ["callbacks.checkpoint.every_n_steps=0", "1 or more"]),
+    (["+model.num_classes=5"], ["+model.num_classes=5", "nuScenes' ten"]),
+    (["+training.criterion.classes=5"], ["training.criterion.classes=5", "nuScenes' ten"]),
+    (["model.network.head.classes=5"], ["model.network.head.classes=5", "nuScenes' ten"]),
+    (["+training.denoising.noise=1"], ["training.denoising.noise", "no such setting"]),
+    (["+renderer.speed=1"], ["renderer.speed", "no such setting"]),
+    (["callbacks.checkpoint.monitor=val/nds"], ["callbacks.checkpoint.monitor=val/nds", "did you mean val/NDS"]),
+    (
+        [STOP, "+callbacks.stop.monitor=loss"],
+        ["callbacks.stop.monitor=loss", "train/loss", "AP/car", "d0.loss_cls"],
+    ),
+    ([STOP], ["callbacks.stop", "EarlyStopping needs monitor", "callbacks.stop.monitor="]),
+    ([STOP, NDS, "+callbacks.stop.mode=up"], ["callbacks.stop", "EarlyStopping", "up"]),
+    ([STOP, NDS, "+callbacks.stop.wait=3"], ["callbacks.stop.wait", "no such setting"]),
+    (["+callbacks.stop={monitor: val/NDS}"], ["callbacks.stop", "nothing reads"]),
+    (["callbacks.checkpoint.every_n_epochs=abc"], ["callbacks.checkpoint.every_n_epochs=abc", "whole number"]),
+    (["callbacks.checkpoint.every_n_steps=1.5"], ["callbacks.checkpoint.every_n_steps=1.5", "whole number"]),
+    (["callbacks.checkpoint.every_n_minutes=abc"], ["callbacks.checkpoint.every_n_minutes=abc", "number above 0"]),
+    (["callbacks.learning_rate.logging_interval=never"], ["callbacks.learning_rate", "logging_interval"]),
+    (["clamp_schedule.milestones=abc"], ["clamp_schedule.milestones=abc", "by epoch"]),
+    (["+callbacks.norm._target_=torch.nn.Identity"], ["callbacks.norm", "no callback"]),
 ]
 
 
@@ -224,7 +255,7 @@ def test_help_teaches_and_fits_on_a_screen(script: str, taught: list[str], run_f
         cwd=run_folder,
         env=environment(),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     for part in taught:

@@ -49,9 +49,9 @@ def test_a_warned_job_is_queued_again_and_ends_as_if_it_had_not_been(
         assert process.poll() is None
         warn(process, signal.SIGUSR2)
         process.wait(timeout=60)
-    told = (run_folder / "job.log").read_text()
+    told = (run_folder / "job.log").read_text(encoding="utf-8")
     assert process.returncode == REQUEUED, told
-    assert queue.read_text() == "requeued\n", "only the job itself goes back into the queue, once"
+    assert queue.read_text(encoding="utf-8") == "requeued\n", "only the job itself goes back into the queue, once"
     assert read_record(run)["status"] == "stopped" and "Traceback" not in told
     assert 2 <= read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] < 12
 
@@ -69,8 +69,8 @@ SLURM = [
     "hydra.launcher.gpus_per_node=null",
     "hydra.launcher.cpus_per_task=1",
     "hydra.launcher.mem_gb=4",
-    "hydra.launcher.timeout_min=1",
-    "hydra.launcher.signal_delay_s=35",
+    "hydra.launcher.timeout_min=2",
+    "hydra.launcher.signal_delay_s=60",
 ]
 
 
@@ -95,7 +95,14 @@ def test_on_slurm_runs_longer_than_the_limit_complete_and_the_command_waits(run_
     slow = "+callbacks.slow={_target_: tests.helpers.slow.Slow, seconds: 0.4}"
     line = arguments("train", "-m", *long, slow, "data.num_workers=0,1", *SLURM, "sweep_dir=slurm")
     done = subprocess.run(
-        line, cwd=run_folder, env=environment(), capture_output=True, text=True, check=False, timeout=850
+        line,
+        cwd=run_folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=850,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sacct" not in done.stdout + done.stderr
@@ -103,7 +110,7 @@ def test_on_slurm_runs_longer_than_the_limit_complete_and_the_command_waits(run_
         run = run_folder / "slurm" / str(number)
         assert read_record(run)["status"] == "complete"
         (log,) = (run_folder / "slurm" / ".submitit").glob(f"*_{number}/*_log.err")
-        assert "Caught signal SIGUSR2" in log.read_text()
+        assert "Caught signal SIGUSR2" in log.read_text(encoding="utf-8")
         whole = run_command(
             run_folder, "train", *long, f"data.num_workers={number}", f"hydra.run.dir=whole{number}"
         )

@@ -31,7 +31,7 @@ LONG = [
 
 def logged(folder: Path, key: str) -> dict[int, float]:
     """Values of a key by step."""
-    with (folder / "csv" / "metrics.csv").open() as file:
+    with (folder / "csv" / "metrics.csv").open(encoding="utf-8") as file:
         return {int(row["step"]): float(row[key]) for row in csv.DictReader(file) if row.get(key)}
 
 
@@ -94,7 +94,7 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(
         cwd=run_folder,
         env=environment(),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -108,7 +108,7 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(
     assert_same_end(resumed, unbroken)
     here = read_checkpoint(resumed / "checkpoints" / "last.ckpt")
     assert here["global_step"] == 9
-    assert float(here["state_dict"]["model.aqr.renderer.clamp_limit"]) == 1.5
+    assert not [name for name in here["state_dict"] if "clamp" in name]
 
 
 def assert_same_end(resumed: Path, unbroken: Path) -> None:
@@ -117,7 +117,7 @@ def assert_same_end(resumed: Path, unbroken: Path) -> None:
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
         assert_same(here[part], there[part], part)
     for name in ("metrics.json", "map_statistics.json"):
-        assert (resumed / name).read_text() == (unbroken / name).read_text(), name
+        assert (resumed / name).read_text(encoding="utf-8") == (unbroken / name).read_text(encoding="utf-8"), name
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)])
@@ -144,7 +144,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint(
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             start_new_session=True,
         )
 
@@ -248,7 +248,7 @@ def test_killed_again_and_again(run_folder: Path) -> None:
         cwd=run_folder,
         env=environment(),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

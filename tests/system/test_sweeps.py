@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cmt_aqr.runs.checkpoints import read_checkpoint
-from cmt_aqr.runs.sweep_runs import SweepRun, runs_of
+from cmt_aqr.runs.folder import Run
+from cmt_aqr.runs.sweep_runs import runs_of
 from tests.helpers.commands import arguments, environment, run_command
 
 pytestmark = pytest.mark.system
@@ -24,7 +25,7 @@ def sweep(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 
 def statuses(folder: Path) -> dict[str, str]:
-    return {run.name: run.status for run in runs_of(folder)}
+    return {run.name: run.outcome for run in runs_of(folder)}
 
 
 def test_a_run_that_fails_is_named_and_those_that_are_complete_are_skipped(run_folder: Path) -> None:
@@ -36,13 +37,13 @@ def test_a_run_that_fails_is_named_and_those_that_are_complete_are_skipped(run_f
     assert f"error: 1 of 2 runs failed (1: {said}); the same command with sweep_dir={folder}" in done.stderr
     assert "Traceback" not in done.stderr
     assert statuses(folder) == {"0": "complete", "1": "failed"}
-    with (folder / "summary.csv").open() as file:
+    with (folder / "summary.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["run"], row["status"], row["renderer.max_weight_clamp"]) for row in rows] == [
         ("0", "complete", "1.5"),
         ("1", "failed", "-1.0"),
     ]
-    assert float(rows[0]["NDS"]) == json.loads((folder / "0" / "metrics.json").read_text())["NDS"]
+    assert float(rows[0]["NDS"]) == json.loads((folder / "0" / "metrics.json").read_text(encoding="utf-8"))["NDS"]
     assert rows[1]["error"] == said
 
     # Again, asking for another run in the place of the one that failed: the first has its folder and its result.
@@ -54,7 +55,7 @@ def test_a_run_that_fails_is_named_and_those_that_are_complete_are_skipped(run_f
     assert "0 is complete: skipped" in done.stdout
     assert (folder / "0" / "metrics.json").stat().st_mtime_ns == before
     assert statuses(folder) == {"0": "complete", "1": "failed", "2": "complete"}
-    assert "renderer.max_weight_clamp=2.5" in SweepRun.read(folder / "2").overrides
+    assert "renderer.max_weight_clamp=2.5" in Run(folder / "2").overrides
 
 
 def test_a_sweep_that_was_killed_goes_on_where_it_was(run_folder: Path) -> None:
@@ -80,7 +81,9 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(run_folder: Path) -> None:
     assert statuses(folder) == {"0": "complete", "1": "stopped"}
     reached = read_checkpoint(folder / "1" / "checkpoints" / "last.ckpt")["global_step"]
     assert reached < steps
-    done = subprocess.run(command, cwd=run_folder, env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=run_folder, env=environment(), capture_output=True, encoding="utf-8", timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert f"{folder}/0 is complete: skipped" in done.stdout
     assert f"Restored all states from the checkpoint at {folder}/1/checkpoints/" in done.stdout
@@ -148,5 +151,5 @@ def test_an_optuna_study_goes_on(run_folder: Path) -> None:
     first, failed, last = study.get_trials()
     assert last.params["renderer.max_weight_clamp"] == failed.params["renderer.max_weight_clamp"]
     assert values == [[first.value], [first.value, None, last.value]]
-    nds = [json.loads((folder / name / "metrics.json").read_text())["NDS"] for name in ("0", "1")]
+    nds = [json.loads((folder / name / "metrics.json").read_text(encoding="utf-8"))["NDS"] for name in ("0", "1")]
     assert [first.value, last.value] == nds

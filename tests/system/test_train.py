@@ -19,7 +19,7 @@ pytestmark = pytest.mark.system
 
 
 def metrics_of(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "metrics.json").read_text())
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
 def test_a_run_leaves_what_it_did_in_its_folder(trained: tuple[Path, str]) -> None:
@@ -30,19 +30,19 @@ def test_a_run_leaves_what_it_did_in_its_folder(trained: tuple[Path, str]) -> No
     assert f"{metrics['mAP']:.4f}" in printed and f"{metrics['NDS']:.4f}" in printed and "pedestrian" in printed
     for name in ("last", "best"):
         assert read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")["global_step"] == 2
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     assert config["model"]["queries"] == 20 and config["trainer"]["max_steps"] == 2
-    record = json.loads((folder / "record.json").read_text())
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     assert "trainer.max_steps=2" in record["overrides"] and record["versions"]["torch"] == version("torch")
     assert record["status"] == "complete" and record["steps"] == 2 and record["frames_per_second"] > 0
-    with (folder / "metrics.csv").open() as file:
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert {name: float(value) if value else None for name, value in row.items()} == metrics
-    with (folder / "csv" / "metrics.csv").open() as file:
+    with (folder / "csv" / "metrics.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert any(row["val/NDS"] and float(row["val/NDS"]) == pytest.approx(metrics["NDS"], abs=1e-6) for row in rows)
     assert list((folder / "tensorboard").glob("events.*"))
-    maps = json.loads((folder / "map_statistics.json").read_text())
+    maps = json.loads((folder / "map_statistics.json").read_text(encoding="utf-8"))
     assert set(maps) == {"bev", "camera"} and "AQR's maps before the clamp, epoch 0" in printed
     assert any(row["aqr/generator_gradient"] and float(row["aqr/generator_gradient"]) > 0 for row in rows)
 
@@ -63,7 +63,7 @@ def test_evaluating_a_checkpoint_gives_the_run_s_numbers(run_folder: Path, train
     )
     assert done.returncode == 0, done.stderr
     assert metrics_of(again) == metrics_of(folder)
-    maps = json.loads((again / "map_statistics.json").read_text())
+    maps = json.loads((again / "map_statistics.json").read_text(encoding="utf-8"))
     assert 0 < maps["camera"]["mean"] < maps["camera"]["max"]
     assert "AQR's maps before the clamp, evaluation" in done.stdout
     clamped = run_folder / "clamped"
@@ -75,7 +75,7 @@ def test_evaluating_a_checkpoint_gives_the_run_s_numbers(run_folder: Path, train
         f"hydra.run.dir={clamped}",
     )
     assert done.returncode == 0, done.stderr
-    lower = json.loads((clamped / "map_statistics.json").read_text())
+    lower = json.loads((clamped / "map_statistics.json").read_text(encoding="utf-8"))
     for name in ("bev", "camera"):
         assert maps[name]["max_after"] == maps[name]["max"] > 0.05 and maps[name]["clamped"] == 0
         assert lower[name]["max_after"] == pytest.approx(0.05) and lower[name]["clamped"] > 0
@@ -96,11 +96,11 @@ def test_a_sweep_makes_a_folder_for_each_run(run_folder: Path) -> None:
     assert done.returncode != 0
     assert "renderer.max_weight_clamp=-1.0: must be" in done.stderr
     for number, clamp in ((0, 1.5), (2, 2.0)):
-        config = yaml.safe_load((folder / str(number) / "config.yaml").read_text())
+        config = yaml.safe_load((folder / str(number) / "config.yaml").read_text(encoding="utf-8"))
         assert config["renderer"]["max_weight_clamp"] == clamp
         assert set(metrics_of(folder / str(number))) >= {"mAP", "NDS"}
     assert not (folder / "1" / "metrics.json").exists()
-    refused = json.loads((folder / "1" / "record.json").read_text())
+    refused = json.loads((folder / "1" / "record.json").read_text(encoding="utf-8"))
     assert refused["status"] == "failed" and "renderer.max_weight_clamp=-1.0: must be" in refused["error"]
 
 
@@ -112,7 +112,7 @@ def test_one_sensor_is_enough(run_folder: Path) -> None:
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
         )
         for name, off in (("lidar", "data.cameras=false"), ("camera", "data.lidar=false"))
     }
@@ -164,7 +164,13 @@ def test_two_processes_train_together(run_folder: Path) -> None:
     metrics = metrics_of(run_folder / "ddp")
     assert metrics["frames"] == 3
     # Plain ddp: a parameter without a part in the first step would end the second.
-    assert yaml.safe_load((run_folder / "ddp" / "config.yaml").read_text())["trainer"]["strategy"] == "ddp"
-    assert set(json.loads((run_folder / "ddp" / "map_statistics.json").read_text())) == {"bev", "camera"}
+    assert (
+        yaml.safe_load((run_folder / "ddp" / "config.yaml").read_text(encoding="utf-8"))["trainer"]["strategy"]
+        == "ddp"
+    )
+    assert set(json.loads((run_folder / "ddp" / "map_statistics.json").read_text(encoding="utf-8"))) == {
+        "bev",
+        "camera",
+    }
     assert done.stdout.count("AQR's maps before the clamp") == 1
     assert read_checkpoint(run_folder / "ddp" / "checkpoints" / "last.ckpt")["global_step"] == 2

@@ -36,7 +36,7 @@ def step(module: DetectorModule, *boxes: int) -> None:
     module.zero_grad()
     batch = small_batch(*boxes)
     module.on_train_batch_start(batch, 0)
-    module.training_step(batch, 0).backward()
+    module.training_step(batch, 0)["loss"].backward()
 
 
 def unused(module: DetectorModule) -> list[str]:

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from cmt_aqr.training.finite import LossGuard, weights_problem
+from cmt_aqr.structures import Batch
+from cmt_aqr.training.finite import LossGuard, finite_inputs, weights_problem, why_not_finite
 
 
 def losses(**values: float) -> dict[str, torch.Tensor]:
@@ -37,3 +38,53 @@ def test_weights_are_named() -> None:
     assert weights_problem(layer.named_parameters(), 7) == (
         "after step 6: 1 of 2 weights are not finite, bias the first of them"
     )
+
+
+def batch() -> Batch:
+    """Two frames of three points, six images and two boxes each."""
+    return Batch(
+        tokens=("a", "b"),
+        points=torch.zeros(6, 5),
+        point_counts=(3, 3),
+        images=torch.zeros(2, 6, 3, 4, 4),
+        lidar2img=torch.zeros(2, 6, 4, 4),
+        boxes=torch.zeros(4, 9),
+        labels=torch.zeros(4, dtype=torch.int64),
+        box_counts=(2, 2),
+        lidar2global=torch.zeros(2, 4, 4, dtype=torch.float64),
+    )
+
+
+@pytest.mark.parametrize("part", ["points", "images", "lidar2img", "boxes"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_inputs_are_looked_at_before_weights(part: str, bad: float) -> None:
+    spoilt = batch()
+    getattr(spoilt, part)[-1] = bad
+    layer = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight[0] = math.nan
+    said = why_not_finite(spoilt, layer.named_parameters())
+    assert f"the {part} of frame b" in said and "lr" not in said
+    guard = LossGuard()
+    guard.add(0, ("a", "b"), losses(loss_cls=1.0), finite_inputs(batch()))
+    guard.add(1, ("a", "b"), losses(loss_cls=math.nan), finite_inputs(spoilt))
+    found = guard.problem()
+    assert found is not None and found.startswith("step 1: ") and f"the {part} " in found
+
+
+def test_then_the_first_weight_is_named_and_the_learning_rate_is_the_last_to_blame() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    assert "optimizer.lr" in why_not_finite(batch(), model.named_parameters())
+    held = {
+        **dict(model.named_parameters()),
+        **dict(model.named_buffers()),
+        "renderer.clamp_limit": torch.tensor(math.inf),
+    }
+    assert "optimizer.lr" in why_not_finite(batch(), held.items())
+    held["1.running_var"][0] = math.nan
+    said = why_not_finite(batch(), held.items())
+    assert "1.running_var" in said and "lr" not in said
+    guard = LossGuard()
+    guard.add(0, ("a",), losses(loss_cls=math.nan), finite_inputs(batch()))
+    found = guard.problem()
+    assert found is not None and "before the model" not in found

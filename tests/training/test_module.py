@@ -7,10 +7,11 @@ from typing import Any, cast
 import hydra
 import pytest
 import pytorch_lightning as pl
+import torch
 from torch import nn
 
-from cmt_aqr.runs.configuration import build, multipliers, optimizer_settings
-from cmt_aqr.training.clamp import ClampSchedule, GivenClamp, renderer_of
+from cmt_aqr.runs.configuration import build
+from cmt_aqr.training.clamp import ClampSchedule, renderer_of
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.optimization import MODULES, module_of
 from tests.helpers.commands import SMALL
@@ -23,7 +24,7 @@ def detector(*overrides: str) -> DetectorModule:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("train", [*small, *overrides])
     return DetectorModule(
-        build(config.model.network), cast(Any, None), None, optimizer_settings(config), multipliers(config)
+        build(config.model.network), cast(Any, None), None, build(config.optimizer), build(config.lr_mult)
     )
 
 
@@ -81,21 +82,19 @@ def test_a_run_that_goes_on_between_two_milestones_stands_on_the_line() -> None:
         assert renderer_of(module).max_weight_clamp == pytest.approx(schedule.value_at(epoch + 1))
 
 
-def test_without_milestones_the_clamp_stays_and_one_that_is_given_counts() -> None:
+def test_without_milestones_the_configured_clamp_holds() -> None:
     module = detector("renderer.max_weight_clamp=1.75")
     ClampSchedule().on_train_start(at_epoch(3), module)
     assert renderer_of(module).max_weight_clamp == 1.75
-    GivenClamp(1.25).on_train_start(at_epoch(3), module)
-    assert renderer_of(module).max_weight_clamp == 1.25
-    GivenClamp(None).on_train_start(at_epoch(3), module)
-    assert renderer_of(module).max_weight_clamp is None
 
 
-def test_the_clamp_travels_with_the_weights() -> None:
+def test_the_clamp_follows_from_the_epoch_and_not_from_what_is_loaded() -> None:
     source, target = detector(), detector()
     renderer_of(source).set_clamp(1.5)
-    target.load_state_dict(source.state_dict())
-    assert renderer_of(target).max_weight_clamp == 1.5
+    target.load_state_dict(source.state_dict() | {"model.aqr.renderer.clamp_limit": torch.tensor(9.0)})
+    assert renderer_of(target).max_weight_clamp == 2.0
+    ClampSchedule({0: 2.5, 6: 1.25}).set_for(target, 7)
+    assert renderer_of(target).max_weight_clamp == 1.25
 
 
 def test_without_aqr_there_is_nothing_to_clamp() -> None:

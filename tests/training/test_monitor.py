@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from cmt_aqr.aqr.statistics import output_statistics
-from cmt_aqr.structures import Batch
+from cmt_aqr.structures import AQROutput, Batch
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.monitor import AQRMonitor, Summary
 from tests.helpers.small_detector import small_batch, small_module
@@ -50,29 +50,17 @@ def fit(folder: Path, module: DetectorModule, steps: int, *callbacks: pl.Callbac
 
 
 def rows(folder: Path, key: str) -> dict[int, float]:
-    with (folder / "csv" / "metrics.csv").open() as file:
+    with (folder / "csv" / "metrics.csv").open(encoding="utf-8") as file:
         return {int(row["step"]): float(row[key]) for row in csv.DictReader(file) if row.get(key)}
 
 
-class Hooks(pl.Callback):
-    """Notes in which batches AQR had a hook."""
-
-    def __init__(self) -> None:
-        self.seen: list[bool] = []
-
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
-        self.seen.append(len(cast(DetectorModule, pl_module).model.aqr._forward_hooks) > 0)  # type: ignore[union-attr,arg-type]
-
-
 def test_a_fit_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module, hooks = small_module(), Hooks()
+    module = small_module()
     before = {name: value.clone() for name, value in module.model.aqr.generator.named_parameters()}  # type: ignore[union-attr]
     monitor = AQRMonitor(tmp_path, every_n_steps=2, histogram_bins=10)
-    fit(tmp_path, module, 5, monitor, hooks)
+    fit(tmp_path, module, 5, monitor)
     printed = capsys.readouterr().out
 
-    assert hooks.seen == [True, False, True, False, True]
-    assert not module.model.aqr._forward_hooks  # type: ignore[union-attr]
     for name in ("bev", "camera"):
         for key in KEYS:
             assert list(rows(tmp_path, f"aqr/{name}/{key}")) == [0, 2, 4]
@@ -87,19 +75,12 @@ def test_a_fit_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
     # The first step, computed here: same seed, same weights.
     fresh = small_module()
-    seen: list[dict[str, torch.Tensor]] = []
-    fresh.model.aqr.register_forward_hook(  # type: ignore[union-attr]
-        lambda _aqr, _args, given, output: seen.append(
-            output_statistics(output, given["bev_features"], given["image_features"], 0.0)
-        ),
-        with_kwargs=True,
-    )
     fresh.on_train_batch_start(small_batch(3), 0)
-    fresh.training_step(small_batch(3), 0)
-    for key, value in seen[0].items():
+    seen = output_statistics(AQROutput(**fresh.training_step(small_batch(3), 0)["aqr"]), 0.0)
+    for key, value in seen.items():
         assert rows(tmp_path, f"aqr/{key}")[0] == pytest.approx(value.item(), rel=1e-6), key
 
-    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
     assert set(written) == {"bev", "camera"}
     for name, values in written.items():
         assert set(values) >= KEYS
@@ -130,8 +111,8 @@ def test_between_looks_the_monitor_does_nothing_to_any_tensor(tmp_path: Path) ->
             return func(*args, **(kwargs or {}))
 
     module, monitor = small_module(), AQRMonitor(tmp_path, every_n_steps=10)
-    loss = module.training_step(small_batch(2), 0)
-    loss.backward()
+    outputs = module.training_step(small_batch(2), 0)
+    outputs["loss"].backward()
     batch = small_batch(2)
     counted = []
     for step in (7, 10):
@@ -139,26 +120,26 @@ def test_between_looks_the_monitor_does_nothing_to_any_tensor(tmp_path: Path) ->
         trainer = cast(pl.Trainer, at_step)
         with Count() as count:
             monitor.on_train_batch_start(trainer, module, batch, 3)
-            hooked = len(module.model.aqr._forward_hooks)  # type: ignore[union-attr]
             monitor.on_before_optimizer_step(trainer, module, cast(Any, None))
             at_step.global_step = step + 1
-            monitor.on_train_batch_end(trainer, module, None, batch, 3)
-        counted.append((count.operations > 0, hooked))
-    assert counted == [(False, 0), (True, 1)]
+            monitor.on_train_batch_end(trainer, module, outputs, batch, 3)
+        counted.append(count.operations > 0)
+    assert counted == [False, True]
 
 
 def test_other_processes_than_the_first_do_not_look(tmp_path: Path) -> None:
     module, monitor = small_module(), AQRMonitor(tmp_path)
     trainer = cast(pl.Trainer, SimpleNamespace(global_step=0, is_global_zero=False, current_epoch=0))
     monitor.on_train_batch_start(trainer, module, small_batch(2), 0)
-    assert not module.model.aqr._forward_hooks  # type: ignore[union-attr]
+    monitor.on_train_batch_end(trainer, module, None, small_batch(2), 0)  # reads no output
+    assert monitor.state_dict()["epoch"]["looks"] == 0
 
 
 def test_the_first_step_of_every_epoch_is_looked_at(tmp_path: Path) -> None:
     fit(tmp_path, small_module(), 3, AQRMonitor(tmp_path, every_n_steps=100), max_epochs=3)
     assert list(rows(tmp_path, "aqr/bev/mean")) == [0, 3, 6]
     assert list(rows(tmp_path, "aqr/epoch/bev/mean")) == [2, 5, 8]
-    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
     assert written["bev"]["mean"] == pytest.approx(rows(tmp_path, "aqr/bev/mean")[6], rel=1e-6)
 
 
@@ -169,17 +150,17 @@ def test_gradient_accumulation_has_one_look_a_step_with_its_gradient(tmp_path: P
 
 def test_without_aqr_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, small_module("aqr=none"), 2, AQRMonitor(tmp_path, every_n_steps=1))
-    assert "aqr/" not in (tmp_path / "csv" / "metrics.csv").read_text()
+    assert "aqr/" not in (tmp_path / "csv" / "metrics.csv").read_text(encoding="utf-8")
     assert not (tmp_path / "map_statistics.json").exists()
     assert "AQR" not in capsys.readouterr().out
 
 
 def test_half_precision(tmp_path: Path) -> None:
     fit(tmp_path, small_module(), 2, AQRMonitor(tmp_path, every_n_steps=1), precision="bf16-mixed")
-    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
     full = small_module()
     fit(tmp_path / "full", full, 2, AQRMonitor(tmp_path / "full", every_n_steps=1))
-    expected = json.loads((tmp_path / "full" / "map_statistics.json").read_text())
+    expected = json.loads((tmp_path / "full" / "map_statistics.json").read_text(encoding="utf-8"))
     for name in ("bev", "camera"):
         assert all(math.isfinite(value) for value in written[name].values())
         assert written[name]["mean"] == pytest.approx(expected[name]["mean"], rel=0.05)
@@ -243,7 +224,7 @@ def test_an_epoch_that_was_finished_but_not_closed_when_the_checkpoint_was_writt
     ended = AQRMonitor(tmp_path)  # nothing is left to train: it is the last epoch
     ended.load_state_dict(state)
     ended.on_train_end(cast(pl.Trainer, trainer), small_module())
-    assert json.loads((tmp_path / "map_statistics.json").read_text()) == {"bev": {"mean": 1.0}}
+    assert json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8")) == {"bev": {"mean": 1.0}}
 
     going_on = AQRMonitor(tmp_path)  # the next epoch does not count it
     going_on.load_state_dict(state)
@@ -286,7 +267,7 @@ def test_maps_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str
         enable_model_summary=False,
     )
     trainer.validate(module, frames(3), verbose=False)
-    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
     assert "evaluation (looked at 2 times)" in capsys.readouterr().out
     module.eval()
     drawn = []
@@ -312,7 +293,7 @@ def test_an_evaluation_within_training_is_logged_beside_it(tmp_path: Path) -> No
     )
     trainer.fit(module, frames(2), frames(1))
     assert list(rows(tmp_path, "aqr/val/bev/mean")) == [1]
-    written = json.loads((tmp_path / "map_statistics.json").read_text())
+    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
     assert written["bev"]["mean"] == pytest.approx(rows(tmp_path, "aqr/epoch/bev/mean")[1], rel=1e-6)
     assert written["bev"]["mean"] != pytest.approx(rows(tmp_path, "aqr/val/bev/mean")[1], rel=1e-6)
 

@@ -2,13 +2,14 @@
 
 from cmt_aqr.aqr.aqr import AQR
 from cmt_aqr.aqr.generator import WeightGenerator
+from cmt_aqr.aqr.kernels import METHODS
 from cmt_aqr.aqr.modulator import Modulator
 from cmt_aqr.aqr.placement import Placement, place_on_bev, place_on_images
-from cmt_aqr.aqr.renderer import RENDER_METHODS, Renderer
+from cmt_aqr.aqr.renderer import Renderer
 
 __all__ = [
     "AQR",
-    "RENDER_METHODS",
+    "METHODS",
     "Modulator",
     "Placement",
     "Renderer",

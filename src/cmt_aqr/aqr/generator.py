@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmt_aqr.aqr.checks import is_number, require, require_count, require_odd
 from cmt_aqr.aqr.placement import Placement
+from cmt_aqr.checks import is_number, require, require_count, require_odd
+from cmt_aqr.ops.devices import masks_are_free
 from cmt_aqr.ops.windows import window_cells, window_scores, window_sum
+from cmt_aqr.structures import Sensors
 
 
 @dataclass(frozen=True)
@@ -209,25 +211,15 @@ class WeightGenerator(nn.Module):
         nn.init.constant_(self.weight_head.bias, bias_init)
 
     def forward(
-        self,
-        query_embedding: Tensor,
-        bev_features: Tensor | None,
-        image_features: Tensor | None,
-        bev_position: Tensor | None,
-        image_position: Tensor | None,
-        bev_placement: Placement | None,
-        image_placement: Placement | None,
+        self, query_embedding: Tensor, sensors: Sensors, on_bev: Placement | None, on_images: Placement | None
     ) -> Tensor:
         """Weights (batch, query, 2) in (0, 1), LiDAR first; float32 or better.
 
         Args:
             query_embedding: (batch, query, channel).
-            bev_features: (batch, channel, height, width), or ``None`` without LiDAR.
-            image_features: (batch, view, channel, height, width), or ``None`` without cameras.
-            bev_position: (height * width, channel), the BEV cells' position embedding.
-            image_position: (batch, view, height * width, channel), the image cells' position embedding.
-            bev_placement: leading shape (batch,), see :func:`~cmt_aqr.aqr.placement.place_on_bev`.
-            image_placement: leading shape (batch, view).
+            sensors: whose maps the queries look at.
+            on_bev: where they stand on the BEV map, leading shape (batch,).
+            on_images: where they stand on the image maps, leading shape (batch, view).
 
         Raises:
             ValueError: a shape does not fit ``embed_dims``, or no sensor is given.
@@ -235,17 +227,17 @@ class WeightGenerator(nn.Module):
         batch, count, _ = query_embedding.shape
         dtype = self.weight_head.weight.dtype
         with torch.autocast(query_embedding.device.type, enabled=False):
-            sensors = []
-            if bev_features is not None:
-                sensors.append(self._bev_windows(bev_features, bev_position, bev_placement, dtype))
-            if image_features is not None:
-                sensors.append(self._image_windows(image_features, image_position, image_placement, dtype))
-            if not sensors:
+            windows = []
+            if sensors.bev is not None:
+                windows.append(self._bev_windows(sensors.bev, sensors.bev_position, on_bev, dtype))
+            if sensors.images is not None:
+                windows.append(self._image_windows(sensors.images, sensors.image_position, on_images, dtype))
+            if not windows:
                 raise ValueError("AQR needs BEV features or image features; both are None")
             position = query_embedding.to(dtype).flatten(0, 1)
             queries = torch.zeros_like(position)
             for layer in self.layers:
-                queries = layer(queries, position, sensors)
+                queries = layer(queries, position, windows)
             logits = self.weight_head(queries).view(batch, count, 2)
             return logits.to(torch.promote_types(dtype, torch.float32)).sigmoid()
 
@@ -284,7 +276,7 @@ class WeightGenerator(nn.Module):
         exists = exists & seen[..., None]
         index = index.flatten(0, 2)
         slot = None
-        if _skips_empty_slots(index.device):
+        if masks_are_free(index.device):  # half of the slots, or more, have no view
             slot = seen.flatten().nonzero()[:, 0]
             index = index[slot]
         return _Windows(
@@ -305,14 +297,6 @@ class WeightGenerator(nn.Module):
         views = rank.shape[-1]
         rank, view = rank.topk(min(self.max_views or views, views), dim=-1)
         return view, rank > 0
-
-
-def _skips_empty_slots(device: torch.device) -> bool:
-    """Whether to leave out the windows of slots without a view, half of all or more.
-
-    Their number must be known for it, and on a GPU the host would wait to learn it.
-    """
-    return device.type == "cpu"
 
 
 def _rows_of(features: Tensor, embed_dims: int, name: str) -> Tensor:

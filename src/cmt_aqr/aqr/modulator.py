@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cmt_aqr.aqr.checks import require, require_choice, require_flag, require_fraction
+from cmt_aqr.checks import require, require_choice, require_flag, require_fraction
 
 MODULATION_TYPES = ("element_wise", "channel_wise", "adaptive")
 ACTIVATIONS = ("none", "sigmoid", "tanh", "relu")
@@ -80,6 +80,10 @@ class Modulator(nn.Module):
             )
             start = math.log(residual_weight / (1 - residual_weight))
             self.residual_logit = nn.Parameter(torch.full((len(MODALITIES),), start))
+
+    def unread(self) -> dict[str, str]:
+        """Settings that have no effect, and the setting because of which."""
+        return {} if self.residual_connection else {"residual_weight": "modulator.residual_connection=false"}
 
     def residual(self, modality: str) -> Tensor | float:
         """The residual weight r of a modality, ``bev`` or ``image``: a number, or a tensor where learned."""

@@ -59,20 +59,16 @@ def relative_change(before: Tensor, after: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def output_statistics(
-    output: AQROutput, bev_features: Tensor | None, image_features: Tensor | None, background: float
-) -> dict[str, Tensor]:
+def output_statistics(output: AQROutput, background: float) -> dict[str, Tensor]:
     """:func:`map_statistics` and ``relative_change`` of each map, as ``bev/mean``, ``camera/mean`` and so on.
 
     Args:
         output: what AQR gave.
-        bev_features: (batch, channel, height, width) as AQR got them, or ``None``.
-        image_features: (batch, view, channel, height, width) likewise.
         background: ``Renderer.background``.
     """
     pairs = {
-        "bev": (bev_features, output.bev_features),
-        "camera": (image_features, output.image_features),
+        "bev": (output.bev_given, output.bev_features),
+        "camera": (output.image_given, output.image_features),
     }
     numbers: dict[str, Tensor] = {}
     with torch.autocast(output.weights.device.type, enabled=False):

@@ -17,6 +17,8 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from cmt_aqr.data.masking import GridMask, check_probability
+from cmt_aqr.data.poses import move_points
 from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry import wrap_angle
 from cmt_aqr.structures import Frame
@@ -35,12 +37,6 @@ def apply_transforms(frame: Frame, transforms: Iterable[Transform], random: Gene
     for transform in transforms:
         frame = transform(frame, random)
     return frame
-
-
-def _check_probability(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise SettingError(f"{name}={value}: a probability must be in [0, 1]")
-    return float(value)
 
 
 def _check_range(name: str, values: Sequence[float], above: float = -math.inf) -> tuple[float, float]:
@@ -82,8 +78,8 @@ class SceneAugmentation:
             raise SettingError(
                 f"augmentation.scene.translation_std={list(translation_std)}: give three values of at least 0"
             )
-        self.flip_x = _check_probability("augmentation.scene.flip_x", flip_x)
-        self.flip_y = _check_probability("augmentation.scene.flip_y", flip_y)
+        self.flip_x = check_probability("augmentation.scene.flip_x", flip_x)
+        self.flip_y = check_probability("augmentation.scene.flip_y", flip_y)
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
         """Draw a transform and apply it."""
@@ -112,8 +108,6 @@ def transform_scene(
     inverse = torch.linalg.inv(matrix)
 
     linear32, offset32 = linear.float(), offset.float()
-    points = frame.points.clone()
-    points[:, :3] = points[:, :3] @ linear32.T + offset32
     boxes = frame.boxes.clone()
     boxes[:, :3] = boxes[:, :3] @ linear32.T + offset32
     boxes[:, 3:6] *= scale
@@ -125,9 +119,9 @@ def transform_scene(
     boxes[:, 6] = wrap_angle(yaw)
     boxes[:, 7:9] = boxes[:, 7:9] @ linear32[:2, :2].T
     return frame.replace(
-        points=points,
+        points=torch.from_numpy(move_points(frame.points.numpy(), linear.numpy(), offset.numpy())),
         boxes=boxes,
-        lidar2img=(frame.lidar2img.double() @ inverse).float(),
+        lidar2img=frame.lidar2img.double() @ inverse,
         lidar2global=frame.lidar2global @ inverse,
     )
 
@@ -140,8 +134,10 @@ class TrainingFilter:
             are dropped.
         min_points: boxes with fewer annotated LiDAR points are dropped; CMT trains on boxes with one or more.
         crop_points: drop points outside the range, which no voxel would take.
-        shuffle_points: bring the points into random order: a voxel keeps its first ten points, which would
-            otherwise always be those of the newest sweeps.
+        shuffle_points: draw a random order for the points, into which they are brought on the device: a voxel
+            keeps its first ten points, which would otherwise always be those of the newest sweeps.
+        half_points: round every value of a point to half precision, as the release's detector does on entry
+            while it trains (not while it is tested): steps of 0.031 m beyond 32 m.
     """
 
     def __init__(
@@ -150,21 +146,22 @@ class TrainingFilter:
         min_points: int = 1,
         crop_points: bool = True,
         shuffle_points: bool = True,
+        half_points: bool = False,
     ) -> None:
         self.point_range = tuple(float(value) for value in point_range)
         self.min_points = min_points
         self.crop_points = crop_points
         self.shuffle_points = shuffle_points
+        self.half_points = half_points
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
         """Drop boxes and points."""
         low, high = torch.tensor(self.point_range[:3]), torch.tensor(self.point_range[3:])
         points = frame.points
         if self.crop_points:
-            xyz = points[:, :3]
-            points = points[((xyz >= low) & (xyz < high)).all(dim=1)]
-        if self.shuffle_points:
-            points = points[torch.from_numpy(random.permutation(len(points)))]
+            points = _inside(points, self.point_range)
+        if self.half_points:
+            points = points.half()
         centre = frame.boxes[:, :2]
         keep = ((centre > low[:2]) & (centre < high[:2])).all(dim=1) & (frame.box_points >= self.min_points)
         return frame.replace(
@@ -172,67 +169,21 @@ class TrainingFilter:
             boxes=frame.boxes[keep],
             labels=frame.labels[keep],
             box_points=frame.box_points[keep],
+            shuffle=int(random.integers(2**63)) if self.shuffle_points else None,
         )
 
 
-class MaskModality:
-    """Lose one sensor at random: CMT's masked-modal training, and, with probability 1, testing a lost sensor.
+def _inside(points: Tensor, point_range: Sequence[float]) -> Tensor:
+    """The points (point, 5) within x0, y0, z0, x1, y1, z1.
 
-    A lost camera rig shows black pictures (before normalisation), a lost LiDAR returns points whose every
-    value is 0. One draw decides, so never both are lost.
-
-    Args:
-        cameras: probability that the cameras are lost.
-        lidar: probability that the LiDAR is lost.
+    Column by column, and gathered as records of 20 bytes: a quarter of the time of masks (point, 3).
     """
-
-    def __init__(self, cameras: float = 0.25, lidar: float = 0.25) -> None:
-        self.cameras = _check_probability("mask_modality.cameras", cameras)
-        self.lidar = _check_probability("mask_modality.lidar", lidar)
-        if self.cameras + self.lidar > 1:
-            raise SettingError(
-                f"mask_modality.cameras={cameras} and mask_modality.lidar={lidar}: together they must not exceed 1"
-            )
-
-    def __call__(self, frame: Frame, random: Generator) -> Frame:
-        """Lose the cameras, the LiDAR, or nothing."""
-        draw = random.random()
-        if draw >= 1 - self.cameras:
-            return frame if frame.images is None else frame.replace(images=torch.zeros_like(frame.images))
-        if draw >= 1 - self.cameras - self.lidar:
-            return frame.replace(points=torch.zeros_like(frame.points))
-        return frame
-
-
-class GridMask:
-    """Drop a regular grid of squares from the images (GridMask, Chen et al., arXiv 2001.04086).
-
-    The same squares in all views of a frame, set to 0 after normalisation, as in CMT's release.
-    A square and the bars between squares repeat every d pixels, d uniform in [2, height); a share
-    ``ratio`` of d is bar, so (1 - ratio)^2 of the pixels are dropped.
-
-    Args:
-        probability: how often a frame is masked.
-        ratio: share of the period that stays, along each axis.
-    """
-
-    def __init__(self, probability: float = 0.7, ratio: float = 0.5) -> None:
-        self.probability = _check_probability("augmentation.image.grid_mask.probability", probability)
-        if not 0 < ratio < 1:
-            raise SettingError(f"augmentation.image.grid_mask.ratio={ratio}: it must be above 0 and below 1")
-        self.ratio = float(ratio)
-
-    def draw(self, size: tuple[int, int], random: Generator) -> NDArray[np.bool_] | None:
-        """Pixels (height, width) that stay, or None where this frame is not masked."""
-        if random.random() >= self.probability:
-            return None
-        height, width = size
-        period = int(random.integers(2, max(height, 3)))
-        bar = min(max(int(period * self.ratio + 0.5), 1), period - 1)
-        phase_y, phase_x = random.integers(period, size=2)
-        rows = (np.arange(height) + phase_y) % period < bar
-        columns = (np.arange(width) + phase_x) % period < bar
-        return rows[:, None] | columns[None, :]
+    values = np.ascontiguousarray(points.numpy())
+    inside = np.ones(len(values), dtype=np.bool_)
+    for column, low, high in zip(values.T, point_range[:3], point_range[3:], strict=False):
+        inside &= (column > np.float32(low)) & (column < np.float32(high))
+    records = values.view(np.dtype((np.void, values.itemsize * values.shape[1])))[:, 0]
+    return torch.from_numpy(records[inside].view(values.dtype).reshape(-1, values.shape[1]))
 
 
 class ImageAugmentation:
@@ -250,48 +201,50 @@ class ImageAugmentation:
         self, resize: Sequence[float] = (1.0, 1.0), flip: float = 0.0, grid_mask: GridMask | None = None
     ) -> None:
         self.resize = _check_range("augmentation.image.resize", resize, above=0)
-        self.flip = _check_probability("augmentation.image.flip", flip)
+        self.flip = check_probability("augmentation.image.flip", flip)
         self.grid_mask = grid_mask
 
 
 class ImageProcessing:
-    """Resize, crop, perhaps mirror, and normalise the images; lidar2img goes along.
+    """Resize, crop and perhaps mirror the images; lidar2img goes along.
 
     Test time: resize by the smallest factor that covers ``size``, keep the bottom rows, centre the columns.
     Training adds what ``augmentation`` draws: another factor, a random place for the columns, mirroring,
     GridMask. Where a picture becomes smaller than the crop, it is filled up with black, right and top.
 
-    The resize is bilinear in float32 without rounding back to integers, which gives the published pixels
-    exactly. In lidar2img pixel *edges* scale and mirror: u' = s u, and u' = width - u, as in CMT's release.
+    Images are resized as they were read, bilinear, to whole grey levels (uint8), in training and at test, which
+    gives the published pixels exactly. In lidar2img pixel *edges* scale and mirror: u' = s u, and
+    u' = width - u, as in CMT's release.
 
     Args:
         size: height and width of the result.
-        mean: mean of the B, G, R channels, 0..255.
-        std: their standard deviation.
         augmentation: what varies in training, or None.
+        exact_lidar2img: scale lidar2img by the ratio of the sizes in whole pixels, which is what happens to the
+            picture; off, by the factor as drawn, as in CMT's release (up to a pixel apart at the far edge).
     """
 
     def __init__(
         self,
         size: Sequence[int],
-        mean: Sequence[float] = (103.530, 116.280, 123.675),
-        std: Sequence[float] = (57.375, 57.120, 58.395),
         augmentation: ImageAugmentation | None = None,
+        exact_lidar2img: bool = True,
     ) -> None:
         height, width = size
         self.size = (int(height), int(width))
-        self.mean = np.asarray(mean, dtype=np.float32)
-        self.inverse_std = (1 / np.asarray(std, dtype=np.float64)).astype(np.float32)
         self.augmentation = augmentation
+        self.exact_lidar2img = exact_lidar2img
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
-        """Return the frame with images (view, 3, *size) float32; a frame without images stays as it is."""
+        """Return the frame with images (view, 3, *size) uint8; a frame without images stays as it is.
+
+        A GridMask that was drawn travels with the frame: whether it counts is decided where frames become a batch.
+        """
         if frame.images is None:
             return frame
         height, width = self.size
         raw_height, raw_width = frame.images.shape[-2:]
         factor = max(height / raw_height, width / raw_width)
-        mirrored, keep = False, None
+        mirrored, mask = False, None
         if self.augmentation is not None:
             factor *= random.uniform(*self.augmentation.resize)
             mirrored = random.random() < self.augmentation.flip
@@ -299,36 +252,49 @@ class ImageProcessing:
         resized = (int(raw_height * factor + 1e-6), int(raw_width * factor + 1e-6))
         spare = max(0, resized[1] - width)
         left = spare // 2 if self.augmentation is None else int(random.uniform(0, spare))
-        top = resized[0] - height
         if self.augmentation is not None and self.augmentation.grid_mask is not None:
-            keep = self.augmentation.grid_mask.draw(self.size, random)
-        images = self._pixels(frame.images, resized, top, left, mirrored)
-        if keep is not None:
-            images *= keep[:, :, None]
-        pixel = _pixel_transform(resized[1] / raw_width, resized[0] / raw_height, left, top)
+            mask = self.augmentation.grid_mask.draw(self.size, random)
+        frame = self.resize(frame, factor, resized, left, mirrored)
+        return frame.replace(image_mask=None if mask is None else torch.from_numpy(mask))
+
+    def resize(self, frame: Frame, factor: float, resized: tuple[int, int], left: int, mirrored: bool) -> Frame:
+        """Resize, keep the bottom rows and the columns from ``left`` on, perhaps mirror; lidar2img goes along.
+
+        Args:
+            frame: with images (view, 3, height, width) uint8.
+            factor: as drawn, from stored pixels to resized ones.
+            resized: height and width in whole pixels.
+            left: first column.
+            mirrored: swap left and right, after all else.
+
+        Returns:
+            The frame with images (view, 3, *size) uint8.
+        """
+        assert frame.images is not None
+        raw_height, raw_width = frame.images.shape[-2:]
+        top = resized[0] - self.size[0]
+        scale = (resized[1] / raw_width, resized[0] / raw_height) if self.exact_lidar2img else (factor, factor)
+        pixel = _pixel_transform(*scale, left, top)
         if mirrored:
-            pixel = _mirror(width) @ pixel
+            pixel = _mirror(self.size[1]) @ pixel
+        pixels = self._pixels(frame.images, resized, top, left, mirrored)
         return frame.replace(
-            images=torch.from_numpy(images).permute(0, 3, 1, 2),
-            lidar2img=(pixel @ frame.lidar2img.double()).float(),
+            images=torch.from_numpy(pixels).permute(0, 3, 1, 2), lidar2img=pixel @ frame.lidar2img.double()
         )
 
     def _pixels(
         self, images: Tensor, resized: tuple[int, int], top: int, left: int, mirrored: bool
-    ) -> NDArray[np.float32]:
-        """Normalised pixels (view, height, width, 3) of uint8 images (view, 3, height, width)."""
+    ) -> NDArray[np.uint8]:
+        """Pixels (view, height, width, 3) of images (view, 3, height, width)."""
         height, width = self.size
-        result = np.zeros((len(images), height, width, 3), dtype=np.float32)
+        result = np.zeros((len(images), height, width, 3), dtype=np.uint8)
         rows = slice(max(0, -top), max(0, -top) + min(height, resized[0] - max(0, top)))
         columns = slice(0, min(width, resized[1] - left))
         for view, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-            picture = cv2.resize(image.astype(np.float32), (resized[1], resized[0]))
-            picture = picture[max(0, top) : max(0, top) + height, left : left + width]
-            result[view, rows, columns] = picture
-        if mirrored:
-            result = result[:, :, ::-1].copy()
-        result -= self.mean
-        result *= self.inverse_std
+            picture = cv2.resize(image, (resized[1], resized[0]))
+            result[view, rows, columns] = picture[max(0, top) : max(0, top) + height, left : left + width]
+            if mirrored:
+                result[view] = cv2.flip(result[view], 1)
         return result
 
 

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
 from cmt_aqr.data.augmentation import (
@@ -19,14 +17,20 @@ from cmt_aqr.data.augmentation import (
     TrainingFilter,
     Transform,
 )
+from cmt_aqr.data.database import Contents, ObjectDatabase
 from cmt_aqr.data.dataset import FrameDataset, FrameLoader, FrameSampler
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.finishing import Finishing
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
+from cmt_aqr.data.learnable import check_anything_to_learn
+from cmt_aqr.data.make_database import Making, prepare_database
 from cmt_aqr.data.reading import FrameReader
-from cmt_aqr.data.tables import check_request, close_tables, read_table
+from cmt_aqr.data.resampling import RESAMPLINGS, resampled_frames
+from cmt_aqr.data.sampling import ObjectSampler, Sampling
+from cmt_aqr.data.tables import check_request, close_tables, fingerprint, is_annotated, read_table
 from cmt_aqr.errors import SettingError
-from cmt_aqr.evaluation.metric import NuScenesMetric
+from cmt_aqr.structures import Batch
 
 Transforms = Mapping[str, Transform | None] | None
 """Named, so that a configuration can override or switch off (null) one; applied in the order given."""
@@ -35,10 +39,11 @@ Transforms = Mapping[str, Transform | None] | None
 class NuScenesDataModule(LightningDataModule):
     """nuScenes, or anything in its format.
 
-    A training frame goes through ``train_fault``, ``train_transforms``, ``scene_augmentation``, the training
-    filter, and the image processing with ``image_augmentation``, in this order; an evaluated one through
-    ``eval_fault``, ``eval_transforms`` and the plain image processing. Sensor faults and masked-modal training
-    see the frame as it was read. Augmentation depends on (seed, epoch, frame) only.
+    Objects are pasted into a training frame by ``sampling``; then it goes through ``train_fault``,
+    ``train_transforms``, ``scene_augmentation``, the training filter, and the image processing with
+    ``image_augmentation``, in this order; an evaluated one through ``eval_fault``, ``eval_transforms`` and the
+    plain image processing. Sensor faults and masked-modal training see the frame as it was read, with what was
+    pasted. All of it depends on (seed, epoch, frame, repeat) only.
 
     Args:
         root: data root: the folder with ``samples``, ``sweeps`` and the version's folder.
@@ -46,6 +51,9 @@ class NuScenesDataModule(LightningDataModule):
         point_range: x0, y0, z0, x1, y1, z1 of the model's grid, metres, LiDAR frame.
         image_size: height and width of the images that the model gets.
         train_split: a split of the devkit, or of ``splits.json``.
+        resampling: ``none``, or ``cbgs``, see :mod:`cmt_aqr.data.resampling`.
+        sampling: objects to paste into training frames, or None.
+        replace_empty_frames: train on another frame, drawn from all, in place of one without a box.
         val_split: for evaluations in training.
         eval_split: what ``evaluating`` reads; ``val_split`` where None.
         evaluating: read ``eval_split`` instead of the others.
@@ -66,6 +74,9 @@ class NuScenesDataModule(LightningDataModule):
         min_points: boxes with fewer LiDAR points are not trained on.
         crop_points: drop points outside ``point_range`` in training.
         shuffle_points: random order of points in training, see :class:`TrainingFilter`.
+        half_size_images: decode images to half their height and width, for speed; see ``reading.read_image``.
+        half_points: round points to half precision in training, see :class:`TrainingFilter`.
+        exact_lidar2img: see :class:`ImageProcessing`.
         cache_frames: keep frames in memory once read, in each process; for small data sets.
         cache_dir: for indexes and ground truth, see :func:`cmt_aqr.data.index.load_index`.
         limit_train_frames: the first so many frames of the training split only.
@@ -83,6 +94,9 @@ class NuScenesDataModule(LightningDataModule):
         point_range: Sequence[float],
         image_size: Sequence[int] = (320, 800),
         train_split: str | None = "train",
+        resampling: str = "none",
+        sampling: Sampling | None = None,
+        replace_empty_frames: bool = False,
         val_split: str = "val",
         eval_split: str | None = None,
         evaluating: bool = False,
@@ -103,6 +117,9 @@ class NuScenesDataModule(LightningDataModule):
         min_points: int = 1,
         crop_points: bool = True,
         shuffle_points: bool = True,
+        half_size_images: bool = False,
+        half_points: bool = False,
+        exact_lidar2img: bool = True,
         cache_frames: bool = False,
         cache_dir: str | os.PathLike[str] = ".cache/cmt_aqr",
         limit_train_frames: int | None = None,
@@ -117,10 +134,28 @@ class NuScenesDataModule(LightningDataModule):
         _check_at_least("data.min_points", min_points, 0)
         _check_at_least("data.limit_train_frames", limit_train_frames, 1)
         _check_at_least("data.limit_eval_frames", limit_eval_frames, 1)
+        if resampling not in RESAMPLINGS:
+            raise SettingError(f"data.resampling={resampling}: must be one of {', '.join(RESAMPLINGS)}")
+        if sampling is not None and not lidar:
+            raise SettingError(
+                "data.sampling: objects are chosen by their LiDAR points, and this model reads none; choose "
+                "data/sampling=none"
+            )
+        _check_numbers("data.point_range", point_range, 6)
+        _check_numbers("data.image_mean", image_mean, 3)
+        _check_numbers("data.image_std", image_std, 3)
+        for name, value in (("data.cameras", cameras), ("data.lidar", lidar)):
+            if isinstance(value, str):
+                raise SettingError(f"{name}={value}: it must be true or false")
         if not (cameras or lidar):
             raise SettingError("data.cameras=false and data.lidar=false: at least one sensor must be read")
         for group, fault in (("fault", train_fault), ("eval_fault", eval_fault)):
             _check_strikes(group, fault, cameras, lidar)
+        if half_size_images and getattr(eval_fault, "whole_images", False):
+            raise SettingError(
+                "data.half_size_images=true with eval_fault=: this failure of the cameras is defined in pixels of "
+                "whole images; give data.half_size_images=false"
+            )
         self.root = Path(root).expanduser()
         self.version = version
         self.train_split = None if evaluating else train_split
@@ -133,6 +168,10 @@ class NuScenesDataModule(LightningDataModule):
         self.limit_train_frames = limit_train_frames
         self.limit_eval_frames = limit_eval_frames
         self.seed = seed
+        self.resampling = resampling
+        self.sampling = None if evaluating else sampling
+        self.replace_empty_frames = replace_empty_frames
+        self.mask_per_frame = _mask_per_frame(image_augmentation)
         self.sweeps = sweeps
         self.cameras = cameras
         self.lidar = lidar
@@ -142,30 +181,66 @@ class NuScenesDataModule(LightningDataModule):
             *_present({"fault": train_fault}),
             *_present(train_transforms),
             *([scene_augmentation] if scene_augmentation is not None else []),
-            TrainingFilter(point_range, min_points, crop_points, shuffle_points),
-            ImageProcessing(image_size, image_mean, image_std, image_augmentation),
+            TrainingFilter(point_range, min_points, crop_points, shuffle_points, half_points),
+            ImageProcessing(image_size, image_augmentation, exact_lidar2img),
         ]
         self._eval_transforms: list[Transform] = [
             *_present({"fault": eval_fault}),
             *_present(eval_transforms),
-            ImageProcessing(image_size, image_mean, image_std),
+            ImageProcessing(image_size, exact_lidar2img=exact_lidar2img),
         ]
+        self.half_size_images = half_size_images
+        self._finishing = Finishing(image_mean, image_std)
         self._datasets: dict[str, FrameDataset] = {}
+        self._objects: ObjectDatabase | None = None
         self._start: tuple[int, int] | None = None
 
     def prepare_data(self) -> None:
         """Index the splits and cache their ground truth, once a machine; then the tables are let go of."""
         for split in self._splits():
             load_index(self.root, self.version, split, self.cache_dir)
-        if self.val_split != "test":
+        if self.annotated:
             load_ground_truth(self.root, self.version, self.val_split, self.cache_dir)
         close_tables()
+        if self.sampling is not None and self.train_split is not None:
+            self.make_database()
+
+    def make_database(self) -> ObjectDatabase:
+        """Make the database of objects of the training frames where it is absent or of other tables, and open it.
+
+        Raises:
+            DataError: the folder that ``sampling`` names holds another one.
+            UserError: it cannot be written.
+        """
+        assert self.sampling is not None and self.train_split is not None
+        index = self.index(self.train_split).first(self.limit_train_frames)
+        folder, contents = self._database()
+        making = Making(folder, contents, self.root, index)
+        self._objects = prepare_database(making, self.sampling.database is not None, self.sampling.processes)
+        return self._objects
+
+    def _database(self) -> tuple[Path, Contents]:
+        """Where the database of objects is, and what it is made of."""
+        assert self.sampling is not None and self.train_split is not None
+        frames = len(self.index(self.train_split).first(self.limit_train_frames))
+        tables = fingerprint(self.root, self.version)
+        contents = self.sampling.contents(
+            tables, self.version, self.train_split, frames, self.sweeps, self.cameras
+        )
+        return self.sampling.database or contents.folder(self.cache_dir, self.root), contents
 
     def setup(self, stage: str | None = None) -> None:
         """Load the indexes of the splits that the stage needs, and see that their first frame is on disk."""
         for name in ("train", "val") if stage == "fit" else ("val",):
             if name not in self._datasets:
                 self._datasets[name] = self._make_dataset(name)
+        if stage == "fit" and self.sampling is not None and self.trainer:
+            self.sampling.tell_missing_fade(self.trainer.max_epochs)
+
+    @property
+    def annotated(self) -> bool:
+        """Whether there are annotations to train on and to evaluate with."""
+        return is_annotated(self.version)
 
     def _splits(self) -> list[str]:
         """The splits that are read."""
@@ -177,51 +252,25 @@ class NuScenesDataModule(LightningDataModule):
         split = self.train_split if training else self.val_split
         assert split is not None
         index = self.index(split).first(limit)
-        index.check_files(self.root, range(1), images=self.cameras)
-        reader = FrameReader(self.root, index, self.sweeps, self.cameras, self.lidar)
+        reader = FrameReader(
+            self.root, index, self.sweeps, self.cameras, self.lidar, half_size=self.half_size_images
+        )
+        index.check_files(self.root, range(1), self.cameras, self.lidar)
         points = reader.read_first_points() if self.lidar else None
         if training:
-            self._check_anything_to_learn(index, points)
+            where = f"split {split} of {self.root / self.version}, {len(index)} frames"
+            check_anything_to_learn(index, points, where, self._categories, self.min_points, self.point_range)
         transforms = self._train_transforms if training else self._eval_transforms
-        return FrameDataset(reader, transforms, self.seed, self.cache_frames)
+        sampler = None
+        if training and self.sampling is not None:
+            database = self._objects or ObjectDatabase(*self._database())
+            sampler = ObjectSampler(self.sampling, database, self.min_points)
+        replace_empty = training and self.replace_empty_frames
+        return FrameDataset(reader, transforms, self.seed, self.cache_frames, replace_empty, sampler)
 
-    def _check_anything_to_learn(self, index: FrameIndex, points: NDArray[np.float32] | None) -> None:
-        """Refuse to train on nothing but background.
-
-        Args:
-            index: of the frames to train on.
-            points: (point, 5) of the first of them; ``None`` where none are read.
-
-        Raises:
-            DataError: naming what leaves nothing.
-        """
-        where = f"split {self.train_split} of {self.root / self.version}, {len(index)} frames"
-        if not len(index.labels):
-            names = sorted(category["name"] for category in read_table(self.root, self.version, "category"))
-            raise DataError(
-                f"{where}: no annotation is of one of nuScenes' ten detection classes, nothing to learn; "
-                f"the categories are {', '.join(names) or 'none'}"
-            )
-        seen = index.box_points >= self.min_points
-        if not seen.any():
-            raise DataError(
-                f"{where}: none of {len(seen)} boxes has data.min_points={self.min_points} LiDAR points or more "
-                f"(num_lidar_pts is at most {index.box_points.max()}); lower data.min_points, or mend the tables"
-            )
-        low, high = self.point_range[:2], self.point_range[3:5]
-        inside = ((index.boxes[:, :2] >= low) & (index.boxes[:, :2] <= high)).all(axis=1)
-        if not (seen & inside).any():
-            raise DataError(
-                f"{where}: no box lies within data.point_range={self.point_range} (x, y of its centre)"
-            )
-        if points is None:
-            return
-        places = points[:, :3]
-        if not ((places >= self.point_range[:3]) & (places <= self.point_range[3:])).all(axis=1).any():
-            raise DataError(
-                f"{where}: no point of the first frame lies within data.point_range={self.point_range}; "
-                "are the files in metres, and the LiDAR's frame?"
-            )
+    def _categories(self) -> list[str]:
+        """Names of the categories that the tables know."""
+        return [category["name"] for category in read_table(self.root, self.version, "category")]
 
     def index(self, split: str) -> FrameIndex:
         """The index of a split.
@@ -235,13 +284,13 @@ class NuScenesDataModule(LightningDataModule):
         """What the official evaluation compares with, of ``val_split`` or the split that is named.
 
         Raises:
-            DataError: the split has no annotations.
+            DataError: the split should have annotations, and has none.
         """
-        return load_ground_truth(self.root, self.version, split or self.val_split, self.cache_dir)
-
-    def metric(self) -> NuScenesMetric:
-        """The official metric of ``val_split``; it loads its ground truth when it is first used."""
-        return NuScenesMetric(self.ground_truth)
+        split = split or self.val_split
+        if self.annotated:
+            return load_ground_truth(self.root, self.version, split, self.cache_dir)
+        index = self.index(split)
+        return GroundTruth.unknown(self.version, split, tuple(map(index.token, range(len(index)))))
 
     def check(self) -> None:
         """See, without reading a table, that root, version and splits exist.
@@ -273,19 +322,30 @@ class NuScenesDataModule(LightningDataModule):
         dataset = self.dataset(name)
         training = name == "train"
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        resampled = resampled_frames(dataset.reader.index, self.resampling, self.seed) if training else None
         sampler = FrameSampler(
-            frames=len(dataset),
+            frames=len(dataset) if resampled is None else len(resampled),
             batch_size=self.batch_size if training else self.eval_batch_size,
             training=training,
             seed=self.seed,
             num_replicas=ranks,
             rank=rank,
+            resampled=resampled,
         )
-        loader = FrameLoader(dataset, sampler, self.num_workers, pin_memory=torch.cuda.is_available())
+        pin_memory = torch.cuda.is_available()
+        loader = FrameLoader(dataset, sampler, self.num_workers, pin_memory, self.mask_per_frame)
         if training and self._start is not None:
             loader.set_position(*self._start)
             self._start = None
         return loader
+
+    def finish(self, batch: Batch) -> Batch:
+        """Normalise, mask and shuffle a batch where it is: what a loader gives needs it before a model."""
+        return self._finishing(batch)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Finish a batch on the device. Lightning calls it."""
+        return self.finish(batch)
 
     def train_dataloader(self) -> FrameLoader:
         """Batches of augmented frames, shuffled by (seed, epoch); its position can be saved and restored."""
@@ -296,13 +356,24 @@ class NuScenesDataModule(LightningDataModule):
         return self._loader("val")
 
 
+def _mask_per_frame(augmentation: ImageAugmentation | None) -> bool:
+    """Whether each frame of a batch has a GridMask of its own."""
+    return augmentation is not None and augmentation.grid_mask is not None and augmentation.grid_mask.per_frame
+
+
 def _present(transforms: Transforms) -> list[Transform]:
     return [transform for transform in (transforms or {}).values() if transform is not None]
 
 
 def _check_at_least(name: str, value: Any, least: int) -> None:
-    if value is not None and value < least:
-        raise SettingError(f"{name}={value}: it must be at least {least}")
+    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+        raise SettingError(f"{name}={value}: it must be a whole number of {least} or more")
+
+
+def _check_numbers(name: str, values: Any, count: int) -> None:
+    fits = isinstance(values, Sequence) and len(values) == count
+    if not fits or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        raise SettingError(f"{name}={values}: it must be {count} numbers")
 
 
 def _check_strikes(group: str, fault: Transform | None, cameras: bool, lidar: bool) -> None:

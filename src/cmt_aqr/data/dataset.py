@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import functools
+import itertools
+import logging
 import multiprocessing
 import os
 import re
@@ -18,12 +20,16 @@ import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
+from numpy.typing import NDArray
+from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from cmt_aqr.data.augmentation import Transform, apply_transforms
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.reading import FrameReader
+from cmt_aqr.data.resampling import occurrences
+from cmt_aqr.data.sampling import ObjectSampler
 from cmt_aqr.errors import SettingError
 from cmt_aqr.structures import Batch, Frame
 
@@ -49,6 +55,15 @@ def frame_generator(seed: int, key: SampleKey) -> Generator:
     return np.random.default_rng((seed, key.epoch, key.frame, key.repeat))
 
 
+log = logging.getLogger(__name__)
+
+_SAMPLING = 0x6715
+"""Keeps what is drawn for sampling apart from a frame's other draws."""
+
+_MOST_TRIES = 1000
+"""Frames that are read in place of one without a box."""
+
+
 def generator_of_frame(random: Generator, frame: int) -> Generator:
     """The generator that another frame of the same epoch has where this frame has ``random``, not used yet.
 
@@ -72,14 +87,25 @@ class FrameDataset(Dataset[Frame]):
         seed: of every frame's generator.
         cache_frames: keep frames as read in memory (of each worker process); for small data sets, where
             decoding pictures takes most of the time.
+        replace_empty: give another frame, drawn from all, for one without a box, until one has a box.
+        sampler: pastes objects into frames as read, before all transforms.
     """
 
     def __init__(
-        self, reader: FrameReader, transforms: Sequence[Transform], seed: int = 0, cache_frames: bool = False
+        self,
+        reader: FrameReader,
+        transforms: Sequence[Transform],
+        seed: int = 0,
+        cache_frames: bool = False,
+        replace_empty: bool = False,
+        sampler: ObjectSampler | None = None,
     ) -> None:
         self.reader = reader
         self.transforms = tuple(transforms)
         self.seed = seed
+        self.replace_empty = replace_empty
+        self.sampler = sampler
+        self._fade_told = False
         self._cache: dict[int, Frame] | None = {} if cache_frames else None
 
     def __len__(self) -> int:
@@ -89,7 +115,39 @@ class FrameDataset(Dataset[Frame]):
         """The frame of a key; a plain index is the frame in epoch 0."""
         if not isinstance(key, SampleKey):
             key = SampleKey(epoch=0, frame=int(key))
-        return apply_transforms(self._read(key.frame), self.transforms, frame_generator(self.seed, key))
+        random = frame_generator(self.seed, key)
+        frame = apply_transforms(self.stored(key), self.transforms, random)
+        if not self.replace_empty:
+            return frame
+        for _ in range(_MOST_TRIES):
+            if len(frame.boxes):
+                return frame
+            other = key._replace(frame=int(random.integers(len(self))))
+            frame = apply_transforms(self.stored(other), self.transforms, random)
+        raise DataError(
+            f"{_MOST_TRIES} frames in a row have no box of data.min_points LiDAR points within data.point_range: "
+            "widen the one, lower the other, or take frames without a box, too: data.replace_empty_frames=false"
+        )
+
+    def stored(self, key: SampleKey) -> Frame:
+        """The frame as read, with the objects that are pasted into it in that epoch."""
+        frame = self._read(key.frame)
+        if self.sampler is None or not self.sampler.sampling.active(key.epoch):
+            return frame
+        # A generator of its own: what else is drawn for a frame is the same with and without sampling.
+        random = np.random.default_rng((self.seed, *key, _SAMPLING))
+        return self.sampler(frame, self.reader.obstacles(key.frame, self.sampler.min_points), random)
+
+    def tell_fade(self, epoch: int) -> None:
+        """Say once, when the first epoch begins that does not sample, that it does not."""
+        if self.sampler is None or self._fade_told or self.sampler.sampling.active(epoch):
+            return
+        self._fade_told = True
+        rank_zero_only(log.info)(
+            "Epoch %d: no objects are pasted into frames from here on (data.sampling.until_epoch=%d)",
+            epoch,
+            self.sampler.sampling.until_epoch,
+        )
 
     def _read(self, index: int) -> Frame:
         if self._cache is None:
@@ -113,12 +171,14 @@ class FrameSampler(DistributedSampler[SampleKey]):
     rank without any; the metric counts a frame once.
 
     Args:
-        frames: number of frames in the data set.
+        frames: how many frames an epoch has.
         batch_size: frames a step on one rank.
         training: see above.
         seed: of the shuffling.
         num_replicas: number of ranks.
         rank: this process.
+        resampled: (frames,) numbers of the frames of an epoch, some repeated, some left out; ``None``: all of
+            them once.
     """
 
     def __init__(
@@ -129,10 +189,13 @@ class FrameSampler(DistributedSampler[SampleKey]):
         seed: int = 0,
         num_replicas: int = 1,
         rank: int = 0,
+        resampled: NDArray[np.int64] | None = None,
     ) -> None:
         if batch_size < 1:
             raise SettingError(f"data.batch_size={batch_size}: it must be at least 1")
         self.frames = frames
+        self.resampled = np.arange(frames) if resampled is None else resampled
+        self.repeats = occurrences(self.resampled)
         self.batch_size = batch_size
         self.training = training
         self.seed = seed
@@ -177,8 +240,9 @@ class FrameSampler(DistributedSampler[SampleKey]):
         own = order[self.rank :: self.num_replicas]
         # Evaluation draws the same in every epoch, which Lightning names to its loaders, too.
         epoch = self.epoch if self.training else 0
-        start = self.batches_done * self.batch_size
-        return iter([SampleKey(epoch, int(frame)) for frame in own[start:]])
+        left = own[self.batches_done * self.batch_size :]
+        frames, repeats = self.resampled[left].tolist(), self.repeats[left].tolist()
+        return map(SampleKey, itertools.repeat(epoch), frames, repeats)
 
 
 _START = "fork" if sys.platform == "linux" else "spawn"
@@ -222,17 +286,23 @@ class FrameLoader(DataLoader[Batch]):
         sampler: which keys, in which order.
         num_workers: processes that read; 0 reads in this one.
         pin_memory: see ``torch.utils.data.DataLoader``.
+        mask_per_frame: see :func:`cmt_aqr.data.collate.collate`.
     """
 
     def __init__(
-        self, dataset: FrameDataset, sampler: FrameSampler, num_workers: int = 0, pin_memory: bool = False
+        self,
+        dataset: FrameDataset,
+        sampler: FrameSampler,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        mask_per_frame: bool = False,
     ) -> None:
         super().__init__(
             dataset,  # type: ignore[arg-type]  # the loader yields batches of the data set's frames
             batch_size=sampler.batch_size,
             sampler=sampler,
             num_workers=num_workers,
-            collate_fn=collate,
+            collate_fn=functools.partial(collate, mask_per_frame=mask_per_frame),
             pin_memory=pin_memory,
             worker_init_fn=_prepare_worker if num_workers else None,
             persistent_workers=num_workers > 0,
@@ -247,6 +317,12 @@ class FrameLoader(DataLoader[Batch]):
         assert isinstance(self.sampler, FrameSampler)
         return self.sampler
 
+    @property
+    def frames(self) -> FrameDataset:
+        """The data set, by its own type."""
+        assert isinstance(self.dataset, FrameDataset)
+        return self.dataset
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches from the sampler's position on.
 
@@ -255,6 +331,8 @@ class FrameLoader(DataLoader[Batch]):
         """
         sampler = self.frame_sampler
         self._epoch, self._batches_done = sampler.epoch, sampler.batches_done
+        if sampler.training:
+            self.frames.tell_fade(sampler.epoch)
         try:
             for batch in self._batches():
                 self._batches_done += 1

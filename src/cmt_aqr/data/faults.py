@@ -176,6 +176,11 @@ class SomeFrames:
         every = frozenset(("lidar", "camera"))
         return frozenset().union(*(getattr(fault, "strikes", every) for fault in self.faults.values()))
 
+    @property
+    def whole_images(self) -> bool:
+        """Whether one of the faults is defined in pixels of images as they are stored."""
+        return any(getattr(fault, "whole_images", False) for fault in self.faults.values())
+
     def draw(self, random: Generator) -> str | None:
         """Name of the fault that a frame gets, or None."""
         bad, which = random.random() < self.share, random.random()

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from nuscenes import NuScenes
-from nuscenes.eval.common.loaders import load_gt_of_sample_tokens
-from nuscenes.eval.detection.data_classes import DetectionBox
 
-from cmt_aqr.constants import CLASSES, LIDAR
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
-from cmt_aqr.data.tables import (
-    cache_path,
-    check_request,
-    consistent_tables,
-    fingerprint,
-    open_tables,
-    samples_of_split,
-)
-from cmt_aqr.evaluation.submission import (
-    ATTRIBUTE,
-    ATTRIBUTES,
-    COLUMNS,
-    LABEL,
-    ROTATION,
-    SCORE,
-    SIZE,
-    TRANSLATION,
-    VELOCITY,
-)
+from cmt_aqr.data.index import boxes_of, class_of
+from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, COLUMNS, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
+from cmt_aqr.data.saved_arrays import Layout, load_arrays, report_damage, save_arrays
+from cmt_aqr.data.table_arrays import Tables
+from cmt_aqr.data.tables import cache_path, check_request, fingerprint, open_tables
 from cmt_aqr.files import check_folder, writing
 
-FORMAT = 3
+FORMAT = 5
 """Raise it when the arrays change their meaning, so that old caches are made again."""
 
 _BIKE_RACK = "static_object.bicycle_rack"
@@ -53,12 +32,13 @@ class GroundTruth:
         split: e.g. ``val``.
         tokens: sample tokens in the order of the devkit's sample table; a frame's number counts them.
         frames: (box,) int64, the frame of each annotation of a detection class, rising.
-        rows: (box, 15) float64, columns as of :func:`cmt_aqr.evaluation.submission.to_global`; not filtered.
+        rows: (box, 15) float64, columns as of :mod:`cmt_aqr.data.rows`; not filtered.
             The score is -1, the velocity NaN where nuScenes has none.
         points: (box,) int64, annotated LiDAR and radar points.
-        ego: (frame, 3) float64, where the car was at the LiDAR's time, metres.
+        ego: (frame, 3) float64, where the car was at the LiDAR's time, or a camera's without LiDAR, metres.
         rack_frames: (rack,) int64, the frame of each annotated bicycle rack.
         racks: (rack, 10) float64: the columns of translation, size and rotation.
+        annotated: whether there is anything to compare with; else all but ``tokens`` is empty.
     """
 
     version: str
@@ -70,6 +50,14 @@ class GroundTruth:
     ego: NDArray[np.float64]
     rack_frames: NDArray[np.int64]
     racks: NDArray[np.float64]
+    annotated: bool = True
+
+    @classmethod
+    def unknown(cls, version: str, split: str, tokens: tuple[str, ...]) -> Self:
+        """What is known of a split without annotations: the sample tokens of its frames."""
+        none = np.zeros(0, dtype=np.int64)
+        rows, racks = np.zeros((0, COLUMNS)), np.zeros((0, ROTATION.stop))
+        return cls(version, split, tokens, none, rows, none, np.zeros((0, 3)), none, racks, annotated=False)
 
     def save(self, path: Path, stamp: str) -> None:
         """Write to ``path`` at once or not at all, stamped with what it was made from."""
@@ -77,7 +65,14 @@ class GroundTruth:
         save_arrays(path, stamp, {"tokens": np.array(self.tokens), **arrays})
 
 
-_ARRAYS = ("frames", "rows", "points", "ego", "rack_frames", "racks")
+_ARRAYS: Layout = {
+    "frames": ("i", ("box",)),
+    "rows": ("f", ("box", COLUMNS)),
+    "points": ("i", ("box",)),
+    "ego": ("f", ("frame", 3)),
+    "rack_frames": ("i", ("rack",)),
+    "racks": ("f", ("rack", ROTATION.stop)),
+}
 
 
 def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> GroundTruth:
@@ -92,8 +87,7 @@ def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> 
     truth = load_saved(path, version, split, stamp)
     if truth is None:
         check_folder("data.cache_dir", cache_dir)
-        with consistent_tables(root / version):
-            truth = build_ground_truth(open_tables(root, version), split)
+        truth = build_ground_truth(open_tables(root, version), split)
         with writing("data.cache_dir", cache_dir):
             truth.save(path, stamp)
     return truth
@@ -101,63 +95,55 @@ def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> 
 
 def load_saved(path: Path, version: str, split: str, stamp: str) -> GroundTruth | None:
     """Read what ``GroundTruth.save`` wrote; None where it is absent, of another stamp, or damaged (logged)."""
-    arrays = load_arrays(path, stamp, ("tokens", *_ARRAYS))
+    arrays = load_arrays(path, stamp, {"tokens": ("U", ("frame",)), **_ARRAYS})
     if arrays is None:
         return None
-    return GroundTruth(version, split, tuple(arrays.pop("tokens").tolist()), **arrays)
+    for frames in (arrays["frames"], arrays["rack_frames"]):
+        if ((frames < 0) | (frames >= len(arrays["tokens"]))).any() or (np.diff(frames) < 0).any():
+            report_damage(path, "it has boxes of frames that are not there, or not in order")
+            return None
+    fields: dict[str, Any] = dict(arrays)
+    return GroundTruth(version, split, tuple(fields.pop("tokens").tolist()), **fields)
 
 
-def build_ground_truth(tables: NuScenes, split: str) -> GroundTruth:
-    """Make the ground truth of a split by the devkit's own loader.
+def build_ground_truth(tables: Tables, split: str) -> GroundTruth:
+    """Make the ground truth of a split: what the devkit's ``load_gt`` gives, in its order.
 
     Raises:
         DataError: the split has no frame, or no annotation, as the official test split.
     """
-    samples = samples_of_split(tables, split)
-    if not any(sample["anns"] for sample in samples):
-        raise DataError(f"split {split} of {tables.version} has no annotations: it cannot be evaluated here")
-    for token in (token for sample in samples for token in sample["anns"]):
-        if len(attributes := tables.get("sample_annotation", token)["attribute_tokens"]) > 1:
-            raise DataError(
-                f"sample_annotation.json, token {token}: attribute_tokens={attributes} must be one or none; mend "
-                "the record, or download the version's metadata again"
-            )
-    tokens = tuple(sample["token"] for sample in samples)
-    # The devkit's loader draws a bar even when it is told to be quiet; its errors still come through.
-    with contextlib.redirect_stderr(io.StringIO()):
-        boxes = load_gt_of_sample_tokens(tables, list(tokens), DetectionBox, verbose=False)
-    number = {token: frame for frame, token in enumerate(tokens)}
-    every = boxes.all
-    ego, racks, rack_frames = [], [], []
-    for frame, sample in enumerate(samples):
-        lidar = tables.get("sample_data", sample["data"][LIDAR])
-        ego.append(tables.get("ego_pose", lidar["ego_pose_token"])["translation"])
-        for record in (tables.get("sample_annotation", token) for token in sample["anns"]):
-            if record["category_name"] == _BIKE_RACK:
-                racks.append([*record["translation"], *record["size"], *record["rotation"]])
-                rack_frames.append(frame)
+    samples = tables.samples_of(split)
+    boxes, frames = boxes_of(tables, samples)
+    version = tables.folder.name
+    if not len(boxes):
+        raise DataError(f"split {split} of {version} has no annotations: it cannot be evaluated here")
+    annotations = tables.annotations
+    labels = class_of(tables.categories)[annotations.categories[boxes]]
+    rack = np.array([name == _BIKE_RACK for name in tables.categories])[annotations.categories[boxes]]
+    detected, of_rack = boxes[labels >= 0], boxes[rack]
+    rows = np.zeros((len(detected), COLUMNS))
+    rows[:, TRANSLATION] = annotations.translations[detected]
+    rows[:, SIZE] = annotations.sizes[detected]
+    rows[:, ROTATION] = annotations.rotations[detected]
+    rows[:, VELOCITY] = annotations.velocities[detected]
+    rows[:, LABEL] = labels[labels >= 0]
+    rows[:, SCORE] = -1
+    rows[:, ATTRIBUTE] = _attribute_numbers(tables)[annotations.attributes[detected]]
     return GroundTruth(
-        tables.version,
+        version,
         split,
-        tokens,
-        frames=np.array([number[box.sample_token] for box in every], dtype=np.int64),
-        rows=to_rows(every),
-        points=np.array([box.num_pts for box in every], dtype=np.int64),
-        ego=np.array(ego, dtype=np.float64),
-        rack_frames=np.array(rack_frames, dtype=np.int64),
-        racks=np.array(racks, dtype=np.float64).reshape(-1, ROTATION.stop),
+        tuple(token.decode() for token in tables.tokens[samples].tolist()),
+        frames=frames[labels >= 0],
+        rows=rows,
+        points=(annotations.lidar_points + annotations.radar_points)[detected],
+        ego=tables.records.ego_translations[tables.reference_of(samples)],
+        rack_frames=frames[rack],
+        racks=np.concatenate(
+            [annotations.translations[of_rack], annotations.sizes[of_rack], annotations.rotations[of_rack]], axis=1
+        ),
     )
 
 
-def to_rows(boxes: Sequence[DetectionBox]) -> NDArray[np.float64]:
-    """The devkit's boxes as rows (box, 15) of :func:`cmt_aqr.evaluation.submission.to_global`."""
-    rows = np.zeros((len(boxes), COLUMNS))
-    if boxes:
-        rows[:, TRANSLATION] = [box.translation for box in boxes]
-        rows[:, SIZE] = [box.size for box in boxes]
-        rows[:, ROTATION] = [box.rotation for box in boxes]
-        rows[:, VELOCITY] = [box.velocity for box in boxes]
-        rows[:, LABEL] = [CLASSES.index(box.detection_name) for box in boxes]
-        rows[:, SCORE] = [box.detection_score for box in boxes]
-        rows[:, ATTRIBUTE] = [ATTRIBUTES.index(box.attribute_name) for box in boxes]
-    return rows
+def _attribute_numbers(tables: Tables) -> NDArray[np.int64]:
+    """Index into ``ATTRIBUTES`` of each attribute of the table, and last of none."""
+    return np.array([ATTRIBUTES.index(name) for name in (*tables.attributes, "")], dtype=np.int64)

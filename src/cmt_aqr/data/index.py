@@ -3,61 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from nuscenes import NuScenes
+from numpy.typing import NDArray
 from nuscenes.eval.detection.utils import category_to_detection_name
-from pytorch_lightning.utilities import rank_zero_only
-from rich.progress import track
 
 from cmt_aqr.constants import BOX_SIZE, CAMERAS, CLASSES, LIDAR
+from cmt_aqr.data.columns import refused
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.poses import invert, poses, rotations
-from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
-from cmt_aqr.data.tables import (
-    cache_path,
-    check_request,
-    consistent_tables,
-    fingerprint,
-    numbers_of,
-    open_tables,
-    samples_of_split,
-)
+from cmt_aqr.data.saved_arrays import Layout, load_arrays, report_damage, save_arrays
+from cmt_aqr.data.table_arrays import CHANNELS, Annotations, Tables
+from cmt_aqr.data.tables import cache_path, check_request, fingerprint, open_tables
 from cmt_aqr.files import check_folder, writing
 
-FORMAT = 2
+FORMAT = 6
 """Raise it when the arrays change their meaning, so that old caches are made again."""
-
-_PROGRESS_FROM = 1000
 
 
 @dataclass(frozen=True)
 class FrameIndex:
     """Everything about a split's frames but the sensor data itself.
 
-    Arrays, not objects: worker processes share them, and they load without executing anything.
+    Arrays, not objects: processes share them as mapped from the cache, and they load without executing anything.
 
     Attributes:
         tokens: (frame,) bytes, sample tokens, in the order of the devkit's sample table.
         scenes: (frame,) bytes, scene names.
         timestamps: (frame,) int64, microseconds.
         lidar: (frame,) int32, row of the keyframe's sweep in the ``sweep_*`` arrays.
-        sweep_files: (sweep,) bytes, paths below the data root.
+        sweep_files: (sweep,) bytes, paths below the data root; empty for the sweep that stands in for that of a
+            frame without LiDAR, at the usual place of the LiDAR on the car.
         sweep_times: (sweep,) int64, microseconds.
         sweep_to_global: (sweep, 4, 4) float64, LiDAR frame of the sweep to the global frame.
         sweep_previous: (sweep,) int32, row of the sweep before, -1 at the start of a scene.
-        image_files: (frame, view) bytes, views in the order of ``CAMERAS``.
+        image_files: (frame, view) bytes, views in the order of ``CAMERAS``; empty where a frame lacks the camera.
         lidar2img: (frame, view, 4, 4) float64 in pixels of the image as stored; by way of the global frame,
-            so each camera is where the car was when that camera fired.
+            so each camera is where the car was when that camera fired. The unit matrix without a camera.
         box_offsets: (frame + 1,) int64; boxes of frame i are rows ``box_offsets[i]:box_offsets[i + 1]``.
         boxes: (box, 9) float32 in the keyframe's LiDAR frame; velocity NaN where nuScenes has none.
         labels: (box,) int64, indices into ``CLASSES``.
         box_points: (box,) int64, annotated LiDAR points.
+        box_radar_points: (box,) int64, annotated radar points.
+        other_offsets: (frame + 1,) int64, as ``box_offsets``, for the boxes of other categories.
+        others: (box, 9) float32, boxes as above of categories outside ``CLASSES``: they take up room.
+        other_points: (box,) int64, annotated LiDAR points of those.
     """
 
     tokens: NDArray[np.bytes_]
@@ -74,6 +69,10 @@ class FrameIndex:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     box_points: NDArray[np.int64]
+    box_radar_points: NDArray[np.int64]
+    other_offsets: NDArray[np.int64]
+    others: NDArray[np.float32]
+    other_points: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -93,19 +92,44 @@ class FrameIndex:
         """The first ``count`` frames only, or all where ``count`` is None."""
         if count is None or count >= len(self):
             return self
-        end = int(self.box_offsets[count])
+        end, end_of_others = int(self.box_offsets[count]), int(self.other_offsets[count])
         per_frame = ("tokens", "scenes", "timestamps", "lidar", "image_files", "lidar2img")
+        per_box = ("boxes", "labels", "box_points", "box_radar_points")
         changes = {name: getattr(self, name)[:count] for name in per_frame}
-        changes |= {name: getattr(self, name)[:end] for name in ("boxes", "labels", "box_points")}
-        return dataclasses.replace(self, box_offsets=self.box_offsets[: count + 1], **changes)
+        changes |= {name: getattr(self, name)[:end] for name in per_box}
+        changes |= {name: getattr(self, name)[:end_of_others] for name in ("others", "other_points")}
+        changes |= {name: getattr(self, name)[: count + 1] for name in ("box_offsets", "other_offsets")}
+        return dataclasses.replace(self, **changes)
 
-    def check_files(self, root: Path, frames: Iterable[int], images: bool) -> None:
-        """Raise a :class:`DataError` that names the first file of these frames that is missing."""
+    def check_files(self, root: Path, frames: Iterable[int], cameras: bool, lidar: bool) -> None:
+        """Raise a :class:`DataError` that names the first file of these frames that is missing.
+
+        Args:
+            root: data root.
+            frames: their numbers.
+            cameras: whether images are read.
+            lidar: whether points are read.
+        """
         for frame in frames:
-            names = [self.sweep_files[self.lidar[frame]], *(self.image_files[frame] if images else ())]
-            for name in names:
-                if not (root / name.decode()).is_file():
-                    raise DataError(f"{root / name.decode()} is missing: the tables name it, data.root lacks it")
+            points = [self.sweep_files[self.lidar[frame]]] if lidar else []
+            images = list(self.image_files[frame]) if cameras else []
+            for name in points + images:
+                _check_file(root / name.decode())
+
+    def check_sensors(self, cameras: bool, lidar: bool) -> None:
+        """Raise a :class:`DataError` that names the first frame without a record of a sensor that is read."""
+        files = dict(zip(CAMERAS, self.image_files.T, strict=True)) if cameras else {}
+        if lidar:
+            files[LIDAR] = self.sweep_files[self.lidar]
+        for channel, of_frames in files.items():
+            absent = of_frames == b""
+            if absent.any():
+                what, instead = ("LiDAR", "cmt_camera") if channel == LIDAR else ("cameras", "cmt_lidar")
+                raise DataError(
+                    f"sample {self.token(int(absent.argmax()))} has no key frame of {channel} in sample_data.json "
+                    f"({absent.sum()} of {len(absent)} samples lack it): complete the data, or choose a model "
+                    f"without {what}, as model={instead}"
+                )
 
     def save(self, path: Path, stamp: str) -> None:
         """Write to ``path`` at once or not at all, stamped with what it was made from."""
@@ -114,15 +138,71 @@ class FrameIndex:
     @classmethod
     def load(cls, path: Path, stamp: str) -> Self | None:
         """Read what :meth:`save` wrote; None where it is absent, of another stamp, or damaged (logged)."""
-        arrays = load_arrays(path, stamp, (field.name for field in dataclasses.fields(cls)))
-        return None if arrays is None else cls(**arrays)
+        arrays = load_arrays(path, stamp, _LAYOUT)
+        if arrays is None:
+            return None
+        index = cls(**arrays)
+        if not index.is_consistent():
+            report_damage(path, "its rows and offsets do not fit together")
+            return None
+        return index
+
+    def is_consistent(self) -> bool:
+        """Whether rows and offsets point into the arrays."""
+        rows = len(self.sweep_files)
+        return bool(
+            _are_offsets(self.box_offsets, len(self.boxes))
+            and _are_offsets(self.other_offsets, len(self.others))
+            and ((self.lidar >= 0) & (self.lidar < rows)).all()
+            and ((self.sweep_previous >= -1) & (self.sweep_previous < rows)).all()
+            and ((self.labels >= 0) & (self.labels < len(CLASSES))).all()
+        )
+
+
+def _are_offsets(offsets: NDArray[np.int64], end: int) -> bool:
+    return bool(offsets[0] == 0 and offsets[-1] == end and (np.diff(offsets) >= 0).all())
+
+
+_LAYOUT: Layout = {
+    "tokens": ("S", ("frame",)),
+    "scenes": ("S", ("frame",)),
+    "timestamps": ("i", ("frame",)),
+    "lidar": ("i", ("frame",)),
+    "sweep_files": ("S", ("sweep",)),
+    "sweep_times": ("i", ("sweep",)),
+    "sweep_to_global": ("f", ("sweep", 4, 4)),
+    "sweep_previous": ("i", ("sweep",)),
+    "image_files": ("S", ("frame", len(CAMERAS))),
+    "lidar2img": ("f", ("frame", len(CAMERAS), 4, 4)),
+    "box_offsets": ("i", ("frame+1",)),
+    "boxes": ("f", ("box", BOX_SIZE)),
+    "labels": ("i", ("box",)),
+    "box_points": ("i", ("box",)),
+    "box_radar_points": ("i", ("box",)),
+    "other_offsets": ("i", ("frame+1",)),
+    "others": ("f", ("other", BOX_SIZE)),
+    "other_points": ("i", ("other",)),
+}
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file, by what it is."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: the tables name it, data.root lacks it") from error
+    except OSError as error:  # a link to itself, or a folder that may not be entered
+        raise DataError(f"{path} cannot be reached ({error.strerror}), but the tables name it: mend it") from error
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no file'}, but the tables name a file")
 
 
 def _arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
     return {field.name: getattr(index, field.name) for field in dataclasses.fields(index)}
 
 
-ANNOTATIONS = "sample_annotation"
+USUAL_MOUNT = poses([0.94, 0.0, 1.84], [0.5**0.5, 0.0, 0.0, -(0.5**0.5)])[0]
+"""Where nuScenes' cars carry LIDAR_TOP, to the centimetre and degree, with x right, y forward, z up: (4, 4)."""
 
 
 def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIndex:
@@ -144,143 +224,151 @@ def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIn
     index = FrameIndex.load(path, stamp)
     if index is None:
         check_folder("data.cache_dir", cache_dir)
-        with consistent_tables(root / version):
-            index = build_index(open_tables(root, version), split)
+        index = build_index(open_tables(root, version), split)
         with writing("data.cache_dir", cache_dir):
             index.save(path, stamp)
     return index
 
 
-def build_index(tables: NuScenes, split: str) -> FrameIndex:
-    """Make the index of a split from the devkit's tables.
+def build_index(tables: Tables, split: str) -> FrameIndex:
+    """Make the index of a split.
 
     Raises:
-        DataError: the split has no frame, or a frame lacks a sensor's record.
+        DataError: the split has no frame, or a frame has neither LiDAR nor camera.
     """
-    samples = samples_of_split(tables, split)
-    for sample in samples:
-        for channel in (LIDAR, *CAMERAS):
-            if channel not in sample["data"]:
-                raise DataError(
-                    f"sample {sample['token']} in {tables.table_root} has no record of {channel}: "
-                    "CMT needs LIDAR_TOP and all six cameras of every keyframe"
-                )
+    samples = tables.samples_of(split)
     sweeps, lidar = _index_sweeps(tables, samples)
     lidar_to_global = sweeps["sweep_to_global"][lidar]
-    image_files, lidar2img = _index_cameras(tables, samples, lidar_to_global)
+    images = tables.keyframes[samples, 1:]
     return FrameIndex(
-        tokens=_bytes([sample["token"] for sample in samples]),
-        scenes=_bytes([tables.get("scene", sample["scene_token"])["name"] for sample in samples]),
-        timestamps=np.array([sample["timestamp"] for sample in samples], dtype=np.int64),
+        tokens=tables.tokens[samples],
+        scenes=tables.scenes[tables.sample_scenes[samples]],
+        timestamps=tables.sample_times[samples],
         lidar=lidar,
-        image_files=image_files,
-        lidar2img=lidar2img,
+        image_files=np.where(images < 0, b"", tables.records.files[images]),
+        lidar2img=_lidar_to_images(tables, images, lidar_to_global),
         **sweeps,
         **_index_boxes(tables, samples, lidar_to_global),
     )
 
 
-def _bytes(texts: list[str]) -> NDArray[np.bytes_]:
-    return np.array([text.encode() for text in texts], dtype=np.bytes_)
+def _index_sweeps(tables: Tables, samples: NDArray[np.int64]) -> tuple[dict[str, NDArray[Any]], NDArray[np.int32]]:
+    """The ``sweep_*`` arrays, and the row of each keyframe's own sweep.
 
-
-def _progress(samples: list[dict], what: str) -> Iterable[dict]:
-    quiet = len(samples) < _PROGRESS_FROM or getattr(rank_zero_only, "rank", 0) != 0
-    return track(samples, description=f"Indexing {what} of {len(samples)} frames", disable=quiet)
-
-
-def _sensor_to_global(tables: NuScenes, records: list[dict]) -> NDArray[np.float64]:
-    """(record, 4, 4): the sensor's frame to the global frame, at the record's own ego pose."""
-    ego = [tables.get("ego_pose", record["ego_pose_token"]) for record in records]
-    mount = [tables.get("calibrated_sensor", record["calibrated_sensor_token"]) for record in records]
-    return _poses_of(ego, "ego_pose") @ _poses_of(mount, "calibrated_sensor")
-
-
-def _poses_of(records: list[dict], table: str) -> NDArray[np.float64]:
-    return poses(
-        numbers_of(records, table, "translation", (3,), "position"),
-        numbers_of(records, table, "rotation", (4,), "rotation"),
-    )
-
-
-def _index_sweeps(tables: NuScenes, samples: list[dict]) -> tuple[dict[str, Any], NDArray[np.int32]]:
-    """The ``sweep_*`` arrays, and the row of each keyframe's own sweep."""
-    rows: dict[str, int] = {}
-    records: list[dict] = []
-    for sample in _progress(samples, "the sweeps"):
-        token = sample["data"][LIDAR]
-        while token and token not in rows:
-            rows[token] = len(records)
-            records.append(tables.get("sample_data", token))
-            token = records[-1]["prev"]
+    A frame without LiDAR gets a sweep without a file, at its first camera's time, where a LiDAR usually sits.
+    """
+    records, keyframes, reference = tables.records, tables.keyframes[samples, 0], tables.reference_of(samples)
+    swept = keyframes >= 0
+    rows = _with_all_before(tables, keyframes[swept])
+    number = np.full(len(records.times) + 1, -1, dtype=np.int32)
+    number[rows] = np.arange(len(rows))  # one entry more, so that -1 stays -1
+    lidar = number[keyframes]
+    lidar[~swept] = len(rows) + np.arange(np.count_nonzero(~swept))
+    instead = reference[~swept]
     arrays = {
-        "sweep_files": _bytes([record["filename"] for record in records]),
-        "sweep_times": np.array([record["timestamp"] for record in records], dtype=np.int64),
-        "sweep_to_global": _sensor_to_global(tables, records),
-        "sweep_previous": np.array([rows.get(record["prev"], -1) for record in records], dtype=np.int32),
+        "sweep_files": np.append(records.files[rows], np.zeros(len(instead), dtype="S1")),
+        "sweep_times": records.times[np.append(rows, instead)],
+        "sweep_to_global": np.append(
+            tables.sensor_to_global(rows), tables.ego_to_global(instead) @ USUAL_MOUNT, axis=0
+        ),
+        "sweep_previous": np.append(number[records.previous[rows]], np.full(len(instead), -1, dtype=np.int32)),
     }
-    return arrays, np.array([rows[sample["data"][LIDAR]] for sample in samples], dtype=np.int32)
+    return arrays, lidar
 
 
-def _index_cameras(
-    tables: NuScenes, samples: list[dict], lidar_to_global: NDArray[np.float64]
-) -> tuple[NDArray[np.bytes_], NDArray[np.float64]]:
-    """Image files (frame, view) and lidar2img (frame, view, 4, 4)."""
-    files: list[str] = []
-    lidar2img = np.empty((len(samples), len(CAMERAS), 4, 4))
-    for view, camera in enumerate(CAMERAS):
-        records = [tables.get("sample_data", sample["data"][camera]) for sample in samples]
-        files.extend(record["filename"] for record in records)
-        mount = [tables.get("calibrated_sensor", record["calibrated_sensor_token"]) for record in records]
-        intrinsics = np.tile(np.eye(4), (len(samples), 1, 1))
-        intrinsics[:, :3, :3] = numbers_of(mount, "calibrated_sensor", "camera_intrinsic", (3, 3), "intrinsic")
-        lidar2img[:, view] = intrinsics @ invert(_sensor_to_global(tables, records)) @ lidar_to_global
-    return _bytes(files).reshape(len(CAMERAS), len(samples)).T.copy(), lidar2img
+def _with_all_before(tables: Tables, sweeps: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Rows of sweeps and of all before them in their scenes.
+
+    Raises:
+        DataError: a record of another sensor is among them.
+    """
+    records = tables.records
+    needed = np.zeros(len(records.times), dtype=np.bool_)
+    front = sweeps
+    while len(front):  # back in time, all scenes at once, until where another keyframe has been
+        needed[front] = True
+        front = records.previous[front]
+        front = front[front >= 0]
+        front = front[~needed[front]]
+    rows = np.flatnonzero(needed)
+    other = rows[records.channels[rows] != 0]
+    if len(other):
+        channel, token = CHANNELS[records.channels[other[0]]], records.tokens[other[0]].decode()
+        raise refused("sample_data", token, f"is of {channel}, but prev of a sweep of {LIDAR}")
+    return rows
+
+
+def _lidar_to_images(
+    tables: Tables, images: NDArray[np.int32], lidar_to_global: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """lidar2img (frame, view, 4, 4) of rows (frame, view) of the images' records, -1: none."""
+    result = np.tile(np.eye(4), (*images.shape, 1, 1))
+    for view, of_view in enumerate(images.T):
+        there = np.flatnonzero(of_view >= 0)
+        rows = of_view[there]
+        intrinsics = np.tile(np.eye(4), (len(rows), 1, 1))
+        intrinsics[:, :3, :3] = tables.mounts.intrinsics[tables.records.mounts[rows]]
+        result[there, view] = intrinsics @ invert(tables.sensor_to_global(rows)) @ lidar_to_global[there]
+    return result
 
 
 def _index_boxes(
-    tables: NuScenes, samples: list[dict], lidar_to_global: NDArray[np.float64]
+    tables: Tables, samples: NDArray[np.int64], lidar_to_global: NDArray[np.float64]
 ) -> dict[str, NDArray[Any]]:
-    """Boxes of the ten detection classes, moved into the LiDAR frame of their keyframe."""
-    counts: list[int] = []
-    records: list[dict] = []
-    labels: list[int] = []
-    velocities: list[ArrayLike] = []
-    for sample in _progress(samples, "the boxes"):
-        before = len(records)
-        for token in sample["anns"]:
-            record = tables.get("sample_annotation", token)
-            name = category_to_detection_name(record["category_name"])
-            if name is not None:
-                records.append(record)
-                labels.append(CLASSES.index(name))
-                velocities.append(tables.box_velocity(token)[:2])
-        counts.append(len(records) - before)
-    frame = np.repeat(np.arange(len(samples)), counts)
+    """Boxes in the LiDAR frame of their keyframe; those of the ten detection classes apart from others."""
+    annotations = tables.annotations
+    rows, frames = boxes_of(tables, samples)
+    labels = class_of(tables.categories)[annotations.categories[rows]]
+    boxes = _boxes_in_lidar(annotations, rows, lidar_to_global[frames])
+    lidar_points, radar_points = annotations.lidar_points[rows], annotations.radar_points[rows]
+    wanted = labels >= 0
+
+    def offsets(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        counts = np.bincount(frames[chosen], minlength=len(samples))
+        return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+
     return {
-        "box_offsets": np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
-        "boxes": _boxes_in_lidar(records, velocities, lidar_to_global[frame]),
-        "labels": np.array(labels, dtype=np.int64),
-        "box_points": numbers_of(records, ANNOTATIONS, "num_lidar_pts", (), "count").astype(np.int64),
+        "box_offsets": offsets(wanted),
+        "boxes": boxes[wanted],
+        "labels": labels[wanted],
+        "box_points": lidar_points[wanted],
+        "box_radar_points": radar_points[wanted],
+        "other_offsets": offsets(~wanted),
+        "others": boxes[~wanted],
+        "other_points": lidar_points[~wanted],
     }
 
 
+def boxes_of(tables: Tables, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Annotations of samples, frame by frame, in each in the order of their table: rows (box,), frames (box,)."""
+    frame_of = np.full(len(tables.tokens), -1, dtype=np.int64)
+    frame_of[samples] = np.arange(len(samples))
+    frames = frame_of[tables.annotations.samples]
+    order = np.argsort(frames, kind="stable")
+    order = order[np.searchsorted(frames[order], 0) :]
+    return order, frames[order]
+
+
+def class_of(categories: Sequence[str]) -> NDArray[np.int64]:
+    """Index into ``CLASSES`` of each nuScenes category, -1 for those that are not detected."""
+    names = [category_to_detection_name(name) for name in categories]
+    return np.array([-1 if name is None else CLASSES.index(name) for name in names], dtype=np.int64)
+
+
 def _boxes_in_lidar(
-    records: list[dict], velocities: list[ArrayLike], lidar_to_global: NDArray[np.float64]
+    annotations: Annotations, rows: NDArray[np.int64], lidar_to_global: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """Annotations to boxes (box, 9): size from (w, l, h) to (l, w, h), heading from the box's x axis."""
     to_lidar = invert(lidar_to_global)
     rotation = to_lidar[:, :3, :3]
-    centre = numbers_of(records, ANNOTATIONS, "translation", (3,), "position")
-    size = numbers_of(records, ANNOTATIONS, "size", (3,), "size")
-    turned = rotations(numbers_of(records, ANNOTATIONS, "rotation", (4,), "rotation"))
+    turned = rotations(annotations.rotations[rows])
     heading = np.einsum("bij,bj->bi", rotation, turned[:, :, 0])
     # nuScenes' velocity is horizontal in the global frame: z is taken as 0, and not looked at afterwards.
-    velocity = np.zeros((len(records), 3))
-    velocity[:, :2] = np.array(velocities, dtype=np.float64).reshape(-1, 2)
-    boxes = np.empty((len(records), BOX_SIZE), dtype=np.float32)
-    boxes[:, :3] = np.einsum("bij,bj->bi", rotation, centre) + to_lidar[:, :3, 3]
-    boxes[:, 3:6] = size[:, [1, 0, 2]]
+    velocity = np.zeros((len(rows), 3))
+    velocity[:, :2] = annotations.velocities[rows]
+    boxes = np.empty((len(rows), BOX_SIZE), dtype=np.float32)
+    boxes[:, :3] = np.einsum("bij,bj->bi", rotation, annotations.translations[rows]) + to_lidar[:, :3, 3]
+    boxes[:, 3:6] = annotations.sizes[rows][:, [1, 0, 2]]
     boxes[:, 6] = np.arctan2(heading[:, 1], heading[:, 0])
     boxes[:, 7:] = np.einsum("bij,bj->bi", rotation, velocity)[:, :2]
     return boxes

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from pathlib import Path
 
 import cv2
@@ -13,74 +11,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmt_aqr.constants import CAMERAS, POINT_FEATURES
+from cmt_aqr.constants import POINT_FEATURES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import FrameIndex
+from cmt_aqr.data.points import read_checked_points, read_points
 from cmt_aqr.data.poses import invert
+from cmt_aqr.data.sources import StoredFrame, returns_of_files
+from cmt_aqr.data.sweeps import join_sweeps
 from cmt_aqr.structures import Frame, Returns
 
-log = logging.getLogger(__name__)
-
-_POINT_BYTES = 4 * POINT_FEATURES
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
-def read_points(path: Path) -> NDArray[np.float32]:
-    """Points (point, 5) of a nuScenes sweep: x, y, z, intensity 0..255, ring index; LiDAR frame of the sweep.
+def read_image(path: Path, half_size: bool = False, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Image (height, width, 3) of a file, BGR, as stored: an orientation in its EXIF data is not looked at.
 
-    Raises:
-        DataError: the file is missing, empty, or does not hold whole points of five float32.
-    """
-    try:
-        raw = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): data.root lacks this sweep") from error
-    if not len(raw) or len(raw) % _POINT_BYTES:
-        raise DataError(
-            f"{path} is truncated: {len(raw)} bytes, which is not a positive multiple of the {_POINT_BYTES} "
-            "bytes of a point; copy or download the file again"
-        )
-    points = raw.view(np.float32).reshape(-1, POINT_FEATURES)
-    usable = np.abs(points) < LARGEST_VALUE  # not so of NaN
-    if not usable.all():
-        points = points[usable.all(axis=1)]
-        _say_dropped(path, len(usable) - len(points), len(usable))
-    if not len(points):
-        raise DataError(f"{path} holds no usable point: all have values that are not finite; download it again")
-    return points
-
-
-LARGEST_VALUE = 1e5
-"""Coordinates in metres, intensities and ring indices are far smaller: a larger value is damage."""
-
-
-@functools.cache
-def _say_dropped(path: Path, count: int, of: int) -> None:
-    log.warning("%s: %d of %d points have values that are not finite, or absurd, and are dropped", path, count, of)
-
-
-def read_checked_points(path: Path) -> NDArray[np.float32]:
-    """Points as of :func:`read_points`, of a file whose values look like x, y, z, intensity and ring.
-
-    Raises:
-        DataError: the file holds something else, such as points of four numbers, which may fill whole points of
-            five by chance.
-    """
-    points = read_points(path)
-    intensity, ring = points[:, 3], points[:, 4]
-    rings = (ring >= 0) & (ring < 256) & (ring == np.round(ring))
-    intensities = (intensity >= 0) & (intensity <= 255)
-    if rings.mean() < 0.99 or intensities.mean() < 0.99:
-        raise DataError(
-            f"{path} does not hold points of five float32 (x, y, z, intensity 0..255, ring index): its fourth "
-            f"column reaches from {intensity.min():.4g} to {intensity.max():.4g}, and {1 - rings.mean():.0%} of "
-            "its fifth are no small whole numbers; points of four numbers (KITTI's, say) must be converted first"
-        )
-    return points
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Image (height, width, 3) of a file, BGR.
+    Args:
+        path: of a JPEG, PNG or what else OpenCV reads.
+        half_size: decode to half the height and width, rounded up, which is faster; of a JPEG's frequencies the
+            upper half is then left out.
+        out: array of a result's shape, which a JPEG of this shape is decoded into.
 
     Raises:
         DataError: the file is missing, not an image, or a truncated JPEG (which OpenCV would fill with grey).
@@ -95,17 +45,26 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             f"{path} is truncated: a JPEG without an end after {len(raw)} bytes; copy or download it again"
         )
     if raw[:2].tobytes() == _JPEG_START:
-        return _decode_jpeg(path, raw)
-    image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if len(raw) else None
+        return _decode_jpeg(path, raw, half_size, out)
+    how = (cv2.IMREAD_REDUCED_COLOR_2 if half_size else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(raw, how) if len(raw) else None
     if image is None:
         raise DataError(f"{path} is not a readable image ({len(raw)} bytes): copy or download it again")
     return np.asarray(image, dtype=np.uint8)
 
 
-def _decode_jpeg(path: Path, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _decode_jpeg(
+    path: Path, raw: NDArray[np.uint8], half_size: bool, out: NDArray[np.uint8] | None
+) -> NDArray[np.uint8]:
     """As OpenCV, whose pixels these are, but damage in the middle is refused and not painted over with grey."""
     try:
-        return simplejpeg.decode_jpeg(raw.tobytes(), colorspace="BGR")
+        shape = simplejpeg.decode_jpeg_header(raw)[:2]
+        scaled: dict[str, int] = {}
+        if half_size:
+            shape = tuple((side + 1) // 2 for side in shape)
+            scaled = {"min_height": shape[0], "min_width": shape[1], "min_factor": 2}
+        buffer = out if out is not None and out.shape[:2] == shape else None
+        return simplejpeg.decode_jpeg(raw, colorspace="BGR", buffer=buffer, **scaled)
     except ValueError as error:
         raise DataError(f"{path} is a damaged JPEG ({error}): copy or download it again") from error
 
@@ -119,16 +78,32 @@ class FrameReader:
         sweeps: how many sweeps before the keyframe's own to add, at most.
         cameras: whether to read the images.
         lidar: whether to read the points; without it a frame has none.
+        for_database: read points as the release does for its database of objects: without those on the car
+            itself, and a frame without earlier sweeps has its keyframe so many times more.
+        half_size: decode images to half their height and width, see :func:`read_image`.
+
+    Raises:
+        DataError: a frame has no record of a sensor that is read.
     """
 
     def __init__(
-        self, root: Path, index: FrameIndex, sweeps: int = 10, cameras: bool = True, lidar: bool = True
+        self,
+        root: Path,
+        index: FrameIndex,
+        sweeps: int = 10,
+        cameras: bool = True,
+        lidar: bool = True,
+        for_database: bool = False,
+        half_size: bool = False,
     ) -> None:
+        index.check_sensors(cameras, lidar)
         self.root = root
         self.index = index
         self.sweeps = sweeps
         self.cameras = cameras
         self.lidar = lidar
+        self.for_database = for_database
+        self.half_size = half_size
 
     def __len__(self) -> int:
         return len(self.index)
@@ -154,7 +129,7 @@ class FrameReader:
             token=index.token(frame),
             points=points,
             images=self._images(frame) if self.cameras else None,
-            lidar2img=torch.from_numpy(index.lidar2img[frame].astype(np.float32)),
+            lidar2img=torch.from_numpy(index.lidar2img[frame] * self._image_scale[:, None]),
             boxes=torch.from_numpy(np.nan_to_num(index.boxes[boxes], nan=0.0)),
             labels=torch.from_numpy(index.labels[boxes].copy()),
             box_points=torch.from_numpy(index.box_points[boxes].copy()),
@@ -163,85 +138,59 @@ class FrameReader:
             source=StoredFrame(self, frame),
         )
 
-    def read_points(self, frame: int) -> tuple[Tensor, Returns]:
+    @property
+    def _image_scale(self) -> NDArray[np.float64]:
+        """(4,) from pixels of the images as stored to those of a frame, times depth; edges scale: u' = s u."""
+        scale = 0.5 if self.half_size else 1.0
+        return np.array([scale, scale, 1.0, 1.0])
+
+    def obstacles(self, frame: int, least_points: int = 1) -> NDArray[np.float32]:
+        """Boxes (box, 9) of categories outside the ten classes, with so many LiDAR points at least."""
+        index = self.index
+        rows = slice(int(index.other_offsets[frame]), int(index.other_offsets[frame + 1]))
+        return np.nan_to_num(index.others[rows][index.other_points[rows] >= least_points], nan=0.0)
+
+    def read_points(self, frame: int) -> tuple[Tensor, Returns | None]:
         """Points (point, 5) of all sweeps in the keyframe's LiDAR frame, the last column the lag in s, and where
-        they come from.
+        they come from; ``None`` for a database.
         """
         if not self.lidar:
-            return torch.zeros(0, POINT_FEATURES), _returns_of([], np.zeros((0, 4, 4)))
+            return torch.zeros(0, POINT_FEATURES), None
         index = self.index
         rows = index.sweeps_of(frame, self.sweeps)
-        to_keyframe = invert(index.sweep_to_global[rows[0]]) @ index.sweep_to_global[rows]
-        lags = 1e-6 * (index.sweep_times[rows[0]] - index.sweep_times[rows])
         clouds = [read_points(self.root / index.sweep_files[row].decode()) for row in rows]
-        returns = _returns_of(clouds, to_keyframe)
-        for number, cloud in enumerate(clouds):
-            if number:
-                # The relative motion is a few metres, so float32 keeps micrometres.
-                motion = to_keyframe[number].astype(np.float32)
-                cloud[:, :3] = cloud[:, :3] @ motion[:3, :3].T + motion[:3, 3]
-            cloud[:, 4] = lags[number]
-        return torch.from_numpy(np.concatenate(clouds)), returns
+        motions = invert(index.sweep_to_global[rows[0]]) @ index.sweep_to_global[rows]
+        points = join_sweeps(
+            clouds,
+            motions=motions,
+            lags=1e-6 * (index.sweep_times[rows[0]] - index.sweep_times[rows]),
+            remove_close=self.for_database,
+            pad_to=self.sweeps if self.for_database else 0,
+        )
+        return torch.from_numpy(points), None if self.for_database else returns_of_files(clouds, motions)
 
-    def image_path(self, frame: int, view: int) -> Path:
-        """The file of one of a frame's images."""
-        return self.root / self.index.image_files[frame][view].decode()
+    def scene(self, frame: int) -> bytes:
+        """Name of the scene that a frame is of."""
+        return self.index.scenes[frame]
+
+    def read_view(self, frame: int, view: int) -> Tensor:
+        """One of a frame's images (3, height, width), uint8, BGR."""
+        path = self.root / self.index.image_files[frame][view].decode()
+        return torch.from_numpy(read_image(path, self.half_size)).permute(2, 0, 1)
 
     def _images(self, frame: int) -> Tensor:
         """Images (view, 3, height, width) uint8, BGR; stored with the channel last, as decoded."""
-        paths = [self.image_path(frame, view) for view in range(len(CAMERAS))]
-        images = [read_image(path) for path in paths]
-        for path, image in zip(paths, images, strict=True):
-            if image.shape != images[0].shape:
+        paths = [self.root / name.decode() for name in self.index.image_files[frame]]
+        first = read_image(paths[0], self.half_size)
+        images = np.empty((len(paths), *first.shape), dtype=np.uint8)
+        images[0] = first
+        for path, place in zip(paths[1:], images[1:], strict=True):
+            image = read_image(path, self.half_size, out=place)
+            if image.shape != first.shape:
                 raise DataError(
                     f"{path} is {image.shape[1]} x {image.shape[0]} pixels, but {paths[0].name} of the same "
-                    f"frame is {images[0].shape[1]} x {images[0].shape[0]}: "
-                    "a frame's images must have one size"
+                    f"frame is {first.shape[1]} x {first.shape[0]}: a frame's images must have one size"
                 )
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-
-
-def _returns_of(clouds: list[NDArray[np.float32]], motions: NDArray[np.float64]) -> Returns:
-    """Where the points of files come from.
-
-    Args:
-        clouds: points (point, 5) of each file as stored: the last column is the ring.
-        motions: (file, 4, 4) from each file's LiDAR frame to the keyframe's.
-    """
-    rings = [cloud[:, 4].astype(np.int16) for cloud in clouds]
-    sweeps = np.repeat(np.arange(len(clouds), dtype=np.uint8), [len(cloud) for cloud in clouds])
-    motions = motions.copy()
-    motions[:1] = np.eye(4)  # what rounding made of the keyframe's own
-    return Returns(
-        sweep=torch.from_numpy(sweeps),
-        ring=torch.from_numpy(np.concatenate([np.zeros(0, np.int16), *rings])),
-        motions=torch.from_numpy(motions),
-    )
-
-
-class StoredFrame:
-    """The files of a frame: a :class:`~cmt_aqr.structures.FrameSource`.
-
-    Args:
-        reader: of its split.
-        number: of the frame in it.
-    """
-
-    def __init__(self, reader: FrameReader, number: int) -> None:
-        self.reader = reader
-        self.number = number
-
-    def earlier(self, count: int, same_scene: bool = True) -> StoredFrame | None:
-        """The frame ``count`` entries before, or ``None`` where there is none (in this scene)."""
-        scenes, number = self.reader.index.scenes, self.number - count
-        if number < 0 or (same_scene and scenes[number] != scenes[self.number]):
-            return None
-        return StoredFrame(self.reader, number)
-
-    def points(self) -> tuple[Tensor, Returns]:
-        """Points (point, 5) of all its sweeps in its own LiDAR frame, and where they come from."""
-        return self.reader.read_points(self.number)
-
-    def image(self, view: int) -> Tensor:
-        """One of its images (3, height, width), uint8, as stored."""
-        return torch.from_numpy(read_image(self.reader.image_path(self.number, view))).permute(2, 0, 1)
+            if not np.shares_memory(image, place):
+                place[:] = image
+        return torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -1,37 +1,112 @@
-"""Arrays made from the tables, cached in one file that says what they were made from."""
+"""Arrays made from the tables, cached in one file that says what they were made from.
+
+The file is mapped into memory, not read: it costs no time at a start, and all processes share its pages.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import struct
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cmt_aqr.data.errors import DataError
 from cmt_aqr.files import written_at_once
 
 log = logging.getLogger(__name__)
 
+Layout = Mapping[str, tuple[str, tuple[str | int, ...]]]
+"""Arrays by name: the kind of their type (``f``, ``i``, ``S`` or ``U``) and their shape.
+
+A size that has a name, as ``box``, is the same wherever that name stands; ``box+1`` is one more.
+"""
+
 
 def save_arrays(path: Path, stamp: str, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write to ``path`` at once or not at all, stamped with what the arrays were made from."""
+    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with written_at_once(path) as partial, partial.open("wb") as file:
-        np.savez(file, stamp=np.bytes_(stamp.encode()), **arrays)
+        np.savez(file, stamp=np.bytes_(stamp.encode()), **plain)
 
 
-def load_arrays(path: Path, stamp: str, names: Iterable[str]) -> dict[str, NDArray[Any]] | None:
-    """Read what :func:`save_arrays` wrote; None where it is absent, of another stamp, or damaged (logged)."""
+def load_arrays(path: Path, stamp: str, layout: Layout) -> dict[str, NDArray[Any]] | None:
+    """Map what :func:`save_arrays` wrote; None where it is absent, of another stamp, or damaged (logged).
+
+    The arrays cannot be written to. The file may be replaced while they are in use, but not changed.
+
+    Raises:
+        DataError: a folder has the file's name.
+    """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, but has the name of a file of the cache: remove or rename it")
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if bytes(file["stamp"].item()).decode() != stamp:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if str(_mapped(path, file, members["stamp"]).astype(np.str_)) != stamp:
                 log.info("The tables behind %s have changed: making it again", path)
                 return None
-            return {name: file[name] for name in names}
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-        log.warning("The cache %s is damaged (%s): making it again", path, error)
+            arrays = {name: _mapped(path, file, members[name]) for name in layout}
+        check_layout(arrays, layout)
+        return arrays
+    except (ValueError, TypeError, KeyError, EOFError, OSError, struct.error, zipfile.BadZipFile) as error:
+        report_damage(path, error)
         return None
+
+
+_LOCAL_HEADER = 30
+"""Bytes of a member's header in a zip file before name and extra field, whose lengths end it (APPNOTE 4.3.7)."""
+
+
+def _mapped(path: Path, file: BinaryIO, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """An array of an ``.npz`` that ``np.savez`` wrote, which does not compress.
+
+    Raises:
+        ValueError: it is compressed, or of Python objects, or no array.
+    """
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member.filename} is compressed")
+    file.seek(member.header_offset + _LOCAL_HEADER - 4)
+    file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+    reading = np.lib.format.read_array_header_1_0
+    if np.lib.format.read_magic(file) != (1, 0):
+        reading = np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = reading(file)
+    if fortran or dtype.hasobject:
+        raise ValueError(f"{member.filename} is not an array in C order of plain values")
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    mapped: NDArray[Any] = np.memmap(path, dtype, "r", file.tell(), shape)
+    return mapped.view(np.ndarray)
+
+
+def report_damage(path: Path, reason: object) -> None:
+    """Say that a cache is made again."""
+    log.warning("The cache %s is damaged (%s): making it again", path, reason)
+
+
+def check_layout(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> None:
+    """See that arrays are of the types and shapes of a layout.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    sizes: dict[str, int] = {}
+    for name, (kind, shape) in layout.items():
+        array = arrays[name]
+        fits = array.dtype.kind == kind and array.ndim == len(shape)
+        for size, wanted in zip(array.shape, shape, strict=False):
+            if isinstance(wanted, int):
+                fits &= size == wanted
+            else:
+                of, _, more = wanted.partition("+")
+                fits &= size - int(more or 0) == sizes.setdefault(of, size - int(more or 0))
+        if not fits:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, and must be {kind} {shape} with {sizes}")

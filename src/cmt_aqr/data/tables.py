@@ -1,43 +1,33 @@
-"""nuScenes tables through the devkit: opened once, checked first, refused with one sentence."""
+"""Requests for nuScenes tables: checked before anything is read, refused with one sentence."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import hashlib
 import importlib.metadata
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from nuscenes import NuScenes
-from nuscenes.utils.splits import create_splits_scenes, get_scenes_of_split
+from nuscenes.utils.splits import create_splits_scenes
 
+from cmt_aqr.data.checks import FIELDS, MAY_LACK
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.table_arrays import Tables
+from cmt_aqr.data.table_files import check_scenes, read_records, read_splits
+from cmt_aqr.data.table_reading import read_tables
 
 log = logging.getLogger(__name__)
 
-TABLES = (
-    "category",
-    "attribute",
-    "visibility",
-    "instance",
-    "sensor",
-    "calibrated_sensor",
-    "ego_pose",
-    "log",
-    "scene",
-    "sample",
-    "sample_data",
-    "sample_annotation",
-    "map",
-)
+TABLES = tuple(FIELDS)
 """The thirteen tables of the nuScenes v1.0 format."""
+
+
+def is_annotated(version: str) -> bool:
+    """Whether a version's samples have annotations; those of nuScenes' benchmark, ``v1.0-test``, have none."""
+    return not version.endswith("test")
+
 
 _VERSION_ENDING = {
     "train": "trainval",
@@ -69,7 +59,8 @@ def check_request(root: Path, version: str, split: str) -> None:
         found = sorted(path.parent.name for path in root.glob("*/sample.json"))
         there = f"there is {', '.join(found)}" if found else "no folder there holds nuScenes tables"
         raise DataError(f"data.version={version} has no folder {folder}: {there}")
-    missing = [f"{name}.json" for name in TABLES if not (folder / f"{name}.json").is_file()]
+    needed = [name for name in TABLES if is_annotated(version) or name not in MAY_LACK]
+    missing = [f"{name}.json" for name in needed if not (folder / f"{name}.json").is_file()]
     if missing:
         raise DataError(f"{folder} lacks the table {', '.join(missing)}: download the version's metadata again")
     _check_split(folder, version, split)
@@ -86,17 +77,16 @@ def _check_split(folder: Path, version: str, split: str) -> None:
                 f"split {split} belongs to a version that ends in '{ending}', not to {version}: {advice}"
             )
         return
-    custom: list[str] = []
-    if (folder / "splits.json").is_file():
-        custom = sorted(json.loads((folder / "splits.json").read_text()))
+    custom = read_splits(folder)
     if split not in custom:
-        raise DataError(f"split {split} is unknown: it must be one of {', '.join([*known, *custom])}")
+        raise DataError(f"split {split} is unknown: it must be one of {', '.join([*known, *sorted(custom)])}")
+    check_scenes(folder, split, custom[split])
 
 
 def fingerprint(root: Path, version: str) -> str:
     """Changes when a table changes: a hash of name, size and modification time of the version's files.
 
-    The devkit's version is part of it, because what is cached comes out of the devkit's code.
+    The devkit's version is part of it, because its splits and names are.
     """
     digest = hashlib.sha256(importlib.metadata.version("nuscenes-devkit").encode())
     for path in sorted((root / version).glob("*.json")):
@@ -107,141 +97,30 @@ def fingerprint(root: Path, version: str) -> str:
 
 def cache_path(cache_dir: Path, kind: str, root: Path, version: str, split: str, suffix: str) -> Path:
     """Where something derived from a split's tables is cached: keyed by data root, version and split."""
-    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
+    key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]
     return cache_dir / f"{kind}-{version}-{split}-{key}{suffix}"
 
 
-@contextlib.contextmanager
-def consistent_tables(folder: Path | str) -> Iterator[None]:
-    """Turn the lookup of a record that is not there into a :class:`DataError` about ``folder``'s tables."""
-    try:
-        yield
-    except KeyError as error:
-        raise DataError(
-            f"the tables in {folder} contradict each other: no record has the token or field {error}; "
-            "download the version's metadata again"
-        ) from error
-
-
 @functools.lru_cache(maxsize=1)
-def _open(root: Path, version: str, _fingerprint: str) -> NuScenes:
-    log.info("Reading the nuScenes tables of %s in %s (a minute for the full set)", version, root)
-    try:
-        with consistent_tables(root / version):
-            return NuScenes(version=version, dataroot=str(root), verbose=False)
-    except DataError:
-        raise
-    except Exception as error:  # whatever the devkit meets in tables that are not as it expects
-        reason = _unreadable_table(root / version) or f"{type(error).__name__}: {error}"
-        raise DataError(
-            f"the devkit cannot open the tables in {root / version}: {reason}; download the version's metadata "
-            "again"
-        ) from error
+def _open(root: Path, version: str, _fingerprint: str) -> Tables:
+    log.info("Reading the nuScenes tables of %s in %s (half a minute for the full set)", version, root)
+    return read_tables(root / version)
 
 
-def _unreadable_table(folder: Path) -> str | None:
-    """The first table that is no list of records in JSON, and why."""
-    for name in TABLES:
-        path = folder / f"{name}.json"
-        try:
-            records = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            return f"{path} is not valid JSON in UTF-8 ({error})"
-        if not (isinstance(records, list) and all(isinstance(record, dict) for record in records)):
-            return f"{path} is no list of records"
-        if not records and name not in ("sample_annotation", "instance", "attribute", "visibility"):
-            return f"{path} has no record"
-    return None
-
-
-def numbers_of(
-    records: Sequence[Mapping[str, Any]], table: str, field: str, shape: tuple[int, ...], kind: str
-) -> NDArray[np.float64]:
-    """A numeric field of records (record, *shape).
-
-    Args:
-        records: of one table.
-        table: its name, for the message.
-        field: of a record.
-        shape: of a value.
-        kind: a key of ``_KINDS``: what the values must be.
+def open_tables(root: Path, version: str) -> Tables:
+    """The tables of a data root; those opened last are kept until :func:`close_tables`.
 
     Raises:
-        DataError: naming table, token and field of the first record whose value is something else.
-    """
-    what, holds = _KINDS[kind]
-
-    def good(some: Sequence[Mapping[str, Any]]) -> NDArray[np.float64] | None:
-        try:
-            values = np.array([record[field] for record in some], dtype=np.float64)
-        except (KeyError, TypeError, ValueError):
-            return None
-        # Written so that NaN is no good.
-        fits = values.shape == (len(some), *shape) and bool((np.abs(values) < _HUGE).all())
-        return values if fits and bool(holds(values).all()) else None
-
-    if not records:
-        return np.zeros((0, *shape))
-    values = good(records)
-    if values is None:
-        bad = next(record for record in records if good([record]) is None)
-        raise DataError(
-            f"{table}.json, token {bad.get('token')}: {field}={bad.get(field, 'absent')} must be {what}; mend the "
-            "record, or download the version's metadata again"
-        )
-    return values
-
-
-_HUGE = 1e9
-"""More than any number in the tables: metres, pixels or points."""
-
-_KINDS: dict[str, tuple[str, Callable[[NDArray[np.float64]], NDArray[np.bool_]]]] = {
-    "position": ("three finite numbers in metres", lambda v: np.isfinite(v)),
-    "rotation": (
-        "a unit quaternion (w, x, y, z)",
-        lambda v: np.abs(np.linalg.norm(v, axis=-1) - 1) < 0.01,
-    ),
-    "size": ("three sizes above 0 metres", lambda v: v > 0),
-    "intrinsic": (
-        "a 3 x 3 camera matrix with a focal length above 0 pixels",
-        lambda v: np.stack((v[:, 0, 0], v[:, 1, 1]), axis=-1) > 0,
-    ),
-    "count": ("a number of points, 0 or more", lambda v: v >= 0),
-}
-"""What a field's values must be: for the message, and as a check."""
-
-
-def read_table(root: Path, version: str, table: str) -> list[dict[str, Any]]:
-    """The records of one small table, without the devkit."""
-    records: list[dict[str, Any]] = json.loads((root / version / f"{table}.json").read_text(encoding="utf-8"))
-    return records
-
-
-def open_tables(root: Path, version: str) -> NuScenes:
-    """The devkit's ``NuScenes`` of a data root; the last one opened is kept until :func:`close_tables`.
-
-    Raises:
-        DataError: a table is not JSON, or the tables contradict each other.
+        DataError: see :func:`cmt_aqr.data.table_reading.read_tables`.
     """
     return _open(root.resolve(), version, fingerprint(root, version))
 
 
 def close_tables() -> None:
-    """Let go of the tables, which take gigabytes for the full set, once everything derived is cached."""
+    """Let go of the tables, once everything derived is cached."""
     _open.cache_clear()
-    gc.collect()  # the devkit's objects hold each other
 
 
-def samples_of_split(tables: NuScenes, split: str) -> list[dict]:
-    """Sample records of a split, in the order of the devkit's ``sample`` table.
-
-    Raises:
-        DataError: the split has no frame in these tables.
-    """
-    scenes = set(get_scenes_of_split(split, tables))
-    samples = [sample for sample in tables.sample if tables.get("scene", sample["scene_token"])["name"] in scenes]
-    if not samples:
-        raise DataError(
-            f"split {split} has no frame in {tables.table_root}: none of its {len(scenes)} scenes is there"
-        )
-    return samples
+def read_table(root: Path, version: str, table: str) -> list[dict[str, Any]]:
+    """The records of one small table."""
+    return read_records(root / version / f"{table}.json")

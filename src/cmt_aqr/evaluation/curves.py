@@ -7,19 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cmt_aqr.constants import CLASSES
+from cmt_aqr.constants import CLASSES, ERRORS
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.evaluation.submission import ATTRIBUTE, LABEL, ROTATION, SIZE, TRANSLATION, VELOCITY
-
-ERRORS: dict[str, str] = {
-    "trans_err": "ATE",
-    "scale_err": "ASE",
-    "orient_err": "AOE",
-    "vel_err": "AVE",
-    "attr_err": "AAE",
-}
-"""The devkit's true-positive errors and their usual names: translation (m), scale (1 - IoU), orientation
-(rad), velocity (m/s), attribute (1 - accuracy). The mean over classes has an m in front."""
+from cmt_aqr.data.rows import ATTRIBUTE, LABEL, ROTATION, SIZE, TRANSLATION, VELOCITY
 
 RECALLS = np.linspace(0, 1, 101)
 """Where curves are sampled: ``DetectionMetricData.nelem`` of nuscenes/eval/detection/data_classes.py."""

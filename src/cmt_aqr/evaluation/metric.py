@@ -15,9 +15,10 @@ from torchmetrics.utilities import dim_zero_cat
 
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth
+from cmt_aqr.data.rows import COLUMNS
 from cmt_aqr.evaluation.matching import ranges
 from cmt_aqr.evaluation.official import evaluate_boxes
-from cmt_aqr.evaluation.submission import COLUMNS, FoundBoxes, to_global, write_submission
+from cmt_aqr.evaluation.submission import FoundBoxes, to_global, write_submission
 from cmt_aqr.structures import Detections
 
 
@@ -100,7 +101,12 @@ class NuScenesMetric(Metric):
         return FoundBoxes(numbers, counts, rows[ranges(starts[first], counts)])
 
     def compute(self) -> dict[str, float]:
-        """Official metrics of the frames seen: see :func:`cmt_aqr.evaluation.official.evaluate_boxes`."""
+        """Official metrics of the frames seen: see :func:`cmt_aqr.evaluation.official.evaluate_boxes`.
+
+        Of a split without annotations: ``frames`` and ``frames_of_split`` only.
+        """
+        if not self.truth.annotated:
+            return {"frames": float(len(self.found().frames)), "frames_of_split": float(len(self.truth.tokens))}
         if not (self.sync_on_compute and _processes() > 1):
             return evaluate_boxes(self.truth, self.found())
         shared: list[Any] = [None]

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.data_classes import DetectionConfig
 
-from cmt_aqr.constants import CLASSES
+from cmt_aqr.constants import CLASSES, ERRORS
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.data.poses import rotations
+from cmt_aqr.data.rows import LABEL, ROTATION, SCORE, SIZE, TRANSLATION
 from cmt_aqr.evaluation.curves import (
-    ERRORS,
     Curves,
     average_precision,
     make_curves,
@@ -23,7 +23,7 @@ from cmt_aqr.evaluation.curves import (
     mean_errors,
 )
 from cmt_aqr.evaluation.matching import greedy_match, near_pairs
-from cmt_aqr.evaluation.submission import LABEL, ROTATION, SCORE, SIZE, TRANSLATION, FoundBoxes
+from cmt_aqr.evaluation.submission import FoundBoxes
 
 CONFIGURATION = "detection_cvpr_2019"
 """The devkit's configuration of the official detection task."""
@@ -69,6 +69,12 @@ def evaluate_boxes(truth: GroundTruth, found: FoundBoxes) -> dict[str, float]:
         "frames": float(len(found.frames)),
         "frames_of_split": float(len(truth.tokens)),
     }
+
+
+def metric_names() -> list[str]:
+    """Names of the numbers of :func:`evaluate_boxes`."""
+    numbers = _summary(np.zeros(len(CLASSES)), np.zeros((len(CLASSES), len(ERRORS))), 1.0)
+    return [*numbers, "frames", "frames_of_split"]
 
 
 def _summary(
@@ -138,6 +144,30 @@ def _true_boxes(
     kept = seen[truth.frames] & (truth.points != 0) & counted(truth, truth.frames, truth.rows, config)
     rows = truth.rows[kept]
     return rows, truth.frames[kept] * len(CLASSES) + rows[:, LABEL].astype(np.int64)
+
+
+def check_anything_to_find(truth: GroundTruth, frames: NDArray[np.int64]) -> None:
+    """Refuse to evaluate frames in which, after the official filters, no object is left to find.
+
+    Args:
+        truth: ground truth of the split.
+        frames: (frame,) numbers of the frames to be evaluated.
+
+    Raises:
+        DataError: with how many objects each filter leaves.
+    """
+    nothing = FoundBoxes(frames, np.zeros_like(frames), np.zeros((0, truth.rows.shape[1])))
+    rows, _ = _true_boxes(truth, nothing, config_factory(CONFIGURATION))
+    if len(rows):
+        return
+    of_frames = np.isin(truth.frames, frames)
+    seen = of_frames & (truth.points != 0)
+    raise DataError(
+        f"split {truth.split} of {truth.version}, {len(frames)} frames: there is nothing to evaluate against, for "
+        f"of {of_frames.sum()} annotations of the ten classes {seen.sum()} have num_lidar_pts or num_radar_pts "
+        "above 0, and none of these is as near to the car as nuScenes' evaluation asks; take other frames, or "
+        "mend the tables"
+    )
 
 
 def _in_line(

@@ -15,25 +15,23 @@ from torch import Tensor
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.rows import (
+    ATTRIBUTE,
+    ATTRIBUTES,
+    COLUMNS,
+    LABEL,
+    ROTATION,
+    SCORE,
+    SIZE,
+    TRANSLATION,
+    VELOCITY,
+)
 from cmt_aqr.evaluation.decimals import decimals
 from cmt_aqr.files import written_at_once
 from cmt_aqr.structures import Detections
 
 MAX_BOXES = 500
 """nuScenes accepts at most this many boxes a sample."""
-
-ATTRIBUTES: tuple[str, ...] = (
-    "",
-    "vehicle.moving",
-    "vehicle.parked",
-    "vehicle.stopped",
-    "cycle.with_rider",
-    "cycle.without_rider",
-    "pedestrian.moving",
-    "pedestrian.standing",
-    "pedestrian.sitting_lying_down",
-)
-"""nuScenes' attributes, and none; the rule of :func:`attributes_of` gives all but the last."""
 
 MOVING_SPEED = 0.2
 """m/s above which an object moves."""
@@ -51,11 +49,6 @@ _MOVING_STILL = {
     "traffic_cone": ("", ""),
 }
 _ATTRIBUTE_OF = np.array([[ATTRIBUTES.index(name) for name in _MOVING_STILL[label]] for label in CLASSES])
-
-TRANSLATION, SIZE, ROTATION, VELOCITY = slice(0, 3), slice(3, 6), slice(6, 10), slice(10, 12)
-LABEL, SCORE, ATTRIBUTE = 12, 13, 14
-COLUMNS = 15
-"""Columns of the rows of :func:`to_global`."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +199,7 @@ def read_submission(path: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[s
         DataError: the file is missing, not JSON, or lacks ``results`` or ``meta``.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return content["results"], content["meta"]
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give a nuScenes results file") from error

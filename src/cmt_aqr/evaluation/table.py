@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping
@@ -11,9 +10,8 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.table import Table
 
-from cmt_aqr.constants import CLASSES
-from cmt_aqr.evaluation.curves import ERRORS
-from cmt_aqr.files import write_json, written_at_once
+from cmt_aqr.constants import CLASSES, ERRORS
+from cmt_aqr.files import nan_to_null, null_to_nan, write_json, write_table
 
 
 def metrics_table(metrics: Mapping[str, float], title: str = "nuScenes detection") -> Group:
@@ -58,30 +56,16 @@ def write_metrics(metrics: Mapping[str, float], path: Path) -> Path:
     return path
 
 
-def nan_to_null(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Metrics as JSON can hold them."""
-    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
-
-
-def null_to_nan(values: Mapping[str, float | None]) -> dict[str, float]:
-    """The inverse of :func:`nan_to_null`."""
-    return {name: math.nan if value is None else float(value) for name, value in values.items()}
-
-
 def write_metrics_csv(metrics: Mapping[str, float], path: Path) -> Path:
     """Write metrics as a table of one row, at once or not at all; what is undefined (NaN) is left empty.
 
     Returns:
         ``path``.
     """
-    values = nan_to_null(metrics)
-    with written_at_once(path) as partial, partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(values))
-        writer.writeheader()
-        writer.writerow(values)
+    write_table(path, [nan_to_null(metrics)])
     return path
 
 
 def read_metrics(path: Path) -> dict[str, float]:
     """Metrics that :func:`write_metrics` wrote; null is NaN again."""
-    return null_to_nan(json.loads(path.read_text()))
+    return null_to_nan(json.loads(path.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""CMT's head: reference points, position encodings of both sensors, outputs of every decoder layer."""
+"""CMT's head: the queries and the position encodings of both sensors before the decoder, the outputs after it."""
 
 import math
 from collections.abc import Sequence
@@ -7,119 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry import BEVGrid, inverse_sigmoid, pixel_of_cell, project_to_images
-from cmt_aqr.model.positions import depth_bins, ray_points, sine_embedding
+from cmt_aqr.model.positions import depth_bins, position_embedding, ray_points, sine_embedding, tell_apart
+from cmt_aqr.model.task import TaskHead
 from cmt_aqr.ops.batch_norm import BatchNorm2d
-from cmt_aqr.ops.pointwise import PointwiseLinear
-from cmt_aqr.structures import QueryOutputs
-
-OUTPUTS = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2, "cls_logits": None}
-"""Channels of each output of the task head; the logits have one a class."""
-
-
-class GroupLayerNorm(nn.Module):
-    """Layer norm over the channels of each group of (batch, group * channel, query), eps 1e-6."""
-
-    def __init__(self, channels: int, groups: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.groups = groups
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Normalise over each group's channels; the variance is the biased one."""
-        grouped = hidden.unflatten(1, (self.groups, -1))
-        variance, mean = torch.var_mean(grouped, dim=2, correction=0, keepdim=True)
-        normalised = ((grouped - mean) * torch.rsqrt(variance + self.eps)).flatten(1, 2)
-        return normalised * self.weight[:, None] + self.bias[:, None]
-
-
-class TaskHead(nn.Module):
-    """The outputs of every decoder layer at once: one convolution group a layer.
-
-    Args:
-        embed_dims: channels of the decoder.
-        layers: decoder layers.
-        classes: number of classes.
-        hidden: channels between the two convolutions, a layer.
-        kernel: width of the convolutions along the queries: 1, or 3 in the published LiDAR-only model.
-        prior: class probability that the logits start at (focal loss, Lin et al., ICCV 2017).
-    """
-
-    def __init__(
-        self,
-        embed_dims: int,
-        layers: int,
-        classes: int = 10,
-        hidden: int = 64,
-        kernel: int = 1,
-        prior: float = 0.1,
-    ) -> None:
-        super().__init__()
-        if kernel % 2 == 0:
-            raise SettingError(f"model.task_kernel={kernel}: must be odd")
-        self.layers = layers
-        for name, channels in OUTPUTS.items():
-            out = classes if channels is None else channels
-            branch = nn.Sequential(
-                nn.Conv1d(
-                    layers * embed_dims,
-                    layers * hidden,
-                    kernel,
-                    padding=kernel // 2,
-                    groups=layers,
-                    bias=False,
-                ),
-                GroupLayerNorm(layers * hidden, layers),
-                nn.ReLU(),
-                nn.Conv1d(layers * hidden, layers * out, kernel, padding=kernel // 2, groups=layers),
-            )
-            self.add_module(name, branch)
-        logits = self.get_submodule("cls_logits").get_submodule("3")
-        nn.init.constant_(logits.get_parameter("bias"), -math.log((1 - prior) / prior))
-
-    def forward(self, decoded: Tensor) -> dict[str, Tensor]:
-        """Map (layer, batch, query, channel) to (layer, batch, query, output channel) for each output."""
-        stacked = decoded.permute(1, 0, 3, 2).flatten(1, 2)
-        return {
-            name: self.get_submodule(name)(stacked).unflatten(1, (self.layers, -1)).permute(1, 0, 3, 2)
-            for name in OUTPUTS
-        }
-
-
-def _waits_for_nothing(device: torch.device) -> bool:
-    """Whether picking out rows by a mask costs no wait for the device, so that it pays to compute fewer."""
-    return device.type == "cpu"
-
-
-def _embedding(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(PointwiseLinear(inputs, hidden), nn.ReLU(inplace=True), PointwiseLinear(hidden, outputs))
-
-
-@torch.no_grad()
-def _tell_apart(layers: nn.Sequential, inputs: Tensor, scale: float) -> None:
-    """Start an embedding so that it tells its inputs apart.
-
-    The position encodings change slowly over the range and have a large common part: under PyTorch's default
-    start all cells look alike to attention, and a run from nothing first spends thousands of steps on
-    learning what "near" means. Here every hidden unit has mean 0 and deviation 1 over the inputs, and every
-    output mean 0 and deviation ``scale`` (data-dependent start, Krähenbühl et al., ICLR 2016).
-
-    Args:
-        layers: linear, ReLU, linear.
-        inputs: (sample, channel), spread over what the embedding will see.
-        scale: deviation of the outputs.
-    """
-    for layer, deviation in ((layers[0], 1.0), (layers[2], scale)):
-        if not isinstance(layer, nn.Linear):
-            raise TypeError("an embedding is linear, ReLU, linear")
-        nn.init.kaiming_normal_(layer.weight)
-        spread, mean = torch.std_mean(layer(inputs), dim=0)
-        layer.weight.mul_(deviation / spread.clamp(min=1e-6)[:, None])
-        layer.bias.copy_((layer.bias - mean) * deviation / spread.clamp(min=1e-6))
-        inputs = functional.relu(layer(inputs))
+from cmt_aqr.ops.devices import masks_are_free
+from cmt_aqr.structures import DenoisingQueries, Queries, QueryOutputs, Sensors, Views
 
 
 class Head(nn.Module):
@@ -176,7 +69,7 @@ class Head(nn.Module):
         )
         self._bev_sines: Tensor | None = None
         self.reference_points = nn.Parameter(torch.rand(queries, 3))
-        self.bev_embedding = _embedding(2 * embed_dims, embed_dims, embed_dims)
+        self.bev_embedding = position_embedding(2 * embed_dims, embed_dims, embed_dims)
         if bev_channels is not None:
             self.shared_conv = nn.Sequential(
                 nn.Conv2d(bev_channels, embed_dims, 3, padding=1, bias=False),
@@ -184,20 +77,20 @@ class Head(nn.Module):
                 nn.ReLU(inplace=True),
             )
         if cameras:
-            self.rv_embedding = _embedding(3 * depths, rv_hidden, embed_dims)
+            self.rv_embedding = position_embedding(3 * depths, rv_hidden, embed_dims)
         self.task = TaskHead(embed_dims, layers, classes, task_hidden, task_kernel, prior)
         self._bev_positions: tuple[object, Tensor] | None = None
         self._start_embeddings()
 
     def _start_embeddings(self, scale: float = 2.0) -> None:
         """Let both embeddings tell places apart from the first step on."""
-        _tell_apart(self.bev_embedding, sine_embedding(torch.rand(2048, 2), self.embed_dims), scale)
+        tell_apart(self.bev_embedding, sine_embedding(torch.rand(2048, 2), self.embed_dims), scale)
         if hasattr(self, "rv_embedding"):
             # Rays from the origin in all horizontal directions, up to 20 degrees up or down.
             azimuth, slope = 2 * math.pi * torch.rand(2048), 0.7 * torch.rand(2048) - 0.35
             rays = torch.stack((azimuth.sin(), azimuth.cos(), slope), dim=-1)
             points = ray_points(rays, torch.eye(4), self.ray_depths)
-            _tell_apart(self.rv_embedding, ((points - self.low) / self.extent).flatten(1), scale)
+            tell_apart(self.rv_embedding, ((points - self.low) / self.extent).flatten(1), scale)
 
     @property
     def point_range(self) -> Sequence[float]:
@@ -208,12 +101,42 @@ class Head(nn.Module):
         """Points (..., 3) of the unit cube in metres, LiDAR frame, with the range already on the device."""
         return unit * self.extent + self.low
 
-    def all_reference_points(self, batch: int, extra: Tensor | None) -> tuple[Tensor, ...]:
-        """Reference points (batch, query, 3) in (0, 1): of ``extra`` (batch, any, 3) if given, and the learned."""
+    def sensors(
+        self, bev: Tensor | None = None, images: Tensor | None = None, views: Views | None = None
+    ) -> Sensors:
+        """The maps of the sensors that are there, with the position embeddings of their cells.
+
+        Args:
+            bev: (batch, channel, row, column).
+            images: (batch, view, channel, row, column).
+            views: of the images.
+        """
+        there = Sensors()
+        if bev is not None:
+            there = there.replace(bev=bev, bev_position=self.bev_position(), grid=self.grid)
+        if images is not None and views is not None:
+            position = self.image_position(views, (images.shape[-2], images.shape[-1]))
+            there = there.replace(images=images, image_position=position, views=views)
+        return there
+
+    def queries(self, batch: int, views: Views | None, denoising: DenoisingQueries | None = None) -> Queries:
+        """The learned queries of ``batch`` frames, after the denoising queries, if there are any."""
         learned = inverse_sigmoid(self.reference_points).sigmoid().expand(batch, -1, -1)
-        if extra is None:
-            return (learned,)
-        return inverse_sigmoid(extra.to(learned.dtype)).sigmoid(), learned
+        if denoising is None:
+            return Queries(self.query_embedding(learned, views), learned, self.to_metres(learned))
+        noised = inverse_sigmoid(denoising.reference_points.to(learned.dtype)).sigmoid()
+        # Embedded apart: together, the learned ones' last bits would depend on how many others there are.
+        embeddings = [self.query_embedding(points, views) for points in (noised, learned)]
+        points = torch.cat((noised, learned), dim=1)
+        padding = denoising.padding
+        return Queries(
+            embedding=torch.cat(embeddings, dim=1),
+            reference_points=points,
+            places=self.to_metres(points),
+            denoising=padding.shape[1],
+            forbidden=denoising.attention_mask,
+            draws=torch.cat((~padding, padding.new_ones(batch, learned.shape[1])), dim=1),
+        )
 
     def bev_position(self) -> Tensor:
         """Position embedding (cell, channel) of the BEV cells, row-major.
@@ -242,14 +165,14 @@ class Head(nn.Module):
         points = ray_points(rays, img2lidar, self.ray_depths)
         return self.rv_embedding(((points - self.low) / self.extent).flatten(-2))
 
-    def image_position(self, img2lidar: Tensor, image_size: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
+    def image_position(self, views: Views, map_size: tuple[int, int]) -> Tensor:
         """Position embedding (batch, view, cell, channel) of the image cells, row-major.
 
         Args:
-            img2lidar: (batch, view, 4, 4) float32 or better, inverse of lidar2img.
-            image_size: height and width of the padded images in pixels.
-            map_size: height and width of their feature maps.
+            views: in float32 or better.
+            map_size: height and width of the feature maps.
         """
+        img2lidar = views.img2lidar
         device = img2lidar.device
         with torch.autocast(device.type, enabled=False):
             v, u = torch.meshgrid(
@@ -258,38 +181,32 @@ class Head(nn.Module):
                 indexing="ij",
             )
             cells = torch.stack((u, v), dim=-1).reshape(-1, 2)
-            pixels = pixel_of_cell(cells, image_size, map_size)
+            pixels = pixel_of_cell(cells, views.size, map_size)
             return self._embed_rays(functional.pad(pixels, (0, 1), value=1.0), img2lidar)
 
-    def query_embedding(
-        self, reference_points: Tensor, lidar2img: Tensor, img2lidar: Tensor, image_size: tuple[int, int]
-    ) -> Tensor:
+    def query_embedding(self, reference_points: Tensor, views: Views | None) -> Tensor:
         """Query embedding (batch, query, channel) of reference points (batch, query, 3) in (0, 1).
 
         The BEV encoding of x and y, plus, for every view that sees the point, the encoding of its ray there.
         """
         with torch.autocast(reference_points.device.type, enabled=False):
             embedding = self.bev_embedding(sine_embedding(reference_points[..., :2], self.embed_dims))
-            if hasattr(self, "rv_embedding"):
-                embedding = embedding + self._camera_query_embedding(
-                    reference_points, lidar2img, img2lidar, image_size
-                )
+            if views is not None:
+                embedding = embedding + self._camera_query_embedding(reference_points, views)
         return embedding
 
-    def _camera_query_embedding(
-        self, reference_points: Tensor, lidar2img: Tensor, img2lidar: Tensor, image_size: tuple[int, int]
-    ) -> Tensor:
+    def _camera_query_embedding(self, reference_points: Tensor, views: Views) -> Tensor:
         places = self.to_metres(reference_points)
-        pixels, depth, seen = project_to_images(places, lidar2img, image_size)
+        pixels, depth, seen = project_to_images(places, views.lidar2img, views.size)
         # The third coordinate is 1, but in the release it carries the gradient of depth / depth.detach().
         unit = 1 + (depth - depth.detach()) / depth.detach().clamp(min=1e-6)
-        rays = torch.cat((pixels, unit[..., None]), dim=-1)
+        rays = torch.cat((pixels, unit[..., None]), dim=-1)  # (batch, view, query, 3)
         batch, _, queries = seen.shape
-        if not _waits_for_nothing(seen.device):
-            embedded = self._embed_rays(torch.where(seen[..., None], rays, 0.0), img2lidar)
+        if not masks_are_free(seen.device):
+            embedded = self._embed_rays(torch.where(seen[..., None], rays, 0.0), views.img2lidar)
             return (embedded * seen[..., None]).sum(dim=1)
         sample, view, query = seen.nonzero(as_tuple=True)
-        embedded = self._embed_rays(rays[sample, view, query][:, None], img2lidar[sample, view])[:, 0]
+        embedded = self._embed_rays(rays[sample, view, query][:, None], views.img2lidar[sample, view])[:, 0]
         total = embedded.new_zeros(batch * queries, self.embed_dims)
         return total.index_add(0, sample * queries + query, embedded).unflatten(0, (batch, queries))
 
@@ -307,7 +224,3 @@ class Head(nn.Module):
             place = self.to_metres(unit)
             codes = torch.cat((place, outputs["dim"], outputs["rot"], outputs["vel"]), dim=-1)
         return QueryOutputs(codes=codes, logits=outputs["cls_logits"])
-
-    def share(self, bev: Tensor) -> Tensor:
-        """Bring the LiDAR branch's map (batch, channel, row, column) to the decoder's channels."""
-        return functional.relu(self.shared_conv[1](self.shared_conv[0](bev)), inplace=True)

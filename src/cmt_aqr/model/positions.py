@@ -3,7 +3,10 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cmt_aqr.ops.pointwise import PointwiseLinear
 
 
 def sine_embedding(position: Tensor, features: int) -> Tensor:
@@ -46,3 +49,32 @@ def ray_points(rays: Tensor, img2lidar: Tensor, depths: Tensor) -> Tensor:
     # M (u d, v d, d, 1) is d * M[:, :3] (u, v, 1) + M[:, 3]: one product a pixel, not one a depth.
     direction = rays @ img2lidar[..., :3, :3].transpose(-1, -2)
     return direction[..., None, :] * depths[:, None] + img2lidar[..., None, None, :3, 3]
+
+
+def position_embedding(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Linear, ReLU, linear: channels of a position encoding to those of the decoder."""
+    return nn.Sequential(PointwiseLinear(inputs, hidden), nn.ReLU(inplace=True), PointwiseLinear(hidden, outputs))
+
+
+@torch.no_grad()
+def tell_apart(layers: nn.Sequential, inputs: Tensor, scale: float) -> None:
+    """Start an embedding so that it tells its inputs apart.
+
+    The position encodings change slowly over the range and have a large common part: under PyTorch's default
+    start all cells look alike to attention, and a run from nothing first spends thousands of steps on
+    learning what "near" means. Here every hidden unit has mean 0 and deviation 1 over the inputs, and every
+    output mean 0 and deviation ``scale`` (data-dependent start, Krähenbühl et al., ICLR 2016).
+
+    Args:
+        layers: linear, ReLU, linear.
+        inputs: (sample, channel), spread over what the embedding will see.
+        scale: deviation of the outputs.
+    """
+    for layer, deviation in ((layers[0], 1.0), (layers[2], scale)):
+        if not isinstance(layer, nn.Linear):
+            raise TypeError("an embedding is linear, ReLU, linear")
+        nn.init.kaiming_normal_(layer.weight)
+        spread, mean = torch.std_mean(layer(inputs), dim=0)
+        layer.weight.mul_(deviation / spread.clamp(min=1e-6)[:, None])
+        layer.bias.copy_((layer.bias - mean) * deviation / spread.clamp(min=1e-6))
+        inputs = functional.relu(layer(inputs))

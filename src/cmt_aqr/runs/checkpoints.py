@@ -20,7 +20,9 @@ from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.trainer.states import TrainerFn
 
+from cmt_aqr.checks import is_count, is_number
 from cmt_aqr.errors import SettingError, UserError
+from cmt_aqr.file_kinds import is_safetensors, other_file
 from cmt_aqr.files import written_at_once
 from cmt_aqr.runs.records import is_rank_zero
 from cmt_aqr.runs.stopping import Stopped, StopSignals
@@ -40,6 +42,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"ckpt_path={path}: there is no such file")
+    _refuse_other_files(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -55,8 +58,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "have the newest readable one"
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"ckpt_path={path}: not a checkpoint of a training run; weights= takes files of weights")
+        raise UserError(f"ckpt_path={path}: {_WEIGHTS_ONLY.format(path=path)}")
     return checkpoint
+
+
+_WEIGHTS_ONLY = "not a checkpoint of a training run, but of weights alone at most; give weights={path} instead"
+
+
+def _refuse_other_files(path: Path) -> None:
+    try:
+        what = _WEIGHTS_ONLY.format(path=path) if is_safetensors(path) else other_file(path)
+    except OSError:
+        return  # told by who reads it
+    if what is not None:
+        raise UserError(f"ckpt_path={path}: {what}")
 
 
 def saved_config(path: Path) -> dict[str, Any]:
@@ -67,7 +82,7 @@ def saved_config(path: Path) -> dict[str, Any]:
     """
     config = read_checkpoint(path).get("config")
     if not config:
-        raise UserError(f"ckpt_path={path}: the checkpoint holds no configuration")
+        raise UserError(f"ckpt_path={path}: it holds no configuration, and is {_WEIGHTS_ONLY.format(path=path)}")
     return config
 
 
@@ -198,10 +213,10 @@ class Checkpoints(Checkpoint):
         every_n_minutes: float | None = None,
     ) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
-            if value is not None and value < 1:
+            if not (is_count(value) or (value is None and name != "every_n_epochs")):
                 raise SettingError(f"callbacks.checkpoint.{name}={value}: must be a whole number of 1 or more")
-        if every_n_minutes is not None and not every_n_minutes > 0:
-            raise SettingError(f"callbacks.checkpoint.every_n_minutes={every_n_minutes}: must be above 0")
+        if every_n_minutes is not None and not (is_number(every_n_minutes) and every_n_minutes > 0):
+            raise SettingError(f"callbacks.checkpoint.every_n_minutes={every_n_minutes}: must be a number above 0")
         self.last = Path(folder) / LAST
         self.best = Path(folder) / BEST
         self.monitor = monitor

@@ -35,8 +35,16 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 from cmt_aqr.runs import sweep, sweep_job
 from cmt_aqr.runs.cluster import outside_environment, share_folder, shared_folder
-from cmt_aqr.runs.command_line import home_written_out, in_order, no_such_option, read_arguments, to_type
+from cmt_aqr.runs.command_line import (
+    home_written_out,
+    in_order,
+    no_such_option,
+    read_arguments,
+    to_type,
+    use_utf8,
+)
 from cmt_aqr.runs.threads import sleep_while_waiting
+from cmt_aqr.runs.unread import refuse_unread
 
 
 def command(
@@ -76,6 +84,7 @@ def command(
                 sys.exit(f"error: {error}")
 
         def main() -> None:
+            use_utf8()
             sleep_while_waiting()
             try:
                 join_first_process(sys.argv)
@@ -123,10 +132,9 @@ def hide_noise() -> None:
     warnings.filterwarnings("ignore", message=r"`?isinstance\(treespec, LeafSpec\)")
 
 
-_PATHS = ("ckpt_path", "weights", "sweep_dir", "out", "folder", "source", "target", "data.root", "data.cache_dir")
+_MAY_BE_NULL = ("ckpt_path", "weights", "sweep_dir", "out", "data.sampling.database")
+_PATHS = (*_MAY_BE_NULL, "folder", "source", "target", "data.root", "data.cache_dir")
 """Keys of all commands that are paths."""
-
-_MAY_BE_NULL = ("ckpt_path", "weights", "sweep_dir", "out")
 
 
 def check_paths(config: DictConfig, several: Sequence[str] = ()) -> None:
@@ -206,7 +214,8 @@ def check_overrides(
     try:
         _initialize(flags, config_dir, script)
         swept, combinations = _without_sweeps(overrides)
-        configs = [hydra.compose(config_name, singles, return_hydra_config=True) for singles in combinations]
+        first, *others = combinations
+        configs = [hydra.compose(config_name, singles, return_hydra_config=True) for singles in (first, *others)]
         if flags.resolve and flags.cfg:
             _resolve(configs[0], flags.cfg)
     except (HydraException, OmegaConfBaseException) as error:
@@ -219,6 +228,8 @@ def check_overrides(
         group = emptied.partition("=")[0]
         options = ", ".join(GlobalHydra.instance().config_loader().get_group_options(group))
         raise UserError(f"{emptied}: must be one of {options}; a single key below it may be null") from error
+    else:
+        refuse_unread(configs[0], config_name, first)
     finally:
         GlobalHydra.instance().clear()
     looking = flags.help or flags.cfg is not None or flags.info is not None

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -85,6 +86,16 @@ def to_type(override: str) -> str:
     """What to type in a shell so that the value of an override is read as text."""
     key, _, value = override.partition("=")
     return shlex.quote(f"{key}={quote(value)}")
+
+
+def use_utf8() -> None:
+    """Start this process anew in Python's UTF-8 mode where the locale, as ``LC_ALL=C``, knows ASCII alone.
+
+    There, Python can neither name a file with another letter nor print one; and what it starts inherits the mode.
+    """
+    if sys.getfilesystemencoding() == "ascii":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def no_such_option(group: str, choice: str, options: Sequence[str], overrides: Sequence[str]) -> str:

@@ -4,35 +4,62 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from cmt_aqr.constants import CLASSES
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.saved import current_names, override_keys
-from cmt_aqr.training.optimization import Multipliers, OptimizerSettings
 
 
 def build(config: DictConfig | None, **arguments: Any) -> Any:
-    """Instantiate a configuration; a refused value becomes a :class:`UserError` with the refusal's sentence."""
+    """Instantiate a configuration; a refused value becomes a :class:`UserError` with the refusal's sentence.
+
+    Args:
+        config: with ``_target_``; ``None`` makes ``None``.
+        **arguments: of the constructor, besides.
+    """
     try:
         return hydra.utils.instantiate(_current(config), **arguments)
     except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError | MisconfigurationException):
-            raise UserError(" ".join(str(cause).split())) from error
-        absent = re.search(r"Error locating target '([^']+)'", str(error))
-        if absent is not None:
-            raise UserError(f"_target_={absent[1]}: there is no such class or function") from error
-        unknown = _unknown_setting(cause)
-        if unknown is not None and config is not None:
-            raise UserError(f"{unknown} is no setting of {config.get('_target_')}: drop or rename it") from error
-        raise
+        told = _told(error)
+        if told is None:
+            raise
+        raise UserError(told) from error
+
+
+def _told(error: InstantiationException) -> str | None:
+    """The sentence about a class that could not be built, where the settings are to blame; else ``None``."""
+    cause = error.__cause__
+    said = " ".join(str(cause).split())
+    if isinstance(cause, UserError):
+        return said
+    at = re.search(r"full_key: (\S+)", str(error))
+    key = at[1] if at else ""
+    place = f"{key}." if key else ""
+    absent = re.search(r"Error locating target '([^']+)'", str(error))
+    if absent is not None:
+        return f"{place}_target_={absent[1]}: there is no such class or function"
+    built = re.search(r"Error in call to target '([^']+)'", str(error))
+    target = built[1] if built else "it"
+    unknown = _unknown_setting(cause)
+    if unknown is not None:
+        return f"{place}{unknown}: there is no such setting of {target}: drop or rename it"
+    lacking = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)", said)
+    if isinstance(cause, TypeError) and lacking:
+        names = re.findall(r"'(\w+)'", lacking[1])
+        return f"{key}: {target} needs {' and '.join(names)}; give {place}{names[0]}=..."
+    if key.startswith(("callbacks.", "logger.")) and not target.startswith("cmt_aqr."):
+        # A class that the user chose, with settings that the user gave: none of ours can be at fault.
+        return f"{key}: {target} refuses these settings ({type(cause).__name__}: {said}); see its documentation"
+    return said if isinstance(cause, MisconfigurationException) else None
 
 
 def _unknown_setting(error: BaseException | None) -> str | None:
@@ -62,16 +89,6 @@ def build_data(config: DictConfig, evaluating: bool = False) -> Any:
     return build(config.data, train_fault=train_fault, eval_fault=eval_fault, evaluating=evaluating)
 
 
-def optimizer_settings(config: DictConfig) -> OptimizerSettings:
-    """The ``optimizer`` group as checked settings."""
-    return _checked("optimizer", lambda: OptimizerSettings(**_plain(config.optimizer)))
-
-
-def multipliers(config: DictConfig) -> Multipliers:
-    """The ``lr_mult`` group as checked settings."""
-    return _checked("lr_mult", lambda: Multipliers.from_config(_plain(config.lr_mult)))
-
-
 def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: bool = False) -> None:
     """Refuse values out of range and pairs that contradict each other.
 
@@ -85,15 +102,35 @@ def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: 
     """
     check_complete(config)
     _check_numbers(config)
+    _check_classes(config)
     _check_contradictions(config, set(override_keys(overrides)))
     _check_recipe(config)
     _check_trainer(config)
     _check_packages(config)
-    optimizer_settings(config)
-    multipliers(config)
-    for group in ("renderer", "modulator", "aqr", "clamp_schedule", "callbacks"):
-        build(config[group])
+    for group in ("optimizer", "lr_mult", "renderer", "modulator", "aqr", "clamp_schedule"):
+        _check_read(group, config[group], build(config[group]), overrides)
+    build(config.training.denoising)
+    _check_callbacks(build(config.callbacks))
     build_data(config, evaluating)
+
+
+def _check_read(group: str, config: DictConfig, part: Any, overrides: Sequence[str]) -> None:
+    """Refuse overrides of settings of a part that its other settings leave without effect."""
+    unread = part.unread() if hasattr(part, "unread") else {}
+    for key in override_keys(overrides):
+        name = key.removeprefix(f"{group}.")
+        if key != name and name in unread:
+            raise UserError(f"{key}={config[name]} has no effect with {unread[name]}: drop one of them")
+
+
+def _check_callbacks(callbacks: Mapping[str, Any] | None) -> None:
+    """Refuse what is no callback of Lightning."""
+    for name, callback in (callbacks or {}).items():
+        if callback is not None and not isinstance(callback, Callback):
+            raise UserError(
+                f"callbacks.{name}: is no callback of Lightning; give its class, as "
+                f"+callbacks.{name}._target_=pytorch_lightning.callbacks.EarlyStopping"
+            )
 
 
 def check_complete(config: DictConfig) -> None:
@@ -148,16 +185,18 @@ def _check_numbers(config: DictConfig) -> None:
         raise UserError(f"trainer.max_epochs={epochs} and trainer.max_steps={steps}: one must set an end")
 
 
+def _check_classes(config: DictConfig) -> None:
+    """Three parts know their number, and must agree with the data and the metric."""
+    for part in ("model.network.head", "training.criterion", "training.denoising"):
+        classes = OmegaConf.select(config, f"{part}.classes")
+        if classes is not None and classes != len(CLASSES):
+            raise UserError(
+                f"{part}.classes={classes}: the classes are nuScenes' ten, whose metric knows no others; drop it"
+            )
+
+
 def _check_recipe(config: DictConfig) -> None:
-    recipe = config.recipe
-    missing = [name for name in ("cbgs", "ground_truth_sampling") if recipe[name]]
-    if missing:
-        without = " ".join(f"recipe.{name}=false" for name in missing)
-        raise UserError(
-            f"recipe.{missing[0]}=true: this recipe asks for {' and '.join(missing)}, not built yet; "
-            f"to train without, add {without}"
-        )
-    if recipe.needs_weights and config.weights is None and config.ckpt_path is None:
+    if config.recipe.needs_weights and config.weights is None and config.ckpt_path is None:
         raise UserError("weights=null: this experiment starts from trained weights; add weights=FILE")
 
 
@@ -255,19 +294,9 @@ def _check_contradictions(config: DictConfig, given: set[str]) -> None:
         )
     for key in ("ckpt_path", "weights"):
         if config[key] and not Path(config[key]).is_file():
-            raise UserError(f"{key}={config[key]}: there is no such file")
+            there = "it is a folder; name a file in it" if Path(config[key]).is_dir() else "there is no such file"
+            raise UserError(f"{key}={config[key]}: {there}")
 
 
 def _plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
-
-
-def _checked(group: str, make: Callable[[], Any]) -> Any:
-    """What ``make`` makes; a setting that it does not know is told by its key in ``group``."""
-    try:
-        return make()
-    except TypeError as error:
-        unknown = _unknown_setting(error)
-        if unknown is None:
-            raise  # a bug, which keeps its traceback
-        raise UserError(f"{group}.{unknown}: there is no such setting; drop or rename it") from error

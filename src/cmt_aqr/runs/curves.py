@@ -10,8 +10,10 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from cmt_aqr.files import written_at_once
-from cmt_aqr.training.monitor import EPOCH, is_epoch_open
+from cmt_aqr.files import write_table
+
+EPOCH = "aqr/epoch"
+"""What the numbers of an epoch are logged under, in the row of its last step."""
 
 
 class CurveLogger(CSVLogger):
@@ -30,34 +32,36 @@ class CurveLogger(CSVLogger):
         super().__init__(save_dir, name, version, flush_logs_every_n_steps=flush_logs_every_n_steps)
 
     @rank_zero_only
-    def go_on(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the rows from before a checkpoint, and write on after them; those after it come again."""
+    def resume(self, checkpoint: dict[str, Any], epoch_open: bool = False) -> None:
+        """Keep the rows from before a checkpoint, and write on after them; those after it come again.
+
+        Args:
+            checkpoint: as read.
+            epoch_open: whether the resumed run logs the numbers of the checkpoint's epoch.
+        """
         Path(self.log_dir).mkdir(parents=True, exist_ok=True)
-        self._experiment = _ContinuedWriter(self.log_dir, checkpoint)
+        self._experiment = _ContinuedWriter(self.log_dir, checkpoint, epoch_open)
 
 
 class _ContinuedWriter(ExperimentWriter):
     """Begins with the rows that are there already."""
 
-    def __init__(self, log_dir: str, checkpoint: dict[str, Any]) -> None:
+    def __init__(self, log_dir: str, checkpoint: dict[str, Any], epoch_open: bool) -> None:
         super().__init__(log_dir)
         path = Path(self.metrics_file_path)
         if not path.is_file():
             return
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            rows = [row for row in reader if not _comes_again(row, checkpoint)]
+            rows = [row for row in reader if not _comes_again(row, checkpoint, epoch_open)]
             self.metrics_keys = sorted(reader.fieldnames or [])
-        with written_at_once(path) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(path, rows, self.metrics_keys)
 
     def _check_log_dir_exists(self) -> None:
         """Lightning's would delete the file."""
 
 
-def _comes_again(row: dict[str, str], checkpoint: dict[str, Any]) -> bool:
+def _comes_again(row: dict[str, str], checkpoint: dict[str, Any], epoch_open: bool) -> bool:
     """Whether a run that goes on from a checkpoint writes this row itself."""
     last = checkpoint["global_step"] - 1
     if int(row["step"]) != last:
@@ -65,4 +69,4 @@ def _comes_again(row: dict[str, str], checkpoint: dict[str, Any]) -> bool:
     filled = {key for key, value in row.items() if value}
     if any(key.startswith(("val/", "aqr/val/")) for key in filled):
         return bool(checkpoint.get("evaluation_due", False))
-    return any(key.startswith(f"{EPOCH}/") for key in filled) and is_epoch_open(checkpoint)
+    return epoch_open and any(key.startswith(f"{EPOCH}/") for key in filled)

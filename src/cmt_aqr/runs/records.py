@@ -233,7 +233,7 @@ def machine() -> dict[str, Any]:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
@@ -254,7 +254,7 @@ def _git(*arguments: str) -> str | None:
     """Output of git in the code's folder; ``None`` where the code is no git checkout or git is missing."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=False
         )
     except FileNotFoundError:
         return None

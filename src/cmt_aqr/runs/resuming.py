@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.checkpoints import newest_checkpoint, saved_config
-from cmt_aqr.runs.configuration import check_config
+from cmt_aqr.runs.configuration import check_config, clamp_given
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.records import is_rank_zero
 from cmt_aqr.runs.saved import (
@@ -84,8 +84,10 @@ def configuration_to_evaluate(config: DictConfig, overrides: Sequence[str], fold
         )
     config.ckpt_path = str(path)
     merged = with_overrides(saved_config(path), config, overrides)
+    if clamp_given(overrides):
+        merged.clamp_schedule.milestones = None  # what is given counts, not the checkpoint's epoch
     check_evaluation(merged, overrides)
-    check_config(merged, evaluating=True)
+    check_config(merged, overrides, evaluating=True)
     return merged
 
 
@@ -171,6 +173,8 @@ FREE = (
     "data.cache_frames",
     "data.num_workers",
     "data.make",
+    "data.sampling.database",
+    "data.sampling.processes",
     "data.val_split",
     "data.eval_split",
     "data.eval_batch_size",

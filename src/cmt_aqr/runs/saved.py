@@ -20,6 +20,8 @@ _BEFORE = (
     ("cmt_aqr.training.checkpoints.", "cmt_aqr.runs.checkpoints."),
     ("cmt_aqr.visual.progress.", "cmt_aqr.runs.progress."),
     ("cmt_aqr.visual.summary.", "cmt_aqr.training.summary."),
+    ("cmt_aqr.data.augmentation.MaskModality", "cmt_aqr.data.masking.MaskModality"),
+    ("cmt_aqr.data.augmentation.GridMask", "cmt_aqr.data.masking.GridMask"),
 )
 """Names that classes went by, and go by now."""
 
@@ -56,10 +58,24 @@ def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Se
         )
     plain: Any = OmegaConf.to_container(composed, resolve=False)
     config = _linked(OmegaConf.create(current_names(saved)), plain, keys)
+    for key in (
+        "optimizer",
+        "lr_mult",
+        "training.denoising",
+    ):  # once read by hand, without a name of what to build
+        own = _at(OmegaConf.to_container(config, resolve=False), key)
+        if own is None or _at(plain, key) is None:
+            continue
+        OmegaConf.update(config, key, {**_built_as(_at(plain, key)), **own}, merge=False)
     # weights= started the run that the checkpoint goes on with; it must not be loaded again.
     for key in ["ckpt_path", "weights", "name", *keys]:
         OmegaConf.update(config, key, _at(plain, key), merge=False, force_add=True)
     return config
+
+
+def _built_as(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What Hydra reads in a group besides its settings."""
+    return {key: value for key, value in group.items() if key in ("_target_", "_convert_")}
 
 
 def current_names(config: Any) -> Any:
@@ -143,11 +159,16 @@ _NO_EVALUATION: dict[tuple[str, ...], str] = {
         "data.train_split",
         "data.limit_train_frames",
         "data.train_transforms",
+        "data.resampling",
+        "data.sampling",
+        "data.replace_empty_frames",
+        "data.half_points",
         "data.scene_augmentation",
         "data.image_augmentation",
         "data.min_points",
         "data.crop_points",
         "data.shuffle_points",
+        "data.half_points",
         "callbacks.checkpoint",
         "callbacks.learning_rate",
         "logger",

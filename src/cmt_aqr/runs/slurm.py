@@ -71,7 +71,7 @@ class QueueWatcher:
             return
         self._asked_at = time.monotonic()
         command = ["squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
         if done.returncode != 0:
             if not self._silent:
                 log.warning("squeue does not answer (%s); still waiting for the jobs", done.stderr.strip())

@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.console import console
-from cmt_aqr.runs.sweep_runs import COMPLETE, FAILED, NEW, STOPPED, SweepRun, identity, runs_of
+from cmt_aqr.runs.folder import COMPLETE, FAILED, NEW, STOPPED, Run
+from cmt_aqr.runs.sweep_runs import identity, runs_of
 from cmt_aqr.runs.sweep_summary import summary_table, write_summary
 
 log = logging.getLogger(__name__)
@@ -39,13 +40,13 @@ class Sweep:
     folder: Path
     grid: list[list[str]] | None
 
-    def runs(self) -> list[SweepRun]:
+    def runs(self) -> list[Run]:
         """The runs of this sweep; those of its folder that it does not ask for are left out."""
-        found = {identity(run.overrides): run for run in runs_of(self.folder)}
+        found = {identity(run.claimed): run for run in runs_of(self.folder)}
         if self.grid is None:
             return list(found.values())
         absent = self.folder / "-"
-        return [found.get(identity(item), SweepRun(absent, tuple(item), NEW, {})) for item in self.grid]
+        return [found.get(identity(item), Run(absent, given=item)) for item in self.grid]
 
 
 _under_way: Sweep | None = None
@@ -108,8 +109,8 @@ def finish() -> str | None:
     console().print(summary_table(runs, f"Sweep {sweep.folder}"))
     path = write_summary(runs, sweep.folder / "summary.csv")
     console().print(f"This table is in {path}", soft_wrap=True)
-    failed = [run for run in runs if run.status == FAILED]
-    unfinished = [run for run in runs if run.status in (STOPPED, NEW)]
+    failed = [run for run in runs if run.outcome == FAILED]
+    unfinished = [run for run in runs if run.outcome in (STOPPED, NEW)]
     sentences = []
     if failed:
         sentences.append(f"{len(failed)} of {len(runs)} runs failed ({_reasons(failed)})")
@@ -120,7 +121,7 @@ def finish() -> str | None:
     return f"{', and '.join(sentences)}; the same command with sweep_dir={sweep.folder} goes on with these"
 
 
-def _reasons(failed: list[SweepRun]) -> str:
+def _reasons(failed: list[Run]) -> str:
     names: dict[str, list[str]] = {}
     for run in failed:
         names.setdefault(str(run.error), []).append(run.name)
@@ -187,7 +188,7 @@ def _job_config(job: DictConfig) -> Iterator[DictConfig]:
 
 def _print_plan(sweep: Sweep, refused: dict[int, str]) -> None:
     runs = sweep.runs()
-    count = {status: sum(run.status == status for run in runs) for status in (COMPLETE, FAILED, STOPPED)}
+    count = {status: sum(run.outcome == status for run in runs) for status in (COMPLETE, FAILED, STOPPED)}
     parts = [f"{count[COMPLETE]} complete and skipped"] if count[COMPLETE] else []
     again = count[FAILED] + count[STOPPED]
     parts += [f"{again} begun, and gone on with from their checkpoints where they have one"] if again else []

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import record_failure
+from cmt_aqr.runs.folder import COMPLETE, Run
 from cmt_aqr.runs.slurm import about_requeueing, begin_job
-from cmt_aqr.runs.sweep_runs import COMPLETE, SweepRun
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ def run(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     """
     begin_job()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    before = SweepRun.read(folder)
-    if before.status == COMPLETE:
+    before = Run(folder)
+    if before.outcome == COMPLETE:
         log.info("%s is complete: skipped", folder)
         return before.metrics["NDS"]
     try:

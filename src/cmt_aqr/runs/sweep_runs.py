@@ -1,14 +1,12 @@
-"""The runs of a sweep: which folder each one has, and how it ended."""
+"""The runs of a sweep, and which folder each one has."""
 
 from __future__ import annotations
 
 import functools
 import json
-import math
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,11 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from cmt_aqr.files import read_json, read_record
-
-COMPLETE, FAILED, STOPPED, NEW = "complete", "failed", "stopped", "new"
-_NOT_OF_THE_RUN = ("sweep", "launcher", "sweep_dir")
-"""Overrides that decide how runs are started, not what they compute."""
+from cmt_aqr.runs.folder import OF_THE_SWEEP, Run, natural
 
 
 def key_values(overrides: Sequence[str]) -> dict[str, str]:
@@ -28,7 +22,7 @@ def key_values(overrides: Sequence[str]) -> dict[str, str]:
     values = dict(_key_and_value(override) for override in overrides)
     if values.get("ckpt_path") == "auto":
         del values["ckpt_path"]
-    return {key: value for key, value in values.items() if key not in _NOT_OF_THE_RUN}
+    return {key: value for key, value in values.items() if key not in OF_THE_SWEEP}
 
 
 def identity(overrides: Sequence[str]) -> frozenset[tuple[str, str]]:
@@ -42,60 +36,11 @@ def _key_and_value(override: str) -> tuple[str, str]:
     return parsed.get_key_element(), parsed.get_value_element_as_str()
 
 
-@dataclass(frozen=True)
-class SweepRun:
-    """A run's folder in a sweep.
-
-    Attributes:
-        folder: of the run; it need not exist.
-        overrides: those of the run.
-        status: ``complete``, ``failed``, ``stopped`` or ``new``.
-        metrics: the official metrics of a complete run.
-        error: why it failed, in one sentence.
-        seconds: wall time, where it is known.
-    """
-
-    folder: Path
-    overrides: tuple[str, ...]
-    status: str
-    metrics: dict[str, float]
-    error: str | None = None
-    seconds: float | None = None
-
-    @property
-    def name(self) -> str:
-        """The folder's name: the run's number."""
-        return self.folder.name
-
-    @classmethod
-    def read(cls, folder: Path) -> SweepRun:
-        """What a folder tells; a run that nobody ended counts as stopped."""
-        record = read_record(folder)
-        metrics = read_json(folder / "metrics.json")
-        status = record.get("status", COMPLETE if metrics else STOPPED)
-        if status not in (COMPLETE, FAILED) or (status == COMPLETE and not metrics):
-            status = STOPPED
-        if not folder.exists():
-            status = NEW
-        return cls(
-            folder=folder,
-            overrides=tuple(_written_overrides(folder)),
-            status=status,
-            metrics=metrics if status == COMPLETE else {},
-            error=record.get("error") if status == FAILED else None,
-            seconds=record.get("wall_time_s"),
-        )
-
-
-def runs_of(sweep_dir: Path) -> list[SweepRun]:
+def runs_of(sweep_dir: Path) -> list[Run]:
     """All runs in a sweep's folder, by their numbers."""
     folders = {path.parent.parent for path in sweep_dir.glob("*/.hydra/*")}
     begun = [folder for folder in folders if not folder.name.startswith(".")]
-    return [SweepRun.read(folder) for folder in sorted(begun, key=_number)]
-
-
-def _number(folder: Path) -> tuple[float, str]:
-    return (int(folder.name) if folder.name.isdecimal() else math.inf, folder.name)
+    return [Run(folder) for folder in sorted(begun, key=lambda folder: natural(folder.name))]
 
 
 def run_folder(sweep_dir: str, number: int, overrides: Sequence[str], claim: bool = True) -> str:
@@ -108,7 +53,7 @@ def run_folder(sweep_dir: str, number: int, overrides: Sequence[str], claim: boo
     while True:
         numbers = [-1]
         for folder in Path(sweep_dir).glob("[!.]*"):
-            if (folder / ".hydra").is_dir() and identity(_written_overrides(folder)) == wanted:
+            if (folder / ".hydra").is_dir() and identity(Run(folder).claimed) == wanted:
                 return folder.name
             numbers += [int(folder.name)] if folder.name.isdecimal() else []
         name = str(max(numbers) + 1 if number in numbers else number)
@@ -140,21 +85,13 @@ def _begins(sweep_dir: str, number: int, overrides: Sequence[str]) -> bool:
 def _claim(folder: Path, overrides: Sequence[str]) -> bool:
     begun = folder.with_name(f".{uuid.uuid4().hex[:12]}.begun")
     (begun / ".hydra").mkdir(parents=True)
-    (begun / ".hydra" / "run.json").write_text(json.dumps(list(overrides)))
+    (begun / ".hydra" / "run.json").write_text(json.dumps(list(overrides)), encoding="utf-8")
     try:
         begun.rename(folder)
     except OSError:  # another run was faster
         shutil.rmtree(begun)
         return False
     return True
-
-
-def _written_overrides(folder: Path) -> list[str]:
-    """The overrides of a run: as it claimed its folder, or as Hydra wrote them, which it does anew each time."""
-    claimed, written = (folder / ".hydra" / name for name in ("run.json", "overrides.yaml"))
-    if claimed.is_file():
-        return json.loads(claimed.read_text())
-    return [str(item) for item in OmegaConf.load(written)] if written.is_file() else []
 
 
 OmegaConf.register_new_resolver("sweep_folder", lambda given, default: given or default, replace=True)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
-from cmt_aqr.files import written_at_once
-from cmt_aqr.runs.sweep_runs import SweepRun, key_values
+from cmt_aqr.files import write_table
+from cmt_aqr.runs.folder import COMPLETE, FAILED, Run
+from cmt_aqr.runs.sweep_runs import key_values
 
 
-def swept_keys(runs: Sequence[SweepRun]) -> list[str]:
+def swept_keys(runs: Sequence[Run]) -> list[str]:
     """The keys whose values are not the same in all runs."""
-    given = [key_values(run.overrides) for run in runs]
+    given = [key_values(run.claimed) for run in runs]
     keys = dict.fromkeys(key for values in given for key in values)
     return [key for key in keys if len({values.get(key) for values in given}) > 1]
 
 
-def summary_table(runs: Sequence[SweepRun], title: str) -> Table:
+def summary_table(runs: Sequence[Run], title: str) -> Table:
     """A table of the runs for rich to print; the best NDS is bold."""
     keys = swept_keys(runs)
     table = Table(title=escape(title), title_justify="left")
@@ -31,36 +31,51 @@ def summary_table(runs: Sequence[SweepRun], title: str) -> Table:
         table.add_column(name, justify="right")
     for name in ("status", "reason"):
         table.add_column(name, overflow="fold")
-    best = max((run.metrics["NDS"] for run in runs if run.metrics), default=None)
+    best = max((results(run)["NDS"] for run in runs if results(run)), default=None)
     for run in runs:
-        values = key_values(run.overrides)
-        numbers = [f"{run.metrics[name]:.4f}" if run.metrics else "-" for name in ("mAP", "NDS")]
-        seconds = f"{run.seconds:.0f}" if run.seconds is not None else "-"
+        metrics, values, seconds = results(run), key_values(run.claimed), run.record.get("wall_time_s")
         table.add_row(
             run.name,
             *(escape(values.get(key, "")) for key in keys),
-            *numbers,
-            seconds,
-            run.status,
-            escape(run.error or ""),
-            style="bold" if run.metrics and run.metrics["NDS"] == best else None,
+            *(f"{metrics[name]:.4f}" if metrics else "-" for name in ("mAP", "NDS")),
+            "-" if seconds is None else f"{seconds:.0f}",
+            run.outcome,
+            escape(_error(run) or ""),
+            style="bold" if metrics and metrics["NDS"] == best else None,
         )
     return table
 
 
-def write_summary(runs: Sequence[SweepRun], path: Path) -> Path:
+def write_summary(runs: Sequence[Run], path: Path) -> Path:
     """Write the table as CSV: a line for each run, with a column for each swept key.
 
     Returns:
         ``path``.
     """
     keys = swept_keys(runs)
-    with written_at_once(path) as partial, partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "status", "mAP", "NDS", "wall_time_s", "error", *keys, "overrides"])
-        for run in runs:
-            values = key_values(run.overrides)
-            numbers = [run.metrics.get("mAP"), run.metrics.get("NDS"), run.seconds]
-            cells = [values.get(key) for key in keys]
-            writer.writerow([run.name, run.status, *numbers, run.error, *cells, " ".join(run.overrides)])
+    rows = []
+    for run in runs:
+        metrics, values = results(run), key_values(run.claimed)
+        rows.append(
+            {
+                "run": run.name,
+                "status": run.outcome,
+                "mAP": metrics.get("mAP"),
+                "NDS": metrics.get("NDS"),
+                "wall_time_s": run.record.get("wall_time_s"),
+                "error": _error(run),
+                **{key: values.get(key) for key in keys},
+                "overrides": " ".join(run.claimed),
+            }
+        )
+    write_table(path, rows)
     return path
+
+
+def results(run: Run) -> dict[str, float]:
+    """The metrics of a complete run; those that another one left behind do not count."""
+    return run.metrics if run.outcome == COMPLETE else {}
+
+
+def _error(run: Run) -> str | None:
+    return run.error if run.outcome == FAILED else None

@@ -14,19 +14,19 @@ from rich.progress import track
 from cmt_aqr.data.augmentation import ImageProcessing, apply_transforms
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.datamodule import NuScenesDataModule
-from cmt_aqr.data.dataset import FrameDataset, SampleKey, frame_generator
+from cmt_aqr.data.dataset import SampleKey, frame_generator
 from cmt_aqr.data.selection import frame_numbers
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.files import check_folder, writing
 from cmt_aqr.runs.checkpoints import read_checkpoint
-from cmt_aqr.runs.configuration import build_data, clamp_given
+from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.structures import Frame
 from cmt_aqr.studies.pictures import MapPair, Scene, bev_picture, camera_picture
 from cmt_aqr.training.clamp import renderer_of
 from cmt_aqr.training.module import DetectorModule
-from cmt_aqr.training.run import build_module, load_checkpoint_weights
+from cmt_aqr.training.run import build_module, restore
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,14 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
     numbers = frame_numbers(data, settings.frames)
     data.setup("validate")
     module = build_module(config, data, processes=1)
-    load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path), overrides)
-    renderer = renderer_of(module)
-    if renderer is not None and clamp_given(overrides):
-        renderer.set_clamp(config.renderer.max_weight_clamp)
+    restore(config, module, checkpoint, overrides)
     module.to(_device(config)).eval()
 
-    dataset = data.dataset("val")
     written: list[Path] = []
     screen = console()
     bar = track(numbers, description="Drawing frames", console=screen, disable=not screen.is_terminal)
     for number in bar:
-        scene = make_scene(module, dataset, number, settings.min_score, data.val_split)
+        scene = make_scene(module, data, number, settings.min_score)
         with writing("out", settings.out):
             settings.out.mkdir(parents=True, exist_ok=True)
             written.extend(draw(scene, settings.out / f"{data.val_split}_{number:04d}", settings.dpi))
@@ -119,8 +115,9 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
 
 
 @torch.inference_mode()
-def make_scene(module: DetectorModule, dataset: FrameDataset, number: int, min_score: float, split: str) -> Scene:
-    """Read a frame, let the model see it, and gather what there is to draw."""
+def make_scene(module: DetectorModule, data: NuScenesDataModule, number: int, min_score: float) -> Scene:
+    """Read a frame of ``val_split``, let the model see it, and gather what there is to draw."""
+    dataset = data.dataset("val")
     # Sensor faults change what is drawn, too; the processing for the network does not.
     faults = [step for step in dataset.transforms if not isinstance(step, ImageProcessing)]
     processing = [step for step in dataset.transforms if isinstance(step, ImageProcessing)]
@@ -128,7 +125,7 @@ def make_scene(module: DetectorModule, dataset: FrameDataset, number: int, min_s
     stored = apply_transforms(dataset.reader.read(number), faults, random)
     frame = apply_transforms(stored, processing, random)
 
-    predictions = module.model(collate([frame]).to(module.device))
+    predictions = module.model(data.finish(collate([frame]).to(module.device)))
     found = decode(predictions.matching, module.max_detections, score_threshold=min_score, tokens=[frame.token])[0]
     images, extent, size = None, None, (0, 0)
     if stored.images is not None and frame.images is not None:
@@ -142,7 +139,7 @@ def make_scene(module: DetectorModule, dataset: FrameDataset, number: int, min_s
     maps = {} if predictions.aqr is None else predictions.aqr.maps()
     pairs = {sensor: MapPair(before[0].cpu(), after[0].cpu(), clamp) for sensor, (before, after) in maps.items()}
     return Scene(
-        title=f"frame {number} of {split}, {frame.token[:8]}",
+        title=f"frame {number} of {data.val_split}, {frame.token[:8]}",
         grid=module.model.head.grid,
         points=frame.points,
         images=images,

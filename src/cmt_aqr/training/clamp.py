@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from cmt_aqr.aqr import AQR, Renderer
-from cmt_aqr.aqr.checks import is_number
+from cmt_aqr.checks import is_number
 from cmt_aqr.errors import SettingError
 from cmt_aqr.training.module import DetectorModule
 
@@ -16,8 +16,8 @@ from cmt_aqr.training.module import DetectorModule
 class ClampSchedule(pl.Callback):
     """Sets ``renderer.max_weight_clamp`` by epoch, and logs it.
 
-    The clamp's current value is a buffer of the renderer, so it travels in every checkpoint and evaluation
-    uses it as it was. A resumed run takes the value of the epoch it stands in.
+    Nothing else changes the limit of a renderer once it is built, and no checkpoint holds it: in training, on a
+    resume and in an evaluation it follows from the configuration and the epoch alone.
 
     Args:
         milestones: epoch -> clamp from that epoch on, e.g. ``{0: 2.5, 6: 2.0, 16: 1.5}``. Empty: the
@@ -30,6 +30,10 @@ class ClampSchedule(pl.Callback):
     """
 
     def __init__(self, milestones: Mapping[int, float] | None = None, mode: str = "step") -> None:
+        if not isinstance(milestones or {}, Mapping):
+            raise SettingError(
+                f"clamp_schedule.milestones={milestones}: must be clamps by epoch, as in {{0:2.5,6:2.0}}"
+            )
         self.milestones = _checked(milestones or {})
         self.mode = mode
         self._current: float | None = None
@@ -47,6 +51,16 @@ class ClampSchedule(pl.Callback):
             return value
         share = (epoch - start) / (following[0] - start)
         return value + share * (self.milestones[following[0]] - value)
+
+    def unread(self) -> dict[str, str]:
+        """Settings that have no effect, and the setting because of which."""
+        return {} if self.milestones else {"mode": "clamp_schedule.milestones=null"}
+
+    def set_for(self, module: pl.LightningModule, epoch: int) -> None:
+        """Set the clamp of an epoch; without milestones the renderer's own stays."""
+        renderer, value = renderer_of(module), self.value_at(epoch)
+        if renderer is not None and value is not None:
+            renderer.set_clamp(value)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a schedule without anything to clamp."""
@@ -69,36 +83,16 @@ class ClampSchedule(pl.Callback):
             pl_module.log("aqr/max_weight_clamp", self._current, batch_size=1)
 
     def _set(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.set_for(pl_module, trainer.current_epoch)
         renderer = renderer_of(pl_module)
-        if renderer is None:
-            return
-        value = self.value_at(trainer.current_epoch)
-        if value is not None:
-            renderer.set_clamp(value)
-        # Kept as a number, because reading the renderer's buffer would wait for the device in every step.
-        limit = renderer.max_weight_clamp
-        self._current = float("inf") if limit is None else limit
+        if renderer is not None:
+            # Kept as a number: reading it from the renderer in every step would synchronise with the device.
+            limit = renderer.max_weight_clamp
+            self._current = float("inf") if limit is None else limit
 
     def state_dict(self) -> dict[str, Any]:
         """Milestones and mode, to tell on a resume what the run was following."""
         return {"milestones": dict(self.milestones), "mode": self.mode}
-
-
-class GivenClamp(pl.Callback):
-    """Puts a clamp that was given on the command line in place of the checkpoint's, when a run goes on.
-
-    Args:
-        value: the clamp; ``None``: no limit.
-    """
-
-    def __init__(self, value: float | None) -> None:
-        self.value = value
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set it, after the checkpoint was loaded."""
-        renderer = renderer_of(pl_module)
-        if renderer is not None:
-            renderer.set_clamp(self.value)
 
 
 def _checked(milestones: Mapping[Any, Any]) -> dict[int, float]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cmt_aqr.errors import UserError
+from cmt_aqr.structures import Batch
 
 
 class NotFiniteError(UserError):
@@ -24,13 +25,15 @@ class _Losses:
         step: the optimiser step that the batch belongs to, from 0.
         tokens: the frames.
         names: of the loss terms.
-        values: (term,).
+        values: (term + input,), after the losses 1 for each part of the inputs that is finite, else 0.
+        inputs: names of the parts.
     """
 
     step: int
     tokens: tuple[str, ...]
     names: tuple[str, ...]
     values: Tensor
+    inputs: tuple[str, ...]
 
 
 class LossGuard:
@@ -42,10 +45,25 @@ class LossGuard:
     def __len__(self) -> int:
         return len(self._recent)
 
-    def add(self, step: int, tokens: tuple[str, ...], losses: Mapping[str, Tensor]) -> None:
-        """Remember a batch's loss terms (scalars); does not wait for the device."""
-        values = torch.stack([value.detach() for value in losses.values()])
-        self._recent.append(_Losses(step, tokens, tuple(losses), values))
+    def add(
+        self,
+        step: int,
+        tokens: tuple[str, ...],
+        losses: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Remember a batch's loss terms (scalars); does not wait for the device.
+
+        Args:
+            step: the optimiser step that the batch belongs to, from 0.
+            tokens: the frames.
+            losses: by name.
+            inputs: which parts of the batch are finite, see :func:`finite_inputs`.
+        """
+        inputs = inputs or {}
+        flags = [flag.to(next(iter(losses.values())).dtype) for flag in inputs.values()]
+        values = torch.stack([*(value.detach() for value in losses.values()), *flags])
+        self._recent.append(_Losses(step, tokens, tuple(losses), values, tuple(inputs)))
 
     def problem(self) -> str | None:
         """A sentence about the first batch whose loss is not finite, or ``None``; then all are forgotten.
@@ -60,10 +78,48 @@ class LossGuard:
         for losses in recent:
             terms = dict(zip(losses.names, values[start:], strict=False))
             start += len(losses.names)
+            flags = dict(zip(losses.inputs, values[start:], strict=False))
+            start += len(losses.inputs)
             if not all(map(math.isfinite, terms.values())):
                 listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-                return f"step {losses.step}: the loss is not finite ({listed}) on {frames(losses.tokens)}"
+                said = f"step {losses.step}: the loss is not finite ({listed}) on {frames(losses.tokens)}"
+                bad = [name for name, finite in flags.items() if not finite]
+                return f"{said}; {_from_outside(bad[0], 'there')}" if bad else said
         return None
+
+
+def _from_outside(part: str, where: str) -> str:
+    return (
+        f"the {part} {where} were not finite before the model saw them: look at the data, and at transforms and "
+        "faults"
+    )
+
+
+def finite_inputs(batch: Batch) -> dict[str, Tensor]:
+    """Whether the points, images, projections and boxes of a batch are finite: scalars, on its device."""
+    parts = {"points": batch.points, "images": batch.images, "lidar2img": batch.lidar2img, "boxes": batch.boxes}
+    return {name: part.isfinite().all() for name, part in parts.items() if part is not None}
+
+
+def why_not_finite(batch: Batch, weights: Iterable[tuple[str, Tensor]]) -> str:
+    """Why a model's outputs for a batch are not finite: its inputs, a weight, or neither; waits for the device.
+
+    Args:
+        batch: what the model was given.
+        weights: parameters and buffers by name.
+    """
+    of_points, of_boxes = batch.points.split(batch.point_counts), batch.boxes.split(batch.box_counts)
+    for number, token in enumerate(batch.tokens):
+        parts = {"points": of_points[number], "lidar2img": batch.lidar2img[number], "boxes": of_boxes[number]}
+        if batch.images is not None:
+            parts["images"] = batch.images[number]
+        for name, part in parts.items():
+            if not part.isfinite().all():
+                return _from_outside(name, f"of frame {token}")
+    bad = _not_finite(weights)
+    if bad:
+        return f"{len(bad)} weights were not finite before this step, {bad[0]} the first of them"
+    return "inputs and weights are finite, so the outputs diverged: lower optimizer.lr"
 
 
 def frames(tokens: Iterable[str]) -> str:
@@ -78,11 +134,19 @@ def weights_problem(named: Iterable[tuple[str, Tensor]], step: int) -> str | Non
         named: parameters by name.
         step: number of optimiser steps done.
     """
-    names, flags = [], []
-    for name, value in named:
-        names.append(name)
-        flags.append(value.detach().isfinite().all())
-    bad = [name for name, finite in zip(names, torch.stack(flags).tolist(), strict=True) if not finite]
+    weights = dict(named)
+    bad = _not_finite(weights.items())
     if not bad:
         return None
-    return f"after step {step - 1}: {len(bad)} of {len(names)} weights are not finite, {bad[0]} the first of them"
+    return (
+        f"after step {step - 1}: {len(bad)} of {len(weights)} weights are not finite, {bad[0]} the first of them"
+    )
+
+
+def _not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of tensors that are not finite; one wait for the device. A clamp is infinite where there is none."""
+    looked_at = {name: value.detach() for name, value in named if not name.endswith("clamp_limit")}
+    if not looked_at:
+        return []
+    flags = torch.stack([value.isfinite().all() for value in looked_at.values()]).tolist()
+    return [name for name, finite in zip(looked_at, flags, strict=True) if not finite]

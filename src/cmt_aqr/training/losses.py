@@ -173,10 +173,20 @@ class Criterion(nn.Module):
 
 def _by_layer(classes: Tensor, boxes: Tensor, prefix: str) -> dict[str, Tensor]:
     """Name per-layer losses (layer,): the last layer bare, the others with ``d<layer>.`` before them."""
-    last = len(classes) - 1
-    losses = {}
-    for layer, (class_loss, box_loss) in enumerate(zip(classes.unbind(), boxes.unbind(), strict=True)):
-        place = "" if layer == last else f"d{layer}."
-        losses[f"{place}{prefix}loss_cls"] = class_loss
-        losses[f"{place}{prefix}loss_bbox"] = box_loss
-    return losses
+    values = torch.stack((classes, boxes), dim=1).flatten().unbind()
+    return dict(zip(_names_by_layer(len(classes), prefix), values, strict=True))
+
+
+def _names_by_layer(layers: int, prefix: str) -> list[str]:
+    places = [*(f"d{layer}." for layer in range(layers - 1)), ""]
+    return [f"{place}{prefix}{loss}" for place in places for loss in ("loss_cls", "loss_bbox")]
+
+
+def loss_names(layers: int, denoising: bool) -> list[str]:
+    """Names of the loss terms of :class:`Criterion`.
+
+    Args:
+        layers: of the decoder.
+        denoising: whether there are denoising queries.
+    """
+    return _names_by_layer(layers, "") + (_names_by_layer(layers, "dn_") if denoising else [])

@@ -86,10 +86,7 @@ class HungarianMatcher:
         # The one wait for the device in a step: scipy solves on the host, so all costs travel together.
         cost = torch.cat(costs, dim=1).cpu().numpy().astype(np.float64)
         if not np.isfinite(cost).all():
-            raise NotFiniteError(
-                "the matching cost is not finite (the model's outputs diverged; "
-                "lower optimizer.lr, or check the boxes)"
-            )
+            raise NotFiniteError("the matching cost is not finite")
         layers, queries = outputs.logits.shape[0], outputs.logits.shape[2]
         pairs = self._solve(cost.reshape(layers, queries, -1), batch.box_counts)
         return Matches(*torch.from_numpy(pairs).to(outputs.codes.device).unbind(0))

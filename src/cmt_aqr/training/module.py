@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.evaluation.metric import NuScenesMetric
+from cmt_aqr.evaluation.official import check_anything_to_find
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.structures import Batch, Predictions
 from cmt_aqr.training.denoising import Denoising
-from cmt_aqr.training.finite import LossGuard, NotFiniteError, frames, weights_problem
+from cmt_aqr.training.finite import (
+    LossGuard,
+    NotFiniteError,
+    finite_inputs,
+    frames,
+    weights_problem,
+    why_not_finite,
+)
 from cmt_aqr.training.losses import Criterion, mean_over_processes
 from cmt_aqr.training.optimization import Multipliers, OptimizerSettings, module_of
 
@@ -80,6 +91,16 @@ class DetectorModule(pl.LightningModule):
         # Lightning leaves modules in the mode it finds them in.
         self.train(self.training)
 
+    def setup(self, stage: str) -> None:
+        """Refuse a run whose evaluation has nothing to find.
+
+        Raises:
+            DataError: the official filters leave no object in the frames to be evaluated.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if self.metric is not None and isinstance(data, NuScenesDataModule) and data.annotated:
+            check_anything_to_find(self.metric.truth, np.arange(len(data.dataset("val"))))
+
     def _parts(self) -> list[tuple[str, nn.Module]]:
         """Submodules of the model with the multiplier name that all their parameters go by."""
         model = self.model
@@ -112,8 +133,8 @@ class DetectorModule(pl.LightningModule):
         self._batch_seed = (self.seed * 1_000_003 + batch_number) * 1_009 + self.global_rank
         torch.manual_seed(self._batch_seed)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch: the sum of all terms. What is logged is their mean over the processes."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Loss of a batch, the sum of all terms, and what AQR did. The mean over the processes is logged."""
         targets = None
         if self.denoising is not None:
             head = self.model.head
@@ -124,16 +145,19 @@ class DetectorModule(pl.LightningModule):
         try:
             losses = self.criterion(predictions, batch, targets, same_terms=self.denoising is not None)
         except NotFiniteError as error:
-            first = self._guard.problem()
-            raise NotFiniteError(first or f"step {self.global_step}: {error} on {frames(batch.tokens)}") from error
-        self._guard.add(self.global_step, batch.tokens, losses)
+            held = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
+            raise NotFiniteError(
+                self._guard.problem()
+                or f"step {self.global_step}: {error} on {frames(batch.tokens)}; {why_not_finite(batch, held)}"
+            ) from error
+        self._guard.add(self.global_step, batch.tokens, losses, finite_inputs(batch))
         values = torch.stack(list(losses.values()))
         total = values.sum()
         shown = mean_over_processes(values.detach())
         logged = {f"train/{name}": value for name, value in zip(losses, shown.unbind(), strict=True)}
         self.log_dict(logged, batch_size=batch.size)
         self.log("train/loss", shown.sum(), prog_bar=True, batch_size=batch.size)
-        return total
+        return {"loss": total, "aqr": seen_by(predictions)}
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Look at the losses as often as they are logged."""
@@ -155,15 +179,16 @@ class DetectorModule(pl.LightningModule):
         if problem is not None:
             raise NotFiniteError(problem)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Decode a batch and hand it to the metric."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Decode a batch and hand it to the metric; returns what AQR did."""
         if self.metric is None:
             raise RuntimeError("this DetectorModule was built without a metric and cannot evaluate")
-        outputs = self.model(batch).matching
+        predictions = self.model(batch)
         detections = decode(
-            outputs, self.max_detections, score_threshold=self.score_threshold, tokens=batch.tokens
+            predictions.matching, self.max_detections, score_threshold=self.score_threshold, tokens=batch.tokens
         )
         self.metric.update(detections, batch.tokens, batch.lidar2global)
+        return {"aqr": seen_by(predictions)}
 
     def on_validation_epoch_end(self) -> None:
         """Compute, log and keep the official metrics."""
@@ -176,8 +201,9 @@ class DetectorModule(pl.LightningModule):
         self.metric.reset()
         # Every process holds the gathered result already, so there is nothing to synchronise.
         self.log_dict({f"val/{name}": float(value) for name, value in metrics.items()}, sync_dist=False)
-        self.log("NDS", float(metrics["NDS"]), prog_bar=True, logger=False)
-        self.log("mAP", float(metrics["mAP"]), prog_bar=True, logger=False)
+        for name in ("NDS", "mAP"):
+            if name in metrics:
+                self.log(name, float(metrics[name]), prog_bar=True, logger=False)
         if not self.trainer.sanity_checking:
             self.evaluated = self.global_step, metrics
 
@@ -202,3 +228,10 @@ class DetectorModule(pl.LightningModule):
         weights = weights_problem(self.model.named_parameters(), self.global_step)
         self._refuse(self._guard.problem() or weights)
         checkpoint["config"] = self.config
+
+
+def seen_by(predictions: Predictions) -> dict[str, Tensor | None] | None:
+    """What AQR did, for callbacks: the fields of an :class:`AQROutput`, without gradients."""
+    if predictions.aqr is None:
+        return None
+    return {name: None if value is None else value.detach() for name, value in vars(predictions.aqr).items()}

@@ -13,19 +13,18 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from rich.table import Table
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from cmt_aqr.aqr import AQR
-from cmt_aqr.aqr.checks import require_above_zero, require_count
 from cmt_aqr.aqr.statistics import output_statistics, used_weights
+from cmt_aqr.checks import require_above_zero, require_count
 from cmt_aqr.files import write_json
 from cmt_aqr.runs.console import console
+from cmt_aqr.runs.curves import EPOCH
 from cmt_aqr.structures import AQROutput
 
 log = logging.getLogger(__name__)
 
 MAPS = ("bev", "camera")
-EPOCH = "aqr/epoch"
 GRADIENT = "generator_gradient"
 FILE = "map_statistics.json"
 
@@ -101,8 +100,8 @@ class AQRMonitor(pl.Callback):
 
     A look computes :func:`~cmt_aqr.aqr.statistics.output_statistics` of the batch, the generator's gradient
     norm before clipping, and the distribution of the weights that drew. Between looks nothing is computed and
-    nothing waits for the device: the hook that sees AQR's output is there in the steps that are looked at
-    only. Of several processes the first one looks, at its own share of the batch. Without AQR it does nothing.
+    nothing synchronises with the device. Of several processes the first one looks, at its own share of the batch.
+    Without AQR it does nothing.
 
     Logged at each look: ``aqr/bev/mean`` and so on, ``aqr/camera/...``, ``aqr/weights/lidar_mean``,
     ``lidar_std``, ``camera_mean``, ``camera_std``, ``aqr/generator_gradient``, and for TensorBoard the
@@ -141,14 +140,13 @@ class AQRMonitor(pl.Callback):
         self._last_epoch: tuple[int, Summary] | None = None
         self._evaluation = Summary()
         self._warned: set[str] = set()
-        self._handle: RemovableHandle | None = None
         self._step: int | None = None
+        self._seen = False
         self._found: dict[str, Tensor] = {}
         self._weights: dict[str, Tensor] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Drop a look that an exception broke off."""
-        self._stop_looking()
         self._forget()
 
     # A look in training: from the start of a batch to the end of the batch that takes the optimiser's step.
@@ -180,8 +178,8 @@ class AQRMonitor(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End the look, once the optimiser took its step."""
-        self._stop_looking()
+        """Look at the step's first batch; end the look once the optimiser took its step."""
+        self._see(pl_module, outputs)
         if self._step is not None and trainer.global_step > self._step:
             self._finish(trainer)
 
@@ -237,9 +235,9 @@ class AQRMonitor(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """End the look."""
-        if self._handle is not None:
-            self._stop_looking()
+        """Look."""
+        if self._step is not None:
+            self._see(pl_module, outputs)
             self._evaluation.add(_numbers(self._found))
             self._forget()
 
@@ -271,23 +269,18 @@ class AQRMonitor(pl.Callback):
         self._warned = set(state_dict["warned"])
 
     def _look(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
+        if aqr_of(module) is not None and trainer.is_global_zero:
+            self._step, self._seen = step, False
+
+    def _see(self, module: pl.LightningModule, outputs: Any) -> None:
+        """Take the numbers of a batch that is looked at from what the step returned."""
         aqr = aqr_of(module)
-        if aqr is None or not trainer.is_global_zero:
+        if self._step is None or self._seen or aqr is None:
             return
-        self._step = step
-
-        def see(seen: torch.nn.Module, args: Any, inputs: dict[str, Any], output: AQROutput) -> None:
-            background = aqr.renderer.background
-            features = inputs["bev_features"], inputs["image_features"]
-            self._found = output_statistics(output, *features, background)
-            self._weights = used_weights(output)
-
-        self._handle = aqr.register_forward_hook(see, with_kwargs=True)
-
-    def _stop_looking(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        output = AQROutput(**outputs["aqr"])
+        self._seen = True
+        self._found |= output_statistics(output, aqr.renderer.background)
+        self._weights = used_weights(output)
 
     def _finish(self, trainer: pl.Trainer) -> None:
         """Log and sum up a look in training; here the device is waited for."""

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from cmt_aqr.aqr.checks import is_number, require, require_count
+from cmt_aqr.checks import is_number, require, require_count
 from cmt_aqr.errors import SettingError
 
 MODULES: dict[str, tuple[str, ...]] = {
@@ -60,15 +60,14 @@ class Multipliers:
                 if not (is_number(value) and value >= 0):
                     raise SettingError(f"{kind}.{name}={value}: must be a number of 0 (frozen) or more")
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Multipliers:
-        """Read a ``lr_mult`` group: a factor a module, and ``weight_decay`` with the same keys."""
-        rates = {name: value for name, value in config.items() if name != "weight_decay"}
-        return cls(lr=rates, weight_decay=dict(config.get("weight_decay") or {}))
-
     def frozen(self) -> set[str]:
         """Names of the modules that do not learn."""
         return {name for name, value in self.lr.items() if value == 0}
+
+
+def multipliers(weight_decay: Mapping[str, float] | None = None, **rates: float) -> Multipliers:
+    """The factors of a ``lr_mult`` group: of the learning rate by module, and ``weight_decay`` likewise."""
+    return Multipliers(lr=rates, weight_decay=weight_decay or {})
 
 
 def parameter_groups(
@@ -114,7 +113,7 @@ class OptimizerSettings:
     peak: float = 6.0
     final: float = 1e-4
     warmup: float = 0.4
-    lowest_beta: float = 0.805
+    lowest_beta: float = 0.8052632
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "peak", "final", "warmup", "lowest_beta"):
@@ -129,6 +128,12 @@ class OptimizerSettings:
             raise SettingError(f"optimizer.schedule={self.schedule}: must be one_cycle or constant")
         if not 0 <= self.warmup < 1:
             raise SettingError(f"optimizer.warmup={self.warmup}: must be in [0, 1)")
+
+    def unread(self) -> dict[str, str]:
+        """Settings that have no effect, and the setting because of which."""
+        if self.schedule == "one_cycle":
+            return {}
+        return dict.fromkeys(("peak", "final", "lowest_beta"), f"optimizer.schedule={self.schedule}")
 
     def scaled_lr(self, samples: int) -> float:
         """Learning rate for this many samples a step: in proportion to ``lr_for_batch``, if given."""

@@ -17,13 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from cmt_aqr.aqr import AQR
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.datamodule import NuScenesDataModule
+from cmt_aqr.data.tables import is_annotated
 from cmt_aqr.errors import UserError
+from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.table import metrics_table, write_metrics, write_metrics_csv
 from cmt_aqr.files import remove_partial
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.image import ImageBranch
 from cmt_aqr.runs.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
-from cmt_aqr.runs.configuration import build, build_data, clamp_given, multipliers, optimizer_settings
+from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.curves import CurveLogger
 from cmt_aqr.runs.loggers import build_loggers
@@ -34,10 +36,10 @@ from cmt_aqr.runs.resuming import check_callbacks
 from cmt_aqr.runs.saved import below, override_keys
 from cmt_aqr.runs.stopping import Stopped, StopSignals
 from cmt_aqr.runs.threads import threads_for
-from cmt_aqr.training.clamp import GivenClamp, renderer_of
-from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.finite import NotFiniteError
+from cmt_aqr.training.logged import check_monitors
 from cmt_aqr.training.module import DetectorModule
+from cmt_aqr.training.monitor import is_epoch_open
 from cmt_aqr.weights import load_weights
 from cmt_aqr.weights.files import require_finite
 
@@ -98,10 +100,9 @@ def _train(
     pl.seed_everything(config.seed, workers=True, verbose=False)
     named = {name: build(callback) for name, callback in (config.callbacks or {}).items() if callback is not None}
     callbacks = list(named.values())
+    check_monitors(named, config)
     if config.ckpt_path:
         check_callbacks(named)
-    if config.ckpt_path and clamp_given(overrides) and config.aqr is not None:
-        callbacks.append(GivenClamp(config.renderer.max_weight_clamp))
     callbacks += [build(config.clamp_schedule), record.meter()]
     for callback in callbacks:
         if isinstance(callback, Checkpoints):
@@ -119,7 +120,7 @@ def _train(
         load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path), overrides)
         for logger in loggers:
             if isinstance(logger, CurveLogger):
-                logger.go_on(checkpoint)
+                logger.resume(checkpoint, is_epoch_open(checkpoint))
     trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     if module.evaluated is None or module.evaluated[0] != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
@@ -127,19 +128,19 @@ def _train(
 
 
 def evaluate(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
-    """Evaluate a checkpoint.
+    """Evaluate a checkpoint, or, on a split without annotations, only write its boxes for nuScenes' server.
 
     Args:
         config: the run's configuration with the evaluation's overrides; ``ckpt_path`` names the checkpoint.
         folder: where ``metrics.json`` goes.
-        overrides: as given on the command line. Without one of ``renderer.max_weight_clamp`` the checkpoint's
-            clamp holds.
+        overrides: as given on the command line, for messages.
 
     Returns:
-        The official metrics.
+        The official metrics; without annotations the number of frames only.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results = folder / RESULTS if config.get("write_results") else None
+    write = config.get("write_results") or not is_annotated(config.data.version)
+    results = folder / RESULTS if write else None
     trainer, module = measure(config, overrides, results)
     if results is not None and trainer.is_global_zero:
         console().print(_about_results(results, trainer, module), soft_wrap=True)
@@ -152,7 +153,8 @@ def _about_results(results: Path, trainer: pl.Trainer, module: DetectorModule) -
     assert module.evaluated is not None
     frames, whole = int(module.evaluated[1]["frames"]), len(data.index(data.val_split))
     if frames == whole:
-        return f"All boxes, as nuScenes takes them, are in {results}"
+        unknown = "" if data.annotated else f"; split {data.val_split} has no annotations, so there are no metrics"
+        return f"All boxes, as nuScenes takes them, are in {results}{unknown}"
     return (
         f"The boxes of {frames} frames are in {results}. nuScenes refuses this file as a submission: "
         f"{whole - frames} of the {whole} frames of split {data.val_split} lack; evaluate without "
@@ -179,10 +181,7 @@ def measure(
     _use_threads(config, trainer)
     data = build_data(config, evaluating=True)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
-    load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path), overrides)
-    renderer = renderer_of(module)
-    if clamp_given(overrides) and renderer is not None:
-        renderer.set_clamp(config.renderer.max_weight_clamp)
+    restore(config, module, checkpoint, overrides)
     module.results_path = results
     trainer.validate(module, datamodule=data, verbose=False)
     return trainer, module
@@ -200,16 +199,16 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
     samples = config.data.batch_size * config.trainer.accumulate_grad_batches * processes
     # Not resolved: an override on the checkpoint must reach what is interpolated from its key.
     written_out: Any = OmegaConf.to_container(config, resolve=False)
-    denoising = Denoising(**OmegaConf.to_container(config.training.denoising, resolve=True))  # type: ignore[arg-type]
+    denoising = build(config.training.denoising)
     model = build(config.model.network)
     check_feature_shapes(model, config.model.image_size)
     return DetectorModule(
         model=model,
         criterion=build(config.training.criterion, background_above=denoising.background_above),
         denoising=denoising if denoising.groups else None,
-        optimizer=optimizer_settings(config),
-        multipliers=multipliers(config),
-        metric=data.metric(),
+        optimizer=build(config.optimizer),
+        multipliers=build(config.lr_mult),
+        metric=NuScenesMetric(data.ground_truth),
         samples_per_step=samples,
         max_detections=config.evaluation.max_detections,
         score_threshold=config.evaluation.get("score_threshold", 0.0),
@@ -239,15 +238,30 @@ def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
 
 
 def start_from_weights(config: DictConfig, module: DetectorModule) -> None:
-    """Load ``weights=``, if given, and print what was loaded; the configured clamp stays in force."""
+    """Load ``weights=``, if given, and print what was loaded."""
     if config.weights is None:
         return
     report = load_weights(module.model, Path(config.weights))
     if is_rank_zero():
         console().print(report.table())
-    renderer = renderer_of(module)
-    if renderer is not None:
-        renderer.set_clamp(config.renderer.max_weight_clamp)
+
+
+def restore(
+    config: DictConfig, module: DetectorModule, checkpoint: dict[str, Any], overrides: Sequence[str] = ()
+) -> None:
+    """Bring a module to where a checkpoint was written: its weights, and the clamp of its epoch.
+
+    Args:
+        config: of the module.
+        module: to load into.
+        checkpoint: as read from ``config.ckpt_path``.
+        overrides: as given on the command line, for messages.
+
+    Raises:
+        UserError: the weights do not fit.
+    """
+    load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path), overrides)
+    build(config.clamp_schedule).set_for(module, checkpoint["epoch"])
 
 
 def load_checkpoint_weights(
@@ -284,10 +298,12 @@ def load_checkpoint_weights(
 
 
 def report(trainer: pl.Trainer, module: DetectorModule, folder: Path) -> dict[str, float]:
-    """Print the table of metrics and write ``metrics.json``, on one process."""
+    """Print the table of metrics and write ``metrics.json``, on one process, where there are any."""
     if module.evaluated is None:
         raise RuntimeError("the run ended without an evaluation")
     _, metrics = module.evaluated
+    if not trainer.datamodule.annotated:  # type: ignore[attr-defined]
+        return metrics
     if trainer.is_global_zero:
         console().print(metrics_table(metrics))
         path = write_metrics(metrics, folder / "metrics.json")

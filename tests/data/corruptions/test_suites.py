@@ -16,6 +16,7 @@ from cmt_aqr.data.corruptions.corruption import Corruption
 from cmt_aqr.data.corruptions.times import Stuck
 from cmt_aqr.data.dataset import SampleKey, frame_generator
 from cmt_aqr.data.faults import SomeFrames
+from cmt_aqr.data.sources import with_more_points
 from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.structures import Frame, FrameSource
@@ -148,6 +149,23 @@ def test_a_failure_of_a_sensor_that_is_not_read_is_refused(tmp_path: Path) -> No
             ):
                 build_data(composed(f"model={model}", f"{group}={option}", *where))
         build_data(composed(f"model={model}", "eval_fault=multicorrupt/fog", *where))
+
+
+def test_images_at_half_size_are_refused_where_pixels_count(tmp_path: Path) -> None:
+    where = (f"data.root={tmp_path}", f"data.cache_dir={tmp_path}", "data.half_size_images=true")
+    with pytest.raises(UserError, match=r"data.half_size_images=true with eval_fault="):
+        build_data(composed("eval_fault=multicorrupt/motionblur", *where))
+    build_data(composed("eval_fault=mome/fov60", "fault=multicorrupt/motionblur", *where))
+
+
+def test_pasted_points_get_a_file_and_a_ring() -> None:
+    frame = driving()
+    whole = with_more_points(frame.keep_points(torch.arange(0, 1200, 2)), frame.points[1::2])
+    assert whole.returns is not None and frame.returns is not None
+    order = [*range(0, 1200, 2), *range(1, 1200, 2)]
+    assert torch.equal(whole.points, frame.points[order])
+    assert torch.equal(whole.returns.sweep, frame.returns.sweep[order])
+    assert torch.equal(whole.returns.ring, frame.returns.ring[order])
 
 
 class Source:

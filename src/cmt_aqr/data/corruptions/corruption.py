@@ -65,6 +65,11 @@ class Corruption:
         parts = {"lidar": self.lidar, "camera": self.cameras}
         return frozenset(sensor for sensor, part in parts.items() if part is not None)
 
+    @property
+    def whole_images(self) -> bool:
+        """Whether it changes images, whose sizes in pixels are those of the images as stored."""
+        return self.cameras is not None
+
     def __call__(self, frame: Frame, random: Generator) -> Frame:
         """Strike the sensors that the frame has."""
         for_lidar, for_cameras = condition_generator(random, self.name).spawn(2)

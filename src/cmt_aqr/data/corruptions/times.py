@@ -46,7 +46,7 @@ class EarlierFiles:
         if random.random() >= self.probability or source.number < self.first or before is None:
             return frame
         points, returns = before.points()
-        assert frame.returns is not None
+        assert frame.returns is not None and returns is not None
         equal = len(returns.motions) == len(frame.returns.motions)
         return frame.replace(**_replaced(frame, frame.returns, points, returns, whole=equal))
 

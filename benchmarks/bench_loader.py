@@ -1,0 +1,241 @@
+"""Time the loading of a training frame against the release's way of loading, on one core.
+
+    python benchmarks/bench_loader.py [--root ROOT --version v1.0-mini --split mini_train] [--frames 30]
+
+The frames are those of the published recipe voxel0100_r50_800x320: six pictures, resized, cropped, mirrored to
+800 x 320, and the points of a keyframe and ten sweeps, with scene augmentation, cut to the range. Where ROOT has
+fewer sweeps before a frame (a single keyframe has none), its own are read again. Without ROOT embedded data are
+drawn in pictures of 1600 x 900, which takes a minute.
+
+The rival, below, is what mmdetection3d's and CMT's pipelines do in NumPy, OpenCV, PyTorch: ``imdecode``,
+resize in uint8, crop in float64, normalise in float32; sweeps moved in float64; points turned, scaled, shifted,
+mirrored, cut and shuffled in PyTorch, pictures brought into the order of channels. It is timed as it is, where
+mmdetection3d's LoadMultiViewImageFromFiles stacks the pictures with the view as the last axis, and without that.
+Normalisation, shuffle and GridMask are the loader's business there; here they wait for the device, and are timed
+apart. Both get the same draws, and must give the same pixels to the bit and the same points to 1e-3 m, or nothing
+is compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cmt_aqr.data.augmentation import ImageAugmentation, SceneAugmentation
+from cmt_aqr.data.collate import collate
+from cmt_aqr.data.datamodule import NuScenesDataModule
+from cmt_aqr.data.dataset import FrameDataset, SampleKey, frame_generator
+from cmt_aqr.data.index import FrameIndex
+from cmt_aqr.data.masking import GridMask
+from cmt_aqr.data.poses import invert
+from cmt_aqr.runs.memory import keep_freed_memory
+from cmt_aqr.scenes import make_dataset
+
+RANGE = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
+SIZE = (320, 800)
+SWEEPS = 10
+ROTATION, SCALE, SHIFT, RESIZE = (-0.785, 0.785), (0.9, 1.1), (0.5, 0.5, 0.5), (0.94, 1.25)
+RIVAL = "the release's way, without the detour"
+MEAN, STD = np.array([103.530, 116.280, 123.675]), np.array([57.375, 57.120, 58.395])
+
+
+def main() -> None:
+    """Load frames both ways, in turns, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--version", default="v1.0-mini")
+    parser.add_argument("--split", default="mini_train")
+    parser.add_argument("--frames", type=int, default=30)
+    given = parser.parse_args()
+    keep_freed_memory()  # as in training, for both
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder, root = Path(name), given.root
+        if root is None:
+            root = folder / "data"
+            make_dataset(root, scenes=2, samples_per_scene=2, image_width=1600)
+        compare(root, given.version, given.split, folder / "cache", given.frames)
+
+
+def compare(root: Path, version: str, split: str, cache: Path, frames: int) -> None:
+    """Time both, and ours with pictures decoded at half size."""
+    whole, half = (data_of(root, version, split, cache, half_size_images=half) for half in (False, True))
+    index = whole.dataset("train").reader.index
+    keys = [SampleKey(number, number % len(index)) for number in range(frames)]
+    rival = Release(root, index)
+    check(whole, rival, keys[:4])
+    ways: dict[str, Callable[[SampleKey], Any]] = {
+        RIVAL: rival.load,
+        "the release's way, as it is": Release(root, index, stacked=True).load,
+        "ours": lambda key: collate([whole.dataset("train")[key]]),
+        "ours, pictures decoded at half size": lambda key: collate([half.dataset("train")[key]]),
+        "the rest, on the device (here: the CPU)": lambda batch: whole.finish(batch),
+    }
+    batches = {key: collate([whole.dataset("train")[key]]) for key in keys[:4]}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number, key in enumerate(keys):
+        for name, way in ways.items():
+            argument = batches[keys[number % len(batches)]] if name.startswith("the rest") else key
+            start = time.process_time()
+            way(argument)  # type: ignore[arg-type]
+            times[name].append(1e3 * (time.process_time() - start))
+    median = {name: float(np.median(values[len(values) // 5 :])) for name, values in times.items()}
+    for name, value in median.items():
+        print(f"{name:42} {value:6.1f} ms a frame: {median[RIVAL] / value:.1f} times as fast")
+
+
+def data_of(root: Path, version: str, split: str, cache: Path, **settings: Any) -> NuScenesDataModule:
+    """The recipe's training data, with eleven sweeps in each frame."""
+    data = NuScenesDataModule(
+        root,
+        version,
+        RANGE,
+        image_size=SIZE,
+        train_split=split,
+        val_split=split,
+        sweeps=SWEEPS,
+        num_workers=0,
+        cache_dir=cache,
+        scene_augmentation=SceneAugmentation(ROTATION, SCALE, SHIFT, 0.5, 0.5),
+        image_augmentation=ImageAugmentation(RESIZE, 0.5, GridMask()),
+        **settings,
+    )
+    data.prepare_data()
+    data.setup("fit")
+    reader = data.dataset("train").reader
+    reader.index = AllSweeps(**vars(reader.index))
+    return data
+
+
+class AllSweeps(FrameIndex):
+    """An index in which every frame has as many sweeps as are asked for: the last one is repeated."""
+
+    def sweeps_of(self, frame: int, count: int) -> list[int]:
+        """Rows of the keyframe's sweep and of ``count`` more."""
+        rows = super().sweeps_of(frame, count)
+        return rows + rows[-1:] * (count + 1 - len(rows))
+
+
+def check(data: NuScenesDataModule, rival: Release, keys: list[SampleKey]) -> None:
+    """Leave where the two do not give the same."""
+    for key in keys:
+        dataset = data.dataset("train")
+        assert isinstance(dataset, FrameDataset)
+        frame = dataset[key]
+        pictures, points = rival.load(key, shuffled=False)
+        assert frame.images is not None
+        uint8 = frame.images.permute(0, 2, 3, 1).numpy()
+        if not np.array_equal(normalised(uint8.astype(np.float64)), pictures):
+            sys.exit("the pixels differ")
+        if len(frame.points) != len(points) or not torch.allclose(frame.points, points, atol=1e-3):
+            sys.exit("the points differ")
+
+
+class Release:
+    """The release's way of loading: see the top.
+
+    Args:
+        root: data root.
+        index: of the frames.
+        stacked: stack the pictures with the view as the last axis, and take them apart again.
+    """
+
+    def __init__(self, root: Path, index: FrameIndex, stacked: bool = False) -> None:
+        self.root = root
+        self.index = index
+        self.stacked = stacked
+
+    def load(self, key: SampleKey, shuffled: bool = True) -> tuple[Any, torch.Tensor]:
+        """Pictures (view, 3, height, width) float32, or with the channel last where not shuffled; points."""
+        random = frame_generator(0, key)
+        points = self.augmented(torch.from_numpy(self.points(key.frame)), random)
+        if shuffled:
+            points = points[torch.randperm(len(points))]
+        else:
+            random.integers(2**63)  # ours draws the shuffle's seed
+        pictures = normalised(self.pictures(key.frame, random))
+        if shuffled:
+            return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))), points
+        return pictures, points
+
+    def points(self, frame: int) -> NDArray[np.float32]:
+        """Points (point, 5) of eleven sweeps: LoadPointsFromFile, LoadPointsFromMultiSweeps."""
+        index = self.index
+        rows = index.sweeps_of(frame, SWEEPS)
+        to_keyframe = invert(index.sweep_to_global[rows[0]]) @ index.sweep_to_global[rows]
+        clouds = []
+        for number, row in enumerate(rows):
+            raw = (self.root / index.sweep_files[row].decode()).read_bytes()
+            cloud = np.frombuffer(raw, dtype=np.float32).copy().reshape(-1, 5)
+            if number:
+                cloud[:, :3] = cloud[:, :3] @ to_keyframe[number, :3, :3].T
+                cloud[:, :3] += to_keyframe[number, :3, 3]
+            cloud[:, 4] = 1e-6 * (index.sweep_times[rows[0]] - index.sweep_times[row])
+            clouds.append(cloud)
+        return np.concatenate(clouds)
+
+    def augmented(self, points: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+        """GlobalRotScaleTransAll, CustomRandomFlip3D, PointsRangeFilter, with the draws of SceneAugmentation."""
+        angle, scale = random.uniform(*ROTATION), random.uniform(*SCALE)
+        shift = random.normal(0.0, SHIFT)
+        flip_x, flip_y = random.random() < 0.5, random.random() < 0.5
+        cosine, sine = math.cos(angle), math.sin(angle)
+        turn = torch.tensor(((cosine, sine, 0), (-sine, cosine, 0), (0, 0, 1)), dtype=torch.float32)
+        points[:, :3] = points[:, :3] @ turn
+        points[:, :3] *= scale
+        points[:, :3] += torch.tensor(shift, dtype=torch.float32)
+        if flip_y:
+            points[:, 1] = -points[:, 1]
+        if flip_x:
+            points[:, 0] = -points[:, 0]
+        inside = (points[:, 0] > RANGE[0]) & (points[:, 1] > RANGE[1]) & (points[:, 2] > RANGE[2])
+        inside &= (points[:, 0] < RANGE[3]) & (points[:, 1] < RANGE[4]) & (points[:, 2] < RANGE[5])
+        return points[inside]
+
+    def pictures(self, frame: int, random: np.random.Generator) -> NDArray[np.float64]:
+        """Pictures (view, height, width, 3): LoadMultiViewImageFromFiles, ResizeCropFlipImage."""
+        height, width = SIZE
+        raws = [(self.root / name.decode()).read_bytes() for name in self.index.image_files[frame]]
+        read = [cv2.imdecode(np.frombuffer(raw, dtype=np.uint8), cv2.IMREAD_COLOR) for raw in raws]
+        if self.stacked:
+            stack = np.stack(read, axis=-1)
+            read = [stack[..., view] for view in range(len(raws))]
+        factor = max(height / read[0].shape[0], width / read[0].shape[1]) * random.uniform(*RESIZE)
+        mirrored = random.random() < 0.5
+        rows, columns = (int(side * factor + 1e-6) for side in read[0].shape[:2])
+        left = int(random.uniform(0, max(0, columns - width)))
+        top = rows - height
+        pictures = []
+        for picture in read:
+            resized = cv2.resize(picture, (columns, rows))
+            cropped = np.zeros((height, width, 3))
+            part = resized[max(0, top) : rows, left : left + width]
+            cropped[max(0, -top) : max(0, -top) + part.shape[0], : part.shape[1]] = part
+            pictures.append(np.flip(cropped, axis=1) if mirrored else cropped)
+        return np.stack(pictures)
+
+
+def normalised(pictures: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Pictures (view, height, width, 3) less the mean, over the deviation: mmcv.imnormalize."""
+    result = pictures.astype(np.float32)
+    inverse = 1 / STD.reshape(1, -1)
+    for picture in result:
+        cv2.subtract(picture, MEAN.reshape(1, -1), picture)
+        cv2.multiply(picture, inverse, picture)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What ground-truth sampling costs beside the rest of a training frame, and against a plain way to do the same.
+
+    python benchmarks/bench_sampling.py data.root=/data/nuscenes data.version=v1.0-mini data.train_split=mini_train
+
+Takes the published recipe (experiment=cmt_voxel0100_r50_800x320_cbgs) with the settings given. A frame without
+earlier sweeps has its own points eleven times, so that one keyframe is as large as a frame of a drive. The rival
+is the plain way to make room: each point is compared with each pasted box. CPU seconds, which other work on the
+machine touches little.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from cmt_aqr.constants import CLASSES
+from cmt_aqr.data import paste, sampling
+from cmt_aqr.data.augmentation import apply_transforms
+from cmt_aqr.data.datamodule import NuScenesDataModule
+from cmt_aqr.data.make_database import Making
+from cmt_aqr.data.reading import FrameReader
+from cmt_aqr.geometry import points_in_boxes
+from cmt_aqr.runs.configuration import build_data
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+ROUNDS = 24
+
+
+def seconds(work: Callable[[int], object], rounds: int = ROUNDS) -> float:
+    """CPU seconds of one call, in the mean."""
+    work(0)
+    began = time.process_time()
+    for number in range(rounds):
+        work(number)
+    return (time.process_time() - began) / rounds
+
+
+def plainly(points: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which points stay, by comparing each with each box."""
+    inside = points_in_boxes(torch.from_numpy(points), torch.from_numpy(boxes))
+    return ~inside.any(dim=1).numpy()
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", ["experiment=cmt_voxel0100_r50_800x320_cbgs", *sys.argv[1:]])
+    data: NuScenesDataModule = build_data(config)
+    data.prepare_data()
+    data.setup("fit")
+    dataset = data.dataset("train")
+    sampler = dataset.sampler
+    assert sampler is not None
+    reader = FrameReader(data.root, dataset.reader.index, data.sweeps, data.cameras, for_database=True)
+    frame, obstacles = reader.read(0), reader.obstacles(0)
+    # As in a frame with few objects of its own, which is what asks for most.
+    frame = dataclasses.replace(
+        frame, **{name: getattr(frame, name)[:5] for name in ("boxes", "labels", "box_points")}
+    )
+
+    pasted: list[int] = []
+
+    def sample(number: int) -> object:
+        after = sampler(frame, obstacles, np.random.default_rng(number))
+        pasted.append(len(after.boxes) - len(frame.boxes))
+        return after
+
+    reading = seconds(lambda _: reader.read(0))
+    ours = seconds(sample)
+    making = Making(Path(), sampler.database.contents, data.root, dataset.reader.index)
+    valid = np.zeros(len(CLASSES), dtype=np.int64)
+    cutting = seconds(lambda _: making.cut_objects(reader, 0, 0, valid))
+    rest = seconds(lambda number: apply_transforms(frame, dataset.transforms, np.random.default_rng(number)))
+    sampling.without_points_inside = plainly
+    plain = seconds(sample, 4)
+    sampling.without_points_inside = paste.without_points_inside
+
+    table = Table(
+        title=f"A training frame of {len(frame.points):,} points, {np.mean(pasted):.1f} objects pasted, one core"
+    )
+    for heading in ("part", "ms", "share"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    whole = reading + ours + rest
+    for name, value in (("reading", reading), ("sampling", ours), ("everything else", rest)):
+        table.add_row(name, f"{1000 * value:.1f}", f"{value / whole:.0%}")
+    Console().print(table)
+    print(f"database: {1000 * cutting:.0f} ms a frame, reading included")
+    print(f"sampling: {plain / ours:.1f} times as fast as the plain way ({1000 * plain:.1f} ms)")
+
+
+if __name__ == "__main__":
+    main()

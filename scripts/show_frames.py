@@ -1,0 +1,27 @@
+"""Draw training frames as they are after objects were pasted into them, before any training."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from cmt_aqr.runs.command import command
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+@command(CONF, "show_frames")
+def main(config: DictConfig) -> None:
+    """Check the configuration and draw a contact sheet."""
+    # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
+    from cmt_aqr.runs.configuration import check_config
+    from cmt_aqr.studies.training_frames import show_frames
+
+    hydra = HydraConfig.get()
+    config.recipe.needs_weights = False
+    check_config(config, list(hydra.overrides.task))
+    show_frames(config, Path(hydra.runtime.output_dir))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Files of LiDAR points: read, and told from those of other formats."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmt_aqr.constants import POINT_FEATURES
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.file_kinds import other_file
+
+log = logging.getLogger(__name__)
+
+_POINT_BYTES = 4 * POINT_FEATURES
+
+LEAST = np.array([-5e3, -5e3, -5e3, -1, -1], dtype=np.float32)
+MOST = np.array([5e3, 5e3, 5e3, 512, 512], dtype=np.float32)
+"""Of x, y, z in metres, intensity (0 to 255, with some slack) and ring index: what is beyond is damage."""
+
+_HEADERS = ((b"# .PCD", "PCD"), (b"VERSION", "PCD"), (b"ply\n", "PLY"), (b"ply\r", "PLY"), (b"LASF", "LAS"))
+
+
+def read_points(path: Path) -> NDArray[np.float32]:
+    """Points (point, 5) of a nuScenes sweep: x, y, z, intensity 0..255, ring index; LiDAR frame of the sweep.
+
+    Points with a value that is not finite, or absurd, are dropped, and said once.
+
+    Raises:
+        DataError: the file is missing, empty, or does not hold whole points of five float32.
+    """
+    try:
+        raw = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): data.root lacks this sweep") from error
+    if not len(raw) or len(raw) % _POINT_BYTES:
+        raise DataError(f"{path} {_what_it_is(path, raw)}")
+    points = raw.view(np.float32).reshape(-1, POINT_FEATURES)
+    low, high = _extremes(points)
+    if not ((low >= LEAST) & (high <= MOST)).all():  # neither holds for NaN
+        usable = (points >= LEAST) & (points <= MOST)
+        points = points[usable.all(axis=1)]
+        _say_dropped(path, len(usable) - len(points), len(usable))
+        if not len(points):
+            raise _nothing_usable(path, usable)
+    return points
+
+
+def _extremes(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Least and greatest value of each column (5,), NaN where a column has one; at least one point.
+
+    Over many points side by side first, which the processor does eight at a time.
+    """
+    whole = len(points) // _TOGETHER * _TOGETHER
+    parts = [points[whole:], points[:whole].reshape(-1, _TOGETHER * POINT_FEATURES)]
+    lows, highs = [
+        np.concatenate([find(part, axis=0).reshape(-1, POINT_FEATURES) for part in parts if len(part)])
+        for find in (np.min, np.max)
+    ]
+    return lows.min(axis=0), highs.max(axis=0)
+
+
+_TOGETHER = 128
+
+
+def _nothing_usable(path: Path, usable: NDArray[np.bool_]) -> DataError:
+    where = " and ".join(name for name, good in zip(_COLUMNS, usable.any(axis=0), strict=True) if not good)
+    return DataError(
+        f"{path} holds no usable point: {where or 'each'} has values that are not finite or beyond "
+        f"{MOST.astype(int).tolist()}, the limits of {', '.join(_COLUMNS)}; download or convert the file again"
+    )
+
+
+_COLUMNS = ("x", "y", "z", "intensity", "ring")
+
+
+@functools.cache
+def _say_dropped(path: Path, count: int, of: int) -> None:
+    log.warning("%s: %d of %d points have values that are not finite, or absurd, and are dropped", path, count, of)
+
+
+def read_checked_points(path: Path) -> NDArray[np.float32]:
+    """Points as of :func:`read_points`, of a file whose values look like x, y, z, intensity and ring.
+
+    Raises:
+        DataError: the file holds something else, such as points of four numbers, which may fill whole points of
+            five by chance.
+    """
+    raw = np.fromfile(path, dtype=np.uint8) if path.is_file() else np.zeros(0, dtype=np.uint8)
+    if len(raw) and not len(raw) % _POINT_BYTES:
+        _check_columns(path, raw)
+    points = read_points(path)
+    highest = float(points[:, 3].max())
+    if 0 < highest <= 1:
+        _say_scale(path, highest)
+    return points
+
+
+def _check_columns(path: Path, raw: NDArray[np.uint8]) -> None:
+    """Refuse points of other columns; single points that are damaged are dropped elsewhere."""
+    with np.errstate(invalid="ignore"):
+        points = raw.view(np.float32).reshape(-1, POINT_FEATURES)
+        points = points[np.isfinite(points).all(axis=1)]
+        intensity, ring = points[:, 3], points[:, 4]
+        rings = (ring >= 0) & (ring < 256) & (ring == np.round(ring))
+        intensities = (intensity >= 0) & (intensity <= 255)
+        places = (np.abs(points[:, :3]) <= MOST[:3]).all(axis=1)
+    if not len(points) or min(rings.mean(), intensities.mean(), places.mean()) >= 0.99:
+        return
+    seems = _by_header(path) or _by_values(raw)
+    raise DataError(
+        f"{path} does not hold points of five float32 (x, y, z, intensity 0..255, ring index): its fourth "
+        f"column reaches from {intensity.min():.4g} to {intensity.max():.4g}, and {1 - rings.mean():.0%} of "
+        f"its fifth are no small whole numbers; {seems or 'it may hold other columns'}: convert the files first"
+    )
+
+
+@functools.cache
+def _say_scale(path: Path, highest: float) -> None:
+    log.warning(
+        "%s: its intensities reach from 0 to %.3g; nuScenes has 0 to 255, and trained weights expect that: "
+        "multiply them by 255, unless you train from nothing on such files",
+        path,
+        highest,
+    )
+
+
+def _what_it_is(path: Path, raw: NDArray[np.uint8]) -> str:
+    """The rest of a sentence about a file that does not hold whole points of five float32."""
+    seems = _by_header(path) or (_by_values(raw) if len(raw) else None)
+    if seems is not None:
+        return (
+            f"does not hold points of five float32 (x, y, z, intensity 0..255, ring index): {seems}: convert the "
+            "files first"
+        )
+    return (
+        f"is truncated: {len(raw)} bytes, which is not a positive multiple of the {_POINT_BYTES} bytes of a "
+        "point; copy or download the file again"
+    )
+
+
+def _by_header(path: Path) -> str | None:
+    with path.open("rb") as file:
+        begin = file.read(16)
+    for start, name in _HEADERS:
+        if begin.startswith(start):
+            return f"it is a file of the format {name}"
+    other = other_file(path) if len(begin) > 4 else None
+    return None if other is None else f"it is {other}"
+
+
+def _by_values(raw: NDArray[np.uint8]) -> str | None:
+    """What numbers a file seems to hold, whose values are plausible in that reading alone."""
+    for dtype, columns in ((np.float64, 5), (np.float64, 4), (np.float64, 3), (np.float32, 4), (np.float32, 3)):
+        size = np.dtype(dtype).itemsize * columns
+        if len(raw) % size:
+            continue
+        values = raw.view(dtype).reshape(-1, columns).astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            near = (np.abs(values[:, :3]) < 1e3).all(axis=1)
+            spread = np.median(np.abs(values[near, :2])) if near.any() else 0
+            columns_fit = columns == 3 or bool(((values[:, 3] >= 0) & (values[:, 3] <= 256)).mean() > 0.99)
+        if near.mean() > 0.99 and spread > 0.1 and columns_fit:
+            whose = ", as KITTI's" if (dtype, columns) == (np.float32, 4) else ""
+            return f"it seems to hold points of {columns} {np.dtype(dtype).name}{whose}"
+    return None

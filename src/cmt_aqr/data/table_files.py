@@ -1,0 +1,136 @@
+"""The JSON files of a version: tables and splits, refused by name where they are none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from cmt_aqr.data.columns import TEXT, check_column, column_of, shown
+from cmt_aqr.data.errors import DataError
+
+PIECE = 1 << 22
+"""Bytes of a table parsed at a time."""
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        DataError: it cannot be read, or is none in UTF-8.
+    """
+    try:
+        return parsed(path.read_bytes(), path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def parsed(text: bytes, path: Path) -> Any:
+    """What JSON says.
+
+    Raises:
+        DataError: it is none in UTF-8.
+    """
+    try:
+        return json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # also for a number of thousands of digits
+        raise DataError(
+            f"{path} is not valid JSON in UTF-8 ({error}); download the version's metadata again"
+        ) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read ({error.strerror}); download the version's metadata again")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a small table.
+
+    Raises:
+        DataError: the file is no list of records.
+    """
+    return [record for _, piece in read_pieces(path) for record in piece]
+
+
+def read_pieces(path: Path, size: int = PIECE) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Parse a JSON list of records, about ``size`` bytes at a time: (bytes read, records), at least once.
+
+    The text is cut before a record, as far as ``}, {`` tells; where that was inside a text or a list, the piece
+    is no JSON, and what is left is parsed as a whole.
+
+    Raises:
+        DataError: the file cannot be read, is not JSON in UTF-8, or is no list of records.
+    """
+    try:
+        with path.open("rb") as file:
+            yield from _pieces(file, path, size)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _pieces(file: BinaryIO, path: Path, size: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    text = b""
+    while block := file.read(size):
+        text += block
+        cut = text.rfind(b"{")
+        head = text[:cut].rstrip() if cut > 0 else b""
+        if not head.endswith(b",") or not head[:-1].rstrip().endswith(b"}"):
+            continue
+        try:
+            records = orjson.loads(head[:-1] + b"]")
+        except orjson.JSONDecodeError:
+            text += file.read()
+            break
+        yield len(head), _checked(records, path)
+        text = b"[" + text[cut:]
+    try:
+        records = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        records = parsed(text, path)  # takes NaN and Infinity, too: what is wrong with them is said by field
+    yield len(text), _checked(records, path)
+
+
+def _checked(records: Any, path: Path) -> list[dict[str, Any]]:
+    if not (isinstance(records, list) and set(map(type, records)) <= {dict}):
+        raise DataError(f"{path} is no list of records; download the version's metadata again")
+    return records
+
+
+def read_splits(folder: Path) -> dict[str, list[str]]:
+    """The splits of one's own in ``splits.json``: scene names by split; none where the file is absent.
+
+    Args:
+        folder: of the tables.
+
+    Raises:
+        DataError: the file holds something else.
+    """
+    path = folder / "splits.json"
+    if not path.exists():
+        return {}
+    splits = read_json(path)
+    if not isinstance(splits, dict):
+        raise DataError(f'{path} must be lists of scene names by split, as in {{"mine": ["scene-0061"]}}')
+    for name, scenes in splits.items():
+        if not (isinstance(scenes, list) and scenes and TEXT.fits(scenes)):
+            raise DataError(f'{path}: split "{name}" is {shown(scenes)}, and must be a list of scene names')
+    return splits
+
+
+def check_scenes(folder: Path, split: str, scenes: Sequence[str]) -> None:
+    """See that the scenes of a split of one's own are there.
+
+    Raises:
+        DataError: naming the first that is not.
+    """
+    there = column_of(read_records(folder / "scene.json"), "scene", "name")
+    check_column("scene", "name", there, there, TEXT)
+    unknown = [scene for scene in scenes if scene not in set(there)]
+    if unknown:
+        raise DataError(
+            f'{folder / "splits.json"}: split "{split}" names {shown(unknown[0])}, which is no name in '
+            f"scene.json ({len(unknown)} of its {len(scenes)} scenes are not); correct the name"
+        )

@@ -1,0 +1,126 @@
+"""Where boxes stand in the images, in whole pixels, by the release's two rules: to cut patches, and to paste them.
+
+Boxes are (x, y, z, l, w, h, yaw, ...) about their middle, in the LiDAR frame, metres. Rectangles are
+(x0, y0, x1, y1) in whole pixels, the end exclusive.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cmt_aqr.geometry import box_corners
+
+_THIRD = 7
+"""Of :func:`~cmt_aqr.geometry.box_corners`: rear, left, top, which is the release's third corner."""
+
+_LEAST_CROP, _LEAST_PASTE = 10, 1
+"""Pixels that a rectangle must be wider and higher than."""
+
+PATCH_CAMERAS = ("last", "largest")
+PATCH_BEHIND = ("third_corner", "any_corner")
+
+
+class Patches(NamedTuple):
+    """From which image the patch of each box is cut.
+
+    Attributes:
+        views: (box,) int64; -1: none sees it well enough.
+        rectangles: (box, 4) int64; 0 without a view.
+        depths: (box,) mean of the corners' depth, metres; 0 without a view.
+    """
+
+    views: NDArray[np.int64]
+    rectangles: NDArray[np.int64]
+    depths: NDArray[np.float64]
+
+
+def _project(
+    boxes: NDArray[np.float32], lidar2img: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pixels (view, box, 8, 2) of the corners as (u, v), and their depth (view, box, 8) in metres."""
+    corners = box_corners(torch.from_numpy(np.ascontiguousarray(boxes[:, :7]))).double().numpy()
+    homogeneous = np.concatenate((corners, np.ones_like(corners[..., :1])), axis=-1)
+    projected = np.einsum("vij,bcj->vbci", lidar2img[:, :3], homogeneous)
+    depth = projected[..., 2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pixels = projected[..., :2] / depth[..., None]
+    # A corner in the camera's own plane is nowhere: far outside.
+    return np.nan_to_num(np.clip(pixels, -1e9, 1e9)), depth
+
+
+def _hulls(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(view, box, 4): least u and v, greatest u and v of the corners."""
+    return np.concatenate((pixels.min(axis=2), pixels.max(axis=2)), axis=-1)
+
+
+def _last_pixels(size: tuple[int, int]) -> NDArray[np.int64]:
+    height, width = size
+    return np.array((width - 1, height - 1, width - 1, height - 1))
+
+
+def _larger(rectangles: NDArray[np.int64], least: int) -> NDArray[np.bool_]:
+    return (rectangles[..., 2:] - rectangles[..., :2] > least).all(axis=-1)
+
+
+def patches_of(
+    boxes: NDArray[np.float32],
+    lidar2img: NDArray[np.float64],
+    size: tuple[int, int],
+    camera: str = "last",
+    behind: str = "third_corner",
+) -> Patches:
+    """The patch of each box, for the database of objects.
+
+    The release looks at one corner (rear, left, top) to see whether a box is before the camera: it must be, at
+    a pixel above 0 both ways. Of the cameras that pass, it takes the last in order. Both may be put right.
+
+    Args:
+        boxes: (box, >= 7).
+        lidar2img: (view, 4, 4) to pixels of the images as stored.
+        size: their height and width.
+        camera: ``last``, as published, or ``largest``: the one with the largest rectangle.
+        behind: ``third_corner``, as published, or ``any_corner``: all corners must be before the camera, and may
+            be off the picture.
+    """
+    pixels, depth = _project(boxes, lidar2img)
+    # Clipped first, then cut to whole pixels: the other way round than when it is pasted.
+    rectangles = np.clip(_hulls(pixels), 0, _last_pixels(size)).astype(np.int64)
+    if behind == "third_corner":
+        seen = (pixels[:, :, _THIRD] > 0).all(axis=-1) & (depth[:, :, _THIRD] > 0)
+    else:
+        seen = (depth > 0).all(axis=-1)
+    seen &= _larger(rectangles, _LEAST_CROP)
+    if camera == "last":
+        rank = np.broadcast_to(np.arange(1, len(seen) + 1)[:, None], seen.shape)
+    else:
+        rank = (rectangles[..., 2:] - rectangles[..., :2]).prod(axis=-1)
+    best = np.argmax(np.where(seen, rank, 0), axis=0)
+    box, any_view = np.arange(len(boxes)), seen.any(axis=0)
+    return Patches(
+        views=np.where(any_view, best, -1),
+        rectangles=np.where(any_view[:, None], rectangles[best, box], 0),
+        depths=np.where(any_view, depth[best, box].mean(axis=-1), 0.0),
+    )
+
+
+def paste_rectangles(
+    boxes: NDArray[np.float32], lidar2img: NDArray[np.float64], size: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Where boxes are pasted: in every image before whose camera they stand whole.
+
+    Args:
+        boxes: (box, >= 7).
+        lidar2img: (view, 4, 4) to pixels of the images as stored.
+        size: their height and width.
+
+    Returns:
+        rectangles (view, box, 4), -1 where not; mean depth of the corners (view, box) in metres.
+    """
+    pixels, depth = _project(boxes, lidar2img)
+    rectangles = np.clip(_hulls(pixels).astype(np.int64), 0, _last_pixels(size))
+    seen = (depth > 0).all(axis=-1) & _larger(rectangles, _LEAST_PASTE)
+    return np.where(seen[..., None], rectangles, -1), depth.mean(axis=-1)

@@ -1,0 +1,114 @@
+"""What a file is, by its first bytes: files of many kinds are saved under the names of weights."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+_LOOKED_AT = 1024
+_LARGEST_HEADER = 100_000_000
+"""Bytes; the same limit as in the safetensors format."""
+
+_AGAIN = "download or copy the weights again"
+
+_BEGINNINGS = (
+    (b"\x1f\x8b", "compressed with gzip: unpack it first"),
+    (b"BZh", "compressed with bzip2: unpack it first"),
+    (b"\xfd7zXZ", "compressed with xz: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
+    (b"Rar!", "a rar archive: unpack it first"),
+    (b"\x89PNG", f"a PNG picture: {_AGAIN}"),
+    (b"\xff\xd8\xff", f"a JPEG picture: {_AGAIN}"),
+    (b"GIF8", f"a GIF picture: {_AGAIN}"),
+    (b"%PDF", f"a PDF document: {_AGAIN}"),
+    (b"\x7fELF", f"a program: {_AGAIN}"),
+    (b"\x89HDF", "an HDF5 file, of Keras say, and not of PyTorch: save its tensors with torch.save"),
+    (b"\x93NUMPY", "a NumPy array: save tensors by name with torch.save"),
+    (b"GGUF", "a GGUF file, of a language model"),
+)
+"""How files begin that are no weights, what they are, and what to do."""
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file has the header of safetensors: its length in eight bytes, then JSON."""
+    with path.open("rb") as file:
+        begin = file.read(9)
+        length = int.from_bytes(begin[:8], "little")
+        if len(begin) < 9 or begin[8:] != b"{" or length > _LARGEST_HEADER or length + 8 > path.stat().st_size:
+            return False
+        file.seek(8)
+        header = file.read(length)
+    try:
+        return isinstance(json.loads(header), dict)
+    except ValueError:
+        return False
+
+
+def other_file(path: Path) -> str | None:
+    """What a file is that holds neither safetensors nor what ``torch.save`` writes, and what to do.
+
+    Args:
+        path: of a file.
+
+    Returns:
+        The end of a sentence that begins with the path and "is"; ``None`` where the file may hold weights,
+        damaged ones too.
+    """
+    with path.open("rb") as file:
+        begin = file.read(_LOOKED_AT)
+    if not begin.strip():
+        return f"damaged: it is empty; {_AGAIN}"
+    for start, what in _BEGINNINGS:
+        if begin.startswith(start):
+            return what
+    if begin.startswith(b"PK") and zipfile.is_zipfile(path):
+        return _other_archive(path)
+    if tarfile.is_tarfile(path):
+        return "a tar archive: unpack it, and name the file of weights in it"
+    text = _text(begin)
+    return None if text is None else _other_text(text)
+
+
+def _other_archive(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        names = [Path(name) for name in archive.namelist()]
+    if any(name.name == "constants.pkl" for name in names):
+        return "a TorchScript program, which could run code: save the state_dict of its model with torch.save"
+    if any(name.name == "data.pkl" for name in names):
+        return None
+    if names and all(name.suffix == ".npy" for name in names):
+        return "an archive of NumPy arrays: save them as tensors by name with torch.save"
+    return "a zip archive without a checkpoint of PyTorch: unpack it, and name the file of weights in it"
+
+
+def _text(begin: bytes) -> str | None:
+    """The bytes as text, if they are one; UTF-16 is told by its mark, or by the zeros between English letters."""
+    if begin.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif b"\0" in begin[:2]:
+        encoding = "utf-16-be" if begin.startswith(b"\0") else "utf-16-le"
+    elif begin.lstrip()[:2].lower() in (b"<!", b"<h", b"<?"):
+        encoding = "latin-1"  # it takes any byte, and a page is told by its beginning
+    else:
+        encoding = "utf-8-sig"
+    try:
+        # What was read may end in the middle of a character.
+        text = codecs.getincrementaldecoder(encoding)().decode(begin)
+    except UnicodeDecodeError:
+        return None
+    return text if all(character.isprintable() or character.isspace() for character in text) else None
+
+
+def _other_text(text: str) -> str:
+    start = text.lstrip("\ufeff \t\r\n")
+    if start.startswith("<"):
+        return f"a web page (a log-in or an error page that a download was answered with, say): {_AGAIN}"
+    if start.startswith("version https://git-lfs"):
+        return "a pointer of Git LFS, not the file itself: run git lfs pull"
+    if start.startswith(("{", "[")):
+        return f"a text in JSON: {_AGAIN}"
+    return f'a text that begins with "{" ".join(start.split())[:40]}": {_AGAIN}'

@@ -1,0 +1,12 @@
+"""What differs between devices."""
+
+import torch
+
+
+def masks_are_free(device: torch.device) -> bool:
+    """Whether picking out rows by a mask costs nothing but the rows, so that it pays to compute fewer of them.
+
+    How many rows a mask picks must be known to go on. To learn that, the host would synchronise with a GPU, which
+    costs more than the rows that are left out; on a CPU there is nothing to wait for.
+    """
+    return device.type == "cpu"

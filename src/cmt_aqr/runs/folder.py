@@ -1,0 +1,292 @@
+"""What a run left in its folder, read file by file when it is asked for, and without PyTorch."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from cmt_aqr.files import RECORD, null_to_nan
+
+COMPLETE, FAILED, STOPPED, NEW = "complete", "failed", "stopped", "new"
+
+CURVES = ("train/loss", "val/NDS", "val/mAP")
+"""Columns of ``csv/metrics.csv`` that are learning curves."""
+
+OF_THE_SWEEP = ("sweep", "launcher", "sweep_dir")
+"""Settings that say how runs are started and where, not what they compute."""
+
+Value = float | int | str
+"""A setting's value; null, true, false, lists and mappings as Hydra writes them."""
+
+Curve = tuple[list[int], list[float]]
+"""Steps, ascending, and the values there."""
+
+
+class Run:
+    """A run's folder. A file that is absent or cannot be read gives nothing; :attr:`problems` names the latter.
+
+    Args:
+        folder: of the run; it need not exist.
+        name: for people; by default the folder's.
+        given: overrides of a run that has no folder yet.
+    """
+
+    def __init__(self, folder: Path, name: str | None = None, given: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self.name = folder.name if name is None else name
+        self._given = tuple(given)
+        self._values: dict[str, Any] = {}
+        self._problems: dict[str, str] = {}
+
+    def _file(self, name: str) -> Any:
+        if name not in self._values:
+            self._values[name] = {}
+            try:
+                if (self.folder / name).is_file():
+                    self._values[name] = _READERS[name](self.folder / name)
+            except (
+                OSError,
+                ValueError,
+                TypeError,
+                LookupError,
+                AttributeError,
+                yaml.YAMLError,
+                csv.Error,
+            ) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                self._problems[name] = f"{name} cannot be read: {reason}"
+        return self._values[name]
+
+    @property
+    def problems(self) -> list[str]:
+        """Files that are there and cannot be read, a sentence each; reads all of them."""
+        for name in _READERS:
+            self._file(name)
+        return list(self._problems.values())
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """``record.json``."""
+        return self._file(RECORD)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """``metrics.json``: the official metrics; NaN where nuScenes defines no value."""
+        return self._file("metrics.json")
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Every recorded number: official metrics, statistics of AQR's maps (``bev/mean``), and the record's."""
+        record = {key: float(value) for key, value in self.record.items() if type(value) in (int, float)}
+        return {**record, **self.maps, **self.metrics}
+
+    @property
+    def maps(self) -> dict[str, float]:
+        """Statistics of AQR's maps, such as ``bev/mean``."""
+        return self._file("map_statistics.json")
+
+    @property
+    def curves(self) -> Mapping[str, Curve]:
+        """Learning curves, by the names in :data:`CURVES`."""
+        return self._file("csv/metrics.csv")
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The composed configuration."""
+        return self._file("config.yaml") or self._file(".hydra/config.yaml")
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """The option chosen of each configuration group."""
+        return self._file(".hydra/hydra.yaml").get("runtime", {}).get("choices", {})
+
+    @property
+    def script(self) -> str:
+        """The script that ran, such as ``train.py``."""
+        job = self._file(".hydra/hydra.yaml").get("job", {}).get("name", "train")
+        return Path((self.record.get("command") or [f"{job}.py"])[0]).name
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Those of the last command that ran in the folder, as Hydra took them."""
+        return tuple(map(str, self.record.get("overrides", self._file(".hydra/overrides.yaml"))))
+
+    @property
+    def claimed(self) -> tuple[str, ...]:
+        """Those that the run claimed its folder in a sweep with, else those that Hydra wrote, which may change."""
+        return self._given or tuple(self._file(".hydra/run.json") or self._file(".hydra/overrides.yaml"))
+
+    @property
+    def status(self) -> str | None:
+        """As recorded: ``running``, ``complete``, ``failed`` or ``stopped``."""
+        return self.record.get("status")
+
+    @property
+    def outcome(self) -> str:
+        """How it ended: complete, failed, stopped (by nobody, too), or new without a folder."""
+        if not self.folder.exists():
+            return NEW
+        status = self.record.get("status", COMPLETE)
+        if RECORD in self._problems or (status == COMPLETE and not self.metrics):
+            return STOPPED
+        return status if status in (COMPLETE, FAILED) else STOPPED
+
+    @property
+    def ending(self) -> str:
+        """The recorded status for people; a run that was killed had no time to record more than that it runs."""
+        return {None: "not recorded", "running": "unfinished"}.get(self.status) or str(self.status)
+
+    @property
+    def error(self) -> str | None:
+        """The recorded reason of a failure."""
+        return self.record.get("error")
+
+    @property
+    def seed(self) -> int | None:
+        """The recorded seed, or that of the composed configuration."""
+        return self.record.get("seed", self.config.get("seed"))
+
+    @property
+    def commit(self) -> str:
+        """The recorded git commit in short, and whether the code had changes; or nothing."""
+        commit, changes = self.record.get("git_commit"), self.record.get("git_dirty")
+        return f"{str(commit)[:10]}{' with changes' if changes else ''}" if commit else ""
+
+    @property
+    def machine(self) -> str:
+        """The recorded machine in words, or nothing."""
+        machine = self.record.get("machine")
+        if not isinstance(machine, dict):
+            return str(machine or "")
+        cores, memory = machine.get("cores"), machine.get("memory_bytes")
+        parts = [*(machine.get("gpus") or []), machine.get("cpu"), cores and f"{cores} cores"]
+        return ", ".join(map(str, filter(None, [*parts, memory and f"{memory / 2**30:.2f} GiB of memory"])))
+
+    def setting(self, key: str) -> Value | None:
+        """A setting, from the overrides, else the groups, else the configuration; ``None``: not recorded."""
+        for name, value in map(parse_override, reversed(self.overrides)):
+            if name == key:
+                return value
+        if key in self.choices:
+            return _plain(self.choices[key])
+        node: Any = self.config
+        for part in key.split("."):
+            if not isinstance(node, dict) or part not in node:
+                return None
+            node = node[part]
+        return None if isinstance(node, dict) else _plain(node)
+
+    @property
+    def command(self) -> str:
+        """The command line that runs this run again, by itself, quoted for a POSIX shell."""
+        own = [text for text in self.overrides if parse_override(text)[0] not in OF_THE_SWEEP]
+        return " ".join(["python", f"scripts/{self.script}", *map(shlex.quote, own)])
+
+
+@functools.lru_cache(maxsize=10_000)
+def parse_override(text: str) -> tuple[str, Value]:
+    """Key and value of an override; text that Hydra cannot read is a key by itself."""
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return text, ""
+    return override.key_or_group, "deleted" if override.is_delete() else _plain(override.value())
+
+
+def _plain(value: Any) -> Value:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    text = getattr(value, "text", value)  # a quoted string
+    return text if isinstance(text, float | int | str) else str(value)
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """All runs in or below a folder, named by their path in it, in natural order of their names (2 before 10).
+
+    The folder of a run holds ``record.json`` or ``.hydra/overrides.yaml``; nothing is looked for inside it, nor in
+    hidden folders.
+    """
+    runs = [Run(path, _name(path, folder)) for path in _run_folders(folder)]
+    return sorted(runs, key=lambda run: natural(run.name))
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path != folder else folder.resolve().name
+
+
+def natural(text: str) -> list[tuple[bool, int, str]]:
+    """Sorting key under which numbers within a text count as numbers."""
+    parts = re.split(r"([0-9]+)", text)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    for path, folders, files in os.walk(folder):
+        if RECORD in files or (Path(path) / ".hydra" / "overrides.yaml").is_file():
+            folders.clear()
+            yield Path(path)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+
+
+def _mapping(values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError("it holds no mapping of names to values")
+    return values
+
+
+def _list(values: Any) -> list[Any]:
+    if not isinstance(values, list):
+        raise ValueError("it holds no list of overrides")
+    return values
+
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml where it is there: reading a hundred configurations takes a second, not ten."""
+
+
+def _yaml(path: Path) -> Any:
+    return yaml.load(path.read_text(encoding="utf-8"), _LOADER)
+
+
+def _map_statistics(path: Path) -> dict[str, float]:
+    """``{"bev": {"mean": 0.1}}`` as ``{"bev/mean": 0.1}``."""
+    return {
+        f"{sensor}/{name}": value
+        for sensor, statistics in _mapping(json.loads(path.read_text(encoding="utf-8"))).items()
+        for name, value in null_to_nan(statistics).items()
+    }
+
+
+def read_curves(path: Path) -> dict[str, Curve]:
+    """Learning curves of Lightning's CSV log; of a step logged twice, as after a resume, the last value counts."""
+    values: dict[str, dict[int, float]] = {name: {} for name in CURVES}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            for name, points in values.items():
+                if row.get(name):
+                    points[int(row["step"])] = float(row[name])
+    return {name: (sorted(points), [points[step] for step in sorted(points)]) for name, points in values.items()}
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {
+    RECORD: lambda path: _mapping(json.loads(path.read_text(encoding="utf-8"))),
+    ".hydra/run.json": lambda path: _list(json.loads(path.read_text(encoding="utf-8"))),
+    ".hydra/overrides.yaml": lambda path: _list(_yaml(path) or []),
+    ".hydra/hydra.yaml": lambda path: _mapping((_yaml(path) or {}).get("hydra", {})),
+    ".hydra/config.yaml": lambda path: _mapping(_yaml(path) or {}),
+    "config.yaml": lambda path: _mapping(_yaml(path) or {}),
+    "metrics.json": lambda path: null_to_nan(_mapping(json.loads(path.read_text(encoding="utf-8")))),
+    "map_statistics.json": _map_statistics,
+    "csv/metrics.csv": read_curves,
+}

@@ -1,0 +1,100 @@
+"""Keys that an override adds to the configuration, and that nothing reads."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.runs.saved import below, override_keys
+
+_READ_WHOLE = ("optimizer", "lr_mult", "training.denoising", "override", "hydra")
+"""What is handed on with all its keys, which refuses those that it does not know."""
+
+_BUILT = ("callbacks", "logger", "fault", "eval_fault", "conditions")
+"""Groups of parts by name: each that has a class is built."""
+
+_TARGET = "_target_"
+
+_REFERENCES = re.compile(r"\$\{(?:[\w.]+:)?([^${}]*)\}")
+
+
+def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]) -> None:
+    """Refuse a key that is new and that nothing reads; Hydra must be initialised.
+
+    What is read: the settings of what is built from a class, what another key is interpolated from, and groups
+    that are handed on whole. Groups are chosen, not read.
+
+    Args:
+        config: composed with the overrides, not resolved.
+        config_name: of the primary configuration.
+        overrides: of the command line, with single values for sweeps; those that begin with ``+`` add keys.
+
+    Raises:
+        UserError: naming the first such key.
+    """
+    options = GlobalHydra.instance().config_loader().get_group_options
+    for item in overrides:
+        key = override_keys([item])[0]
+        chosen = "@" in item.partition("=")[0] or options(key.replace(".", "/"))
+        if not item.startswith("+") or chosen or below(key, _READ_WHOLE) or _is_read(config, key, overrides):
+            continue
+        if item.startswith("++"):  # which may be of a key that is there
+            others = hydra.compose(config_name, [other for other in overrides if other != item])
+            if OmegaConf.select(others, key, default=_TARGET, throw_on_missing=False) is not _TARGET:
+                continue
+        known = [name for name in _names(config) if not below(name, [key])]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        if "class" in key.rpartition(".")[2]:
+            hint = "; the classes are nuScenes' ten, whose metric knows no others"
+        raise UserError(f"{item}: nothing reads {key}, so it would change nothing: drop it{hint}")
+
+
+def _is_read(config: DictConfig, key: str, overrides: Sequence[str]) -> bool:
+    names = key.split(".")
+    added = {override_keys([item])[0] for item in overrides if item.startswith("+")}
+    for depth in range(1, len(names) + 1):
+        place = ".".join(names[:depth])
+        node = _at(config, place)
+        if isinstance(node, DictConfig) and _TARGET in node:
+            mine = below(f"{place}.{_TARGET}", [*added]) and not below(place, _BUILT)
+            return not mine  # a class where no part is looked for is not built
+    plain = OmegaConf.to_container(config, resolve=False)
+    return any(below(key, [source]) or below(source, [key]) for source in _references(plain))
+
+
+def _at(config: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.select(config, key, throw_on_resolution_failure=False)
+    except ValueError:  # an interpolation without its resolver
+        return None
+
+
+def _references(plain: Any) -> set[str]:
+    """Keys that values are interpolated from."""
+    if isinstance(plain, dict):
+        return set().union(*map(_references, plain.values()))
+    if isinstance(plain, list):
+        return set().union(*map(_references, plain))
+    if not isinstance(plain, str):
+        return set()
+    return {part.strip() for found in _REFERENCES.findall(plain) for part in found.split(",")} - {""}
+
+
+def _names(config: DictConfig) -> list[str]:
+    def walk(plain: Any, prefix: str) -> list[str]:
+        if not isinstance(plain, dict):
+            return []
+        found = []
+        for name, value in plain.items():
+            found += [f"{prefix}{name}", *walk(value, f"{prefix}{name}.")]
+        return found
+
+    return walk(OmegaConf.to_container(config, resolve=False), "")

@@ -1,0 +1,148 @@
+"""The runs of a folder as columns of pandas: what was varied between them, what they reached, which is best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from cmt_aqr.constants import ERRORS
+from cmt_aqr.errors import UserError
+from cmt_aqr.runs.folder import OF_THE_SWEEP, Run, Value, parse_override
+
+NOT_RECORDED = "not recorded"
+
+SUMMARY = ("mAP", "NDS", *(f"m{name}" for name in ERRORS.values()))
+"""The official summary metrics."""
+
+NOT_AN_AXIS = ("name", "ckpt_path", "seed", *OF_THE_SWEEP)
+"""Settings that may differ between runs and are no experiment: over seeds is averaged."""
+
+
+def value_text(value: Value | None) -> str:
+    """A value as Hydra writes it, a float with four digits; of ``None`` and NaN, that it is not recorded."""
+    if value is None or value != value:
+        return NOT_RECORDED
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def make_axis(name: str, values: Sequence[Value | None]) -> pd.Series:
+    """A setting of each run, as an ordered categorical: numbers ascending, else in the order of the runs."""
+    known = list(dict.fromkeys(value for value in values if value is not None))
+    if all(isinstance(value, float | int) for value in known):
+        known.sort()
+    return pd.Series(pd.Categorical(values, categories=known, ordered=True), name=name)
+
+
+def is_numeric(axis: pd.Series) -> bool:
+    """Whether all known values are numbers."""
+    return pd.api.types.is_numeric_dtype(axis.cat.categories.dtype)
+
+
+def short(axis: pd.Series) -> str:
+    """The last part of a setting's name, or of each of several."""
+    return " + ".join(key.rpartition(".")[2] for key in str(axis.name).split(" + "))
+
+
+def find_axes(runs: Sequence[Run]) -> list[pd.Series]:
+    """The overridden settings that differ between runs, in the order of the overrides, without seeds.
+
+    Words that always change together, as ``renderer`` and ``modulator`` of presets, are one axis.
+    """
+    keys = dict.fromkeys(parse_override(text)[0] for run in runs for text in run.overrides)
+    axes: list[pd.Series] = []
+    for key in keys:
+        axis = make_axis(key, [run.setting(key) for run in runs])
+        if key in NOT_AN_AXIS or key.startswith(("hydra.", "hydra/")) or len(axis.cat.categories) < 2:
+            continue
+        twin = next((i for i, other in enumerate(axes) if _change_together(axis, other)), None)
+        if twin is None:
+            axes.append(axis)
+        else:
+            axes[twin] = _merged(axes[twin], axis)
+    return axes
+
+
+def _change_together(axis: pd.Series, other: pd.Series) -> bool:
+    pairs = set(zip(axis.cat.codes, other.cat.codes, strict=True))
+    numeric = is_numeric(axis) or is_numeric(other)
+    return not numeric and len(pairs) == axis.nunique(dropna=False) == other.nunique(dropna=False)
+
+
+def _merged(axis: pd.Series, other: pd.Series) -> pd.Series:
+    pairs = [(value_text(a), value_text(b)) for a, b in zip(axis, other, strict=True)]
+    names = [a if a == b else f"{a}, {b}" for a, b in pairs]
+    return make_axis(f"{axis.name} + {other.name}", [None if name == NOT_RECORDED else name for name in names])
+
+
+def choose_axis(axes: Sequence[pd.Series], runs: Sequence[Run], name: str, asked_by: str) -> pd.Series:
+    """The axis of a name, which may be its end (``max_weight_clamp``), or ``seed``.
+
+    Raises:
+        UserError: none or several are called so.
+    """
+    if name == "seed":
+        return seed_axis(runs)
+    keys = [(axis, key) for axis in axes for key in {axis.name, *axis.name.split(" + ")}]
+    found = [axis for axis, key in keys if key == name] or [axis for axis, key in keys if key.endswith(f".{name}")]
+    if len({axis.name for axis in found}) != 1:
+        names = ", ".join(axis.name for axis in axes) or "none"
+        raise UserError(f"{asked_by}={name}: that names no single setting that differs; these do: {names}")
+    return found[0]
+
+
+def seed_axis(runs: Sequence[Run]) -> pd.Series:
+    """The seed of each run."""
+    return make_axis("seed", [run.setting("seed") if run.seed is None else run.seed for run in runs])
+
+
+def with_seed(axes: Sequence[pd.Series], runs: Sequence[Run]) -> list[pd.Series]:
+    """The axes, and the seed where it differs."""
+    seeds = seed_axis(runs)
+    return [*axes, seeds] if len(seeds.cat.categories) > 1 else list(axes)
+
+
+def label(axes: Sequence[pd.Series], index: int) -> str:
+    """The swept settings of one run, in short."""
+    return ", ".join(f"{short(axis)}={value_text(axis[index])}" for axis in axes)
+
+
+def better(metric: Any) -> int:
+    """1 if more of a metric is better, -1 for the errors."""
+    return -1 if metric.partition("/")[0].removeprefix("m") in ERRORS.values() else 1
+
+
+def check_metric(runs: Sequence[Run], metric: str) -> None:
+    """Refuse a metric that no run has.
+
+    Raises:
+        UserError: runs have metrics, but not this one.
+    """
+    known = dict.fromkeys(name for run in runs for name in run.metrics)
+    if known and metric not in known:
+        names = ", ".join(name for name in known if "/" not in name)
+        raise UserError(f"metric={metric}: no run has it; runs have {names}, and AP/car and the like by class")
+
+
+def measured(runs: Sequence[Run], key: str) -> pd.Series:
+    """A recorded number of each run; NaN where it is absent or undefined."""
+    return pd.Series([run.numbers.get(key, math.nan) for run in runs], name=key, dtype=float)
+
+
+def best_first(values: pd.Series) -> list[int]:
+    """Places of a metric's values, the best first; those without one last, in their order."""
+    return list((-better(str(values.name)) * values).sort_values(kind="stable", na_position="last").index)
+
+
+def spread(values: pd.Series, by: Any, empty: bool = False) -> pd.DataFrame:
+    """Mean, sample deviation (``std``, NaN of fewer than two), ``count`` and, with NaNs, ``size`` of each group.
+
+    Args:
+        values: numbers.
+        by: axes, or names of the index' levels.
+        empty: all combinations of the axes' known values, and nothing else, in their order.
+    """
+    groups = values.groupby(by, sort=empty, observed=not empty, dropna=empty)
+    return groups.agg(["mean", "std", "count", "size"])

@@ -1,0 +1,301 @@
+"""From a folder of runs to a page that needs nothing beside it, a CSV file and a short table on screen."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jinja2
+import pandas as pd
+from plotly.offline import get_plotlyjs
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.files import check_folder, write_table, writing, written_at_once
+from cmt_aqr.runs.console import console
+from cmt_aqr.runs.folder import FAILED, Run, Value, find_runs
+from cmt_aqr.studies.figures import learning_curves, overview
+from cmt_aqr.studies.records import (
+    NOT_RECORDED,
+    SUMMARY,
+    best_first,
+    better,
+    check_metric,
+    find_axes,
+    is_numeric,
+    label,
+    measured,
+    short,
+    spread,
+    value_text,
+    with_seed,
+)
+
+MOST_ROWS = 10
+"""Runs in the table on screen."""
+
+Unit = Literal["metric", "plain", "seconds", "bytes"]
+
+
+class Column(NamedTuple):
+    """A column of the page's tables. ``None`` among the values is not recorded."""
+
+    title: str
+    group: str
+    note: str
+    key: str = ""
+    unit: Unit = "plain"
+    word: bool = False
+    values: Sequence[Value | None] = ()
+    texts: Sequence[str] = ()
+    top: float = math.nan
+    """The best of the values, which is shown bold."""
+
+
+_ERRORS = ("translation, m", "scale, 1 - IoU", "orientation, rad", "velocity, m/s", "attribute, 1 - accuracy")
+NUMBERS = (
+    Column("NDS", "accuracy", "nuScenes detection score, 0 to 1", "NDS", "metric"),
+    Column("mAP", "accuracy", "mean average precision, 0 to 1", "mAP", "metric"),
+    *(
+        Column(key, "true-positive errors", f"mean error of {of}", key, "metric")
+        for key, of in zip(SUMMARY[2:], _ERRORS, strict=True)
+    ),
+    Column("time", "cost", "wall time of the run", "wall_time_s", "seconds"),
+    Column("frames/s", "cost", "frames per second in training", "frames_per_second"),
+    Column("memory", "cost", "peak main memory of the process", "peak_memory_bytes", "bytes"),
+    Column("GPU memory", "cost", "peak GPU memory", "peak_gpu_memory_bytes", "bytes"),
+    *(
+        Column(title, f"{name} map", note, f"{sensor}/{key}")
+        for sensor, name in (("bev", "BEV"), ("camera", "camera"))
+        for key, title, note in (
+            ("mean", "mean", "mean over all cells of AQR's map"),
+            ("max_over_mean", "max/mean", "largest cell over the mean: how sharp the map is"),
+            ("clamped", "clamped", "share of cells at the clamp"),
+        )
+    ),
+)
+"""The numbers that the page shows of every run."""
+
+RECORDED = ("steps", "epochs", *(number.key for number in NUMBERS if number.group == "cost"))
+RECORDED += ("machine", "git_commit", "git_dirty")
+"""What ``record.json`` adds to a row of the CSV file."""
+
+
+def make_report(
+    sweep_dir: Path, out: Path | None = None, metric: str = "NDS", x: str | None = None, y: str | None = None
+) -> tuple[Path, Path]:
+    """Write ``report.html`` and ``report.csv`` of all runs in or below a folder, and print the best.
+
+    Args:
+        sweep_dir: of a sweep, of several runs, or of one.
+        out: where the two files go; the folder itself if not given.
+        metric: of ``metrics.json``: the best run is best in it, and the figures show it.
+        x: setting along x in the figures; by default the settings that take the most values.
+        y: setting along y.
+
+    Returns:
+        The page and the CSV file.
+
+    Raises:
+        UserError: no run there, or a metric or setting that the runs do not have.
+    """
+    if not sweep_dir.is_dir():
+        raise UserError(f"sweep_dir={sweep_dir}: there is no such folder; name that of a sweep or of several runs")
+    runs = find_runs(sweep_dir)
+    if not runs:
+        raise UserError(
+            f"sweep_dir={sweep_dir}: no run is in or below it; the folder of a run holds record.json or "
+            ".hydra/overrides.yaml"
+        )
+    out = sweep_dir if out is None else out
+    check_folder("out", out)
+    check_metric(runs, metric)
+    axes, order = find_axes(runs), best_first(measured(runs, metric))
+    page, table = out / "report.html", out / "report.csv"
+    columns = run_columns(runs, axes, order)
+    text = _page(
+        title=_title(sweep_dir),
+        subtitle=_subtitle(runs),
+        metric=metric,
+        problems=_problems(runs),
+        best=_best(runs, axes, order[0], metric),
+        pictures=[*overview(runs, axes, metric, x, y), *learning_curves(runs, axes, order)],
+        seeds=seed_columns(runs, axes, metric),
+        columns=columns,
+        common=[text for text in runs[0].overrides if all(text in run.overrides for run in runs)],
+        commands=[(runs[i], label(with_seed(axes, runs), i)) for i in order],
+        csv_name=table.name,
+    )
+    with writing("out", out):
+        write_table(table, csv_rows(runs, axes, order))
+        with written_at_once(page) as partial:
+            partial.write_text(text, encoding="utf-8")
+    console().print(_summary(runs, columns, order, metric))
+    console().print(f"The page is {page}, the table {table}", soft_wrap=True, markup=False)
+    return page, table
+
+
+def _title(folder: Path) -> str:
+    """The last two parts of a folder, as a sweep is called by day and time."""
+    parts = folder.resolve().parts
+    return "/".join(parts[-2:]) if len(parts) > 2 and re.match(r"\d{4}-\d\d-\d\d$", parts[-2]) else parts[-1]
+
+
+def _problems(runs: Sequence[Run]) -> list[str]:
+    return [f"{run.name}: {problem}" for run in runs for problem in run.problems]
+
+
+def _page(**parts: object) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("page.html.jinja")
+    return template.render(plotly=get_plotlyjs(), groups=_groups, not_recorded=NOT_RECORDED, **parts)
+
+
+def _groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
+    """Names of neighbouring columns' groups, and how many columns each has."""
+    return [(name, len(list(members))) for name, members in itertools.groupby(columns, lambda c: c.group)]
+
+
+def _subtitle(runs: Sequence[Run]) -> str:
+    """How many runs ended how, and on what code and machine they ran."""
+    endings = pd.Series([run.ending for run in runs]).value_counts(sort=False)
+    parts = [f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}"]
+    parts += [
+        f"{n} {'without a recorded status' if name == NOT_RECORDED else name}" for name, n in endings.items()
+    ]
+    commits, machines = {run.commit for run in runs} - {""}, {run.machine for run in runs} - {""}
+    if commits:
+        parts.append(f"code at {commits.pop() if len(commits) == 1 else f'{len(commits)} different commits'}")
+    if machines:
+        parts.append(machines.pop() if len(machines) == 1 else f"{len(machines)} machines")
+    return " · ".join(parts)
+
+
+def number_text(value: float | None, unit: Unit) -> str:
+    """A number as a reader wants it."""
+    if value is None:
+        return NOT_RECORDED
+    if math.isnan(value):
+        return "–"
+    if unit == "metric":
+        return f"{value:.4f}"
+    if unit == "seconds":
+        return str(datetime.timedelta(seconds=round(value))) if value >= 60 else f"{value:.1f} s"
+    if unit == "bytes":
+        return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _best(runs: Sequence[Run], axes: Sequence[pd.Series], index: int, metric: str) -> dict[str, object] | None:
+    """What the page says of the best run; ``None`` where none has the metric."""
+    run, value = runs[index], runs[index].numbers.get(metric)
+    if value is None:
+        return None
+    numbers = {key: run.numbers.get(key) for key in dict.fromkeys([metric, "NDS", *SUMMARY])}
+    return {
+        "run": run,
+        "settings": " ".join(f"{axis.name}={value_text(axis[index])}" for axis in with_seed(axes, runs)),
+        "numbers": {key: number_text(number, "metric") for key, number in numbers.items()},
+        "equal": ", ".join(one.name for one in runs if one is not run and one.numbers.get(metric) == value),
+    }
+
+
+def run_columns(runs: Sequence[Run], axes: Sequence[pd.Series], order: Sequence[int]) -> list[Column]:
+    """The table of all runs, in an order; GPU memory only where a GPU was used."""
+    ordered = [runs[i] for i in order]
+    names, statuses = [run.name for run in ordered], [run.status for run in ordered]
+    columns = [
+        Column("run", "", "", word=True, values=names, texts=names),
+        Column("status", "", "", word=True, values=statuses, texts=[run.ending for run in ordered]),
+        *(_axis_column(axis, axis[list(order)]) for axis in with_seed(axes, runs)),
+    ]
+    for number in NUMBERS:
+        values = measured(ordered, number.key)
+        if number.unit == "metric" and values.nunique() > 1:
+            number = number._replace(top=values.max() if better(number.key) > 0 else values.min())
+        if values.any() or number.title != "GPU memory":
+            columns.append(_filled(number, ordered))
+    return columns
+
+
+def _filled(number: Column, runs: Sequence[Run]) -> Column:
+    """A column with the numbers of runs."""
+    values = [run.numbers.get(number.key) for run in runs]
+    return number._replace(values=values, texts=[number_text(value, number.unit) for value in values])
+
+
+def _axis_column(axis: pd.Series, values: Iterable[Value]) -> Column:
+    known = [None if value != value else value for value in values]
+    texts, name = [value_text(value) for value in known], str(axis.name)
+    return Column(short(axis), "varied", name, word=not is_numeric(axis), values=known, texts=texts)
+
+
+def seed_columns(runs: Sequence[Run], axes: Sequence[pd.Series], metric: str) -> list[Column]:
+    """Mean and spread over seeds, the best setting first; nothing where no two runs have the same settings."""
+    by = list(axes) or [pd.Series(0, range(len(runs)))]
+    stats = spread(measured(runs, metric), by)
+    if stats["size"].max() < 2:
+        return []
+    order = best_first(stats["mean"].reset_index(drop=True).rename(metric))
+    stats = stats.iloc[order]
+    columns = [_axis_column(axis, stats.index.get_level_values(place)) for place, axis in enumerate(axes)]
+    counts = [f"{n}" if n == of else f"{n} of {of}" for n, of in zip(stats["count"], stats["size"], strict=True)]
+    columns.append(Column("runs", " ", "", values=stats["size"].tolist(), texts=counts))
+    for number in (number for number in NUMBERS if number.key in SUMMARY):
+        means, stds = spread(measured(runs, number.key), by).iloc[order][["mean", "std"]].T.to_numpy()
+        known = [None if mean != mean else mean for mean in means]
+        spreads = ["" if std != std else f" ± {std:.4f}" for std in stds]
+        texts = [number_text(mean, "metric") + of for mean, of in zip(known, spreads, strict=True)]
+        columns.append(number._replace(values=known, texts=texts))
+    return columns
+
+
+def csv_rows(runs: Sequence[Run], axes: Sequence[pd.Series], order: Sequence[int]) -> list[dict[str, object]]:
+    """All that is recorded of every run, one row each, unrounded; what is not recorded is ``None`` or absent."""
+    keys = [key for axis in axes for key in str(axis.name).split(" + ")]
+    metrics = dict.fromkeys([*SUMMARY, *(name for run in runs for name in run.metrics)])
+    maps = dict.fromkeys(name for run in runs for name in run.maps)
+    return [
+        {
+            **{"run": run.name, "status": run.status, "error": run.error, "seed": run.seed},
+            **{key: run.setting(key) for key in keys},
+            **{name: run.metrics.get(name) for name in metrics},
+            **{f"aqr/{name}": run.maps.get(name) for name in maps},
+            **{name: run.record.get(name) for name in RECORDED},
+            **{"overrides": " ".join(run.overrides), "command": run.command},
+        }
+        for run in (runs[i] for i in order)
+    ]
+
+
+def _summary(runs: Sequence[Run], columns: Sequence[Column], order: Sequence[int], metric: str) -> Group:
+    """The best runs, and a line for each that failed."""
+    more = f", the best {MOST_ROWS} of {len(order)}" if len(order) > MOST_ROWS else ""
+    table = Table(title=f"Runs by {metric}{more}", title_justify="left")
+    others = {column.title: column for column in columns if column.group != "varied"}
+    asked = [] if metric in ("mAP", "NDS") else [Column(metric, "", "", metric, "metric")]
+    shown = [others["run"], *(column for column in columns if column.group == "varied")]
+    shown += [_filled(column, [runs[i] for i in order]) for column in asked]
+    shown += [others[title] for title in ("mAP", "NDS", "time", "status")]
+    for column in shown:
+        table.add_column(escape(column.title), overflow="fold", justify="left" if column.word else "right")
+    for row in range(min(MOST_ROWS, len(order))):
+        table.add_row(*(Text(column.texts[row]) for column in shown))
+    failed = [
+        f"{run.name} failed: {run.error or 'the reason is not recorded'}" for run in runs if run.status == FAILED
+    ]
+    return Group(table, *map(Text, failed + _problems(runs)))

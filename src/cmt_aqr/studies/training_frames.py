@@ -1,0 +1,169 @@
+"""What training will see, before it begins: the database of objects, and frames with objects pasted into them."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from omegaconf import DictConfig
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from cmt_aqr.constants import CAMERAS, CLASSES
+from cmt_aqr.data.database import ObjectDatabase, read_description
+from cmt_aqr.data.datamodule import NuScenesDataModule
+from cmt_aqr.data.dataset import FrameDataset, SampleKey
+from cmt_aqr.data.make_database import sizes_of
+from cmt_aqr.errors import UserError
+from cmt_aqr.files import check_folder, writing
+from cmt_aqr.geometry import box_corners
+from cmt_aqr.runs.configuration import build_data
+from cmt_aqr.runs.console import console
+from cmt_aqr.structures import Frame
+from cmt_aqr.studies.pictures import (
+    ARRANGEMENT,
+    FOUND_COLOUR,
+    FOUND_STYLE,
+    TRUTH_COLOUR,
+    TRUTH_STYLE,
+    box_lines,
+)
+
+
+def make_objects(config: DictConfig) -> ObjectDatabase:
+    """Make the database of objects of a configuration, or what is missing of it, and print what it holds.
+
+    Raises:
+        UserError: nothing is to be pasted, or the database cannot be made.
+    """
+    data: NuScenesDataModule = build_data(config)
+    if data.sampling is None:
+        raise UserError(
+            "data.sampling=null: no objects are pasted, so there is nothing to make; add data/sampling=cmt"
+        )
+    data.prepare_data()
+    database = data.make_database()
+    console().print(objects_table(database), soft_wrap=True)
+    return database
+
+
+def objects_table(database: ObjectDatabase) -> Table:
+    """Objects by class, and the size of their files."""
+    description = read_description(database.folder)
+    sizes = sizes_of(database)
+    table = Table(
+        title=f"{database.folder}: {sum(sizes.values()):,.1f} MB "
+        f"({', '.join(f'{kind} {size:,.1f}' for kind, size in sorted(sizes.items()))})"
+    )
+    for heading in ("class", "boxes that a sensor sees", "objects", "with a patch"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    has_patch = database.entries["view"] >= 0
+    for label, name in enumerate(CLASSES):
+        own = slice(database.starts[label], database.starts[label + 1])
+        counts = (description["boxes"][name], description["objects"][name], int(has_patch[own].sum()))
+        table.add_row(name, *(f"{count:,}" for count in counts))
+    return table
+
+
+def show_frames(config: DictConfig, folder: Path) -> Path:
+    """Draw the first frames of an epoch as they are before augmentation, on one sheet.
+
+    Args:
+        config: of a training, with ``count``, ``epoch``, ``dpi`` and ``out``.
+        folder: for ``out=null``.
+
+    Raises:
+        UserError: a value cannot be, or the data cannot be read.
+    """
+    for key, least, most in (("count", 1, 100), ("epoch", 0, 10**6), ("dpi", 20, 600)):
+        value = config[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise UserError(f"{key}={value}: must be a whole number from {least} to {most}")
+    out = folder if config.out is None else Path(config.out)
+    check_folder("out", out)
+    data: NuScenesDataModule = build_data(config)
+    data.prepare_data()
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loader.set_position(config.epoch, 0)
+    keys = list(itertools.islice(loader.frame_sampler, config.count))
+    figure = sheet(data.dataset("train"), keys, [float(value) for value in data.point_range])
+    path = out / "frames.png"
+    with writing("out", out):
+        out.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=config.dpi)
+    console().print(f"Wrote {path}", soft_wrap=True, highlight=False)
+    return path
+
+
+def sheet(dataset: FrameDataset, keys: list[SampleKey], point_range: list[float]) -> Figure:
+    """A row for each frame: points and boxes from above, and the six images with boxes drawn over."""
+    figure = Figure(figsize=(17, 4.9 * len(keys) + 0.5), layout="constrained")
+    rows = figure.subfigures(len(keys), 1, squeeze=False)[:, 0]
+    screen = console()
+    for part, key in zip(
+        track(rows, "Drawing", console=screen, disable=not screen.is_terminal), keys, strict=True
+    ):
+        own = int(dataset.reader.index.box_offsets[key.frame + 1] - dataset.reader.index.box_offsets[key.frame])
+        frame = dataset.stored(key)
+        left, right = part.subfigures(1, 2, width_ratios=(1, 2.5))
+        names = Counter(CLASSES[label] for label in frame.labels[own:].tolist())
+        pasted = ", ".join(f"{count} {name}" for name, count in names.items()) or "nothing"
+        which = f"frame {key.frame} ({frame.token[:8]}), time {key.repeat + 1} in epoch {key.epoch}"
+        part.suptitle(f"{which}; pasted: {pasted}")
+        _from_above(left.subplots(), frame, own, point_range)
+        for axis, camera in zip(right.subplots(2, 3).flat, itertools.chain(*ARRANGEMENT), strict=True):
+            _camera(axis, frame, own, camera)
+    figure.legend(
+        handles=[
+            Line2D([], [], color=TRUTH_COLOUR, linewidth=2.5, label="the frame's own boxes with LiDAR points"),
+            Line2D([], [], color=FOUND_COLOUR, linewidth=2.5, linestyle=FOUND_STYLE["linestyles"], label="pasted"),
+        ],
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+    )
+    return figure
+
+
+def _boxes(frame: Frame, own: int) -> list[tuple[Tensor, dict[str, Any]]]:
+    """The frame's own boxes, and those pasted, each with its style."""
+    mine = frame.boxes[:own][frame.box_points[:own] > 0]
+    return [(mine, TRUTH_STYLE), (frame.boxes[own:], FOUND_STYLE)]
+
+
+def _from_above(axis: Axes, frame: Frame, own: int, point_range: list[float]) -> None:
+    points = frame.points[:: max(1, len(frame.points) // 60_000), :2].numpy()
+    axis.scatter(points[:, 0], points[:, 1], s=0.4, c="#3a3a3a", linewidths=0, alpha=0.6)
+    for boxes, style in _boxes(frame, own):
+        corners = box_corners(boxes)[:, :4, :2]
+        front = corners[:, :2].mean(dim=1)
+        colours = {"edgecolors": style["colors"], "linewidths": style["linewidths"]}
+        axis.add_collection(PolyCollection(list(corners.numpy()), facecolors="none", **colours))
+        heading = torch.stack((boxes[:, :2], front), dim=1).numpy()
+        axis.add_collection(LineCollection(list(heading), colors=style["colors"], linewidths=1.0))
+    x0, y0, _, x1, y1, _ = point_range
+    axis.set(xlim=(x0, x1), ylim=(y0, y1), aspect="equal", xlabel="x, to the right (m)", ylabel="y, forward (m)")
+
+
+def _camera(axis: Axes, frame: Frame, own: int, camera: str) -> None:
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(camera.removeprefix("CAM_").replace("_", " ").lower(), fontsize=9, pad=2)
+    if frame.images is None:
+        axis.text(0.5, 0.5, "not read", ha="center", transform=axis.transAxes)
+        return
+    view = CAMERAS.index(camera)
+    height, width = frame.images.shape[-2:]
+    axis.imshow(frame.images[view].flip(0).permute(1, 2, 0).numpy(), interpolation="antialiased")
+    for boxes, style in _boxes(frame, own):
+        lines = box_lines(boxes, frame.lidar2img[view].float(), (height, width))
+        axis.add_collection(LineCollection(list(lines), **style))
+    axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal")

@@ -1,0 +1,43 @@
+"""The numbers that a run logs, and callbacks that watch them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.evaluation.official import metric_names
+from cmt_aqr.training.losses import loss_names
+
+
+def logged_numbers(config: DictConfig) -> list[str]:
+    """What callbacks can watch: the numbers of evaluations and the losses, by the names they are logged under."""
+    evaluated = ["NDS", "mAP", *(f"val/{name}" for name in metric_names())]
+    terms = loss_names(config.model.layers, denoising=config.training.denoising.groups > 0)
+    clamp = ["aqr/max_weight_clamp"] if config.aqr is not None else []
+    return [*evaluated, "train/loss", *(f"train/{name}" for name in terms), *clamp]
+
+
+def check_monitors(callbacks: Mapping[str, Any], config: DictConfig) -> None:
+    """Refuse a callback that watches a number which is never logged.
+
+    Args:
+        callbacks: as built, by name.
+        config: the whole configuration.
+
+    Raises:
+        UserError: naming the first such key, and what there is.
+    """
+    for name, callback in callbacks.items():
+        monitor = getattr(callback, "monitor", None)
+        if monitor is None or monitor in (known := logged_numbers(config)):
+            continue
+        spelled = {number.lower(): number for number in known}
+        near = difflib.get_close_matches(str(monitor).lower(), spelled, n=1)
+        hint = f"did you mean {spelled[near[0]]}? " if near else ""
+        raise UserError(
+            f"callbacks.{name}.monitor={monitor}: no such number is logged; {hint}There are {', '.join(known)}"
+        )

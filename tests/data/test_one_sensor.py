@@ -1,0 +1,114 @@
+"""Data of one sensor with a model that reads just that."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmt_aqr.constants import CAMERAS, LIDAR
+from cmt_aqr.data.errors import DataError
+from tests.helpers.small_data import datamodule
+
+VERSION = "v1.0-mini"
+LIDAR_ONLY = {"cameras": False}
+CAMERA_ONLY = {"lidar": False}
+
+
+def without(root: Path, copy: Path, sensor: str, records: bool) -> Path:
+    """A copy of a data set that lacks a sensor's files, and its records, too."""
+    shutil.copytree(root / VERSION, copy / VERSION)
+    (copy / "maps").symlink_to(root / "maps")
+    for folder in root.glob("s*s/*"):  # samples and sweeps
+        if sensor not in folder.name:
+            (copy / folder.parent.name).mkdir(exist_ok=True)
+            (copy / folder.parent.name / folder.name).symlink_to(folder)
+    if records:
+        path = copy / VERSION / "sample_data.json"
+        held = [
+            record for record in json.loads(path.read_text(encoding="utf-8")) if sensor not in record["filename"]
+        ]
+        path.write_text(json.dumps(held), encoding="utf-8")
+    return copy
+
+
+@pytest.mark.parametrize("records", [False, True], ids=["files", "records"])
+@pytest.mark.parametrize(
+    ("sensor", "settings", "named"), [("CAM", LIDAR_ONLY, CAMERAS[0]), ("LIDAR", CAMERA_ONLY, LIDAR)]
+)
+def test_a_model_of_the_other_sensor_needs_neither_files_nor_records(
+    small_root: Path, tmp_path: Path, sensor: str, settings: dict[str, bool], named: str, records: bool
+) -> None:
+    root = without(small_root, tmp_path / "data", sensor, records)
+    data = datamodule(root, tmp_path / "cache", **settings)
+    data.prepare_data()
+    data.setup("fit")
+    for name in ("train", "val"):
+        frame = data.dataset(name)[0]
+        assert len(frame.boxes) and frame.lidar2img.isfinite().all() and frame.lidar2global.isfinite().all()
+        assert (frame.images is None) == (sensor == "CAM")
+        assert (len(frame.points) == 0) == (sensor == "LIDAR")
+    assert len(data.ground_truth().rows) and np.isfinite(data.ground_truth().ego).all()
+    both = datamodule(root, tmp_path / "cache")
+    with pytest.raises(DataError, match=rf"{named}.* lack it" if records else rf"{named}.* is missing"):
+        both.setup("fit")
+
+
+def test_without_lidar_records_boxes_are_where_they_were_in_the_images(small_root: Path, tmp_path: Path) -> None:
+    """The frame of reference is another, by centimetres; what is seen where is not."""
+    root = without(small_root, tmp_path / "data", "LIDAR", records=True)
+    whole = datamodule(small_root, tmp_path / "whole").index("mini_train")
+    alone = datamodule(root, tmp_path / "cache").index("mini_train")
+    assert (whole.boxes[:, :3] != alone.boxes[:, :3]).any()
+    np.testing.assert_allclose(whole.boxes[:, :3], alone.boxes[:, :3], atol=10)  # the car moved
+    for frame in range(len(whole)):
+        boxes = slice(int(whole.box_offsets[frame]), int(whole.box_offsets[frame + 1]))
+        seen = []
+        for index in (whole, alone):
+            centres = np.c_[index.boxes[boxes, :3].astype(np.float64), np.ones(boxes.stop - boxes.start)]
+            seen.append(np.einsum("vij,bj->vbi", index.lidar2img[frame], centres)[..., :3])
+        np.testing.assert_allclose(seen[0], seen[1], rtol=1e-4, atol=0.02)
+
+
+def test_a_sample_without_any_sensor_is_named(small_root: Path, tmp_path: Path) -> None:
+    root = without(small_root, tmp_path / "data", "LIDAR", records=True)
+    path = root / VERSION / "sample_data.json"
+    records = json.loads(path.read_text(encoding="utf-8"))
+    token = json.loads((root / VERSION / "sample.json").read_text(encoding="utf-8"))[0]["token"]
+    for record in records:
+        record["is_key_frame"] &= record["sample_token"] != token
+    path.write_text(json.dumps(records), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"^sample\.json, token {token}: no key frame"):
+        datamodule(root, tmp_path / "cache").prepare_data()
+
+
+def test_a_camera_that_one_frame_lacks_is_named_with_the_frame(small_root: Path, tmp_path: Path) -> None:
+    root = without(small_root, tmp_path / "data", "nothing", records=True)
+    path = root / VERSION / "sample_data.json"
+    records = json.loads(path.read_text(encoding="utf-8"))
+    gone = next(record for record in records if record["is_key_frame"] and "CAM_BACK/" in record["filename"])
+    gone["is_key_frame"] = False
+    path.write_text(json.dumps(records), encoding="utf-8")
+    data = datamodule(root, tmp_path / "cache")
+    data.prepare_data()
+    with pytest.raises(DataError, match=rf"sample {gone['sample_token']} .*CAM_BACK .*1 of \d+ samples"):
+        data.setup("fit")
+        data.setup("validate")
+
+
+def test_without_a_count_of_points_a_camera_model_is_told_what_to_change(small_root: Path, tmp_path: Path) -> None:
+    """The published camera-only recipe drops boxes without LiDAR points, and so does data.min_points=1."""
+    root = without(small_root, tmp_path / "data", "LIDAR", records=True)
+    path = root / VERSION / "sample_annotation.json"
+    records = json.loads(path.read_text(encoding="utf-8"))
+    for record in records:
+        record["num_lidar_pts"] = 0
+    path.write_text(json.dumps(records), encoding="utf-8")
+    data = datamodule(root, tmp_path / "cache", **CAMERA_ONLY)
+    data.prepare_data()
+    with pytest.raises(DataError, match=r"data\.min_points=1 .*data\.min_points=0"):
+        data.setup("fit")
+    whole = datamodule(root, tmp_path / "cache", min_points=0, **CAMERA_ONLY)
+    whole.setup("fit")
+    assert len(whole.dataset("train")[0].boxes)

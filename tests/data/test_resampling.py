@@ -1,0 +1,116 @@
+"""Class-balanced resampling: which frames, how often, told apart, and the same whoever asks."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmt_aqr.data.augmentation import SceneAugmentation
+from cmt_aqr.data.dataset import FrameSampler, SampleKey
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.index import load_index
+from cmt_aqr.data.resampling import balanced_frames, classes_of_frames, occurrences, resampled_frames
+from tests.helpers.small_data import datamodule
+
+
+def test_occurrences_count_earlier_entries() -> None:
+    assert occurrences(np.array([7, 3, 7, 7, 0, 3])).tolist() == [0, 0, 1, 2, 0, 1]
+    assert occurrences(np.zeros(0, dtype=np.int64)).tolist() == []
+
+
+def test_every_class_is_drawn_equally_often_from_its_own_frames() -> None:
+    random = np.random.default_rng(1)
+    present = random.random((500, 10)) < np.linspace(0.02, 0.8, 10)
+    present[:, 4] = False
+    frames = balanced_frames(present, np.random.default_rng(0))
+    assert len(frames) == 9 * (present.sum() // 10)
+    for label, draws in zip([*range(4), *range(5, 10)], frames.reshape(9, -1), strict=True):
+        assert present[draws, label].all()
+        assert len(np.unique(draws)) < len(draws) or present[:, label].sum() > 5 * len(draws)
+    one = balanced_frames(np.array([[True, True, False]]), np.random.default_rng(0))
+    assert one.tolist() == [0, 0]  # fewer boxes than classes: still something to train on
+
+
+def test_nuscenes_trainval_has_128100_entries() -> None:
+    """12,810 for each class, from the numbers of frames with it (CBGS, table 1)."""
+    counts = (27558, 20120, 6770, 9156, 7276, 9269, 6435, 6263, 22923, 12336)
+    present = np.arange(28130)[:, None] < np.array(counts)
+    frames = balanced_frames(present, np.random.default_rng(0))
+    assert len(frames) == 128_100
+    for label, draws in enumerate(np.split(frames, 10)):
+        assert len(draws) == 12_810 and draws.max() < counts[label]
+
+
+def test_boxes_that_no_sensor_sees_count_and_absent_classes_are_named(
+    small_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = load_index(small_root, "v1.0-mini", "mini_train", tmp_path)
+    present = classes_of_frames(index)
+    for frame in range(len(index)):
+        own = slice(*index.box_offsets[frame : frame + 2])
+        assert set(np.flatnonzero(present[frame])) == set(index.labels[own])
+    assert (index.box_points == 0).any()
+    labels = np.where(index.labels == 7, 0, index.labels)
+    with caplog.at_level(logging.WARNING):
+        frames = resampled_frames(type(index)(**{**vars(index), "labels": labels}), "cbgs", seed=3)
+    assert "bicycle" in caplog.text and "car" not in caplog.text
+    again, other = (resampled_frames(index, "cbgs", seed=seed) for seed in (3, 4))
+    assert frames is not None and again is not None and other is not None
+    assert np.array_equal(again, resampled_frames(index, "cbgs", seed=3))
+    assert not np.array_equal(again, other)
+    assert resampled_frames(index, "none", seed=3) is None
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_repeated_frames_are_told_apart_and_every_epoch_has_the_same(ranks: int) -> None:
+    frames = np.array([5, 1, 5, 5, 0, 1, 2, 2])
+    expected = {(frame, repeat) for frame, repeat in zip(frames, occurrences(frames), strict=True)}
+    samplers = [FrameSampler(8, 2, True, 0, ranks, rank, resampled=frames) for rank in range(ranks)]
+    orders = []
+    for epoch in range(2):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        keys = [key for sampler in samplers for key in sampler]
+        assert {(key.frame, key.repeat) for key in keys} == expected
+        assert len(keys) == 8 and {key.epoch for key in keys} == {epoch}
+        orders.append(keys)
+    assert [key.frame for key in orders[0]] != [key.frame for key in orders[1]]
+    samplers[0].set_position(1, 1)
+    assert list(samplers[0]) == orders[1][2 : 8 // ranks]
+
+
+def test_the_data_module_resamples_and_repeats_look_different(small_root: Path, tmp_path: Path) -> None:
+    turn = SceneAugmentation(rotation=(-0.5, 0.5))
+    data = datamodule(small_root, tmp_path, resampling="cbgs", batch_size=1, scene_augmentation=turn)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    keys = list(loader.frame_sampler)
+    assert len(loader) == len(keys) > len(data.dataset("train"))
+    repeated = next(key for key in keys if key.repeat)
+    first, second = (data.dataset("train")[key] for key in (repeated, repeated._replace(repeat=0)))
+    assert first.token == second.token
+    assert not np.array_equal(first.lidar2img, second.lidar2img)
+    assert len(data.val_dataloader()) == 3
+    assert loader.state_dict()["frames"] == len(keys)
+
+
+def test_frames_without_a_box_are_replaced(small_root: Path, tmp_path: Path) -> None:
+    plain = datamodule(small_root, tmp_path)
+    plain.setup("fit")
+    reader = plain.dataset("train").reader
+    index = reader.index = dataclasses.replace(reader.index, boxes=reader.index.boxes.copy())
+    # Far away but for the boxes of frame 1.
+    index.boxes[: index.box_offsets[1], 0] = index.boxes[index.box_offsets[2] :, 0] = 500.0
+    assert not len(plain.dataset("train")[SampleKey(0, 0)].boxes)
+    data = datamodule(small_root, tmp_path, replace_empty_frames=True)
+    data.setup("fit")
+    dataset = data.dataset("train")
+    dataset.reader.index = index
+    for key in (SampleKey(0, 0), SampleKey(0, 2, 1), SampleKey(5, 1)):
+        assert dataset[key].token == index.token(1)
+        assert np.array_equal(dataset[key].points, dataset[key].points)
+    index.boxes[:, 0] = 500.0
+    with pytest.raises(DataError, match=r"data\.replace_empty_frames=false"):
+        dataset[SampleKey(0, 0)]

@@ -1,0 +1,58 @@
+"""A key that an override adds and nothing reads is refused; one that something reads is not."""
+
+from pathlib import Path
+
+import pytest
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.runs.command import check_overrides
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+EARLY = "pytorch_lightning.callbacks.EarlyStopping"
+
+UNREAD = [
+    ("train", "+model.num_classes=5", "nuScenes' ten"),
+    ("train", "+num_classes=5", "nuScenes' ten"),
+    ("train", "+model.num_classes=5,6", "nuScenes' ten"),
+    ("train", "+evaluation.score_treshold=0.1", "did you mean evaluation.score_threshold"),
+    ("train", "++evaluation.nms=true", "evaluation.nms"),
+    ("train", "+recipe.mixup=true", "recipe.mixup"),
+    ("train", "+training.ema=0.999", "training.ema"),
+    ("train", "+max_epochs=3", "max_epochs"),
+    ("train", "+model.extra={a: 1}", "model.extra"),
+    ("train", f"+model.mine._target_={EARLY}", "model.mine"),
+    ("evaluate", "+evaluation.nms=true", "evaluation.nms"),
+    ("report", "+colour=red", "colour"),
+    ("make_dataset", "+scene=3", "did you mean scenes"),
+]
+
+
+@pytest.mark.parametrize(("script", "override", "named"), UNREAD, ids=[case[1] for case in UNREAD])
+def test_a_key_that_nothing_reads_is_refused(script: str, override: str, named: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_overrides(CONF, script, ["seed=1", override] if script == "train" else [override])
+    said = str(refused.value)
+    assert said.startswith(override.split("=")[0]) and named in said and "\n" not in said
+
+
+READ = [
+    ("train", ["+trainer.num_nodes=2"]),
+    ("train", ["++evaluation.max_detections=100", "++seed=3", "++recipe.cbgs=false"]),
+    ("train", [f"+callbacks.stop._target_={EARLY}", "+callbacks.stop.monitor=val/NDS"]),
+    ("train", ["+data.train_transforms.lost._target_=cmt_aqr.data.augmentation.MaskModality"]),
+    ("train", ["fault=fog_or_night", "+fault.dead_camera._target_=cmt_aqr.data.faults.DeadCamera"]),
+    ("train", ["clamp_schedule=progressive", "+clamp_schedule.milestones.20=1.0"]),
+    ("train", ["+mine=0.1", "optimizer.lr=${mine}"]),
+    ("train", ["+mine={rate: 0.1}", "optimizer.lr=${mine.rate}"]),
+    (
+        "train",
+        ["+optimizer.betas=[0.9,0.99]", "+lr_mult.encoder=1", "+training.denoising.noise=1"],
+    ),  # refused later
+    ("train", ["experiment=overfit", "+data.make.samples_per_scene=3", "-m", "seed=1,2"]),
+    ("fault_study", ["folder=x", "+override.data.num_workers=4", "+eval_fault@conditions.either=fog_or_night"]),
+]
+
+
+@pytest.mark.parametrize(("script", "overrides"), READ, ids=[" ".join(case[1]) for case in READ])
+def test_a_key_that_something_reads_is_taken(script: str, overrides: list[str]) -> None:
+    check_overrides(CONF, script, overrides)

@@ -1,0 +1,104 @@
+"""What was varied between runs, which is best, and means over seeds."""
+
+import statistics
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.runs.folder import find_runs
+from cmt_aqr.studies.records import (
+    best_first,
+    check_metric,
+    choose_axis,
+    find_axes,
+    is_numeric,
+    label,
+    measured,
+    seed_axis,
+    short,
+    spread,
+)
+from tests.helpers.folders import CLAMPS, RESIDUALS, grid_nds, write_grid, write_run
+
+
+def values_of(axis: pd.Series) -> list[object]:
+    return [None if value != value else value for value in axis]
+
+
+def test_axes_are_the_settings_that_differ_without_seeds(tmp_path: Path) -> None:
+    runs = find_runs(write_grid(tmp_path, seeds=(0, 1)))
+    axes = find_axes(runs)
+    assert [axis.name for axis in axes] == ["renderer.max_weight_clamp", "modulator.residual_weight"]
+    assert [tuple(axis.cat.categories) for axis in axes] == [CLAMPS, RESIDUALS]
+    assert all(map(is_numeric, axes)) and label(axes, 0) == "max_weight_clamp=1.5, residual_weight=0.5"
+    assert list(seed_axis(runs).cat.categories) == [0, 1]
+
+
+def test_a_run_without_the_override_has_the_value_of_its_configuration(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", ["renderer.max_weight_clamp=1.5", "renderer=aggressive"], 0.1)
+    write_run(tmp_path / "1", [], 0.1)
+    write_run(tmp_path / "2", [], 0.1)
+    (tmp_path / "2" / "config.yaml").unlink()
+    (tmp_path / "2" / ".hydra" / "hydra.yaml").unlink()
+    clamp, renderer = find_axes(find_runs(tmp_path))
+    assert values_of(clamp) == [1.5, 2.0, None]
+    assert values_of(renderer) == ["aggressive", "recommended", None]
+
+
+def test_groups_that_change_together_are_one_axis_and_numbers_are_not(tmp_path: Path) -> None:
+    for number, preset in enumerate(("conservative", "aggressive")):
+        overrides = [
+            f"renderer={preset}",
+            f"modulator={preset}",
+            f"optimizer.lr={number + 1}e-4",
+            f"data.k={number}",
+        ]
+        write_run(tmp_path / str(number), overrides, 0.1)
+    axes = find_axes(find_runs(tmp_path))
+    assert [axis.name for axis in axes] == ["renderer + modulator", "optimizer.lr", "data.k"]
+    assert values_of(axes[0]) == ["conservative", "aggressive"]
+    assert [short(axis) for axis in axes] == ["renderer + modulator", "lr", "k"]
+
+
+def test_names_seeds_and_the_sweep_itself_are_no_axes(tmp_path: Path) -> None:
+    for number in range(2):
+        overrides = [f"name=run{number}", f"seed={number}", f"sweep_dir=folder{number}", f"launcher=local{number}"]
+        write_run(tmp_path / str(number), overrides, 0.1)
+    assert find_axes(find_runs(tmp_path)) == []
+
+
+def test_an_axis_is_found_by_the_end_of_its_name(tmp_path: Path) -> None:
+    runs = find_runs(write_grid(tmp_path))
+    axes = find_axes(runs)
+    assert choose_axis(axes, runs, "residual_weight", "x") is axes[1]
+    assert choose_axis(axes, runs, "seed", "x").name == "seed"
+    with pytest.raises(UserError, match=r"x=lr: .* renderer.max_weight_clamp, modulator.residual_weight"):
+        choose_axis(axes, runs, "lr", "x")
+
+
+def test_the_best_is_first_and_of_an_error_the_least(tmp_path: Path) -> None:
+    for number, nds in enumerate((0.1, None, 0.3, 0.2)):
+        folder = write_run(tmp_path / str(number), [], nds)
+        if nds is not None:
+            (folder / "metrics.json").write_text(
+                f'{{"NDS": {nds}, "mATE": {nds}, "ATE/car": {1 - nds}}}', encoding="utf-8"
+            )
+    runs = find_runs(tmp_path)
+    orders = [best_first(measured(runs, metric)) for metric in ("NDS", "mATE", "ATE/car")]
+    assert orders == [[2, 3, 0, 1], [0, 3, 2, 1], [2, 3, 0, 1]]
+    with pytest.raises(UserError, match=r"metric=nds: no run has it; runs have NDS, mATE"):
+        check_metric(runs, "nds")
+
+
+def test_seeds_are_averaged_with_their_sample_deviation(tmp_path: Path) -> None:
+    runs = find_runs(write_grid(tmp_path, seeds=(0, 1, 2)))
+    clamp, residual = find_axes(runs)
+    stats = spread(measured(runs, "NDS"), [residual, clamp], empty=True)
+    values = [grid_nds(1.5, 0.65, seed) for seed in (0, 1, 2)]
+    expected = (statistics.fmean(values), statistics.stdev(values), 3, 3)
+    assert tuple(stats.loc[0.65, 1.5]) == pytest.approx(expected)
+    assert stats["count"].tolist() == [3, 3, 3, 3, 3, 2, 3, 3, 2] and stats["size"].tolist() == [3] * 9
+    one = spread(pd.Series([0.5], name="NDS"), [pd.Series([1])])
+    assert one["mean"].item() == 0.5 and one["std"].isna().item()

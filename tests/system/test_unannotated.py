@@ -1,0 +1,60 @@
+"""A submission of nuScenes' test split, whose tables have no annotations."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from nuscenes.eval.common.loaders import load_prediction
+from nuscenes.eval.detection.data_classes import DetectionBox
+from nuscenes.utils.splits import create_splits_scenes
+
+from cmt_aqr.data.checks import MAY_LACK
+from tests.helpers.commands import run_command
+
+pytestmark = pytest.mark.system
+
+
+def test_set(root: Path, copy: Path, empty: bool) -> Path:
+    """A data set as version v1.0-test, with its first scene in the official test split and no annotations.
+
+    Args:
+        root: of a data set.
+        copy: where to make it; sensor data are linked.
+        empty: whether there are empty tables of annotations, or none.
+    """
+    tables = copy / "v1.0-test"
+    shutil.copytree(root / "v1.0-mini", tables)
+    for path in root.glob("s*s"):
+        (copy / path.name).symlink_to(path)
+    scenes = json.loads((tables / "scene.json").read_text(encoding="utf-8"))
+    scenes[0]["name"] = create_splits_scenes()["test"][0]
+    (tables / "scene.json").write_text(json.dumps(scenes), encoding="utf-8")
+    for name in ("instance", "sample_annotation") if empty else MAY_LACK:
+        (tables / f"{name}.json").write_text("[]", encoding="utf-8")
+        if not empty:
+            (tables / f"{name}.json").unlink()
+    return copy
+
+
+test_set.__test__ = False  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["absent", "empty"])
+def test_evaluating_it_writes_a_submission_and_no_metrics(
+    trained: tuple[Path, str], small_root: Path, tmp_path: Path, empty: bool
+) -> None:
+    root = test_set(small_root, tmp_path / "data", empty)
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2") if empty else ()
+    line = [f"ckpt_path={trained[0]}", f"data.root={root}", "data.version=v1.0-test", "data.eval_split=test", *two]
+    folder = tmp_path / "run"
+    done = run_command(tmp_path, "evaluate", *line, f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    results = folder / "results_nusc.json"
+    assert str(results) in done.stdout and "no metrics" in done.stdout
+    assert not (folder / "metrics.json").exists()
+    boxes, meta = load_prediction(str(results), 500, DetectionBox)
+    first = json.loads((root / "v1.0-test" / "scene.json").read_text(encoding="utf-8"))[0]["token"]
+    samples = json.loads((root / "v1.0-test" / "sample.json").read_text(encoding="utf-8"))
+    assert set(boxes.sample_tokens) == {sample["token"] for sample in samples if sample["scene_token"] == first}
+    assert len(boxes.all) and meta["use_lidar"]
