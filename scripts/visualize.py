@@ -1,4 +1,4 @@
-"""Draw AQR's maps, ground truth and detections of single frames."""
+"""Draw AQR's maps, ground truth and detections of single frames, or a frame under every sensor failure."""
 
 from pathlib import Path
 
@@ -15,11 +15,15 @@ def main(config: DictConfig) -> None:
     """Take the checkpoint's configuration, apply this command's overrides, draw."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
     from cmt_aqr.runs.resuming import configuration_to_evaluate
+    from cmt_aqr.studies.contact_sheet import contact_sheets
     from cmt_aqr.studies.visualize import PictureSettings, visualize
 
     hydra = HydraConfig.get()
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     settings = PictureSettings.from_config(config, folder)
+    if "conditions" in config:
+        contact_sheets(config, settings, overrides)
+        return
     visualize(configuration_to_evaluate(config, overrides, folder), settings, overrides)
 
 

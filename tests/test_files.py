@@ -41,9 +41,9 @@ def test_a_failure_to_write_is_named_with_its_key_and_others_stay() -> None:
 def test_a_table_has_every_row_s_columns_and_leaves_empty_what_is_not_known(tmp_path: Path) -> None:
     path = tmp_path / "new" / "table.csv"
     write_table(path, [{"a": 1, "b": None}, {"b": math.nan, "c": 'x, "y"'}])
-    assert path.read_text().splitlines() == ["a,b,c", "1,,", ',nan,"x, ""y"""']
+    assert path.read_text(encoding="utf-8").splitlines() == ["a,b,c", "1,,", ',nan,"x, ""y"""']
     write_table(path, [], ["a", "b"])
-    assert path.read_text().splitlines() == ["a,b"]
+    assert path.read_text(encoding="utf-8").splitlines() == ["a,b"]
 
 
 def test_undefined_numbers_are_null_in_json_and_come_back() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -49,6 +49,42 @@ class TensorStructure:
 
 
 @dataclass(frozen=True)
+class Returns(TensorStructure):
+    """Where the points of a frame come from, for faults that strike a LiDAR's file and not a frame.
+
+    Attributes:
+        sweep: (point,) uint8, the file: 0 for the keyframe's own, counted backwards in time.
+        ring: (point,) int16, the laser, as the file has it; 0 is the lowest of nuScenes' 32.
+        motions: (sweep, 4, 4) float64, rigid, from the LiDAR frame of the file to the keyframe's LiDAR frame.
+    """
+
+    sweep: Tensor
+    ring: Tensor
+    motions: Tensor
+
+
+class FrameSource(Protocol):
+    """The files that a frame was read from, and those of the frames before it in the split."""
+
+    @property
+    def number(self) -> int:
+        """Of the frame in its split, from 0."""
+        ...
+
+    def earlier(self, count: int, same_scene: bool = True) -> FrameSource | None:
+        """The frame ``count`` entries before, or ``None`` where there is none (in this scene)."""
+        ...
+
+    def points(self) -> tuple[Tensor, Returns | None]:
+        """Points (point, 5) of all its sweeps, as in :class:`Frame`, in its own LiDAR frame."""
+        ...
+
+    def image(self, view: int) -> Tensor:
+        """One of its images (3, height, width), uint8, as stored."""
+        ...
+
+
+@dataclass(frozen=True)
 class Frame(TensorStructure):
     """One keyframe: what the sensors saw and what stood there.
 
@@ -70,6 +106,9 @@ class Frame(TensorStructure):
         image_mask: (height, width) bool, pixels of every image that stay, or ``None``: all; see
             :class:`cmt_aqr.data.masking.GridMask`.
         shuffle: seed of the random order that the points are brought into on the device, or ``None``.
+        returns: where each point comes from, while nothing but faults has touched the points; ``None`` where
+            nobody knows. Who drops points drops its rows, too: :meth:`keep_points`.
+        source: its files, for faults that show an earlier frame; ``None`` for a frame that was made by hand.
     """
 
     token: str
@@ -82,6 +121,20 @@ class Frame(TensorStructure):
     lidar2global: Tensor
     image_mask: Tensor | None = None
     shuffle: int | None = None
+    returns: Returns | None = None
+    source: FrameSource | None = None
+
+    def keep_points(self, keep: Tensor, points: Tensor | None = None) -> Self:
+        """Drop points, and what ``returns`` says of them.
+
+        Args:
+            keep: (point,) bool, those that stay, or their row numbers.
+            points: (point, 5) to take them from, where they have changed, too.
+        """
+        returns = self.returns
+        if returns is not None:
+            returns = returns.replace(sweep=returns.sweep[keep], ring=returns.ring[keep])
+        return self.replace(points=(self.points if points is None else points)[keep], returns=returns)
 
 
 @dataclass(frozen=True)

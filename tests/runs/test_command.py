@@ -33,6 +33,16 @@ def test_good_overrides_pass() -> None:
     check_overrides(CONF, "train", ["--cfg", "job", "aqr=none"])
 
 
+def test_options_within_a_folder_are_named() -> None:
+    for given, one in (
+        ("eval_fault=mome/fov6", "mome/fov60"),
+        ("fault=mud", "mome/..."),
+        ("fault=a/b", "fog_or_night"),
+    ):
+        said = refusal(given)
+        assert said.startswith(f"{given}: there is no such option") and one in said
+
+
 def test_a_mistyped_key_names_its_neighbour_and_how_to_add_one() -> None:
     said = refusal("optimizer.weight_deca=0.1")
     assert said.startswith("optimizer.weight_deca=0.1: ")
@@ -207,6 +217,22 @@ def saved() -> dict[str, object]:
 def composed(**changes: object) -> DictConfig:
     base = {"ckpt_path": "last.ckpt", "weights": None, "name": "new", "data": {"root": "b", "m": 2}, "lr": 2.0}
     return OmegaConf.create({**base, **changes})
+
+
+def test_a_list_of_paths_is_for_commands_that_take_several() -> None:
+    config = OmegaConf.create({"ckpt_path": ["a", "~/b"], "data": {"root": "x"}})
+    with pytest.raises(UserError, match="ckpt_path="):
+        check_paths(config)
+    check_paths(config, ["ckpt_path"])
+    assert config.ckpt_path == ["a", str(Path("~/b").expanduser())]
+
+
+def test_a_value_beside_another_is_no_link_from_the_top() -> None:
+    """A severity that a fault takes from the group above it, put into the configuration of an old checkpoint."""
+    saved = {"eval_fault": {"share": 0.0}, "ckpt_path": None, "weights": None, "name": "old"}
+    composed = OmegaConf.create({**saved, "eval_fault": {"severity": 2, "fog": {"severity": "${..severity}"}}})
+    merged = with_overrides(saved, composed, ["eval_fault=multicorrupt/fog"])
+    assert merged.eval_fault.fog.severity == 2
 
 
 def test_a_checkpoint_s_configuration_takes_only_what_is_overridden() -> None:

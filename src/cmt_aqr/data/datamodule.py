@@ -149,6 +149,13 @@ class NuScenesDataModule(LightningDataModule):
                 raise SettingError(f"{name}={value}: it must be true or false")
         if not (cameras or lidar):
             raise SettingError("data.cameras=false and data.lidar=false: at least one sensor must be read")
+        for group, fault in (("fault", train_fault), ("eval_fault", eval_fault)):
+            _check_strikes(group, fault, cameras, lidar)
+        if half_size_images and getattr(eval_fault, "whole_images", False):
+            raise SettingError(
+                "data.half_size_images=true with eval_fault=: this failure of the cameras is defined in pixels of "
+                "whole images; give data.half_size_images=false"
+            )
         self.root = Path(root).expanduser()
         self.version = version
         self.train_split = None if evaluating else train_split
@@ -371,3 +378,14 @@ def _check_numbers(name: str, values: Any, count: int) -> None:
     fits = isinstance(values, Sequence) and len(values) == count
     if not fits or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         raise SettingError(f"{name}={values}: it must be {count} numbers")
+
+
+def _check_strikes(group: str, fault: Transform | None, cameras: bool, lidar: bool) -> None:
+    """Refuse a fault that no sensor that is read can have."""
+    strikes = getattr(fault, "strikes", frozenset(("lidar", "camera")))
+    read = {"camera": cameras, "lidar": lidar}
+    if fault is not None and strikes and not any(read[sensor] for sensor in strikes):
+        sensor = {"camera": "cameras", "lidar": "LiDAR"}[next(iter(strikes))]
+        raise SettingError(
+            f"{group}: it strikes the {sensor} alone, which this model does not read; drop {group}="
+        )

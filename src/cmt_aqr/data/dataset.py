@@ -64,6 +64,20 @@ _MOST_TRIES = 1000
 """Frames that are read in place of one without a box."""
 
 
+def generator_of_frame(random: Generator, frame: int) -> Generator:
+    """The generator that another frame of the same epoch has where this frame has ``random``, not used yet.
+
+    Args:
+        random: of :func:`frame_generator`, or spawned from it.
+        frame: the other's number in the index.
+    """
+    sequence = random.bit_generator.seed_seq
+    assert isinstance(sequence, np.random.SeedSequence) and isinstance(sequence.entropy, Sequence)
+    seed, epoch, _, repeat = sequence.entropy
+    other = np.random.SeedSequence((seed, epoch, frame, repeat), spawn_key=sequence.spawn_key)
+    return np.random.default_rng(other)
+
+
 class FrameDataset(Dataset[Frame]):
     """Reads a frame and transforms it.
 

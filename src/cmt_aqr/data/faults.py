@@ -23,7 +23,7 @@ NEAREST_ECHO = 1.0
 """Metres; nearer than that a LiDAR's beam and receiver do not overlap, and fog gives no echo."""
 
 
-def _check_number(name: str, value: Any, low: float, high: float = math.inf, open_low: bool = False) -> float:
+def check_number(name: str, value: Any, low: float, high: float = math.inf, open_low: bool = False) -> float:
     """A number in [low, high], or (low, high] with ``open_low``.
 
     Raises:
@@ -65,8 +65,8 @@ class Fog:
     """
 
     def __init__(self, visibility: float = 50.0, clutter: float = 0.1) -> None:
-        self.visibility = _check_number("fog.visibility", visibility, 0, open_low=True)
-        self.clutter = _check_number("fog.clutter", clutter, 0, 1)
+        self.visibility = check_number("fog.visibility", visibility, 0, open_low=True)
+        self.clutter = check_number("fog.clutter", clutter, 0, 1)
         self.alpha = math.log(20) / self.visibility
         """Extinction coefficient, 1/m."""
 
@@ -81,7 +81,7 @@ class Fog:
         echo = ~returned & scattered & (depth >= NEAREST_ECHO)
         points[:, :3] *= torch.where(echo, depth / distance, 1.0)[:, None]
         points[:, 3] *= torch.where(echo, 0.0, torch.exp(-2 * self.alpha * distance))
-        return frame.replace(points=points[returned | echo])
+        return frame.keep_points(returned | echo, points)
 
 
 class Night:
@@ -117,11 +117,11 @@ class Night:
         gain: float = 4.0,
         gamma: float = 2.2,
     ) -> None:
-        self.light = _check_number("night.light", light, 0, 1, open_low=True)
-        self.electrons = _check_number("night.electrons", electrons, 0, open_low=True)
-        self.read_noise = _check_number("night.read_noise", read_noise, 0)
-        self.gain = _check_number("night.gain", gain, 0, open_low=True)
-        self.gamma = _check_number("night.gamma", gamma, 0, open_low=True)
+        self.light = check_number("night.light", light, 0, 1, open_low=True)
+        self.electrons = check_number("night.electrons", electrons, 0, open_low=True)
+        self.read_noise = check_number("night.read_noise", read_noise, 0)
+        self.gain = check_number("night.gain", gain, 0, open_low=True)
+        self.gamma = check_number("night.gamma", gamma, 0, open_low=True)
         self._expected = self.light * self.electrons * (np.arange(256) / 255) ** self.gamma
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
@@ -154,20 +154,32 @@ class SomeFrames:
 
     Args:
         share: probability that a frame has a fault.
+        severity: of the faults that refer to it; stands here so that one key sets it for a mix.
         **faults: by name; None leaves one out.
 
     Raises:
         SettingError: the share is no probability, or there is no fault to share.
     """
 
-    def __init__(self, share: float, **faults: Transform | None) -> None:
-        self.share = _check_number("fault.share", share, 0, 1)
+    def __init__(self, share: float, severity: int | None = None, **faults: Transform | None) -> None:
+        self.share = check_number("fault.share", share, 0, 1)
         self.faults = {name: fault for name, fault in faults.items() if fault is not None}
         for name, fault in self.faults.items():
             if not callable(fault):
                 raise SettingError(f"fault.{name}={fault}: must be a fault, given by its _target_, or null")
         if self.share and not self.faults:
             raise SettingError(f"fault.share={share}: there is no fault; choose one, such as fault=fog")
+
+    @property
+    def strikes(self) -> frozenset[str]:
+        """The sensors, of ``lidar`` and ``camera``, that one of the faults may touch."""
+        every = frozenset(("lidar", "camera"))
+        return frozenset().union(*(getattr(fault, "strikes", every) for fault in self.faults.values()))
+
+    @property
+    def whole_images(self) -> bool:
+        """Whether one of the faults is defined in pixels of images as they are stored."""
+        return any(getattr(fault, "whole_images", False) for fault in self.faults.values())
 
     def draw(self, random: Generator) -> str | None:
         """Name of the fault that a frame gets, or None."""

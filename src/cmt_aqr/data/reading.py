@@ -16,8 +16,9 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import FrameIndex
 from cmt_aqr.data.points import read_checked_points, read_points
 from cmt_aqr.data.poses import invert
+from cmt_aqr.data.sources import StoredFrame, returns_of_files
 from cmt_aqr.data.sweeps import join_sweeps
-from cmt_aqr.structures import Frame
+from cmt_aqr.structures import Frame, Returns
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
@@ -123,15 +124,18 @@ class FrameReader:
         """
         index = self.index
         boxes = slice(int(index.box_offsets[frame]), int(index.box_offsets[frame + 1]))
+        points, returns = self.read_points(frame)
         return Frame(
             token=index.token(frame),
-            points=torch.from_numpy(self._points(frame)),
+            points=points,
             images=self._images(frame) if self.cameras else None,
             lidar2img=torch.from_numpy(index.lidar2img[frame] * self._image_scale[:, None]),
             boxes=torch.from_numpy(np.nan_to_num(index.boxes[boxes], nan=0.0)),
             labels=torch.from_numpy(index.labels[boxes].copy()),
             box_points=torch.from_numpy(index.box_points[boxes].copy()),
             lidar2global=torch.from_numpy(index.sweep_to_global[index.lidar[frame]].copy()),
+            returns=returns,
+            source=StoredFrame(self, frame),
         )
 
     @property
@@ -146,19 +150,33 @@ class FrameReader:
         rows = slice(int(index.other_offsets[frame]), int(index.other_offsets[frame + 1]))
         return np.nan_to_num(index.others[rows][index.other_points[rows] >= least_points], nan=0.0)
 
-    def _points(self, frame: int) -> NDArray[np.float32]:
-        """Points (point, 5) of all sweeps in the keyframe's LiDAR frame; the last column is the lag in s."""
+    def read_points(self, frame: int) -> tuple[Tensor, Returns | None]:
+        """Points (point, 5) of all sweeps in the keyframe's LiDAR frame, the last column the lag in s, and where
+        they come from; ``None`` for a database.
+        """
         if not self.lidar:
-            return np.zeros((0, POINT_FEATURES), dtype=np.float32)
+            return torch.zeros(0, POINT_FEATURES), None
         index = self.index
         rows = index.sweeps_of(frame, self.sweeps)
-        return join_sweeps(
-            [read_points(self.root / index.sweep_files[row].decode()) for row in rows],
-            motions=invert(index.sweep_to_global[rows[0]]) @ index.sweep_to_global[rows],
+        clouds = [read_points(self.root / index.sweep_files[row].decode()) for row in rows]
+        motions = invert(index.sweep_to_global[rows[0]]) @ index.sweep_to_global[rows]
+        points = join_sweeps(
+            clouds,
+            motions=motions,
             lags=1e-6 * (index.sweep_times[rows[0]] - index.sweep_times[rows]),
             remove_close=self.for_database,
             pad_to=self.sweeps if self.for_database else 0,
         )
+        return torch.from_numpy(points), None if self.for_database else returns_of_files(clouds, motions)
+
+    def scene(self, frame: int) -> bytes:
+        """Name of the scene that a frame is of."""
+        return self.index.scenes[frame]
+
+    def read_view(self, frame: int, view: int) -> Tensor:
+        """One of a frame's images (3, height, width), uint8, BGR."""
+        path = self.root / self.index.image_files[frame][view].decode()
+        return torch.from_numpy(read_image(path, self.half_size)).permute(2, 0, 1)
 
     def _images(self, frame: int) -> Tensor:
         """Images (view, 3, height, width) uint8, BGR; stored with the channel last, as decoded."""

@@ -17,6 +17,7 @@ from cmt_aqr.constants import CLASSES, POINT_FEATURES
 from cmt_aqr.data.collision import find_room
 from cmt_aqr.data.database import Contents, ObjectDatabase
 from cmt_aqr.data.paste import paste_patches, without_points_inside
+from cmt_aqr.data.sources import with_more_points
 from cmt_aqr.data.views import PATCH_BEHIND, PATCH_CAMERAS
 from cmt_aqr.errors import SettingError
 from cmt_aqr.structures import Frame
@@ -199,7 +200,8 @@ class ObjectSampler:
         bottoms[:, 2] -= boxes[:, 5] / 2
         points = frame.points.numpy()
         # By row numbers, which is three times as fast as by a mask.
-        clouds = [points[np.flatnonzero(without_points_inside(points, boxes))]]
+        stays = torch.from_numpy(np.flatnonzero(without_points_inside(points, boxes)))
+        clouds = []
         for row, bottom in zip(rows.tolist(), bottoms, strict=True):
             cloud = self.database.points(row)
             cloud[:, :3] += bottom
@@ -210,8 +212,8 @@ class ObjectSampler:
             pixels = images.permute(0, 2, 3, 1).numpy()
             pasted = paste_patches(pixels, frame.lidar2img.numpy(), boxes, patches, self.sampling.blend)
             images = torch.from_numpy(pasted).permute(0, 3, 1, 2)
-        return frame.replace(
-            points=torch.from_numpy(np.concatenate(clouds).reshape(-1, POINT_FEATURES)),
+        more = torch.from_numpy(np.concatenate(clouds).reshape(-1, POINT_FEATURES))
+        return with_more_points(frame.keep_points(stays), more).replace(
             images=images,
             boxes=torch.cat((frame.boxes, torch.from_numpy(boxes))),
             labels=torch.cat((frame.labels, torch.from_numpy(entries["label"].astype(np.int64)))),

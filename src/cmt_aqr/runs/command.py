@@ -40,7 +40,9 @@ from cmt_aqr.runs.threads import sleep_while_waiting
 from cmt_aqr.runs.unread import refuse_unread
 
 
-def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def command(
+    config_dir: Path, config_name: str, several: Sequence[str] = ()
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make a function of a composed configuration into a command line.
 
     A mistake in the overrides, and every :class:`UserError`, ends the command with one sentence on stderr and
@@ -49,6 +51,7 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
     Args:
         config_dir: folder of the Hydra configuration.
         config_name: name of the primary configuration in it.
+        several: keys that may be a list of paths in this command.
     """
 
     def wrap(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -56,7 +59,7 @@ def command(config_dir: Path, config_name: str) -> Callable[[Callable[[DictConfi
             hide_noise()
             # Paths mean the folder that the command was given in, also with hydra.job.chdir=true.
             os.chdir(HydraConfig.get().runtime.cwd)
-            check_paths(config)
+            check_paths(config, several)
             return function(config)
 
         @functools.wraps(function)
@@ -127,8 +130,12 @@ _PATHS = (*_MAY_BE_NULL, "folder", "source", "target", "data.root", "data.cache_
 """Keys of all commands that are paths."""
 
 
-def check_paths(config: DictConfig) -> None:
+def check_paths(config: DictConfig, several: Sequence[str] = ()) -> None:
     """Make every path of a configuration a text, with the home folder written out.
+
+    Args:
+        config: changed in place.
+        several: keys that may be a list of paths.
 
     Raises:
         UserError: something else is given; the sentence says how to type a path that looks like it.
@@ -136,6 +143,9 @@ def check_paths(config: DictConfig) -> None:
     for key in _PATHS:
         value = OmegaConf.select(config, key, default=_MAY_BE_NULL)  # absent, or ???
         if value is _MAY_BE_NULL or (value is None and key in _MAY_BE_NULL):
+            continue
+        if key in several and OmegaConf.is_list(value):
+            OmegaConf.update(config, key, [home_written_out(str(path)) for path in value])
             continue
         if isinstance(value, bool | float) or not isinstance(value, str | int) or value == "":
             given = "null" if value is None else value

@@ -12,6 +12,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from cmt_aqr.runs.command_line import no_such_option
+
 
 def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     """One sentence out of Hydra's several lines, with the nearest existing key where a key is unknown."""
@@ -23,7 +25,7 @@ def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
         return _missing_plugin(option.group(2), overrides)
     if option is not None:
         group, choice, options = option.group(1), option.group(2), option.group(3).split()
-        return f"{group}={choice}: there is no such option; choose from {', '.join(options)}"
+        return no_such_option(group, choice, options, overrides)
     listed = re.search(r"Could not load '(.+)/([^'/]+)'", text)  # one of several, as in model=[tiny,foo]
     if listed is not None:
         options = GlobalHydra.instance().config_loader().get_group_options(listed.group(1))

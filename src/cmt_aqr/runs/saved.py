@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
 
-_LINK = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,[^}]*)?\}")
-"""A value that is another key's."""
+_LINK = re.compile(r"\$\{(?:oc\.select:)?(\w[\w.]*)(?:,[^}]*)?\}")
+"""A value that is another key's, named from the top."""
 
 _ONCE_BUILT_BY_HAND = ("optimizer", "lr_mult", "training.denoising")
 """Groups that old checkpoints hold without the name of what to build from them."""

@@ -82,6 +82,13 @@ class SweepCallback(Callback):
             raise SystemExit(f"error: {error}") from error
 
 
+class PlainCallback(Callback):
+    """In place of :class:`SweepCallback` for a command whose ``-m`` shares out work: no sweep of trainings."""
+
+    def __init__(self, check: bool = False) -> None:
+        pass
+
+
 def forget() -> None:
     """Print no summary, because no run was begun."""
     global _under_way

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 def in_sweep() -> bool:
     """Whether this is a run of a sweep that ends with a summary."""
     hydra = HydraConfig.get()
-    return hydra.mode == RunMode.MULTIRUN and "sweep" in hydra.callbacks
+    callback = hydra.callbacks.get("sweep")
+    return hydra.mode == RunMode.MULTIRUN and callback is not None and callback._target_.endswith("SweepCallback")
 
 
 def run(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:

@@ -1,0 +1,80 @@
+"""A condition of a suite: what happens to the points and to the images of a frame, and what it draws from."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.random import Generator
+
+from cmt_aqr.data.augmentation import Transform
+from cmt_aqr.errors import SettingError
+from cmt_aqr.structures import Frame
+
+Value = TypeVar("Value")
+
+
+def condition_generator(random: Generator, name: str) -> Generator:
+    """A generator that depends on a frame's generator as it was made, and on a name; not on what was drawn.
+
+    Args:
+        random: of a frame.
+        name: of the condition, without its severity.
+    """
+    sequence = random.bit_generator.seed_seq
+    assert isinstance(sequence, np.random.SeedSequence)
+    key = (*sequence.spawn_key, zlib.crc32(name.encode()))
+    return np.random.default_rng(np.random.SeedSequence(sequence.entropy, spawn_key=key))
+
+
+def of_severity(name: str, severity: int, values: Sequence[Value]) -> Value:
+    """The parameters of a severity, counted from 1.
+
+    Raises:
+        SettingError: there is no such severity.
+    """
+    if isinstance(severity, bool) or not isinstance(severity, int) or not 1 <= severity <= len(values):
+        allowed = ", ".join(str(number + 1) for number in range(len(values)))
+        raise SettingError(f"{name}: severity={severity} must be one of {allowed}")
+    return values[severity - 1]
+
+
+class Corruption:
+    """A condition: a change of the points, of the images, or of both.
+
+    All that it draws comes from (seed, epoch, frame) and its name, so that every model, every number of workers
+    and every order of conditions sees the same frame, and severities of one name strike the same places. Points
+    and images draw from generators of their own: a model of one sensor sees what a fused one sees of it.
+
+    Args:
+        name: suite and condition, such as ``mome/fov60``.
+        lidar: what happens to the points, or ``None``.
+        cameras: what happens to the images or their calibration, or ``None``; not asked where a frame has none.
+    """
+
+    def __init__(self, name: str, lidar: Transform | None = None, cameras: Transform | None = None) -> None:
+        self.name = name
+        self.lidar = lidar
+        self.cameras = cameras
+
+    @property
+    def strikes(self) -> frozenset[str]:
+        """The sensors that it touches: ``lidar``, ``camera``."""
+        parts = {"lidar": self.lidar, "camera": self.cameras}
+        return frozenset(sensor for sensor, part in parts.items() if part is not None)
+
+    @property
+    def whole_images(self) -> bool:
+        """Whether it changes images, whose sizes in pixels are those of the images as stored."""
+        return self.cameras is not None
+
+    def __call__(self, frame: Frame, random: Generator) -> Frame:
+        """Strike the sensors that the frame has."""
+        for_lidar, for_cameras = condition_generator(random, self.name).spawn(2)
+        if self.lidar is not None and len(frame.points):
+            frame = self.lidar(frame, for_lidar)
+        if self.cameras is not None and frame.images is not None:
+            frame = self.cameras(frame, for_cameras)
+        return frame

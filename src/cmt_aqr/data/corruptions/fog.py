@@ -1,0 +1,218 @@
+"""Fog for both sensors, after MultiCorrupt: haze in clouds over the images, echoes of the fog among the points."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import cv2
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy.integrate import simpson
+
+from cmt_aqr.data.corruptions.files import in_own_frames, returns_of, to_keyframe
+from cmt_aqr.data.corruptions.pictures import EachPicture, Picture, at_most_white, picture_of, planes_of
+from cmt_aqr.structures import Frame
+
+PULSE = 2e-8
+"""Seconds, half-power width of the LiDAR's pulse."""
+
+BEGIN, FULL = 0.9, 1.0
+"""Metres from which on beam and receiver overlap, and overlap wholly."""
+
+FARTHEST, PER_METRE = 200, 10
+"""Range of the table of echoes in metres, and its entries a metre."""
+
+TARGET = 1e-6 / math.pi
+"""Differential reflectivity of a hard target."""
+
+_LIGHT = 299_792_458.0
+
+
+@functools.cache
+def echo_table(alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The strongest echo of fog in front of a target, by the target's range in steps of 0.1 m.
+
+    The power that fog sends back at range R, over (aperture, pulse power and backscattering coefficient):
+
+        I(R) = integral over t from 0 to 2 tau of sin^2(pi t / (2 tau)) exp(-2 alpha r) overlap(r) / r^2,
+        r = R - c t / 2
+
+    for R up to the target (Hahner et al., "Fog Simulation on Real LiDAR Point Clouds for 3D Object Detection in
+    Adverse Weather", ICCV 2021). R runs over 2000 values from 0 to 200 m, t over 2000, and the integral is
+    Simpson's, as in the published tables. Nothing but R <= target depends on the target.
+
+    Args:
+        alpha: extinction coefficient, 1/m.
+
+    Returns:
+        By the tenth metre of the target's range (2001,): the range of the echo in metres, taken from the peak of
+        the pulse (below 0 where the target is nearer than half the pulse's length), and L = the largest I(R).
+    """
+    count = FARTHEST * PER_METRE
+    ranges = np.linspace(0, FARTHEST, count)
+    times = np.linspace(0, 2 * PULSE, count)
+    pulse = np.sin(math.pi / (2 * PULSE) * times) ** 2
+    response = np.zeros(count)
+    for part in np.array_split(np.arange(count), 50):
+        r = ranges[part, None] - _LIGHT * times / 2
+        overlap = np.clip((r - BEGIN) / (FULL - BEGIN), 0, 1)
+        value = pulse * np.exp(-2 * alpha * np.maximum(r, 0)) * overlap / np.maximum(r, BEGIN) ** 2
+        response[part] = simpson(value, dx=times[1] - times[0], axis=-1)
+    best = np.maximum.accumulate(response)
+    place = np.maximum.accumulate(np.where(response >= best, np.arange(count), 0))
+    targets = np.arange(count + 1) / PER_METRE
+    last = np.searchsorted(ranges, targets, side="right") - 1
+    return ranges[place[last]] - PULSE * _LIGHT / 2, best[last]
+
+
+class FogEchoes:
+    """The LiDAR in fog: returns are dimmer, and where the fog's own echo is stronger, it takes their place.
+
+    With r the range in the frame of the point's file and i its intensity:
+
+        i' = round(i exp(-2 alpha r)),    s = L(r) i r^2 beta / beta0
+
+    and where s > i', the point moves to the echo's range along its ray, times r / U(r - 10, r + 10), with
+    intensity s. No point is lost. That factor is published as it is here: for r below 10 m it may be large, or
+    below 0.
+
+    Args:
+        alpha: extinction coefficient, 1/m.
+        beta: backscattering coefficient, 1/sr.
+        noise: metres; the 10 above.
+    """
+
+    def __init__(self, alpha: float, beta: float, noise: float = 10.0) -> None:
+        self.alpha = alpha
+        self.beta = beta
+        self.noise = noise
+
+    def __call__(self, frame: Frame, random: Generator) -> Frame:
+        """Dim and move points."""
+        own = in_own_frames(frame)
+        r = own.norm(dim=1).double().numpy()
+        intensity = frame.points[:, 3].double().numpy()
+        echo_range, strength = echo_table(self.alpha)
+        entry = np.minimum(np.rint(r * PER_METRE).astype(np.int64), FARTHEST * PER_METRE)
+        hard = np.rint(np.exp(-2 * self.alpha * r) * intensity)
+        soft = strength[entry] * intensity * r**2 * self.beta / TARGET
+        shown = random.random(len(r)) * 2 * self.noise + r - self.noise
+        echo = soft > hard
+        factor = np.where(echo, echo_range[entry] / np.where(echo, r, 1) * r / np.where(shown == 0, 1, shown), 1)
+        points = frame.points.clone()
+        chosen = torch.from_numpy(np.flatnonzero(echo))
+        returns = returns_of(frame)
+        moved = own[chosen] * torch.from_numpy(factor[echo].astype(np.float32))[:, None]
+        points[chosen, :3] = to_keyframe(moved, returns.replace(sweep=returns.sweep[chosen]))
+        points[:, 3] = torch.from_numpy(np.where(echo, soft, hard).astype(np.float32))
+        return frame.replace(points=points)
+
+
+CELLS = 128
+"""Side of the fractals. What the diamond-square's finer levels would add is below a fifth of a grey level."""
+
+
+def plasma(side: int, count: int, random: Generator, decay: float = 1.7) -> NDArray[np.float32]:
+    """Plasma fractals (diamond-square, wrapped around), 0..1: (count, cells, cells).
+
+    Each level adds Uniform(-a^2, a^2) to the mean of four neighbours, and a falls by ``decay`` from level to
+    level. Of a fractal of ``side`` pixels the coarse levels are drawn, down to ``CELLS`` a side.
+
+    Args:
+        side: pixels, a power of 2.
+        count: how many, all at once.
+        random: drawn from.
+        decay: of the amplitude's root.
+    """
+    cells = min(side, CELLS)
+    field = np.zeros((count, cells, cells), dtype=np.float32)
+    step, wibble = cells, 100.0
+    while step >= 2:
+        half = step // 2
+        corners = field[:, ::step, ::step]
+        along = corners + np.roll(corners, -1, axis=1)
+        field[:, half::step, half::step] = _near(along + np.roll(along, -1, axis=2), wibble, random)
+        centres = field[:, half::step, half::step]
+        above = centres + np.roll(centres, 1, axis=1) + corners + np.roll(corners, -1, axis=2)
+        beside = centres + np.roll(centres, 1, axis=2) + corners + np.roll(corners, -1, axis=1)
+        field[:, ::step, half::step] = _near(above, wibble, random)
+        field[:, half::step, ::step] = _near(beside, wibble, random)
+        step, wibble = half, wibble / decay
+    field -= field.min(axis=(1, 2), keepdims=True)
+    field /= field.max(axis=(1, 2), keepdims=True)
+    return field
+
+
+def _near(total: NDArray, wibble: float, random: Generator) -> NDArray[np.float32]:
+    """A quarter of a sum of four, and noise."""
+    noise = random.random(total.shape, np.float32) * 2 - 1
+    return total / 4 + np.float32(wibble**2) * noise
+
+
+class FogHaze(EachPicture):
+    """Images in fog: clouds of haze, and grey by distance from the road in front.
+
+    With x in 0..1, f, a, b plasma fractals and the greatest value of the picture, max:
+
+        y = (x + s f (1 - 0.8 a)(1 + 0.5 b)) max / (max + s), cut to 0..1
+        x' = y t + 0.5 (1 - t),    t = exp(-beta d),    d = 2 rho (1 + U(0, 1) / 4) + sqrt(max(height, width))
+
+    where rho is the distance in pixels to the rectangle of rows 0.65 to 0.99 and columns 0.1 to 0.85 of the
+    picture, and U is drawn for every pixel (MultiCorrupt's ``fog``).
+
+    Args:
+        strength: s.
+        beta: of the grey, per pixel.
+    """
+
+    def __init__(self, strength: float, beta: float) -> None:
+        self.strength = strength
+        self.beta = beta
+
+    def change(self, picture: Picture, random: Generator, view: int) -> Picture:
+        """Lay fog over a picture."""
+        height, width = picture.shape[:2]
+        brightest = float(picture.max()) / 255
+        gain = brightest / (brightest + self.strength)
+        clear = self.clear(height, width, random)
+        haze = self.haze(height, width, random) * np.float32(255 * self.strength * gain)
+        grey = (1 - clear) * np.float32(127.5)
+        foggy = []
+        for plane in planes_of(picture):
+            shade = np.asarray(cv2.scaleAdd(plane.astype(np.float32), gain, haze), dtype=np.float32)
+            shade = at_most_white(shade)
+            shade *= clear
+            shade += grey
+            foggy.append(shade.astype(np.uint8))
+        return picture_of(foggy)
+
+    def haze(self, height: int, width: int, random: Generator) -> NDArray[np.float32]:
+        """f (1 - 0.8 a)(1 + 0.5 b), (height, width)."""
+        side = 1 << (max(height, width, 3) - 1).bit_length()
+        f, a, b = plasma(side, 3, random)
+        field = f * (1 - np.float32(0.8) * a) * (1 + np.float32(0.5) * b)
+        scale = side // len(field)
+        # The value of a coarse entry is that of pixel (row * scale, column * scale).
+        place = np.array(((1 / scale, 0, 0), (0, 1 / scale, 0)), dtype=np.float32)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return np.asarray(cv2.warpAffine(field, place, (width, height), flags=flags, borderMode=cv2.BORDER_WRAP))
+
+    def clear(self, height: int, width: int, random: Generator) -> NDArray[np.float32]:
+        """t, (height, width)."""
+        away, near = _distances(height, width, self.beta)
+        drawn = np.frombuffer(random.bytes(height * width), np.uint8).reshape(height, width)
+        return near * np.exp(away * (np.float32(1) + drawn * np.float32(0.25 / 256)))
+
+
+@functools.lru_cache(maxsize=16)
+def _distances(height: int, width: int, beta: float) -> tuple[NDArray[np.float32], np.float32]:
+    """-2 beta rho, and exp(-beta sqrt(max(height, width)))."""
+    top, bottom, left, right = int(0.65 * height), int(0.99 * height), int(0.1 * width), int(0.85 * width)
+    rows, columns = np.arange(height)[:, None], np.arange(width)
+    down = np.maximum(0, np.maximum(rows - bottom, top - rows))
+    across = np.maximum(0, np.maximum(columns - right, left - columns))
+    rho = np.hypot(down, across)
+    return (-2 * beta * rho).astype(np.float32), np.float32(math.exp(-beta * math.sqrt(max(height, width))))

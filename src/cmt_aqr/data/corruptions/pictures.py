@@ -1,0 +1,188 @@
+"""Images one after another, as they were read, each changed by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.structures import Frame
+
+Picture = NDArray[np.uint8]
+"""(height, width, 3), BGR."""
+
+BAND = 16
+"""Rows that are computed at once where a step has many passes: they stay in the processor's cache."""
+
+
+class EachPicture:
+    """Changes the images of a frame one by one; the raw ones, before they are resized and normalised.
+
+    A subclass says what becomes of one picture, with a generator of its own.
+    """
+
+    def __call__(self, frame: Frame, random: Generator) -> Frame:
+        """Change every image that :meth:`change` is asked for."""
+        assert frame.images is not None
+        if frame.images.dtype != torch.uint8:
+            raise DataError(
+                f"{type(self).__name__} needs images as they were read (uint8), but got {frame.images.dtype}: put "
+                "it before image processing"
+            )
+        views = np.ascontiguousarray(frame.images.permute(0, 2, 3, 1).numpy())
+        changed = np.empty_like(views)
+        for view, own in enumerate(random.spawn(len(views))):
+            changed[view] = self.change(views[view], own, view)
+        return frame.replace(images=torch.from_numpy(changed).permute(0, 3, 1, 2))
+
+    def change(self, picture: Picture, random: Generator, view: int) -> Picture:
+        """What becomes of a picture.
+
+        Args:
+            picture: (height, width, 3) uint8, BGR; it stays as it is.
+            random: of this picture.
+            view: its place in ``CAMERAS``.
+        """
+        raise NotImplementedError
+
+
+def whole(values: NDArray[np.float32]) -> Picture:
+    """Values of 0 or more as pixels, cut off below the point and at 255, as the suites' converters do."""
+    return at_most_white(values).astype(np.uint8)
+
+
+def at_most_white(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Values cut off at 255."""
+    return np.asarray(cv2.threshold(values, 255, 255, cv2.THRESH_TRUNC)[1], dtype=np.float32)
+
+
+def planes_of(picture: Picture) -> list[NDArray[np.uint8]]:
+    """The channels (height, width), each by itself."""
+    return [np.asarray(plane, dtype=np.uint8) for plane in cv2.split(picture)]
+
+
+def picture_of(planes: Sequence[NDArray[np.uint8]]) -> Picture:
+    """The picture of channels (height, width)."""
+    return np.asarray(cv2.merge(planes), dtype=np.uint8)
+
+
+def look_up(table: NDArray[np.uint8], first: Picture, second: NDArray, bits: int = 8) -> Picture:
+    """``table[first, second]`` for each pixel, whatever the shape.
+
+    Args:
+        table: (256, 2^bits).
+        first: of any shape.
+        second: of the same shape, below 2^bits.
+        bits: of ``second``.
+    """
+    result = np.empty(first.shape, dtype=np.uint8)
+    for top in range(0, len(first), 2 * BAND):
+        rows = slice(top, top + 2 * BAND)
+        place = first[rows].astype(np.intp)
+        place <<= bits
+        place |= second[rows]
+        # The indices are in range: "clip" saves a copy that a check would take.
+        table.ravel().take(place, out=result[rows], mode="clip")
+    return result
+
+
+class BlackViews:
+    """Some images are black (0 before normalisation).
+
+    Args:
+        probability: of each image, independently.
+        views: or the places in ``CAMERAS`` of those that are, always.
+    """
+
+    def __init__(self, probability: float = 1.0, views: tuple[int, ...] | None = None) -> None:
+        self.probability = probability
+        self.views = views
+
+    def __call__(self, frame: Frame, random: Generator) -> Frame:
+        """Blacken the images that are struck."""
+        assert frame.images is not None
+        struck = random.random(len(frame.images)) < self.probability
+        if self.views is not None:
+            struck &= np.isin(np.arange(len(struck)), self.views)
+        images = frame.images.clone()
+        images[torch.from_numpy(struck)] = 0
+        return frame.replace(images=images)
+
+
+class Brighter(EachPicture):
+    """Value (of hue, saturation, value) is raised; hue and saturation stay.
+
+    With both kept, every channel is proportional to the value, so that x' = x min(V + added, 1) / V.
+
+    Args:
+        added: to the value, of 1.
+    """
+
+    def __init__(self, added: float) -> None:
+        value, channel = np.arange(256)[:, None] / 255, np.arange(256) / 255
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bright = np.where(value > 0, channel * np.minimum(value + added, 1) / value, min(added, 1))
+        # A little more than nothing, or what rounding makes of 255 would be cut off to 254.
+        self.table = np.minimum(255 * bright + 1e-6, 255).astype(np.uint8)
+        """(value, channel) as they were: the channel as it becomes."""
+
+    def change(self, picture: Picture, random: Generator, view: int) -> Picture:
+        """Scale the channels; black becomes grey."""
+        planes = planes_of(picture)
+        value = np.maximum(np.maximum(planes[0], planes[1]), planes[2])
+        return picture_of([look_up(self.table, value, plane) for plane in planes])
+
+
+class Blur(EachPicture):
+    """Motion blur: taps along a line, from the pixel in one direction, with the weights of half a Gaussian.
+
+    Edge pixels are repeated beyond the border (the motion blur of Hendrycks and Dietterich's ImageNet-C).
+
+    Args:
+        sigma: of the Gaussian, pixels.
+        radius: there are 2 radius + 1 taps, a pixel apart.
+        degrees: lowest and highest angle of the direction.
+    """
+
+    def __init__(self, sigma: float, radius: int = 15, degrees: tuple[float, float] = (-45.0, 45.0)) -> None:
+        weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
+        self.weights = (weights / weights.sum()).astype(np.float32)
+        self.degrees = degrees
+
+    def offsets(self, degrees: float) -> NDArray[np.int64]:
+        """Rows and columns (tap, 2) that the picture is shifted by for every tap."""
+        angle = np.deg2rad(degrees)
+        line = np.arange(len(self.weights))[:, None] * (np.sin(angle), np.cos(angle))
+        return -np.ceil(line - 0.5).astype(np.int64)
+
+    def change(self, picture: Picture, random: Generator, view: int) -> Picture:
+        """Add the shifted pictures up."""
+        return self.blurred(picture, random.uniform(*self.degrees), np.empty_like(picture))
+
+    def blurred(self, picture: NDArray, degrees: float, result: NDArray) -> NDArray:
+        """Blur a picture (height, width) or (height, width, channel) in a direction.
+
+        Args:
+            picture: uint8 or float32, 0 or more.
+            degrees: the direction.
+            result: of the picture's shape, filled in; cut off below the point where its type has no fractions.
+        """
+        width = picture.shape[1] * (picture.shape[2] if picture.ndim == 3 else 1)
+        edge = len(self.weights)
+        padded = cv2.copyMakeBorder(picture, edge, edge, edge, edge, cv2.BORDER_REPLICATE).astype(np.float32)
+        flat, rows = padded.reshape(len(padded), -1), result.reshape(len(result), -1)
+        taps = list(zip(self.offsets(degrees).tolist(), self.weights.tolist(), strict=True))
+        sums = np.empty((BAND, width), dtype=np.float32)
+        for top in range(0, len(rows), BAND):
+            band = sums[: len(rows) - top]
+            band[:] = 1e-4  # or what rounding makes of a whole number would be cut off to the one below
+            for (down, right), weight in taps:
+                first, left = top + edge - down, (edge - right) * (width // picture.shape[1])
+                cv2.scaleAdd(flat[first : first + len(band), left : left + width], weight, band, band)
+            rows[top : top + BAND] = band
+        return result

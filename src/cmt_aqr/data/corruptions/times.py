@@ -1,0 +1,169 @@
+"""Sensors that are late: points or images of an earlier frame of the split, shown as if they were of this one."""
+
+from __future__ import annotations
+
+import torch
+from numpy.random import Generator
+
+from cmt_aqr.data.corruptions.corruption import condition_generator
+from cmt_aqr.data.dataset import generator_of_frame
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.structures import Frame, FrameSource, Returns
+
+
+def source_of(frame: Frame) -> FrameSource:
+    """A frame's files.
+
+    Raises:
+        DataError: it was not read from any.
+    """
+    if frame.source is None:
+        raise DataError(
+            f"frame {frame.token}: it was not read from a split, which alone knows the frame before it"
+        )
+    return frame.source
+
+
+class EarlierFiles:
+    """The LiDAR's files are those of the frame before: MultiCorrupt's temporal misalignment of points.
+
+    The frame before is that of the split, of whatever scene. Its files take the places of this frame's, and are
+    moved by this frame's motions; if the two have different numbers of sweeps, only the keyframe's file is.
+
+    Args:
+        probability: of a frame.
+        first: number in the split of the first frame that it can strike.
+    """
+
+    def __init__(self, probability: float, first: int = 2) -> None:
+        self.probability = probability
+        self.first = first
+
+    def __call__(self, frame: Frame, random: Generator) -> Frame:
+        """Replace files, or none."""
+        source = source_of(frame)
+        before = source.earlier(1, same_scene=False)
+        if random.random() >= self.probability or source.number < self.first or before is None:
+            return frame
+        points, returns = before.points()
+        assert frame.returns is not None and returns is not None
+        equal = len(returns.motions) == len(frame.returns.motions)
+        return frame.replace(**_replaced(frame, frame.returns, points, returns, whole=equal))
+
+
+def _replaced(frame: Frame, own: Returns, points: torch.Tensor, returns: Returns, whole: bool) -> dict:
+    """Points and returns of a frame with another's files in their place.
+
+    Args:
+        frame: to change.
+        own: its returns.
+        points: the other's, in its own keyframe's LiDAR frame.
+        returns: the other's.
+        whole: all sweeps, or the keyframe's alone.
+    """
+    parts, sweeps, rings = [], [], []
+    for sweep, now in enumerate(own.motions):
+        replaced = whole or sweep == 0
+        from_points, from_returns = (points, returns) if replaced else (frame.points, own)
+        chosen = from_returns.sweep == sweep
+        part = from_points[chosen].clone()
+        if replaced:
+            move = (now @ torch.linalg.inv(returns.motions[sweep])).float()
+            part[:, :3] = part[:, :3] @ move[:3, :3].T + move[:3, 3]
+            lag = frame.points[own.sweep == sweep, 4]
+            part[:, 4] = lag[0] if len(lag) else 0.0
+        parts.append(part)
+        sweeps.append(from_returns.sweep[chosen])
+        rings.append(from_returns.ring[chosen])
+    kept = Returns(sweep=torch.cat(sweeps), ring=torch.cat(rings), motions=own.motions)
+    return {"points": torch.cat(parts), "returns": kept}
+
+
+class EarlierImages:
+    """Each image, on its own, is that of the frame before in the split, of whatever scene.
+
+    Args:
+        probability: of each image.
+    """
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, frame: Frame, random: Generator) -> Frame:
+        """Replace the images that are struck."""
+        assert frame.images is not None
+        before = source_of(frame).earlier(1, same_scene=False)
+        struck = random.random(len(frame.images)) < self.probability
+        if before is None or not struck.any():
+            return frame
+        return frame.replace(images=with_images(frame.images, dict.fromkeys(struck.nonzero()[0], before)))
+
+
+def with_images(images: torch.Tensor, sources: dict[int, FrameSource]) -> torch.Tensor:
+    """Images (view, 3, height, width) with some replaced by those of other frames, by view."""
+    changed = images.clone()
+    for view, source in sources.items():
+        changed[view] = source.image(view)
+    return changed
+
+
+class Stuck:
+    """A sensor that shows an old frame of its scene again: nuScenes-R's stuck LiDAR and cameras.
+
+    One at a time: a stuck sample shows the previous keyframe. In bursts: from a start on, four samples are stuck,
+    and a stuck sample shows the last one that was not; a share 1 - (1 - p)^(1/4) of the samples are starts, so
+    that p are stuck. The first sample of a scene is never stuck. nuScenes-R shuffles the split and takes a share p
+    exactly; here each sample has the probability p, so that it depends on no other.
+
+    Args:
+        name: of the condition, for the draws of other samples.
+        probability: p.
+        burst: how many samples a start makes stuck: 1 or 4.
+        cameras: each camera on its own, instead of the LiDAR with its sweeps.
+    """
+
+    def __init__(self, name: str, probability: float, burst: int = 1, cameras: bool = False) -> None:
+        self.name = name
+        self.start = 1 - (1 - probability) ** (1 / burst)
+        self.burst = burst
+        self.cameras = cameras
+
+    def __call__(self, frame: Frame, random: Generator) -> Frame:
+        """Show what the sensor shows."""
+        source = source_of(frame)
+        if not self.cameras:
+            shown = self.shown(source, random, 0, 1)
+            if shown is source:
+                return frame
+            points, returns = shown.points()
+            return frame.replace(points=points, returns=returns)
+        assert frame.images is not None
+        views = len(frame.images)
+        sources = {view: self.shown(source, random, view, views) for view in range(views)}
+        late = {view: shown for view, shown in sources.items() if shown is not source}
+        return frame.replace(images=with_images(frame.images, late)) if late else frame
+
+    def shown(self, source: FrameSource, random: Generator, sensor: int, sensors: int) -> FrameSource:
+        """The frame that a sensor shows at the time of another.
+
+        Args:
+            source: of the frame that is asked for.
+            random: of that frame, which other frames' generators are told from.
+            sensor: which of them.
+            sensors: how many draw together.
+        """
+        while (before := source.earlier(1)) is not None and self._is_stuck(source, random, sensor, sensors):
+            source = before
+            if self.burst == 1:
+                break
+        return source
+
+    def _is_stuck(self, source: FrameSource, random: Generator, sensor: int, sensors: int) -> bool:
+        for back in range(self.burst):
+            start = source.earlier(back)
+            if start is None or start.earlier(1) is None:
+                return False  # the scene's first sample starts nothing
+            own = condition_generator(generator_of_frame(random, start.number), self.name)
+            if own.random(sensors)[sensor] < self.start:
+                return True
+        return False

@@ -1,0 +1,143 @@
+"""A contact sheet: one frame under every condition of a suite, its points from above and its six images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from omegaconf import DictConfig, OmegaConf
+
+from cmt_aqr.constants import CAMERAS
+from cmt_aqr.data.augmentation import ImageProcessing, apply_transforms
+from cmt_aqr.data.datamodule import NuScenesDataModule
+from cmt_aqr.data.dataset import FrameDataset, SampleKey, frame_generator
+from cmt_aqr.data.selection import frame_numbers
+from cmt_aqr.errors import UserError
+from cmt_aqr.files import check_folder, writing
+from cmt_aqr.geometry import box_corners
+from cmt_aqr.runs.configuration import build_data, check_config
+from cmt_aqr.runs.console import console
+from cmt_aqr.runs.resuming import configuration_to_evaluate
+from cmt_aqr.runs.saved import below, override_keys
+from cmt_aqr.structures import Frame
+from cmt_aqr.studies.pictures import ARRANGEMENT, TRUTH_COLOUR
+from cmt_aqr.studies.robustness import conditions_of
+from cmt_aqr.studies.visualize import PictureSettings
+
+OWN = ("frames", "split", "min_score", "dpi", "out", "suite", "conditions", "severities", "name")
+"""Keys of the command, which a checkpoint's configuration does not get."""
+
+_CAMERAS = tuple(camera for row in ARRANGEMENT for camera in row)
+_ROW = 1.2
+"""Inches from row to row."""
+
+
+def contact_sheets(config: DictConfig, settings: PictureSettings, overrides: Sequence[str]) -> list[Path]:
+    """Draw a sheet for each frame that is asked for; the first one where none is.
+
+    Args:
+        config: of ``conf/visualize.yaml`` with a suite. With ``ckpt_path`` the checkpoint's data count.
+        settings: which frames, and where the pictures go.
+        overrides: as given on the command line.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        UserError: a frame is not in the split, or its data cannot be read.
+    """
+    check_folder("out", settings.out)
+    conditions = conditions_of(config)
+    base = _configuration(config, settings, overrides)
+    written = []
+    numbers: list[int] | None = None
+    shown: dict[int, list[tuple[str, Frame]]] = {}
+    for condition in conditions:
+        OmegaConf.update(base, "eval_fault", condition.fault, merge=False, force_add=True)
+        data: NuScenesDataModule = build_data(base, evaluating=True)
+        data.prepare_data()
+        numbers = frame_numbers(data, settings.frames or (0,)) if numbers is None else numbers
+        data.setup("validate")
+        for number in numbers:
+            shown.setdefault(number, []).append((str(condition), struck_frame(data.dataset("val"), number)))
+    suites = "_".join(str(suite) for suite in config.conditions)
+    for number, rows in shown.items():
+        path = settings.out / f"{data.val_split}_{number:04d}_{suites}.png"
+        with writing("out", settings.out):
+            settings.out.mkdir(parents=True, exist_ok=True)
+            sheet(rows, list(base.data.point_range)).savefig(path, dpi=settings.dpi)
+        written.append(path)
+    console().print("\n".join(["Wrote", *(f"  {path}" for path in written)]), soft_wrap=True, highlight=False)
+    return written
+
+
+def _configuration(config: DictConfig, settings: PictureSettings, overrides: Sequence[str]) -> DictConfig:
+    """The checkpoint's configuration, or this command's own, made to read the frames."""
+    if config.ckpt_path is None:
+        base = config.copy()
+        check_config(base, evaluating=True)
+    else:
+        pairs = zip(overrides, override_keys(overrides), strict=True)
+        base = configuration_to_evaluate(
+            config, [item for item, key in pairs if not below(key, OWN)], settings.out
+        )
+    changes: dict[str, Any] = {"data.limit_eval_frames": None, "data.num_workers": 0, "data.cache_frames": False}
+    if settings.split is not None:
+        changes["data.eval_split"] = settings.split
+    for key, value in changes.items():
+        OmegaConf.update(base, key, value)
+    if not (base.data.cameras or base.data.lidar):
+        raise UserError("data.cameras=false and data.lidar=false: there is nothing to draw")
+    return base
+
+
+def struck_frame(dataset: FrameDataset, number: int) -> Frame:
+    """A frame as the condition leaves it, before its images are resized."""
+    faults = [step for step in dataset.transforms if not isinstance(step, ImageProcessing)]
+    random = frame_generator(dataset.seed, SampleKey(epoch=0, frame=number))
+    return apply_transforms(dataset.reader.read(number), faults, random)
+
+
+def sheet(rows: Sequence[tuple[str, Frame]], point_range: Sequence[float]) -> Figure:
+    """Conditions down; points with annotated boxes and the six images across.
+
+    Args:
+        rows: name of each condition and the frame under it.
+        point_range: x0, y0, z0, x1, y1, z1 in metres; what is drawn of the points.
+    """
+    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.02)
+    figure = Figure(figsize=(1.2 + 6 * 1.75, 0.35 + _ROW * len(rows)), layout=layout)
+    grid = figure.subplots(len(rows), 7, squeeze=False, width_ratios=(1.0, *(1.6,) * 6))
+    for (name, frame), axes in zip(rows, grid, strict=True):
+        _draw_points(axes[0], frame, point_range)
+        axes[0].set_ylabel(name.rpartition("/")[2].replace(", severity", ""), fontsize=7)
+        _draw_images(axes[1:], frame)
+    for axis, title in zip(grid[0], ("points", *_CAMERAS), strict=True):
+        axis.set_title(title.removeprefix("CAM_").replace("_", " ").lower(), fontsize=8)
+    return figure
+
+
+def _draw_points(axis: Axes, frame: Frame, point_range: Sequence[float]) -> None:
+    points = frame.points[torch.isfinite(frame.points).all(dim=1)]
+    axis.scatter(points[:, 0], points[:, 1], s=0.12, c="#1f3b63", linewidths=0, rasterized=True)
+    outlines = list(box_corners(frame.boxes)[:, :4, :2].numpy())
+    axis.add_collection(PolyCollection(outlines, facecolors="none", edgecolors=TRUTH_COLOUR, linewidths=0.5))
+    axis.set(xlim=(point_range[0], point_range[3]), ylim=(point_range[1], point_range[4]), aspect="equal")
+    axis.set(xticks=[], yticks=[])
+
+
+def _draw_images(axes: Sequence[Axes], frame: Frame) -> None:
+    for axis, camera in zip(axes, _CAMERAS, strict=True):
+        axis.set(xticks=[], yticks=[])
+        if frame.images is None:
+            axis.set_axis_off()
+            continue
+        picture = frame.images[CAMERAS.index(camera)].permute(1, 2, 0).flip(-1).numpy()
+        axis.imshow(np.ascontiguousarray(picture), interpolation="antialiased")

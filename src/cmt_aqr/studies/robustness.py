@@ -1,0 +1,390 @@
+"""Checkpoints under all sensor failures of a suite: evaluated condition by condition, kept, put into tables."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import re
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.evaluation.table import nan_to_null, null_to_nan
+from cmt_aqr.files import check_folder, read_json, write_json
+from cmt_aqr.runs.configuration import build, build_data
+from cmt_aqr.runs.console import console
+from cmt_aqr.runs.processes import run_task
+from cmt_aqr.runs.resuming import checkpoint_path, configuration_to_evaluate
+from cmt_aqr.runs.saved import below, override_keys
+from cmt_aqr.studies.published import CLEAN
+from cmt_aqr.studies.robustness_progress import TimeLeft
+from cmt_aqr.studies.robustness_tables import Row, report
+
+OWN = (
+    "ckpt_path",
+    "names",
+    "baseline",
+    "seed",
+    "severities",
+    "part",
+    "out",
+    "refresh",
+    "suite",
+    "conditions",
+    "launcher",
+    "name",
+)
+"""Keys of this command, which no checkpoint's configuration gets."""
+
+SENSORS = frozenset(("lidar", "camera"))
+
+NOT_OF_THE_RESULT = (
+    "num_workers",
+    "batch_size",
+    "eval_batch_size",
+    "cache_dir",
+    "cache_frames",
+    "train_split",
+    "train_transforms",
+    "scene_augmentation",
+    "image_augmentation",
+    "limit_train_frames",
+    "make",
+    "_target_",
+)
+"""Settings of data that change no number of an evaluation."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What frames are evaluated under.
+
+    Attributes:
+        suite: its name; of the clean condition ``clean``.
+        name: of the condition in the suite.
+        severity: from 1; 0 where the suite has none.
+        fault: a choice of the group ``eval_fault``, written out.
+    """
+
+    suite: str
+    name: str
+    severity: int
+    fault: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """Where its result is, below a checkpoint's folder."""
+        level = "" if not self.severity else f"_{self.severity}"
+        return Path(self.suite) / f"{self.name}{level}.json"
+
+    def __str__(self) -> str:
+        if self.name == CLEAN:
+            return CLEAN
+        level = "" if not self.severity else f", severity {self.severity}"
+        return f"{self.suite}/{self.name}{level}"
+
+    @functools.cached_property
+    def strikes(self) -> frozenset[str]:
+        """The sensors that it touches; none for the clean one."""
+        return build(OmegaConf.create(self.fault)).strikes
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint to evaluate.
+
+    Attributes:
+        name: in tables.
+        config: its configuration with the command's overrides.
+        digest: SHA-256 of the file.
+    """
+
+    name: str
+    config: DictConfig
+    digest: str
+
+    @property
+    def sensors(self) -> frozenset[str]:
+        """Those that it reads."""
+        reads = {"camera": self.config.data.cameras, "lidar": self.config.data.lidar}
+        return frozenset(sensor for sensor, read in reads.items() if read)
+
+    @property
+    def folder(self) -> str:
+        """Where its results are, below ``out``: told by the weights, whatever their file is called."""
+        return self.digest[:16]
+
+
+def robustness(config: DictConfig, overrides: Sequence[str]) -> list[Row]:
+    """Evaluate every checkpoint under every condition, print the tables and write them.
+
+    Args:
+        config: of ``conf/robustness.yaml``.
+        overrides: as given on the command line.
+
+    Returns:
+        The rows of the tables; of a ``part`` those that are there.
+
+    Raises:
+        UserError: a value that cannot be, or a checkpoint that cannot be evaluated.
+    """
+    refused = next((key for key in override_keys(overrides) if below(key, ["eval_fault", "fault"])), None)
+    if refused is not None:
+        raise UserError(f"{refused}: the conditions of a suite are what is evaluated; choose suite= instead")
+    out = Path(config.out)
+    check_folder("out", out)
+    conditions = conditions_of(config)
+    models = models_of(config, overrides)
+    if config.baseline is not None and config.baseline not in [model.name for model in models]:
+        names = ", ".join(model.name for model in models)
+        raise UserError(f"baseline={config.baseline}: must be one of the checkpoints' names, {names}")
+    _say_what_is_not_struck(models, conditions)
+    evaluations = [Evaluation(model, condition, config.seed, out) for model in models for condition in conditions]
+    mine = _share(evaluations, str(config.part))
+    for evaluation in mine:
+        evaluation.check()
+    evaluate_all(mine, overrides, config.refresh)
+    rows = [row for evaluation in evaluations if (row := evaluation.row(evaluations)) is not None]
+    if len(rows) < len(evaluations):
+        console().print(
+            f"part={config.part} is done: {len(rows)} of {len(evaluations)} results are in {out}; the tables are "
+            "made by the part that ends last, or by this command without part=",
+            soft_wrap=True,
+        )
+        return rows
+    report(rows, config.baseline, out)
+    return rows
+
+
+def conditions_of(config: DictConfig) -> list[Condition]:
+    """The clean condition, and those of the chosen suites in their order, each severity one.
+
+    Raises:
+        UserError: severities of a suite that has none or is not chosen, or one that there is not.
+    """
+    severities = config.severities
+    unknown = [name for name in severities if name not in config.conditions]
+    if unknown:
+        raise UserError(
+            f"severities.{unknown[0]}: this suite is not chosen; there are {', '.join(config.conditions)}"
+        )
+    found = [Condition(CLEAN, CLEAN, 0, {"_target_": "cmt_aqr.data.faults.SomeFrames", "share": 0.0})]
+    for suite, members in config.conditions.items():
+        for name, fault in members.items():
+            if fault is None:
+                continue  # conditions.mome.occlusion=null leaves it out
+            levels = severities.get(suite)
+            if levels is not None and (not OmegaConf.is_list(levels) or not len(levels)):
+                raise UserError(f"severities.{suite}={levels}: must be a list, as in severities.{suite}=[1,3]")
+            if levels is not None and "severity" not in fault:
+                raise UserError(f"severities.{suite}: {suite}/{name} has no severities; drop it")
+            found += [_condition(str(suite), str(name), fault, level) for level in levels or [0]]
+    return found
+
+
+def _condition(suite: str, name: str, fault: DictConfig, severity: int) -> Condition:
+    fault = fault.copy()
+    if severity != 0:
+        fault.severity = severity
+    written_out: Any = OmegaConf.to_container(fault, resolve=True)
+    condition = Condition(suite, name, severity, written_out)
+    if not condition.strikes:
+        raise UserError(f"conditions.{suite}.{name}: has no fault; drop it with conditions.{suite}.{name}=null")
+    return condition
+
+
+def models_of(config: DictConfig, overrides: Sequence[str]) -> list[Model]:
+    """The checkpoints, with their configurations and names.
+
+    Raises:
+        UserError: none is given, names that do not fit, or a checkpoint that cannot be evaluated.
+    """
+    given = config.ckpt_path
+    if not given:
+        raise UserError(
+            "ckpt_path is missing: name a checkpoint or the folder of a run, or several, as in "
+            "'ckpt_path=[outputs/fused,outputs/lidar_only]'"
+        )
+    paths = [str(path) for path in given] if OmegaConf.is_list(given) else [str(given)]
+    names = config.names if config.names is None or OmegaConf.is_list(config.names) else [config.names]
+    if names is not None and (len(names) != len(paths) or len(set(names)) != len(paths)):
+        raise UserError(f"names={names}: must be one name for each of the {len(paths)} checkpoints, all different")
+    kept = [
+        item for item, key in zip(overrides, override_keys(overrides), strict=True) if not below(key, list(OWN))
+    ]
+    models: list[Model] = []
+    for number, path in enumerate(paths):
+        file = checkpoint_path(path, Path(), folder_given=False)
+        if file is None or not file.is_file():
+            raise UserError(f"ckpt_path={path}: there is no such file")
+        composed = config.copy()
+        composed.ckpt_path = str(file)
+        merged = configuration_to_evaluate(composed, kept, Path())
+        name = str(names[number]) if names is not None else _name_of(file, [model.name for model in models])
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        models.append(Model(name, merged, digest))
+    return models
+
+
+def _name_of(file: Path, taken: Sequence[str]) -> str:
+    """The run's folder, or the file where two would have the same."""
+    folder = file.absolute().parent
+    name = folder.parent.name if folder.name == "checkpoints" else folder.name
+    for candidate in (name, f"{name}/{file.stem}"):
+        if candidate not in taken:
+            return candidate
+    return f"{name}/{file.stem} ({len(taken) + 1})"
+
+
+def _say_what_is_not_struck(models: Sequence[Model], conditions: Sequence[Condition]) -> None:
+    words = {"camera": "cameras", "lidar": "LiDAR"}
+    for model in models:
+        missing = [sensor for sensor in SENSORS if sensor not in model.sensors]
+        spared = [str(one) for one in conditions if one.strikes and not one.strikes & model.sensors]
+        if spared:
+            console().print(
+                f"{model.name} reads no {words[missing[0]]}: {len(spared)} of {len(conditions) - 1} conditions "
+                f"change nothing for it and count as clean ({', '.join(spared)})",
+                soft_wrap=True,
+            )
+
+
+def _share(evaluations: list[Evaluation], part: str) -> list[Evaluation]:
+    """Those that this process is to see to: every so manyth."""
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", part)
+    if found is None or int(found[1]) > int(found[2]):
+        raise UserError(f"part={part}: must be a share of the work, as in 1/4 to 4/4")
+    return evaluations[int(found[1]) - 1 :: int(found[2])]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A checkpoint under a condition.
+
+    Attributes:
+        model: the checkpoint.
+        condition: what its frames look like.
+        seed: of the failures.
+        out: folder of the results.
+    """
+
+    model: Model
+    condition: Condition
+    seed: int
+    out: Path
+
+    @property
+    def spared(self) -> bool:
+        """Whether the condition touches none of the model's sensors: the result is that of clean frames."""
+        return bool(self.condition.strikes) and not self.condition.strikes & self.model.sensors
+
+    @functools.cached_property
+    def config(self) -> DictConfig:
+        """The configuration to evaluate."""
+        config = self.model.config.copy()
+        changes: dict[str, Any] = {
+            "eval_fault": self.condition.fault,
+            "data.seed": self.seed,
+            "callbacks": {},
+            "logger": {},
+            "trainer.enable_progress_bar": False,
+        }
+        for key, value in changes.items():
+            OmegaConf.update(config, key, value, merge=False, force_add=True)
+        return config
+
+    def check(self) -> None:
+        """Refuse settings of the condition that cannot be, before anything is evaluated."""
+        if not self.spared:
+            build_data(self.config, evaluating=True)
+
+    @property
+    def path(self) -> Path:
+        """Where the result is kept."""
+        return self.out / "results" / self.model.folder / self.condition.path
+
+    def stamp(self) -> dict[str, Any]:
+        """What the result depends on."""
+        plain: Any = OmegaConf.to_container(self.config, resolve=True)
+        data = {key: value for key, value in plain["data"].items() if key not in NOT_OF_THE_RESULT}
+        groups = ("model", "aqr", "renderer", "modulator", "evaluation", "eval_fault")
+        return {
+            "checkpoint_sha256": self.model.digest,
+            "precision": plain["trainer"].get("precision"),
+            "data": data,
+            **{group: plain.get(group) for group in groups},
+        }
+
+    def kept(self) -> dict[str, float] | None:
+        """The metrics of an earlier call, if it evaluated the same."""
+        kept = read_json(self.path)
+        return null_to_nan(kept["metrics"]) if kept.get("made_from") == self.stamp() else None
+
+    def evaluate(self, overrides: Sequence[str]) -> None:
+        """Evaluate in this process or in one for each device, and keep the metrics."""
+        metrics = run_task(measured, self.config, self.path.parent, list(overrides))
+        write_json(self.path, {"made_from": self.stamp(), "metrics": nan_to_null(metrics)})
+
+    def row(self, evaluations: Sequence[Evaluation]) -> Row | None:
+        """What the tables say of it; ``None`` where it is not evaluated yet."""
+        of = self
+        if self.spared:
+            of = next(one for one in evaluations if one.model == self.model and one.condition.name == CLEAN)
+        metrics = of.kept()
+        if metrics is None:
+            return None
+        return Row(
+            self.model.name,
+            self.model.sensors,
+            self.condition.suite,
+            self.condition.name,
+            self.condition.severity,
+            metrics,
+        )
+
+
+def evaluate_all(evaluations: Sequence[Evaluation], overrides: Sequence[str], refresh: bool) -> None:
+    """Evaluate what is not kept, and tell how far it is."""
+    _be_quiet()
+    to_do = [one for one in evaluations if not one.spared and (refresh or one.kept() is None)]
+    done = sum(not one.spared for one in evaluations) - len(to_do)
+    if done:
+        console(stderr=True).print(f"{done} conditions were evaluated before; refresh=true evaluates them again")
+    for evaluation in _with_time_left(to_do):
+        evaluation.evaluate(overrides)
+
+
+def _with_time_left(evaluations: Sequence[Evaluation]) -> Iterator[Evaluation]:
+    screen = console(stderr=True)
+    clock = TimeLeft(len(evaluations))
+    for number, evaluation in enumerate(evaluations):
+        begin = time.monotonic()
+        screen.print(f"{number + 1} of {len(evaluations)}{clock}: {evaluation.model.name}, {evaluation.condition}")
+        yield evaluation
+        clock.took(time.monotonic() - begin)
+
+
+def _be_quiet() -> None:
+    """Lightning introduces itself anew for every evaluation."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for told in (".*does not have many workers.*", ".*command is available on your system but is not used.*"):
+        warnings.filterwarnings("ignore", message=told)
+
+
+def measured(config: DictConfig, folder: Path, overrides: Sequence[str]) -> dict[str, float]:
+    """The official metrics of a checkpoint under the configuration's ``eval_fault``: a task of ``run_task``."""
+    from cmt_aqr.training.run import measure
+
+    _be_quiet()
+    _, module = measure(config, overrides)
+    if module.evaluated is None:
+        raise RuntimeError("the evaluation gave no metrics")
+    return module.evaluated[1]
