@@ -14,7 +14,7 @@ from cmt_aqr.data.corruptions.corruption import Corruption, condition_generator
 from cmt_aqr.data.corruptions.darkness import Darker
 from cmt_aqr.data.corruptions.fog import FogHaze, plasma
 from cmt_aqr.data.corruptions.occlusion import MASKS, Occluded, mud_mask
-from cmt_aqr.data.corruptions.pictures import Blur
+from cmt_aqr.data.corruptions.pictures import Blur, random_bytes
 from cmt_aqr.data.corruptions.snow import Snow
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.errors import SettingError
@@ -104,7 +104,7 @@ def test_fog_over_a_picture_pixel_by_pixel() -> None:
     fog = FogHaze(4.0, 0.002)
     foggy = fog.change(picture, generator(), 0)
     random = generator()
-    drawn = np.frombuffer(random.bytes(24 * 36), np.uint8).reshape(24, 36) / 256
+    drawn = random_bytes((24, 36), random) / 256
     haze = fog.haze(24, 36, random)
     size, brightest = math.sqrt(36), picture.max() / 255
     for row in range(24):

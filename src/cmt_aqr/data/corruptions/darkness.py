@@ -9,11 +9,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.stats import norm, poisson
 
-from cmt_aqr.data.corruptions.pictures import EachPicture, Picture, look_up
-
-BITS = 12
-LEVELS = 1 << BITS
-"""Equally likely outcomes that stand for the distribution of what a pixel becomes."""
+from cmt_aqr.data.corruptions.pictures import LEVELS, EachPicture, Picture, draw_from
 
 
 class Darker(EachPicture):
@@ -25,8 +21,8 @@ class Darker(EachPicture):
         p = min(Poisson(photons y) / photons, 1),    x' = p + Normal(0, std), cut to 0..1, in whole steps of 1/255
 
     What a pixel becomes depends on its value alone, so the distribution of x' is computed for each of the 256
-    values, and a pixel draws one of ``LEVELS`` equally likely outcomes of it: no probability is off by more than
-    1 / LEVELS, and a picture takes a look-up instead of millions of Poisson draws.
+    values, and a pixel draws one of 256 equally likely outcomes of it, whose quantiles are shifted from picture to
+    picture: a look-up instead of millions of Poisson draws.
 
     Args:
         scale: of the light that is left.
@@ -42,28 +38,21 @@ class Darker(EachPicture):
     def change(self, picture: Picture, random: Generator, view: int) -> Picture:
         """Draw what becomes of every pixel and channel."""
         low, high = int(picture.min()), int(picture.max())
-        drawn = np.frombuffer(random.bytes(2 * picture.size), np.uint16).reshape(picture.shape)
-        return look_up(self.outcomes(low, high), picture, drawn >> (16 - BITS), BITS)
-
-    def outcomes(self, low: int, high: int) -> NDArray[np.uint8]:
-        """What values (256,) become: (256, LEVELS), sorted, each as likely as the others.
-
-        Args:
-            low: the least value of the picture.
-            high: the greatest.
-        """
-        return _outcomes(self.scale, self.photons, self.std, low, high)
+        at_most = _distributions(self.scale, self.photons, self.std, low, high)
+        # How many of the quantiles fall to at most each value.
+        ends = np.ceil(LEVELS * at_most - random.random()).clip(0, LEVELS).astype(np.int64)
+        ends[:, -1] = LEVELS
+        counts = np.diff(ends, axis=1, prepend=0)
+        outcomes = np.repeat(np.tile(np.arange(256, dtype=np.uint8), 256), counts.ravel())
+        return draw_from(outcomes.reshape(256, LEVELS), picture, random)
 
 
-@functools.lru_cache(maxsize=64)
-def _outcomes(scale: float, photons: int, std: float, low: int, high: int) -> NDArray[np.uint8]:
+@functools.lru_cache(maxsize=256)
+def _distributions(scale: float, photons: int, std: float, low: int, high: int) -> NDArray[np.float64]:
+    """Probability that a value (256,) becomes at most a value (256,), in a picture from ``low`` to ``high``."""
     share = np.clip((np.arange(256) - low) / max(high - low, 1), 0, 1)
-    below = poisson.pmf(np.arange(2 * photons), photons * scale * share[:, None] ** 2) @ _read_noise(photons, std)
-    # How many of the levels are at most each value; the last takes what rounding left.
-    ends = np.rint(LEVELS * below).astype(np.int64)
-    ends[:, -1] = LEVELS
-    counts = np.diff(np.maximum.accumulate(ends, axis=1), prepend=0)
-    return np.repeat(np.tile(np.arange(256, dtype=np.uint8), 256), counts.ravel()).reshape(256, LEVELS)
+    counted = poisson.pmf(np.arange(2 * photons), photons * scale * share[:, None] ** 2)
+    return np.maximum.accumulate(counted @ _read_noise(photons, std), axis=1)
 
 
 @functools.cache

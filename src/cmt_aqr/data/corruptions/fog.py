@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from scipy.integrate import simpson
 
 from cmt_aqr.data.corruptions.files import in_own_frames, returns_of, to_keyframe
-from cmt_aqr.data.corruptions.pictures import EachPicture, Picture, at_most_white, picture_of, planes_of
+from cmt_aqr.data.corruptions.pictures import (
+    EachPicture,
+    Picture,
+    at_most_white,
+    picture_of,
+    planes_of,
+    random_bytes,
+)
 from cmt_aqr.structures import Frame
 
 PULSE = 2e-8
@@ -195,15 +202,15 @@ class FogHaze(EachPicture):
         f, a, b = plasma(side, 3, random)
         field = f * (1 - np.float32(0.8) * a) * (1 + np.float32(0.5) * b)
         scale = side // len(field)
-        # The value of a coarse entry is that of pixel (row * scale, column * scale).
-        place = np.array(((1 / scale, 0, 0), (0, 1 / scale, 0)), dtype=np.float32)
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return np.asarray(cv2.warpAffine(field, place, (width, height), flags=flags, borderMode=cv2.BORDER_WRAP))
+        # Of the enlarged field only the part that the picture shows.
+        rows, columns = (min(len(field), -(-count // scale)) for count in (height, width))
+        large = cv2.resize(field[:rows, :columns], (columns * scale, rows * scale))
+        return np.asarray(large[:height, :width], dtype=np.float32)
 
     def clear(self, height: int, width: int, random: Generator) -> NDArray[np.float32]:
         """t, (height, width)."""
         away, near = _distances(height, width, self.beta)
-        drawn = np.frombuffer(random.bytes(height * width), np.uint8).reshape(height, width)
+        drawn = random_bytes((height, width), random)
         return near * np.exp(away * (np.float32(1) + drawn * np.float32(0.25 / 256)))
 
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.random import Generator
-from torch import Tensor
 
 from cmt_aqr.data.corruptions.files import in_own_frames, moved_in_own_frames, returns_of, rings_of, to_keyframe
-from cmt_aqr.geometry import points_in_boxes
+from cmt_aqr.data.paste import without_points_inside
 from cmt_aqr.structures import Frame
 
 
@@ -91,31 +90,8 @@ class EmptyBoxes:
         """Drop the points of all sweeps in the keyframe's boxes, or none."""
         if random.random() >= self.probability or not len(frame.boxes):
             return frame
-        return frame.keep_points(~points_in_any_box(frame.points, frame.boxes))
-
-
-_CELL = 2.0
-"""Metres; the side of the cells that tell which points are near a box at all."""
-
-
-def points_in_any_box(points: Tensor, boxes: Tensor) -> Tensor:
-    """Which points (point, >= 3) lie in one of the boxes (box, 9): (point,) bool.
-
-    Cells that a box's circle touches are marked first, so that few points are compared with every box.
-    """
-    reach = 0.5 * boxes[:, 3:5].norm(dim=1) + _CELL
-    low, high = (boxes[:, :2] - reach[:, None]).amin(dim=0), (boxes[:, :2] + reach[:, None]).amax(dim=0)
-    columns, rows = (((high - low) / _CELL).long() + 1).tolist()
-    centres = [low[axis] + _CELL * (torch.arange(count) + 0.5) for axis, count in enumerate((columns, rows))]
-    apart = torch.stack(torch.meshgrid(*centres, indexing="ij"), dim=-1)[:, :, None] - boxes[:, :2]
-    marked = (apart.norm(dim=-1) < reach).any(dim=-1)
-    cell = ((points[:, :2] - low) / _CELL).floor().long()
-    on_map = ((cell >= 0) & (cell < torch.tensor((columns, rows)))).all(dim=1)
-    near = on_map.nonzero(as_tuple=True)[0]
-    near = near[marked[cell[near, 0], cell[near, 1]]]
-    inside = torch.zeros(len(points), dtype=torch.bool)
-    inside[near] = points_in_boxes(points[near], boxes).any(dim=1)
-    return inside
+        stays = without_points_inside(frame.points.numpy(), frame.boxes.numpy())
+        return frame.keep_points(torch.from_numpy(stays))
 
 
 class KeepShare:

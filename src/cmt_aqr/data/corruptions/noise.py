@@ -7,7 +7,7 @@ import torch
 from numpy.random import Generator
 from scipy.stats import norm
 
-from cmt_aqr.data.corruptions.pictures import EachPicture, Picture, look_up
+from cmt_aqr.data.corruptions.pictures import EachPicture, Picture, draw_from, spread_quantiles
 from cmt_aqr.structures import Frame
 
 
@@ -45,18 +45,19 @@ class CutHoles:
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
         """Cut the holes one after another."""
-        left = frame.points.numpy()
-        rows = np.arange(len(left))
-        size = int(len(left) * self.share)
+        points = frame.points.double().numpy()
+        squares = np.square(points).sum(axis=1)
+        size = int(len(points) * self.share)
+        keep = np.ones(len(points), dtype=bool)
         for _ in range(self.holes):
+            rows = np.flatnonzero(keep)
             if len(rows) <= size or size == 0:
                 break
-            centre = left[rows[random.integers(len(rows))]]
-            apart = np.square(left[rows] - centre).sum(axis=1)
-            rows = rows[np.sort(np.argpartition(apart, size)[size:])]
-        keep = torch.zeros(len(left), dtype=torch.bool)
-        keep[torch.from_numpy(rows)] = True
-        return frame.keep_points(keep)
+            # |x - c|^2 without what is the same for all x.
+            apart = squares - 2 * (points @ points[rows[random.integers(len(rows))]])
+            apart[~keep] = np.inf
+            keep[np.argpartition(apart, size)[:size]] = False
+        return frame.keep_points(torch.from_numpy(keep))
 
 
 class Crosstalk:
@@ -122,13 +123,8 @@ class ImpulsePoints:
         return frame.replace(points=points)
 
 
-_BITS = 12
-
-
 class NoisyPictures(EachPicture):
     """Noise on every pixel and channel.
-
-    The distribution of the noise stands in 4096 equally likely values, of which each pixel draws one.
 
     Args:
         size: standard deviation of a normal, or half the width of a uniform distribution, of full white.
@@ -136,15 +132,15 @@ class NoisyPictures(EachPicture):
     """
 
     def __init__(self, size: float, uniform: bool = False) -> None:
-        quantile = (np.arange(1 << _BITS) + 0.5) / (1 << _BITS)
-        noise = size * (2 * quantile - 1 if uniform else norm.ppf(quantile))
-        noisy = np.clip(np.arange(256)[:, None] / 255 + noise, 0, 1)
-        self.table = (255 * noisy + 1e-6).astype(np.uint8)
+        self.size = size
+        self.uniform = uniform
 
     def change(self, picture: Picture, random: Generator, view: int) -> Picture:
         """Add noise."""
-        drawn = np.frombuffer(random.bytes(2 * picture.size), np.uint16).reshape(picture.shape)
-        return look_up(self.table, picture, drawn >> (16 - _BITS), _BITS)
+        quantiles = spread_quantiles(random)
+        noise = self.size * (2 * quantiles - 1 if self.uniform else norm.ppf(quantiles))
+        noisy = np.clip(np.arange(256)[:, None] / 255 + noise, 0, 1)
+        return draw_from((255 * noisy + 1e-6).astype(np.uint8), picture, random)
 
 
 class SaltAndPepper(EachPicture):
@@ -155,13 +151,12 @@ class SaltAndPepper(EachPicture):
     """
 
     def __init__(self, share: float) -> None:
-        drawn = np.arange(1 << _BITS) / (1 << _BITS)
-        table = np.tile(np.arange(256, dtype=np.uint8)[:, None], (1, 1 << _BITS))
-        table[:, drawn < share] = 0
-        table[:, drawn < share / 2] = 255
-        self.table = table
+        self.share = share
 
     def change(self, picture: Picture, random: Generator, view: int) -> Picture:
         """Strew pixels."""
-        drawn = np.frombuffer(random.bytes(2 * picture.size), np.uint16).reshape(picture.shape)
-        return look_up(self.table, picture, drawn >> (16 - _BITS), _BITS)
+        quantiles = spread_quantiles(random)
+        table = np.tile(np.arange(256, dtype=np.uint8)[:, None], (1, len(quantiles)))
+        table[:, quantiles < self.share] = 0
+        table[:, quantiles < self.share / 2] = 255
+        return draw_from(table, picture, random)

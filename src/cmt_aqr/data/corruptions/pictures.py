@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -17,7 +18,7 @@ Picture = NDArray[np.uint8]
 """(height, width, 3), BGR."""
 
 BAND = 16
-"""Rows that are computed at once where a step has many passes: they stay in the processor's cache."""
+"""Rows of 1600 pixels that are computed at once where a step has many passes, so that they stay in the cache."""
 
 
 class EachPicture:
@@ -71,23 +72,44 @@ def picture_of(planes: Sequence[NDArray[np.uint8]]) -> Picture:
     return np.asarray(cv2.merge(planes), dtype=np.uint8)
 
 
-def look_up(table: NDArray[np.uint8], first: Picture, second: NDArray, bits: int = 8) -> Picture:
-    """``table[first, second]`` for each pixel, whatever the shape.
+LEVELS = 256
+"""Equally likely outcomes that stand for a distribution of what a pixel becomes."""
+
+
+def spread_quantiles(random: Generator) -> NDArray[np.float64]:
+    """(LEVELS,) probabilities, evenly apart; where the first lies is drawn, so that over pictures all are met."""
+    return (np.arange(LEVELS) + random.random()) / LEVELS
+
+
+def draw_from(outcomes: NDArray[np.uint8], picture: Picture, random: Generator) -> Picture:
+    """What becomes of every pixel and channel, each drawn by itself.
 
     Args:
-        table: (256, 2^bits).
-        first: of any shape.
-        second: of the same shape, below 2^bits.
-        bits: of ``second``.
+        outcomes: (256, LEVELS), what a value becomes, each as likely as the others.
+        picture: whose values they are.
+        random: drawn from.
     """
+    return look_up(outcomes, picture, random_bytes(picture.shape, random))
+
+
+def random_bytes(shape: tuple[int, ...], random: Generator) -> NDArray[np.uint8]:
+    """Bytes of any shape, cut out of whole words of the generator, which is four times as fast as one by one."""
+    count = math.prod(shape)
+    words = random.integers(0, 1 << 64, -(-count // 8), dtype=np.uint64)
+    return words.view(np.uint8)[:count].reshape(shape)
+
+
+def look_up(table: NDArray[np.uint8], first: Picture, second: Picture) -> Picture:
+    """``table[first, second]``, (256, 256), for each pixel, whatever the shape."""
     result = np.empty(first.shape, dtype=np.uint8)
+    flat = table.ravel()
     for top in range(0, len(first), 2 * BAND):
         rows = slice(top, top + 2 * BAND)
         place = first[rows].astype(np.intp)
-        place <<= bits
+        place <<= 8
         place |= second[rows]
         # The indices are in range: "clip" saves a copy that a check would take.
-        table.ravel().take(place, out=result[rows], mode="clip")
+        flat.take(place, out=result[rows], mode="clip")
     return result
 
 
@@ -109,9 +131,9 @@ class BlackViews:
         struck = random.random(len(frame.images)) < self.probability
         if self.views is not None:
             struck &= np.isin(np.arange(len(struck)), self.views)
-        images = frame.images.clone()
-        images[torch.from_numpy(struck)] = 0
-        return frame.replace(images=images)
+        views = frame.images.permute(0, 2, 3, 1).numpy().copy()
+        views[struck] = 0
+        return frame.replace(images=torch.from_numpy(views).permute(0, 3, 1, 2))
 
 
 class Brighter(EachPicture):
@@ -177,12 +199,13 @@ class Blur(EachPicture):
         padded = cv2.copyMakeBorder(picture, edge, edge, edge, edge, cv2.BORDER_REPLICATE).astype(np.float32)
         flat, rows = padded.reshape(len(padded), -1), result.reshape(len(result), -1)
         taps = list(zip(self.offsets(degrees).tolist(), self.weights.tolist(), strict=True))
-        sums = np.empty((BAND, width), dtype=np.float32)
-        for top in range(0, len(rows), BAND):
+        height = max(1, BAND * 4800 // width)
+        sums = np.empty((height, width), dtype=np.float32)
+        for top in range(0, len(rows), height):
             band = sums[: len(rows) - top]
             band[:] = 1e-4  # or what rounding makes of a whole number would be cut off to the one below
             for (down, right), weight in taps:
                 first, left = top + edge - down, (edge - right) * (width // picture.shape[1])
                 cv2.scaleAdd(flat[first : first + len(band), left : left + width], weight, band, band)
-            rows[top : top + BAND] = band
+            rows[top : top + height] = band
         return result

@@ -56,7 +56,8 @@ class Snow(EachPicture):
         rows, columns = math.ceil(height / self.zoom), math.ceil(width / self.zoom)
         small = np.float32(self.mean) + np.float32(0.3) * random.standard_normal((rows, columns), np.float32)
         large = cv2.resize(small, (columns * self.zoom, rows * self.zoom))[:height, :width]
-        flakes = np.asarray(cv2.threshold(large, self.threshold, 0, cv2.THRESH_TOZERO)[1], dtype=np.float32)
-        np.minimum(flakes, 1, out=flakes)
+        flakes = cv2.threshold(large, self.threshold, 0, cv2.THRESH_TOZERO)[1]
+        flakes = np.asarray(cv2.threshold(flakes, 1, 1, cv2.THRESH_TRUNC)[1], dtype=np.float32)
         blurred = self.blur.blurred(flakes, random.uniform(*self.blur.degrees), np.empty_like(flakes))
-        return np.rint(255 * blurred)
+        blurred *= 255
+        return np.rint(blurred, out=blurred)
