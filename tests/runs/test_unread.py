@@ -37,7 +37,7 @@ def test_a_key_that_nothing_reads_is_refused(script: str, override: str, named: 
 
 READ = [
     ("train", ["+trainer.num_nodes=2"]),
-    ("train", ["++evaluation.max_detections=100", "++seed=3", "++recipe.cbgs=false"]),
+    ("train", ["++evaluation.max_detections=100", "++seed=3", "++recipe.needs_weights=false"]),
     ("train", [f"+callbacks.stop._target_={EARLY}", "+callbacks.stop.monitor=val/NDS"]),
     ("train", ["+data.train_transforms.lost._target_=cmt_aqr.data.augmentation.MaskModality"]),
     ("train", ["fault=fog_or_night", "+fault.dead_camera._target_=cmt_aqr.data.faults.DeadCamera"]),
