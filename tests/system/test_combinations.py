@@ -108,7 +108,7 @@ def test_steps_are_real_in_every_precision_sensor_set_and_device_count(
     shown = losses(run)
     assert len(shown) >= STEPS and all(map(math.isfinite, shown))
     assert shown != losses(float32), "the settings changed nothing"
-    if len(row) == len(WORKERS) + 1:  # nothing but the precision differs
+    if row == (BF16, *WORKERS):  # nothing but the precision differs; float16's first steps may be skipped
         assert shown == pytest.approx(losses(float32), rel=0.02)
     after, first = weights(run), read_checkpoint(run / "checkpoints" / "previous.ckpt")["state_dict"]
     assert all(value.isfinite().all() for value in after.values())

@@ -19,7 +19,7 @@ from tests.system.test_resume import LONG, assert_same, logged, wait_for_step
 pytestmark = pytest.mark.system
 
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-JOB = ROOT / "tests" / "system" / "requeued_job.py"
+JOB = ROOT / "tests" / "helpers" / "requeued_job.py"
 
 
 def warn(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
