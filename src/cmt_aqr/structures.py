@@ -7,45 +7,15 @@ camera, image.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from cmt_aqr.constants import BOX_SIZE, CAMERAS, POINT_FEATURES
 from cmt_aqr.geometry import BEVGrid
-
-
-def _map_tensors(value: Any, function: Any) -> Any:
-    """Apply ``function`` to every tensor in a dataclass, tuple or tensor; anything else stays as it is."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, tuple):
-        return tuple(_map_tensors(item, function) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = {
-            field.name: _map_tensors(getattr(value, field.name), function) for field in dataclasses.fields(value)
-        }
-        return dataclasses.replace(value, **changed)
-    return value
-
-
-class TensorStructure:
-    """Moves every tensor of a dataclass at once. Lightning finds ``to`` and ``pin_memory`` by name."""
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Return a copy whose tensors went through ``Tensor.to(*args, **kwargs)``."""
-        return _map_tensors(self, lambda tensor: tensor.to(*args, **kwargs))
-
-    def pin_memory(self) -> Self:
-        """Return a copy in page-locked memory, for asynchronous copies to a GPU."""
-        return _map_tensors(self, lambda tensor: tensor.pin_memory())
-
-    def replace(self, **changes: Any) -> Self:
-        """Return a copy with some fields changed."""
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+from cmt_aqr.tensors import TensorStructure
 
 
 @dataclass(frozen=True)

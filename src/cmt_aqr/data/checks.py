@@ -32,11 +32,11 @@ from cmt_aqr.data.columns import (
     check_order,
     column_of,
     linked,
-    numbered,
     read_column,
     refused,
 )
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.tokens import TokenRows, bytes_of
 
 FIELDS: dict[str, dict[str, Numbers | Words]] = {
     "category": {"name": CATEGORY},
@@ -101,6 +101,9 @@ REFERENCES: dict[str, dict[str, str]] = {
 }
 """The tables whose tokens the fields hold."""
 
+LARGE = ("ego_pose",)
+"""Tables so large that references to them are looked up all at once."""
+
 MAY_LACK = ("category", "attribute", "visibility", "instance", "sample_annotation")
 """Tables without which a split without annotations can be read."""
 
@@ -111,29 +114,32 @@ class TableChecks:
     """Checks the tables of a folder as they are read, piece by piece, each against those before it.
 
     Attributes:
-        rows: row by token of each table that was read whole.
+        rows: of each table that was read whole.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.rows: dict[str, dict[str, int]] = {}
-        self._tokens: list[str] = []
-        self._links: dict[str, list[str]] = {}
+        self.rows: dict[str, TokenRows] = {}
+        self._read = 0
+        self._tokens: list[NDArray[np.bytes_]] = []
+        self._links: dict[str, list[NDArray[np.bytes_]]] = {}
 
     def check(self, table: str, records: Records) -> dict[str, Any]:
         """See that some more records of a table are what they must be, and refer to records that are there.
 
         Returns:
             By field: numbers as an array (record, *shape) of float64, references as rows (record,) of int64, -1
-            for none, all else as a list. Fields that refer to the table itself come with :meth:`finish`.
+            for none, all else as a list. Fields that refer to the table itself, or to a large one, come with
+            :meth:`finish`.
 
         Raises:
             DataError: naming the table, and where there is one, the record's token and field.
         """
-        first = len(self._tokens)
+        first = self._read
         tokens = column_of(records, table, "token", first)
         check_column(table, "token", tokens, range(first, first + len(tokens)), TEXT)
-        self._tokens += tokens
+        self._read += len(tokens)
+        self._tokens.append(bytes_of(tokens))
         columns: dict[str, Any] = {"token": tokens}
         for name, kind in FIELDS[table].items():
             column = column_of(records, table, name)
@@ -142,11 +148,11 @@ class TableChecks:
                 columns[name] = read_column(table, name, column, tokens, kind)
                 continue
             check_column(table, name, column, tokens, kind)
-            if target == table:
-                self._links.setdefault(name, []).extend(column)
+            if target == table or target in LARGE:
+                self._links.setdefault(name, []).append(bytes_of(column))
             elif target is not None:
                 optional = kind is AT_MOST_ONE
-                links = [one[0] if one else "" for one in column] if optional else column
+                links = bytes_of([one[0] if one else "" for one in column] if optional else column)
                 columns[name] = linked(self.rows[target], links, tokens, table, name, target, may_end=optional)
             else:
                 columns[name] = column
@@ -160,22 +166,30 @@ class TableChecks:
             times: (record,) microseconds, of a table with chains.
 
         Returns:
-            Rows (record,) by field, -1 for none: ``prev`` and ``next`` where the table has them.
+            Rows (record,) by field, -1 for none, of references to the table itself and to large ones.
 
         Raises:
             DataError: see :meth:`check`.
         """
-        tokens, links = self._tokens, self._links
-        self._tokens, self._links = [], {}
+        tokens, links = np.concatenate(self._tokens), self._links
+        self._read, self._tokens, self._links = 0, [], {}
         absent = table in MAY_LACK and not (self.folder / f"{table}.json").exists()
-        if not tokens and table not in MAY_BE_EMPTY and not absent:
+        if not len(tokens) and table not in MAY_BE_EMPTY and not absent:
             raise DataError(f"{self.folder / table}.json has no record; download the version's metadata again")
-        rows = self.rows[table] = numbered(tokens, table)
+        rows = self.rows[table] = TokenRows(tokens)
+        twice = rows.twice()
+        if twice is not None:
+            raise refused(table, tokens[twice].decode(), "token is that of two records, and must be of one")
         found = {}
-        for name, column in links.items():
-            found[name] = linked(rows, column, tokens, table, name, table, may_end=True)
-            assert times is not None
-            check_order(table, name, found[name], times, tokens, equal=table == "sample_data")
+        for name, pieces in links.items():
+            target = REFERENCES[table][name]
+            own = target == table
+            found[name] = linked(
+                self.rows[target], np.concatenate(pieces), tokens, table, name, target, may_end=own
+            )
+            if own:
+                assert times is not None
+                check_order(table, name, found[name], times, tokens, equal=table == "sample_data")
         return found
 
     def forget(self, *tables: str) -> None:
@@ -185,6 +199,7 @@ class TableChecks:
 
     def check_logs(self, of_maps: Sequence[Sequence[str]]) -> None:
         """See that every log has a map, for which the devkit looks."""
-        without = set(self.rows["log"]).difference(*of_maps)
+        logs = [token.decode() for token in self.rows["log"].tokens.tolist()]
+        without = set(logs).difference(*of_maps)
         if without:
             raise refused("log", min(without), "no record of map.json has this token in its log_tokens")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES
 from nuscenes.utils.color_map import get_colormap
 
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.tokens import TokenRows
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -213,9 +214,9 @@ def shown(value: Any) -> str:
 
 
 def linked(
-    rows: Mapping[str, int],
-    column: Sequence[str],
-    tokens: Sequence[str],
+    rows: TokenRows,
+    column: NDArray[np.bytes_],
+    tokens: Sequence[str] | NDArray[np.bytes_],
     table: str,
     name: str,
     target: str,
@@ -224,9 +225,9 @@ def linked(
     """Rows (record,) of the records that a field refers to.
 
     Args:
-        rows: by token of the records of ``target``.
-        column: the field's values.
-        tokens: of the records that have the field.
+        rows: of ``target``.
+        column: (record,) the field's values.
+        tokens: (record,) of the records that have the field.
         table: of these records.
         name: of the field.
         target: table that it refers to.
@@ -235,33 +236,17 @@ def linked(
     Raises:
         DataError: naming the first record that refers to none.
     """
-    if may_end:
-        rows = {**rows, "": -1}
-    try:
-        return np.fromiter(map(rows.__getitem__, column), dtype=np.int64, count=len(column))
-    except KeyError:
-        place = next(place for place, value in enumerate(column) if value not in rows)
-        raise refused(
-            table, tokens[place], f"{name}={shown(column[place])} is no token of {target}.json"
-        ) from None
+    found = rows.find(column)
+    unknown = (found < 0) & (column != b"") if may_end else found < 0
+    if unknown.any():
+        place = int(unknown.argmax())
+        what = f"{name}={shown(_text(column[place]))} is no token of {target}.json"
+        raise refused(table, _text(tokens[place]), what)
+    return found
 
 
-def bytes_of(texts: Iterable[str]) -> NDArray[np.bytes_]:
-    """Texts as an array in UTF-8."""
-    return np.array([text.encode() for text in texts], dtype=np.bytes_)
-
-
-def numbered(tokens: Sequence[str], table: str) -> dict[str, int]:
-    """Row by token.
-
-    Raises:
-        DataError: a token is of two records.
-    """
-    rows = dict(zip(tokens, range(len(tokens)), strict=True))
-    if len(rows) < len(tokens):
-        twice = next(token for row, token in enumerate(tokens) if rows[token] != row)
-        raise refused(table, twice, "token is that of two records, and must be of one")
-    return rows
+def _text(token: str | bytes) -> str:
+    return token.decode() if isinstance(token, bytes) else token
 
 
 def check_order(
@@ -269,7 +254,7 @@ def check_order(
     name: str,
     neighbours: NDArray[np.int64],
     times: NDArray[np.int64],
-    tokens: Sequence[str],
+    tokens: NDArray[np.bytes_],
     equal: bool = False,
 ) -> None:
     """See that ``prev`` leads back in time and ``next`` forth, so that no chain runs in a circle.
@@ -279,7 +264,7 @@ def check_order(
         name: ``prev`` or ``next``.
         neighbours: (record,) rows that the field refers to, -1: none.
         times: (record,) in microseconds.
-        tokens: of the records.
+        tokens: (record,) of the records.
         equal: whether neighbours may be of the same time.
 
     Raises:
@@ -291,5 +276,5 @@ def check_order(
     if wrong.any():
         place = int(wrong.argmax())
         side = "an earlier" if name == "prev" else "a later"
-        other = shown(tokens[neighbours[place]])
-        raise refused(table, tokens[place], f"{name}={other} must be {side} record's token")
+        other = shown(_text(tokens[neighbours[place]]))
+        raise refused(table, _text(tokens[place]), f"{name}={other} must be {side} record's token")

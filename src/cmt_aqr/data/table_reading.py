@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from cmt_aqr.data.checks import MAY_LACK, TableChecks
-from cmt_aqr.data.columns import INTRINSIC, bytes_of, read_column
+from cmt_aqr.data.columns import INTRINSIC, read_column
 from cmt_aqr.data.poses import poses
 from cmt_aqr.data.table_arrays import ANNOTATIONS, CHANNELS, Annotations, Mounts, SensorRecords, Tables
 from cmt_aqr.data.table_files import read_pieces
+from cmt_aqr.data.tokens import bytes_of
 
 _PROGRESS_FROM = 200e6
 """Bytes of a folder's tables from which on a bar is drawn."""
@@ -118,7 +119,8 @@ class _Reader:
             time_of: microseconds (record,), of a table with ``prev`` and ``next``: from the columns.
 
         Returns:
-            The columns that ``keep`` gives, end to end; and ``prev`` and ``next`` of all records, as rows.
+            The columns that ``keep`` gives, end to end; and of all records the rows that
+            :meth:`cmt_aqr.data.checks.TableChecks.finish` gives.
 
         Raises:
             DataError: see :func:`read_tables`.
@@ -178,11 +180,10 @@ def _read_records(reader: _Reader, channels: NDArray[np.int8], ego: Columns) -> 
             "needed": needed,
             "mounts": piece["calibrated_sensor_token"][own].astype(np.int32),
             "samples": piece["sample_token"][own].astype(np.int32),
-            "ego": piece["ego_pose_token"][own],
             "keyframe": keyframe[own],
             "times": piece["timestamp"][own].astype(np.int64),
-            "files": bytes_of(piece["filename"][row] for row in own),
-            "tokens": bytes_of(piece["token"][row] for row in own),
+            "files": bytes_of([piece["filename"][row] for row in own]),
+            "tokens": bytes_of([piece["token"][row] for row in own]),
         }
 
     kept = reader.read(table, keep, time_of=lambda piece: piece["timestamp"])
@@ -190,7 +191,7 @@ def _read_records(reader: _Reader, channels: NDArray[np.int8], ego: Columns) -> 
     needed = kept.pop("needed")
     rows, place = np.flatnonzero(needed), np.full(len(needed) + 1, -1, dtype=np.int32)
     place[rows] = np.arange(len(rows))  # one entry more, so that -1 stays -1
-    previous, at = kept.pop("prev")[rows], kept.pop("ego")
+    previous, at = kept.pop("prev")[rows], kept.pop("ego_pose_token")[rows]
     channel = channels[kept["mounts"]]
     del kept["next"]
     return SensorRecords(
