@@ -91,8 +91,8 @@ TRAININGS = [
         FP16,
         *PLAIN,
         "model.network.image.checkpointing=true",
-        "trainer.accumulate_grad_batches=2",
-        "trainer.max_epochs=6",
+        "model.network.image.norm_eval=true",
+        *ACCUMULATED,
     ),
 ]
 
