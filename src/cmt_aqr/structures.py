@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cmt_aqr.constants import BOX_SIZE, CAMERAS, POINT_FEATURES
+from cmt_aqr.damage import Damage
 from cmt_aqr.geometry import BEVGrid
 from cmt_aqr.tensors import TensorStructure
 
@@ -79,6 +80,7 @@ class Frame(TensorStructure):
         returns: where each point comes from, while nothing but faults has touched the points; ``None`` where
             nobody knows. Who drops points drops its rows, too: :meth:`keep_points`.
         source: its files, for faults that show an earlier frame; ``None`` for a frame that was made by hand.
+        damage: what faults broke, where it was asked for, see :class:`cmt_aqr.data.damage.TellDamage`.
     """
 
     token: str
@@ -93,6 +95,7 @@ class Frame(TensorStructure):
     shuffle: int | None = None
     returns: Returns | None = None
     source: FrameSource | None = None
+    damage: Damage | None = None
 
     def keep_points(self, keep: Tensor, points: Tensor | None = None) -> Self:
         """Drop points, and what ``returns`` says of them.
@@ -138,6 +141,7 @@ class Batch(TensorStructure):
         box_counts: number of boxes of every frame.
         lidar2global: (batch, 4, 4) float64.
         device_work: what is left to do on the device; ``None`` once the batch is finished.
+        damage: what faults broke, where it was asked for.
     """
 
     tokens: tuple[str, ...]
@@ -150,6 +154,7 @@ class Batch(TensorStructure):
     box_counts: tuple[int, ...]
     lidar2global: Tensor
     device_work: DeviceWork | None = None
+    damage: Damage | None = None
 
     def __post_init__(self) -> None:
         size = len(self.tokens)
@@ -216,6 +221,7 @@ class Sensors(TensorStructure):
         images: (batch, view, channel, row, column), the cameras' maps.
         image_position: (batch, view, row * column, channel), position embedding of their cells.
         views: how the cameras look.
+        damage: what faults broke, where it is known.
     """
 
     bev: Tensor | None = None
@@ -224,6 +230,7 @@ class Sensors(TensorStructure):
     images: Tensor | None = None
     image_position: Tensor | None = None
     views: Views | None = None
+    damage: Damage | None = None
 
     def tokens(self) -> tuple[Tensor, Tensor]:
         """Cells of both sensors as tokens (batch, token, channel), and their positions, BEV first."""

@@ -123,6 +123,7 @@ def transform_scene(
         boxes=boxes,
         lidar2img=frame.lidar2img.double() @ inverse,
         lidar2global=frame.lidar2global @ inverse,
+        damage=None if frame.damage is None else frame.damage.moved(inverse),
     )
 
 

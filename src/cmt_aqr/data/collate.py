@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cmt_aqr.damage import Damage
 from cmt_aqr.structures import Batch, DeviceWork, Frame
 
 
@@ -26,6 +27,7 @@ def collate(frames: Sequence[Frame], mask_per_frame: bool = False) -> Batch:
         raise ValueError(
             f"collate got images in {len(with_images)} of {len(frames)} frames: it must be all or none"
         )
+    damages = [frame.damage for frame in frames if frame.damage is not None]
     return Batch(
         tokens=tuple(frame.token for frame in frames),
         points=torch.cat([frame.points for frame in frames]),
@@ -40,6 +42,7 @@ def collate(frames: Sequence[Frame], mask_per_frame: bool = False) -> Batch:
             _masks([frame.image_mask if mask_per_frame else frames[0].image_mask for frame in frames]),
             tuple(frame.shuffle for frame in frames),
         ),
+        damage=Damage.stack(damages) if damages else None,
     )
 
 

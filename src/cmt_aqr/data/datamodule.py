@@ -17,6 +17,7 @@ from cmt_aqr.data.augmentation import (
     TrainingFilter,
     Transform,
 )
+from cmt_aqr.data.damage import TellDamage
 from cmt_aqr.data.database import Contents, ObjectDatabase
 from cmt_aqr.data.dataset import FrameDataset, FrameLoader, FrameSampler
 from cmt_aqr.data.errors import DataError
@@ -71,6 +72,7 @@ class NuScenesDataModule(LightningDataModule):
         eval_fault: of evaluated frames; like ``eval_transforms`` drawn from (seed, frame).
         train_transforms: on frames as read, in training.
         eval_transforms: on frames as read, in evaluation; drawn from (seed, frame), the same every time.
+        damage: note what the faults and transforms above broke, for a model that learns from it.
         min_points: boxes with fewer LiDAR points are not trained on.
         crop_points: drop points outside ``point_range`` in training.
         shuffle_points: random order of points in training, see :class:`TrainingFilter`.
@@ -114,6 +116,7 @@ class NuScenesDataModule(LightningDataModule):
         eval_fault: Transform | None = None,
         train_transforms: Transforms = None,
         eval_transforms: Transforms = None,
+        damage: bool = False,
         min_points: int = 1,
         crop_points: bool = True,
         shuffle_points: bool = True,
@@ -178,15 +181,13 @@ class NuScenesDataModule(LightningDataModule):
         self.min_points = min_points
         self.point_range = list(point_range)
         self._train_transforms: list[Transform] = [
-            *_present({"fault": train_fault}),
-            *_present(train_transforms),
+            *_faults(train_fault, train_transforms, damage),
             *([scene_augmentation] if scene_augmentation is not None else []),
             TrainingFilter(point_range, min_points, crop_points, shuffle_points, half_points),
             ImageProcessing(image_size, image_augmentation, exact_lidar2img),
         ]
         self._eval_transforms: list[Transform] = [
-            *_present({"fault": eval_fault}),
-            *_present(eval_transforms),
+            *_faults(eval_fault, eval_transforms, damage),
             ImageProcessing(image_size, exact_lidar2img=exact_lidar2img),
         ]
         self.half_size_images = half_size_images
@@ -365,8 +366,11 @@ def _mask_per_frame(augmentation: ImageAugmentation | None) -> bool:
     return augmentation is not None and augmentation.grid_mask is not None and augmentation.grid_mask.per_frame
 
 
-def _present(transforms: Transforms) -> list[Transform]:
-    return [transform for transform in (transforms or {}).values() if transform is not None]
+def _faults(fault: Transform | None, transforms: Transforms, damage: bool) -> list[Transform]:
+    """What acts on a frame as read; with ``damage`` it is noted what they broke."""
+    every = [*([] if fault is None else [fault]), *(transforms or {}).values()]
+    present = [transform for transform in every if transform is not None]
+    return [TellDamage(present)] if damage else present
 
 
 def _check_at_least(name: str, value: Any, least: int) -> None:

@@ -43,11 +43,11 @@ class CMT(nn.Module):
         """The maps of the sensors that the model has, with the positions of their cells."""
         bev = None if self.lidar is None else self.head.shared_conv(self.lidar(batch.points, batch.point_counts))
         if self.image is None:
-            return self.head.sensors(bev)
+            return self.head.sensors(bev).replace(damage=batch.damage)
         if batch.images is None:
             raise SettingError("the model has an image branch but the batch has no images: set data.cameras=true")
         views = Views.of(batch.lidar2img, (batch.images.shape[-2], batch.images.shape[-1]))
-        return self.head.sensors(bev, self.image(batch.images), views)
+        return self.head.sensors(bev, self.image(batch.images), views).replace(damage=batch.damage)
 
     def forward(self, batch: Batch, denoising: DenoisingQueries | None = None) -> Predictions:
         """Detect in a batch; with denoising queries, answer for those, too."""
