@@ -22,14 +22,22 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("nothing_set")
 @pytest.mark.parametrize(
     ("cores", "processes", "shape", "threads"),
-    [(2, 1, SMALL, 1), (2, 1, LARGE, 2), (16, 1, SMALL, 8), (16, 4, LARGE, 4), (2, 8, LARGE, 1), (1, 1, SMALL, 1)],
+    [
+        (2, 1, SMALL, 2),
+        (4, 1, SMALL, 2),
+        (2, 1, LARGE, 2),
+        (16, 1, SMALL, 8),
+        (16, 4, LARGE, 4),
+        (2, 8, LARGE, 1),
+        (1, 1, SMALL, 1),
+    ],
 )
 def test_threads_are_a_share_of_the_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, shape: tuple[int, ...], threads: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     sleep_while_waiting()
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert int(os.environ["GOMP_SPINCOUNT"]) > 0
     assert threads_for(shape, processes) == threads
 
 
@@ -49,7 +57,7 @@ def test_a_command_decides_before_pytorch_is_loaded() -> None:
         "import os, runpy, sys\n"
         "from cmt_aqr.runs import command\n"
         "assert 'torch' not in sys.modules, 'PyTorch is loaded with the command line'\n"
-        "command.check_overrides = lambda *_: sys.exit(os.environ.get('OMP_WAIT_POLICY', 'nothing set'))\n"
+        "command.check_overrides = lambda *_: sys.exit(os.environ.get('GOMP_SPINCOUNT', 'nothing set'))\n"
         f"sys.argv = [{str(script)!r}]\n"
         f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
     )
@@ -58,4 +66,4 @@ def test_a_command_decides_before_pytorch_is_loaded() -> None:
     done = subprocess.run(
         [sys.executable, "-c", look], env=environment, capture_output=True, encoding="utf-8", check=False
     )
-    assert done.stderr.strip() == "PASSIVE"
+    assert int(done.stderr) > 0
