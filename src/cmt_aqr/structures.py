@@ -1,4 +1,4 @@
-"""The data that flows through the framework, as frozen dataclasses of tensors.
+"""The data that flows into the model, as frozen dataclasses of tensors.
 
 ``Frame`` -> (augmentation) -> ``Frame`` -> (collation) -> ``Batch`` -> (model) -> ``Predictions``
 -> (decoding) -> ``Detections``. Frames of reference are named where they matter: lidar, ego, global,
@@ -244,6 +244,24 @@ class Sensors(TensorStructure):
             positions.append(self.image_position.flatten(1, 2))
         return torch.cat(memory, dim=1), torch.cat(positions, dim=1)
 
+    def token_groups(self, per_view: bool) -> Tensor:
+        """(token, group), 1 where a token of :meth:`tokens` belongs to a group.
+
+        Args:
+            per_view: a group per camera; otherwise one, the LiDAR's tokens.
+        """
+        like = self.bev if self.bev is not None else self.images
+        assert like is not None
+        cells = 0 if self.bev is None else self.bev.shape[-2] * self.bev.shape[-1]
+        views, view_cells = 0, 0
+        if self.images is not None:
+            views, view_cells = self.images.shape[1], self.images.shape[-2] * self.images.shape[-1]
+        lidar = like.new_ones(cells, 1)
+        if not per_view:
+            return torch.cat((lidar, like.new_zeros(views * view_cells, 1)))
+        cameras = torch.eye(views, dtype=like.dtype, device=like.device).repeat_interleave(view_cells, dim=0)
+        return torch.cat((lidar.new_zeros(cells, views), cameras))
+
 
 @dataclass(frozen=True)
 class DenoisingQueries(TensorStructure):
@@ -287,104 +305,6 @@ class Queries(TensorStructure):
             return self
         rest = slice(self.denoising, None)
         return Queries(self.embedding[:, rest], self.reference_points[:, rest], self.places[:, rest])
-
-
-@dataclass(frozen=True)
-class AQROutput(TensorStructure):
-    """What AQR did: the modulated features and everything a monitor wants to see.
-
-    Attributes:
-        weights: (batch, query, 2) in [0, 1]: LiDAR weight, camera weight of every query that AQR was given:
-            the matching queries, after the denoising queries with ``aqr.draw=all``.
-        camera_seen: (batch, query) bool: False where no camera sees the query; its camera weight is unused.
-        bev_features: (batch, channel, height, width) modulated, or ``None`` without LiDAR.
-        image_features: (batch, view, channel, height, width) modulated, or ``None`` without cameras.
-        bev_map_raw: (batch, height, width) as rendered, before threshold and clamp.
-        bev_map: the same after post-processing; it is what modulated the features.
-        image_map_raw: (batch, view, height, width) as rendered.
-        image_map: the same after post-processing.
-        bev_seen: (batch, query) bool: False where a query stands off the BEV map; its LiDAR weight is unused.
-        draws: (batch, query) bool: False for queries that must not draw (padding); ``None``: all may.
-        bev_given: (batch, channel, height, width), the features that were modulated, or ``None``.
-        image_given: (batch, view, channel, height, width), likewise.
-    """
-
-    weights: Tensor
-    camera_seen: Tensor
-    bev_features: Tensor | None
-    image_features: Tensor | None
-    bev_map_raw: Tensor | None
-    bev_map: Tensor | None
-    image_map_raw: Tensor | None
-    image_map: Tensor | None
-    bev_seen: Tensor | None = None
-    draws: Tensor | None = None
-    bev_given: Tensor | None = None
-    image_given: Tensor | None = None
-
-    def maps(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The maps before and after post-processing: ``bev`` (batch, row, column) and ``camera``
-        (batch, view, row, column), without those of an absent sensor.
-        """
-        pairs = {"bev": (self.bev_map_raw, self.bev_map), "camera": (self.image_map_raw, self.image_map)}
-        return {
-            name: (drawn, processed)
-            for name, (drawn, processed) in pairs.items()
-            if drawn is not None and processed is not None
-        }
-
-
-@dataclass(frozen=True)
-class QueryOutputs(TensorStructure):
-    """What the head says of each query, for every decoder layer.
-
-    Attributes:
-        codes: (layer, batch, query, 10) regression code: cx, cy, log l, log w, cz, log h, sin yaw, cos yaw,
-            vx, vy; metres and metres per second in the LiDAR frame.
-        logits: (layer, batch, query, class).
-    """
-
-    codes: Tensor
-    logits: Tensor
-
-
-@dataclass(frozen=True)
-class Predictions(TensorStructure):
-    """The model's answer for a batch.
-
-    Attributes:
-        matching: outputs of the learned queries.
-        denoising: outputs of the denoising queries, in training.
-        aqr: what AQR did, where the model has it.
-    """
-
-    matching: QueryOutputs
-    denoising: QueryOutputs | None = None
-    aqr: AQROutput | None = None
-
-    @classmethod
-    def of(cls, outputs: QueryOutputs, denoising: int, aqr: AQROutput | None) -> Predictions:
-        """Part the outputs of the first ``denoising`` queries from those of the learned queries."""
-
-        def part(rows: slice) -> QueryOutputs:
-            return QueryOutputs(codes=outputs.codes[:, :, rows], logits=outputs.logits[:, :, rows])
-
-        return cls(part(slice(denoising, None)), part(slice(0, denoising)) if denoising else None, aqr)
-
-
-@dataclass(frozen=True)
-class Detections(TensorStructure):
-    """Detected boxes of one frame, best first, in the LiDAR frame.
-
-    Attributes:
-        boxes: (detection, 9), see ``cmt_aqr.geometry.boxes``.
-        scores: (detection,) in [0, 1].
-        labels: (detection,) int64, indices into ``CLASSES``.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
 
 
 def sample_index(counts: tuple[int, ...], device: torch.device) -> Tensor:

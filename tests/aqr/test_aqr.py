@@ -6,7 +6,7 @@ from torch import Tensor
 
 from cmt_aqr.aqr import AQR, METHODS, Renderer, WeightGenerator
 from cmt_aqr.geometry import BEVGrid
-from cmt_aqr.structures import AQROutput
+from cmt_aqr.outputs import AQROutput
 from tests.helpers.aqr_scenes import IMAGE_MAP, inputs, run, small_aqr
 
 SPLIT = {"gaussian": 0.1, "bilinear": 0.6, "direct": 0.82, "distance_weighted": 0.82, "kernel_mean": 0.82}

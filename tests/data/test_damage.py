@@ -19,7 +19,7 @@ from cmt_aqr.data.tables import close_tables, open_tables
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.evaluation.official import check_anything_to_find
-from cmt_aqr.structures import QueryOutputs
+from cmt_aqr.outputs import QueryOutputs
 from tests.helpers.shared_data import SHARED
 from tests.helpers.small_data import RANGE, datamodule
 

@@ -19,7 +19,7 @@ def test_only_the_last_layer_counts_and_low_scores_can_be_dropped() -> None:
     codes = encode_boxes(torch.tensor([[[box(1, 1)]], [[box(2, 2)]]]))
     logits = torch.full((2, 1, 1, 10), -8.0)
     logits[0, 0, 0, 1] = logits[1, 0, 0, 2] = 1.0
-    from cmt_aqr.structures import QueryOutputs
+    from cmt_aqr.outputs import QueryOutputs
 
     found = decode(QueryOutputs(codes=codes, logits=logits), score_threshold=0.5)[0]
     assert found.labels.tolist() == [2] and found.boxes[0, 0] == 2

@@ -26,7 +26,8 @@ from cmt_aqr.evaluation import metric as metric_module
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import evaluate_boxes
 from cmt_aqr.evaluation.table import print_metrics, read_metrics, write_metrics
-from cmt_aqr.structures import Detections, Frame
+from cmt_aqr.outputs import Detections
+from cmt_aqr.structures import Frame
 from tests.evaluation.test_official import assert_equal_to
 from tests.helpers.made_evaluation import to_rows
 from tests.helpers.shared_data import KEYFRAME, needs_keyframe

@@ -19,7 +19,7 @@ from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
 from cmt_aqr.evaluation.submission import FoundBoxes, attributes_of, read_submission, to_global, write_submission
-from cmt_aqr.structures import Detections
+from cmt_aqr.outputs import Detections
 
 
 def one(box: list[float], label: int = 0, score: float = 0.5) -> Detections:

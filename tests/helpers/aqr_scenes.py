@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cmt_aqr.aqr import AQR, Modulator, Renderer, WeightGenerator
 from cmt_aqr.geometry import BEVGrid
-from cmt_aqr.structures import AQROutput, Queries, Sensors, Views
+from cmt_aqr.outputs import AQROutput
+from cmt_aqr.structures import Queries, Sensors, Views
 
 GRID = BEVGrid((-8.0, -8.0, -2.0, 8.0, 8.0, 2.0), (0.25, 0.25, 0.5), (9, 64, 64), 8)
 """8 x 8 BEV cells of 2 m."""

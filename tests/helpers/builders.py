@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cmt_aqr.structures import Batch, QueryOutputs
+from cmt_aqr.outputs import QueryOutputs
+from cmt_aqr.structures import Batch
 
 RANGE = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
 

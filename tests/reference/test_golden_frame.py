@@ -9,7 +9,8 @@ from torch import Tensor
 from cmt_aqr.data.collate import collate
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.model.cmt import CMT
-from cmt_aqr.structures import Batch, Detections, QueryOutputs
+from cmt_aqr.outputs import Detections, QueryOutputs
+from cmt_aqr.structures import Batch
 from cmt_aqr.weights import load_weights
 from tests.helpers.composed import composed
 from tests.helpers.shared_data import KEYFRAME, REFERENCE, needs_keyframe, needs_reference, official_state_dict

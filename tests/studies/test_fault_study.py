@@ -13,8 +13,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
+from cmt_aqr.outputs import AQROutput
 from cmt_aqr.runs.folder import Run
-from cmt_aqr.structures import AQROutput
 from cmt_aqr.studies import fault_study
 from cmt_aqr.studies.fault_study import (
     CHECKPOINT,

@@ -6,7 +6,7 @@ from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
 from cmt_aqr.geometry import encode_boxes
-from cmt_aqr.structures import Predictions, QueryOutputs
+from cmt_aqr.outputs import Predictions, QueryOutputs
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.losses import Criterion, sigmoid_focal
 from tests.helpers.builders import RANGE, batch_of, box, outputs_of

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmt_aqr.structures import AQROutput, Batch, DenoisingQueries
+from cmt_aqr.outputs import AQROutput
+from cmt_aqr.structures import Batch, DenoisingQueries
 from cmt_aqr.training.module import DetectorModule
 from tests.helpers.small_detector import small_batch, small_module
 

@@ -48,7 +48,7 @@ def test_total_cost_is_least_over_all_assignments() -> None:
     logits = torch.randn(2, 2, 5, 10, generator=generator)
     boxes = [[box(0, 1), box(2, 0), box(-1, -1)], [box(1, 1)]]
     batch = batch_of(boxes, [[0, 1, 2], [3]])
-    from cmt_aqr.structures import QueryOutputs
+    from cmt_aqr.outputs import QueryOutputs
 
     matches = HungarianMatcher()(QueryOutputs(codes=codes, logits=logits), batch, WEIGHTS)
     target = encode_boxes(batch.boxes)

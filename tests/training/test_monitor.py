@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from cmt_aqr.aqr.statistics import output_statistics
-from cmt_aqr.structures import AQROutput, Batch
+from cmt_aqr.outputs import AQROutput
+from cmt_aqr.structures import Batch
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.monitor import AQRMonitor, Summary
 from tests.helpers.small_detector import small_batch, small_module

@@ -1,6 +1,7 @@
-"""AQR: weights per query, rendered onto the feature maps, which they modulate."""
+"""AQR: each query weighs the two sensors, on their feature maps or in the decoder's attention."""
 
 from cmt_aqr.aqr.aqr import AQR
+from cmt_aqr.aqr.bias import AttentionBias
 from cmt_aqr.aqr.generator import WeightGenerator
 from cmt_aqr.aqr.kernels import METHODS
 from cmt_aqr.aqr.modulator import Modulator
@@ -10,6 +11,7 @@ from cmt_aqr.aqr.renderer import Renderer
 __all__ = [
     "AQR",
     "METHODS",
+    "AttentionBias",
     "Modulator",
     "Placement",
     "Renderer",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cmt_aqr.aqr.generator import WeightGenerator
+from cmt_aqr.aqr.looking import damage_at, looking, place
 from cmt_aqr.aqr.modulator import Modulator
-from cmt_aqr.aqr.placement import Placement, place_on_bev, place_on_images
 from cmt_aqr.aqr.renderer import Renderer
-from cmt_aqr.checks import require_choice
-from cmt_aqr.geometry import BEVGrid
-from cmt_aqr.structures import AQROutput, Queries, Sensors
+from cmt_aqr.checks import require_choice, require_flag
+from cmt_aqr.outputs import AQROutput, mean_seen
+from cmt_aqr.structures import Queries, Sensors
 
 DRAW = ("matching", "all")
 
@@ -28,14 +28,23 @@ class AQR(nn.Module):
         modulator: changes the features by them.
         draw: which queries weigh and draw: ``matching`` (learned queries only) or ``all`` (denoising queries too,
             all but their padding, which shows the matching queries where the boxes are: for experiments only).
+        stop_gradient: let the generator look at features without changing them; needed where it learns from a
+            signal of its own.
     """
 
     def __init__(
-        self, generator: WeightGenerator, renderer: Renderer, modulator: Modulator, draw: str = "matching"
+        self,
+        generator: WeightGenerator,
+        renderer: Renderer,
+        modulator: Modulator,
+        draw: str = "matching",
+        stop_gradient: bool = False,
     ) -> None:
         super().__init__()
         require_choice("aqr.draw", draw, DRAW)
+        require_flag("aqr.stop_gradient", stop_gradient)
         self.draw = draw
+        self.stop_gradient = stop_gradient
         self.generator = generator
         self.renderer = renderer
         self.modulator = modulator
@@ -57,8 +66,11 @@ class AQR(nn.Module):
             ValueError: the shapes of features, positions, grid and configuration contradict each other.
         """
         asked = queries if self.draw == "all" else queries.matching()
-        on_bev, on_images = self._place(asked, sensors)
-        weights = self.generator(asked.embedding, sensors, on_bev, on_images)  # (batch, query, 2)
+        on_bev, on_images = place(asked, sensors)
+        self._check_shapes(sensors)
+        looked_at, embedding = looking(asked, sensors, self.stop_gradient)
+        weights = self.generator(embedding, looked_at, on_bev, on_images)  # (batch, query, 2)
+        lidar_lost, camera_lost, seen = damage_at(asked, sensors)
         nowhere = torch.zeros_like(weights[..., 0], dtype=torch.bool)
         bev_raw = bev_map = bev = image_raw = image_map = images = None
         if sensors.bev is not None and on_bev is not None:
@@ -81,32 +93,15 @@ class AQR(nn.Module):
             draws=asked.draws,
             bev_given=sensors.bev,
             image_given=sensors.images,
+            lidar_lost=lidar_lost,
+            camera_lost=None if camera_lost is None or seen is None else mean_seen(camera_lost, seen),
         )
 
-    def _place(self, queries: Queries, sensors: Sensors) -> tuple[Placement | None, Placement | None]:
-        """Where the queries stand on the BEV map and on the image maps."""
-        on_bev = on_images = bev_size = image_size = None
+    def _check_shapes(self, sensors: Sensors) -> None:
+        """Compare the maps with the shapes that the configuration declares."""
+        bev = images = None
         if sensors.bev is not None:
-            bev_size = (sensors.bev.shape[-2], sensors.bev.shape[-1])
-            on_bev = _place_on_features(queries.places, sensors.grid, bev_size)
+            bev = (sensors.bev.shape[-2], sensors.bev.shape[-1])
         if sensors.images is not None:
-            if sensors.views is None:
-                raise ValueError("AQR has image features but no views to find their cells with")
-            rows, columns = sensors.images.shape[-2:]
-            image_size = (sensors.images.shape[1], rows, columns)
-            views = sensors.views
-            on_images = place_on_images(queries.places, views.lidar2img, views.size, (rows, columns))
-        self.renderer.check_shapes(bev_size, image_size)
-        return on_bev, on_images
-
-
-def _place_on_features(points: Tensor, grid: BEVGrid | None, size: tuple[int, int]) -> Placement:
-    """Placement on BEV features of ``size``, whose grid must be known and of that size."""
-    if grid is None:
-        raise ValueError("AQR has BEV features but no grid to find their cells with")
-    if grid.bev_shape != size:
-        raise ValueError(
-            f"grid.sparse_shape={list(grid.sparse_shape)}: gives a BEV map of {grid.bev_shape} cells, but "
-            f"the BEV features have {size}"
-        )
-    return place_on_bev(points, grid)
+            images = (sensors.images.shape[1], *sensors.images.shape[-2:])
+        self.renderer.check_shapes(bev, images)

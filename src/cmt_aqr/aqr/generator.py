@@ -157,6 +157,7 @@ class WeightGenerator(nn.Module):
         bev_window: odd number of BEV cells.
         image_window: odd number of image cells.
         bias_init: of the last linear layer; 1.5 makes the first weights sigmoid(1.5) = 0.82.
+        weights: whether there is a linear layer that makes two weights; without it :meth:`read` is what there is.
         max_views: views that a query reads in at most. Where more see it, those in which it stands nearest to
             the middle of the image. In nuScenes' rig at most two cameras see a point. ``None``: every view.
             (Drawing is not limited: a query draws in each view that sees it.)
@@ -176,6 +177,7 @@ class WeightGenerator(nn.Module):
         image_window: int = 15,
         bias_init: float = 1.5,
         max_views: int | None = 2,
+        weights: bool = True,
     ) -> None:
         super().__init__()
         key = "aqr.generator."
@@ -205,15 +207,24 @@ class WeightGenerator(nn.Module):
         self.layers = nn.ModuleList(
             WeightGeneratorLayer(embed_dims, num_heads, feedforward_dims, dropout) for _ in range(depth)
         )
-        self.weight_head = nn.Linear(embed_dims, 2)
-        # Small but not 0: the layers before it get a gradient from the first step on.
-        nn.init.normal_(self.weight_head.weight, std=0.01)
-        nn.init.constant_(self.weight_head.bias, bias_init)
+        if weights:
+            self.weight_head = nn.Linear(embed_dims, 2)
+            # Small but not 0: the layers before it get a gradient from the first step on.
+            nn.init.normal_(self.weight_head.weight, std=0.01)
+            nn.init.constant_(self.weight_head.bias, bias_init)
 
     def forward(
         self, query_embedding: Tensor, sensors: Sensors, on_bev: Placement | None, on_images: Placement | None
     ) -> Tensor:
-        """Weights (batch, query, 2) in (0, 1), LiDAR first; float32 or better.
+        """Weights (batch, query, 2) in (0, 1), LiDAR first; float32 or better. Arguments as of :meth:`read`."""
+        with torch.autocast(query_embedding.device.type, enabled=False):
+            logits = self.weight_head(self.read(query_embedding, sensors, on_bev, on_images))
+            return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+
+    def read(
+        self, query_embedding: Tensor, sensors: Sensors, on_bev: Placement | None, on_images: Placement | None
+    ) -> Tensor:
+        """What each query found in its windows (batch, query, channel), in the type of the parameters.
 
         Args:
             query_embedding: (batch, query, channel).
@@ -225,7 +236,7 @@ class WeightGenerator(nn.Module):
             ValueError: a shape does not fit ``embed_dims``, or no sensor is given.
         """
         batch, count, _ = query_embedding.shape
-        dtype = self.weight_head.weight.dtype
+        dtype = next(self.parameters()).dtype
         with torch.autocast(query_embedding.device.type, enabled=False):
             windows = []
             if sensors.bev is not None:
@@ -238,8 +249,7 @@ class WeightGenerator(nn.Module):
             queries = torch.zeros_like(position)
             for layer in self.layers:
                 queries = layer(queries, position, windows)
-            logits = self.weight_head(queries).view(batch, count, 2)
-            return logits.to(torch.promote_types(dtype, torch.float32)).sigmoid()
+            return queries.view(batch, count, -1)
 
     def _bev_windows(
         self, features: Tensor, position: Tensor | None, placement: Placement | None, dtype: torch.dtype

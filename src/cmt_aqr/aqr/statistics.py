@@ -1,11 +1,12 @@
-"""What can be read off AQR's maps: one number each, as tensors that wait for no device."""
+"""What can be read off AQR's maps, weights and biases: one number each."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
 
-from cmt_aqr.structures import AQROutput
+from cmt_aqr.outputs import AQROutput, BiasOutput, mean_seen
 
 
 def map_statistics(drawn: Tensor, processed: Tensor, background: float = 0.0) -> dict[str, Tensor]:
@@ -91,3 +92,76 @@ def used_weights(output: AQROutput) -> dict[str, Tensor]:
     seen = {"lidar": bev_seen, "camera": output.camera_seen}
     weights = output.weights.detach()
     return {name: weights[..., index][mask & draws] for index, (name, mask) in enumerate(seen.items())}
+
+
+BROKEN = 0.5
+"""Damage from which on a sensor counts as broken at a query."""
+
+
+@torch.no_grad()
+def bias_statistics(output: BiasOutput) -> dict[str, Tensor]:
+    """Numbers of beta over the queries of a batch, padding aside; how many there are waits for the device.
+
+    Returns:
+        ``mean``, ``std``, ``min`` and ``max``; where the damage is known also the mean at queries whose LiDAR,
+        whose cameras or neither of them are broken (``lidar_broken``, ``camera_broken``, ``whole``). With a beta
+        for each camera the numbers are those of the cameras that see a query.
+    """
+    beta = output.beta
+    counts = torch.ones_like(beta, dtype=torch.bool) if output.draws is None else output.draws[..., None]
+    counts = counts.expand_as(beta)
+    if beta.shape[-1] > 1 and output.seen is not None:
+        counts = counts & output.seen
+    values = beta[counts]
+    if not len(values):
+        return {}
+    numbers = {"mean": values.mean(), "std": values.std(correction=0), "min": values.min(), "max": values.max()}
+    if output.lidar_lost is not None and output.camera_lost is not None and output.seen is not None:
+        camera = output.camera_lost
+        if beta.shape[-1] == 1:
+            camera = mean_seen(camera, output.seen)[..., None]
+        lidar = output.lidar_lost[..., None].expand_as(beta)[counts] > BROKEN
+        camera = camera[counts] > BROKEN
+        for name, state in (("lidar_broken", lidar), ("camera_broken", camera), ("whole", ~lidar & ~camera)):
+            numbers[name] = values[state].mean()  # NaN where there is none
+    return numbers
+
+
+@torch.no_grad()
+def detection_of_damage(output: AQROutput | BiasOutput) -> dict[str, Tensor]:
+    """How well AQR tells what is broken: the area under the ROC curve, per sensor.
+
+    Over the queries that the sensor sees, with damage above one half as what is to be found, and as the score the
+    weight that the sensor is denied. Nothing where all are broken or none, or where the damage is not known.
+    """
+    if output.lidar_lost is None or output.camera_lost is None:
+        return {}
+    lidar, camera, every = (
+        output.lidar_lost,
+        output.camera_lost,
+        torch.ones_like(output.lidar_lost, dtype=torch.bool),
+    )
+    if isinstance(output, AQROutput):
+        of_lidar, of_camera = output.weights.unbind(-1)
+        rows = {
+            "lidar": (-of_lidar, lidar, every if output.bev_seen is None else output.bev_seen),
+            "camera": (-of_camera, camera, output.camera_seen),
+        }
+    else:
+        assert output.seen is not None
+        beta, seen = output.beta, output.seen
+        if beta.shape[-1] == 1:
+            rows = {
+                "lidar": (-beta[..., 0], lidar, every),
+                "camera": (beta[..., 0], mean_seen(camera, seen), seen.any(dim=-1)),
+            }
+        else:
+            rows = {"lidar": (mean_seen(beta, seen), lidar, seen.any(dim=-1)), "camera": (-beta, camera, seen)}
+    found = {}
+    for name, (doubt, broken, counts) in rows.items():
+        if output.draws is not None:
+            counts = counts & (output.draws if counts.dim() == 2 else output.draws[..., None])
+        truth = (broken[counts] > BROKEN).long()
+        if 0 < int(truth.sum()) < len(truth):
+            found[f"auc_{name}"] = binary_auroc(doubt[counts].float().sigmoid(), truth)
+    return found

@@ -6,7 +6,7 @@ import torch
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import decode_boxes
-from cmt_aqr.structures import Detections, QueryOutputs
+from cmt_aqr.outputs import Detections, QueryOutputs
 
 CENTRE_RANGE = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
 """Centres kept, in metres, LiDAR frame (CMT's post_center_range)."""

@@ -19,7 +19,7 @@ from cmt_aqr.data.rows import COLUMNS
 from cmt_aqr.evaluation.matching import ranges
 from cmt_aqr.evaluation.official import evaluate_boxes
 from cmt_aqr.evaluation.submission import FoundBoxes, to_global, write_submission
-from cmt_aqr.structures import Detections
+from cmt_aqr.outputs import Detections
 
 
 class NuScenesMetric(Metric):

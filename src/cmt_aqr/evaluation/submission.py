@@ -28,7 +28,7 @@ from cmt_aqr.data.rows import (
 )
 from cmt_aqr.evaluation.decimals import decimals
 from cmt_aqr.files import written_at_once
-from cmt_aqr.structures import Detections
+from cmt_aqr.outputs import Detections
 
 MAX_BOXES = 500
 """nuScenes accepts at most this many boxes a sample."""

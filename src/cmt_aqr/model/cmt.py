@@ -5,7 +5,8 @@ from torch import nn
 from cmt_aqr.errors import SettingError
 from cmt_aqr.model.decoder import Decoder
 from cmt_aqr.model.head import Head
-from cmt_aqr.structures import Batch, DenoisingQueries, Predictions, Sensors, Views
+from cmt_aqr.outputs import Predictions
+from cmt_aqr.structures import Batch, DenoisingQueries, Sensors, Views
 
 
 class CMT(nn.Module):
@@ -16,7 +17,7 @@ class CMT(nn.Module):
         decoder: the transformer decoder.
         lidar: LiDAR branch: (points, point counts) to a BEV map (batch, channel, row, column).
         image: image branch: images (batch, view, 3, height, width) to maps (batch, view, channel, h, w).
-        aqr: modulates the maps of both sensors by the queries; ``None`` is plain CMT.
+        aqr: lets each query weigh the two sensors, on their maps or in the decoder; ``None`` is plain CMT.
 
     Raises:
         SettingError: when there is neither a LiDAR nor an image branch.
@@ -54,9 +55,8 @@ class CMT(nn.Module):
         sensors = self.encode(batch)
         queries = self.head.queries(batch.size, sensors.views, denoising)
         routed = None if self.aqr is None else self.aqr(queries, sensors)
-        if routed is not None:
-            sensors = sensors.replace(bev=routed.bev_features, images=routed.image_features)
-        memory, positions = sensors.tokens()
-        decoded = self.decoder(queries.embedding, memory, positions, queries.forbidden)
+        memory, positions = (sensors if routed is None else routed.applied(sensors)).tokens()
+        bias = None if routed is None else routed.bias
+        decoded = self.decoder(queries.embedding, memory, positions, queries.forbidden, bias)
         outputs = self.head(decoded, queries.reference_points)
         return Predictions.of(outputs, queries.denoising, routed)

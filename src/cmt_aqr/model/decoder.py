@@ -5,7 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmt_aqr.errors import SettingError
+from cmt_aqr.ops.biased_attention import biased_attention
 from cmt_aqr.ops.pointwise import PointwiseLinear, linear
+from cmt_aqr.outputs import TokenBias
 
 
 class Attention(nn.Module):
@@ -44,14 +46,22 @@ class Attention(nn.Module):
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, forbidden: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        forbidden: Tensor | None = None,
+        bias: TokenBias | None = None,
+    ) -> Tensor:
         """Attend.
 
         Args:
             query: (batch, query, channel).
             key: (batch, token, channel).
             value: (batch, token, channel).
-            forbidden: (query, token) bool, True where a query may not look.
+            forbidden: (query, token) bool, True where a query may not look; not together with ``bias``.
+            bias: added to the logits.
 
         Returns:
             (batch, query, channel).
@@ -61,8 +71,11 @@ class Attention(nn.Module):
             self._split(linear(tokens, weight, bias))
             for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
-        allowed = None if forbidden is None else ~forbidden
         dropout = self.dropout if self.training else 0.0
+        if bias is not None:
+            attended = biased_attention(q, k, v, bias.beta, bias.groups, bias.factors, dropout)
+            return self.out_proj(attended.transpose(1, 2).flatten(2))
+        allowed = None if forbidden is None else ~forbidden
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
@@ -101,6 +114,7 @@ class DecoderLayer(nn.Module):
         keys: Tensor,
         memory: Tensor,
         forbidden: Tensor | None,
+        bias: TokenBias | None = None,
     ) -> Tensor:
         """Refine the queries (batch, query, channel); ``keys`` is the memory plus its position embedding."""
         # In float32 also under autocast, as published: the first layer's queries have no content yet, all rows are
@@ -109,7 +123,7 @@ class DecoderLayer(nn.Module):
             placed = query + query_embedding
             query = self.norm1(query + self.dropout(self.self_attention(placed, placed, query, forbidden)))
         placed = query + query_embedding
-        query = self.norm2(query + self.dropout(self.cross_attention(placed, keys, memory)))
+        query = self.norm2(query + self.dropout(self.cross_attention(placed, keys, memory, bias=bias)))
         hidden = self.feedforward_dropout(functional.relu(self.linear1(query)))
         return self.norm3(query + self.feedforward_dropout(self.linear2(hidden)))
 
@@ -150,6 +164,7 @@ class Decoder(nn.Module):
         memory: Tensor,
         memory_embedding: Tensor,
         forbidden: Tensor | None = None,
+        bias: TokenBias | None = None,
     ) -> Tensor:
         """Decode.
 
@@ -158,6 +173,7 @@ class Decoder(nn.Module):
             memory: (batch, token, channel), the cells of both sensors.
             memory_embedding: (batch or 1, token, channel), the cells' positions.
             forbidden: (query, query) bool for the self attention, True where a query may not look.
+            bias: of the cross attentions, from AQR.
 
         Returns:
             (layer, batch, query, channel): the normalised output of every layer.
@@ -165,7 +181,8 @@ class Decoder(nn.Module):
         keys = memory + memory_embedding
         query = torch.zeros_like(query_embedding)
         outputs = []
-        for layer in self.layers:
-            query = layer(query, query_embedding, keys, memory, forbidden)
+        for number, layer in enumerate(self.layers):
+            of_layer = None if bias is None else bias.of_layer(number)
+            query = layer(query, query_embedding, keys, memory, forbidden, of_layer)
             outputs.append(self.norm(query))
         return torch.stack(outputs)

@@ -12,7 +12,8 @@ from cmt_aqr.model.positions import depth_bins, position_embedding, ray_points, 
 from cmt_aqr.model.task import TaskHead
 from cmt_aqr.ops.batch_norm import BatchNorm2d
 from cmt_aqr.ops.devices import masks_are_free
-from cmt_aqr.structures import DenoisingQueries, Queries, QueryOutputs, Sensors, Views
+from cmt_aqr.outputs import QueryOutputs
+from cmt_aqr.structures import DenoisingQueries, Queries, Sensors, Views
 
 
 class Head(nn.Module):

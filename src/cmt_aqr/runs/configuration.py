@@ -86,7 +86,23 @@ def build_data(config: DictConfig, evaluating: bool = False) -> Any:
         evaluating: whether ``data.eval_split`` is all that is read.
     """
     train_fault, eval_fault = (build(config.get(group)) for group in ("fault", "eval_fault"))
-    return build(config.data, train_fault=train_fault, eval_fault=eval_fault, evaluating=evaluating)
+    damage = OmegaConf.select(config, "data.damage")
+    return build(
+        config.data,
+        train_fault=train_fault,
+        eval_fault=eval_fault,
+        evaluating=evaluating,
+        damage=_reads_damage(config) if damage is None else damage,
+    )
+
+
+def _signal_weight(config: DictConfig) -> float:
+    return OmegaConf.select(config, "training.criterion.signal_weight", default=0) or 0
+
+
+def _reads_damage(config: DictConfig) -> bool:
+    """Whether AQR learns from what faults broke, or is told."""
+    return bool(_signal_weight(config)) or OmegaConf.select(config, "aqr.beta", default=None) == "oracle"
 
 
 def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: bool = False) -> None:
@@ -104,6 +120,7 @@ def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: 
     _check_numbers(config)
     _check_classes(config)
     _check_contradictions(config, set(override_keys(overrides)))
+    _check_signal(config, evaluating)
     _check_recipe(config)
     _check_trainer(config)
     _check_packages(config)
@@ -271,12 +288,16 @@ def _check_contradictions(config: DictConfig, given: set[str]) -> None:
             f"renderer.max_weight_clamp={config.renderer.max_weight_clamp} contradicts the clamp schedule, which "
             f"sets the clamp by epoch ({_plain(milestones)}): give one of them, or clamp_schedule=constant"
         )
-    if config.aqr is None:
+    if config.aqr is None or "renderer" not in config.aqr:
+        chosen = "aqr=none" if config.aqr is None else "aqr=attention_bias"
         unused = sorted(key for key in given if key.split(".")[0] in ("renderer", "modulator"))
         if unused:
-            raise UserError(f"{unused[0]} has no effect with aqr=none: drop it, or choose aqr=default")
+            raise UserError(f"{unused[0]} has no effect with {chosen}: drop it, or choose aqr=default")
         if milestones:
-            raise UserError("clamp_schedule has milestones, but aqr=none has nothing to clamp: drop one of them")
+            raise UserError(f"clamp_schedule has milestones, but {chosen} has nothing to clamp: drop one of them")
+    sensors = (config.model.network.get(name) for name in ("lidar", "image"))
+    if config.aqr is not None and "renderer" not in config.aqr and None in sensors:
+        raise UserError("aqr=attention_bias weighs two sensors, and this model reads one: choose aqr=none")
     if "fsdp" in str(config.trainer.get("strategy")).lower():
         raise UserError(
             f"trainer.strategy={config.trainer.strategy}: FSDP cannot clip gradients by their norm and is not "
@@ -296,6 +317,27 @@ def _check_contradictions(config: DictConfig, given: set[str]) -> None:
         if config[key] and not Path(config[key]).is_file():
             there = "it is a folder; name a file in it" if Path(config[key]).is_dir() else "there is no such file"
             raise UserError(f"{key}={config[key]}: {there}")
+
+
+def _check_signal(config: DictConfig, evaluating: bool) -> None:
+    """Refuse a signal that nobody hears or that nobody gives."""
+    beta, weight = OmegaConf.select(config, "aqr.beta", default=None), _signal_weight(config)
+    if (weight or beta == "oracle") and config.data.get("damage") is False:
+        reader = f"training.criterion.signal_weight={weight}" if weight else "aqr.beta=oracle"
+        raise UserError(f"data.damage=false contradicts {reader}, which reads what faults broke: drop one of them")
+    if not weight or evaluating:
+        return
+    if config.aqr is None or beta not in (None, "learned"):
+        chosen = "aqr=none" if config.aqr is None else f"aqr.beta={beta}"
+        raise UserError(
+            f"training.criterion.signal_weight={weight} has no effect with {chosen}, which learns no weight: drop "
+            "one of them"
+        )
+    if not config.aqr.get("stop_gradient"):
+        raise UserError(
+            f"training.criterion.signal_weight={weight} would teach the features to shout where they are broken: "
+            "give aqr.stop_gradient=true"
+        )
 
 
 def _plain(config: Any) -> Any:

@@ -20,11 +20,11 @@ from rich.table import Table
 from cmt_aqr.aqr.statistics import used_weights
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import nan_to_null, null_to_nan, read_json, write_json, write_table
+from cmt_aqr.outputs import AQROutput
 from cmt_aqr.runs.checkpoints import read_checkpoint, saved_config
 from cmt_aqr.runs.configuration import check_config
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.folder import Run, find_runs
-from cmt_aqr.structures import AQROutput
 from cmt_aqr.studies.records import spread
 from cmt_aqr.training.run import measure
 

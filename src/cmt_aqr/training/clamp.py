@@ -65,7 +65,7 @@ class ClampSchedule(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a schedule without anything to clamp."""
         if self.milestones and renderer_of(pl_module) is None:
-            raise SettingError("clamp_schedule has milestones but aqr=none has nothing to clamp: drop one of them")
+            raise SettingError("clamp_schedule has milestones but this aqr= clamps nothing: drop one of them")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the clamp of the epoch that a run goes on in: within an epoch, none starts."""
@@ -112,16 +112,12 @@ def _checked(milestones: Mapping[Any, Any]) -> dict[int, float]:
 
 
 def renderer_of(module: pl.LightningModule) -> Renderer | None:
-    """The renderer whose clamp is scheduled, or ``None`` without AQR.
+    """The renderer whose clamp is scheduled, or ``None`` where AQR renders nothing.
 
     Raises:
-        TypeError: for another module than a DetectorModule, or another router than AQR.
+        TypeError: for another module than a DetectorModule.
     """
     if not isinstance(module, DetectorModule):
         raise TypeError(f"a clamp belongs to a DetectorModule, not to {type(module).__name__}")
     aqr = module.model.aqr
-    if aqr is None:
-        return None
-    if not isinstance(aqr, AQR):
-        raise TypeError(f"a clamp belongs to AQR, not to {type(aqr).__name__}")
-    return aqr.renderer
+    return aqr.renderer if isinstance(aqr, AQR) else None

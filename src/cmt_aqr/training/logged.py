@@ -16,8 +16,9 @@ from cmt_aqr.training.losses import loss_names
 def logged_numbers(config: DictConfig) -> list[str]:
     """What callbacks can watch: the numbers of evaluations and the losses, by the names they are logged under."""
     evaluated = ["NDS", "mAP", *(f"val/{name}" for name in metric_names())]
-    terms = loss_names(config.model.layers, denoising=config.training.denoising.groups > 0)
-    clamp = ["aqr/max_weight_clamp"] if config.aqr is not None else []
+    denoising, signal = config.training.denoising.groups > 0, config.training.criterion.get("signal_weight", 0)
+    terms = loss_names(config.model.layers, denoising, bool(signal))
+    clamp = ["aqr/max_weight_clamp"] if config.aqr is not None and "renderer" in config.aqr else []
     return [*evaluated, "train/loss", *(f"train/{name}" for name in terms), *clamp]
 
 

@@ -10,10 +10,16 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cmt_aqr.checks import is_number, require
+from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry import encode_boxes
-from cmt_aqr.structures import Batch, Predictions, QueryOutputs
+from cmt_aqr.outputs import Predictions, QueryOutputs
+from cmt_aqr.structures import Batch
 from cmt_aqr.training.denoising import DenoisingTargets
 from cmt_aqr.training.matching import HungarianMatcher
+
+SIGNAL = "loss_aqr"
+"""Name of the loss of AQR's own signal."""
 
 CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
 
@@ -75,6 +81,11 @@ class Criterion(nn.Module):
         code_weights: (10,) weight of each code column.
         classes: number of classes.
         background_above: as in the denoising queries; it scales their focal loss' normaliser.
+        signal_weight: weight of what AQR is told of the damage that faults did (binary cross entropy of what it
+            said, mean over the queries); 0 leaves it out.
+
+    Raises:
+        SettingError: the signal's weight is no number of 0 or more.
     """
 
     code_weights: Tensor
@@ -89,6 +100,7 @@ class Criterion(nn.Module):
         code_weights: Sequence[float] = CODE_WEIGHTS,
         classes: int = 10,
         background_above: float = 0.75,
+        signal_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.matcher = matcher or HungarianMatcher()
@@ -98,6 +110,13 @@ class Criterion(nn.Module):
         self.denoising_weight = denoising_weight
         self.classes = classes
         self.background_above = background_above
+        require(
+            is_number(signal_weight) and signal_weight >= 0,
+            "training.criterion.signal_weight",
+            signal_weight,
+            "a number of 0 or more",
+        )
+        self.signal_weight = signal_weight
         self.register_buffer("code_weights", torch.tensor(list(code_weights)), persistent=False)
 
     def forward(
@@ -136,6 +155,8 @@ class Criterion(nn.Module):
             elif same_terms:
                 nothing = divisors.new_zeros(layers)
                 losses |= _by_layer(nothing, nothing, "dn_")
+            if self.signal_weight:
+                losses[SIGNAL] = self.signal_weight * signal_loss(predictions)
         return losses
 
     def _matching_losses(self, outputs: QueryOutputs, batch: Batch, divisors: Tensor) -> dict[str, Tensor]:
@@ -171,6 +192,23 @@ class Criterion(nn.Module):
         )
 
 
+def signal_loss(predictions: Predictions) -> Tensor:
+    """Mean binary cross entropy between what AQR said and what the damage says it should have.
+
+    Raises:
+        SettingError: there is no AQR, or the damage is not known.
+    """
+    signal = None if predictions.aqr is None else predictions.aqr.signal
+    if signal is None:
+        raise SettingError(
+            "training.criterion.signal_weight tells AQR what faults broke: give data.damage=true and an aqr=, or "
+            "set it to 0"
+        )
+    logits, counts = signal.logits.float(), signal.counts.float()
+    every = functional.binary_cross_entropy_with_logits(logits, signal.target, counts, reduction="sum")
+    return every / counts.sum().clamp(min=1)
+
+
 def _by_layer(classes: Tensor, boxes: Tensor, prefix: str) -> dict[str, Tensor]:
     """Name per-layer losses (layer,): the last layer bare, the others with ``d<layer>.`` before them."""
     values = torch.stack((classes, boxes), dim=1).flatten().unbind()
@@ -182,11 +220,13 @@ def _names_by_layer(layers: int, prefix: str) -> list[str]:
     return [f"{place}{prefix}{loss}" for place in places for loss in ("loss_cls", "loss_bbox")]
 
 
-def loss_names(layers: int, denoising: bool) -> list[str]:
+def loss_names(layers: int, denoising: bool, signal: bool) -> list[str]:
     """Names of the loss terms of :class:`Criterion`.
 
     Args:
         layers: of the decoder.
         denoising: whether there are denoising queries.
+        signal: whether AQR is told of the damage.
     """
-    return _names_by_layer(layers, "") + (_names_by_layer(layers, "dn_") if denoising else [])
+    names = _names_by_layer(layers, "") + (_names_by_layer(layers, "dn_") if denoising else [])
+    return [*names, SIGNAL] if signal else names

@@ -10,7 +10,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from cmt_aqr.geometry import encode_boxes
-from cmt_aqr.structures import Batch, QueryOutputs
+from cmt_aqr.outputs import QueryOutputs
+from cmt_aqr.structures import Batch
 from cmt_aqr.training.finite import NotFiniteError
 
 

@@ -17,7 +17,8 @@ from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import check_anything_to_find
 from cmt_aqr.model.cmt import CMT
-from cmt_aqr.structures import Batch, Predictions
+from cmt_aqr.outputs import Predictions
+from cmt_aqr.structures import Batch
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.finite import (
     LossGuard,

@@ -14,17 +14,18 @@ from pytorch_lightning.trainer.states import TrainerFn
 from rich.table import Table
 from torch import Tensor
 
-from cmt_aqr.aqr import AQR
-from cmt_aqr.aqr.statistics import output_statistics, used_weights
+from cmt_aqr.aqr import AQR, AttentionBias
+from cmt_aqr.aqr.statistics import bias_statistics, detection_of_damage, output_statistics, used_weights
 from cmt_aqr.checks import require_above_zero, require_count
 from cmt_aqr.files import write_json
+from cmt_aqr.outputs import AQROutput, BiasOutput
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.curves import EPOCH
-from cmt_aqr.structures import AQROutput
 
 log = logging.getLogger(__name__)
 
 MAPS = ("bev", "camera")
+BETA = "beta"
 GRADIENT = "generator_gradient"
 FILE = "map_statistics.json"
 
@@ -58,37 +59,52 @@ class Summary:
         return {"looks": self.looks, "counts": dict(self.counts), "numbers": dict(self.numbers)}
 
     def by_map(self) -> dict[str, dict[str, float]]:
-        """The maps' numbers: ``{"bev": {"mean": ...}, "camera": {...}}``."""
+        """The maps' numbers and beta's: ``{"bev": {"mean": ...}, "camera": {...}}``."""
         return {
             name: {
                 key.removeprefix(f"{name}/"): value
                 for key, value in self.numbers.items()
                 if key.startswith(f"{name}/")
             }
-            for name in MAPS
+            for name in (*MAPS, BETA)
             if f"{name}/mean" in self.numbers
         }
 
     def table(self, title: str) -> Table:
-        """The maps' numbers for rich to print."""
-        maps = self.by_map()
-        shown = {
-            "mean": "mean",
-            "std": "std",
-            "min": "min",
-            "max": "max",
-            "max_over_mean": "max/mean",
-            "clamped": "clamped",
-            "drawn": "drawn on",
-            "relative_change": "change",
-        }
+        """The maps' numbers, or beta's, for rich to print."""
+        every = self.by_map()
+        shown = _OF_BETA if BETA in every else _OF_MAPS
         table = Table(title=title, title_justify="left")
-        table.add_column("map")
+        table.add_column("")
         for heading in shown.values():
             table.add_column(heading, justify="right")
-        for name, numbers in maps.items():
+        for name, numbers in every.items():
             table.add_row(name, *(_shown(key, numbers.get(key, math.nan)) for key in shown))
         return table
+
+
+_OF_MAPS = {
+    "mean": "mean",
+    "std": "std",
+    "min": "min",
+    "max": "max",
+    "max_over_mean": "max/mean",
+    "clamped": "clamped",
+    "drawn": "drawn on",
+    "relative_change": "change",
+}
+
+_OF_BETA = {
+    "mean": "mean",
+    "std": "std",
+    "min": "min",
+    "max": "max",
+    "lidar_broken": "LiDAR broken",
+    "camera_broken": "camera broken",
+    "whole": "both whole",
+    "auc_lidar": "AUC LiDAR",
+    "auc_camera": "AUC camera",
+}
 
 
 def _shown(key: str, value: float) -> str:
@@ -169,7 +185,8 @@ class AQRMonitor(pl.Callback):
         aqr = aqr_of(pl_module)
         if self._step is None or aqr is None:
             return
-        learning = [parameter for parameter in aqr.generator.parameters() if parameter.requires_grad]
+        part = aqr if isinstance(aqr, AttentionBias) else aqr.generator
+        learning = [parameter for parameter in part.parameters() if parameter.requires_grad]
         if learning:
             gradients = [parameter.grad for parameter in learning if parameter.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients) if gradients else learning[0].new_zeros(())
@@ -207,7 +224,7 @@ class AQRMonitor(pl.Callback):
         """Print the last epoch's numbers."""
         if self._last_epoch is not None:
             epoch, summary = self._last_epoch
-            title = f"AQR's maps before the clamp, epoch {epoch} (looked at {_times(summary.looks)})"
+            title = f"{_title(summary)}, epoch {epoch} (looked at {_times(summary.looks)})"
             console().print(summary.table(title))
             if GRADIENT in summary.numbers:
                 console().print(f"Gradient norm of the weight generator: {summary.numbers[GRADIENT]:.4g}")
@@ -250,7 +267,7 @@ class AQRMonitor(pl.Callback):
         if trainer.state.fn == TrainerFn.VALIDATING and self._last_epoch is None:
             self._write(self._evaluation)
             looks = _times(self._evaluation.looks)
-            title = f"AQR's maps before the clamp, evaluation (looked at {looks})"
+            title = f"{_title(self._evaluation)}, evaluation (looked at {looks})"
             console().print(self._evaluation.table(title))
         self._evaluation = Summary()
 
@@ -277,9 +294,15 @@ class AQRMonitor(pl.Callback):
         aqr = aqr_of(module)
         if self._step is None or self._seen or aqr is None:
             return
-        output = AQROutput(**outputs["aqr"])
         self._seen = True
+        if isinstance(aqr, AttentionBias):
+            said = BiasOutput(**outputs["aqr"])
+            found = bias_statistics(said) | detection_of_damage(said)
+            self._found |= {f"{BETA}/{key}": value for key, value in found.items()}
+            return
+        output = AQROutput(**outputs["aqr"])
         self._found |= output_statistics(output, aqr.renderer.background)
+        self._found |= {f"weights/{key}": value for key, value in detection_of_damage(output).items()}
         self._weights = used_weights(output)
 
     def _finish(self, trainer: pl.Trainer) -> None:
@@ -343,16 +366,20 @@ def is_epoch_open(checkpoint: dict[str, Any]) -> bool:
     return state is not None and state["epoch"]["looks"] > 0
 
 
-def aqr_of(module: pl.LightningModule) -> AQR | None:
+def aqr_of(module: pl.LightningModule) -> AQR | AttentionBias | None:
     """The module's AQR; ``None`` for plain CMT."""
     aqr = getattr(getattr(module, "model", None), "aqr", None)
-    return aqr if isinstance(aqr, AQR) else None
+    return aqr if isinstance(aqr, AQR | AttentionBias) else None
 
 
 def _numbers(found: dict[str, Tensor]) -> dict[str, float]:
     """The scalars on the host, in one transfer."""
     values = torch.stack([value.to(torch.float32) for value in found.values()]).tolist() if found else []
     return dict(zip(found, values, strict=True))
+
+
+def _title(summary: Summary) -> str:
+    return "AQR's beta" if BETA in summary.by_map() else "AQR's maps before the clamp"
 
 
 def _times(looks: int) -> str:

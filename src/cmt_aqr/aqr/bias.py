@@ -1,0 +1,164 @@
+"""AQR in the decoder's attention: each query says how much more one sensor counts than the other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cmt_aqr.aqr.generator import WeightGenerator
+from cmt_aqr.aqr.looking import damage_at, looking, place
+from cmt_aqr.aqr.placement import Placement
+from cmt_aqr.checks import require_above_zero, require_choice, require_flag
+from cmt_aqr.constants import CAMERAS
+from cmt_aqr.errors import SettingError
+from cmt_aqr.outputs import BiasOutput, mean_seen
+from cmt_aqr.structures import Queries, Sensors
+
+BETA = ("learned", "oracle", "zero", "shuffled")
+GROUPS = {"sensors": 1, "views": len(CAMERAS)}
+
+
+class AttentionBias(nn.Module):
+    """queries -> beta (query, group), which the decoder adds to the logits of its cross attention.
+
+    With o_L and o_C what a query gets from LiDAR and cameras alone, S the sums of exp(logit) over a sensor, and
+    beta on the LiDAR's tokens:
+
+        o = g o_L + (1 - g) o_C,    g = sigmoid(log S_L - log S_C + beta)
+
+    so beta = log w_L - log w_C is all that two weights can say, and beta = 0 is CMT. The layer that makes beta
+    starts at 0. Denoising queries get a beta, too, from their own windows.
+
+    Args:
+        generator: looks at each query's surroundings; made with ``weights=False``.
+        groups: ``sensors``: one beta, on the LiDAR's tokens; ``views``: one on the tokens of each camera.
+        beta: ``learned``; or a control: ``oracle``, what the faults' damage says, ``zero``, the generator is there
+            and says nothing, ``shuffled``, every query gets what another one of its frame learned.
+        limit: beta stays within +-limit, by limit tanh(x / limit).
+        oracle_strength: the oracle's beta where one sensor is gone and the other whole.
+        health: let queries know the mean and the highest features of each sensor's whole map, too.
+        per_layer_and_head: learn factors of beta for each of these many decoder layers and heads; ``None``: 1.
+        stop_gradient: look at features without changing them.
+
+    Raises:
+        SettingError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        generator: WeightGenerator,
+        groups: str = "sensors",
+        beta: str = "learned",
+        limit: float = 20.0,
+        oracle_strength: float = 20.0,
+        health: bool = False,
+        per_layer_and_head: tuple[int, int] | None = None,
+        stop_gradient: bool = True,
+    ) -> None:
+        super().__init__()
+        require_choice("aqr.groups", groups, GROUPS)
+        require_choice("aqr.beta", beta, BETA)
+        require_above_zero("aqr.limit", limit)
+        require_above_zero("aqr.oracle_strength", oracle_strength)
+        require_flag("aqr.health", health)
+        require_flag("aqr.stop_gradient", stop_gradient)
+        self.per_view = groups == "views"
+        self.beta = beta
+        self.limit = limit
+        self.oracle_strength = oracle_strength
+        self.stop_gradient = stop_gradient
+        self.generator = generator
+        channels = generator.embed_dims
+        self.beta_head = nn.Linear(channels, GROUPS[groups])
+        nn.init.zeros_(self.beta_head.weight)
+        nn.init.zeros_(self.beta_head.bias)
+        if health:
+            self.lidar_health = nn.Linear(2 * channels, channels)
+            self.camera_health = nn.Linear(2 * channels, channels)
+        self.factors = None if per_layer_and_head is None else nn.Parameter(torch.ones(*per_layer_and_head))
+        if beta in ("oracle", "zero"):
+            self.requires_grad_(False)
+
+    def unread(self) -> dict[str, str]:
+        """Settings that have no effect, and the setting because of which."""
+        return {} if self.beta == "oracle" else {"oracle_strength": f"aqr.beta={self.beta}"}
+
+    def forward(self, queries: Queries, sensors: Sensors) -> BiasOutput:
+        """Weigh.
+
+        Args:
+            queries: CMT's, denoising queries first.
+            sensors: the maps as the decoder reads them; of both sensors.
+
+        Raises:
+            SettingError: a sensor is not there, or an oracle is asked and the damage is not known.
+            ValueError: the shapes of features, positions, grid and configuration contradict each other.
+        """
+        if sensors.bev is None or sensors.images is None:
+            raise SettingError("aqr=attention_bias weighs two sensors and this model reads one: choose aqr=none")
+        lidar_lost, camera_lost, seen = damage_at(queries, sensors)
+        with torch.autocast(queries.embedding.device.type, enabled=False):
+            if self.beta == "oracle":
+                beta = self._oracle(lidar_lost, camera_lost, seen)
+            else:
+                on_bev, on_images = place(queries, sensors)
+                beta = self._learned(queries, sensors, on_bev, on_images)
+            if self.beta == "zero":
+                beta = torch.zeros_like(beta)
+            if self.beta == "shuffled":
+                beta = self._shuffled(beta, queries.denoising)
+        return BiasOutput(
+            beta=beta,
+            groups=sensors.token_groups(self.per_view),
+            factors=self.factors,
+            draws=queries.draws,
+            lidar_lost=lidar_lost,
+            camera_lost=camera_lost,
+            seen=seen,
+        )
+
+    def _learned(
+        self, queries: Queries, sensors: Sensors, on_bev: Placement | None, on_images: Placement | None
+    ) -> Tensor:
+        """(batch, query, group) from the generator."""
+        looked_at, embedding = looking(queries, sensors, self.stop_gradient)
+        found = self.generator.read(embedding, looked_at, on_bev, on_images)  # (batch, query, channel)
+        if hasattr(self, "lidar_health") and on_images is not None:
+            found = found + self._health(looked_at, on_images.inside)
+        said = self.beta_head(found)
+        said = said.to(torch.promote_types(said.dtype, torch.float32))
+        return self.limit * torch.tanh(said / self.limit)
+
+    def _health(self, sensors: Sensors, inside: Tensor) -> Tensor:
+        """(batch, query, channel) from the whole maps; of the cameras the mean over those that see the query."""
+        assert sensors.bev is not None and sensors.images is not None
+        dtype = self.lidar_health.weight.dtype
+        lidar = self.lidar_health(_pooled(sensors.bev.to(dtype)))  # (batch, channel)
+        cameras = self.camera_health(_pooled(sensors.images.to(dtype)))  # (batch, view, channel)
+        seen = inside.mT.to(dtype)  # (batch, query, view)
+        share = seen / seen.sum(dim=-1, keepdim=True).clamp(min=1)
+        return lidar[:, None] + share @ cameras
+
+    def _oracle(self, lidar_lost: Tensor | None, camera_lost: Tensor | None, seen: Tensor | None) -> Tensor:
+        """(batch, query, group) from the damage: away from what is broken."""
+        if lidar_lost is None or camera_lost is None or seen is None:
+            raise SettingError("aqr.beta=oracle reads what faults broke: give data.damage=true")
+        if self.per_view:
+            return self.oracle_strength * (lidar_lost[..., None] - camera_lost)
+        return self.oracle_strength * (mean_seen(camera_lost, seen) - lidar_lost)[..., None]
+
+    def _shuffled(self, beta: Tensor, denoising: int) -> Tensor:
+        """Beta of another query of the same kind; in evaluation always the same one's."""
+        parts = []
+        for part in (beta[:, :denoising], beta[:, denoising:]):
+            count = part.shape[1]
+            random = None if self.training else torch.Generator().manual_seed(count)
+            order = torch.randperm(count, generator=random).to(part.device, non_blocking=True)
+            parts.append(part[:, order])
+        return torch.cat(parts, dim=1)
+
+
+def _pooled(maps: Tensor) -> Tensor:
+    """Mean and highest value over the cells of maps (..., channel, row, column): (..., 2 * channel)."""
+    cells = maps.flatten(-2)
+    return torch.cat((cells.mean(dim=-1), cells.amax(dim=-1)), dim=-1)

@@ -1,0 +1,295 @@
+"""A bias per query in the decoder's attention: its operator, its controls, its signal."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cmt_aqr.aqr import AttentionBias, WeightGenerator
+from cmt_aqr.aqr.statistics import bias_statistics, detection_of_damage
+from cmt_aqr.damage import IMAGE_CELLS, RINGS, SECTORS, Damage
+from cmt_aqr.errors import SettingError
+from cmt_aqr.ops.biased_attention import biased_attention
+from cmt_aqr.outputs import BiasOutput
+from cmt_aqr.runs.configuration import build_data
+from cmt_aqr.structures import Batch
+from cmt_aqr.training.losses import SIGNAL
+from cmt_aqr.training.module import DetectorModule
+from tests.helpers.composed import composed
+from tests.helpers.small_detector import rig, small_batch, small_module
+
+HEADS = "model.heads=2"  # of 16 channels
+BIAS = ("aqr=attention_bias", HEADS, "aqr.generator.feedforward_dims=32", "aqr.generator.bev_window=3")
+PLAIN = ("aqr=none", HEADS)
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def parts(groups: int, dtype: torch.dtype = torch.float32, width: int = 8) -> tuple[Tensor, ...]:
+    """Queries, keys, values, beta, groups and factors: 2 frames, 3 heads, 5 queries, 14 tokens."""
+    q, k, v = drawn(2, 3, 5, width, dtype=dtype), drawn(2, 3, 14, width, seed=1), drawn(2, 3, 14, width, seed=2)
+    of_token = torch.arange(14) // (14 // (groups + 1)) - 1
+    members = functional.one_hot(of_token.clamp(min=0), groups).to(dtype) * (of_token >= 0)[:, None]
+    beta = 3 * drawn(2, 5, groups, seed=3, dtype=dtype)
+    return q, k.to(dtype), v.to(dtype), beta, members[:14, :groups], 1 + drawn(3, seed=4, dtype=dtype)
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("factored", [False, True])
+def test_extra_channels_are_the_mask(groups: int, factored: bool) -> None:
+    q, k, v, beta, members, factors = parts(groups)
+    mask = (beta @ members.T)[:, None]
+    if factored:
+        mask = mask * factors[:, None, None]
+    expected = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(
+        biased_attention(q, k, v, beta, members, factors if factored else None), expected, rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("width", [16, 24, 32, 64])
+def test_without_bias_it_is_plain_attention_to_the_last_bit(width: int) -> None:
+    q, k, v, beta, members, _ = parts(1, width=width)
+    plain = functional.scaled_dot_product_attention(q, k, v)
+    assert torch.equal(biased_attention(q, k, v, torch.zeros_like(beta), members), plain)
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+def test_its_gradients_are_right(groups: int) -> None:
+    q, k, v, beta, members, factors = parts(groups, torch.float64)
+    inputs = [value.requires_grad_() for value in (q, k, v, beta)]
+    factors.requires_grad_()
+    assert torch.autograd.gradcheck(lambda *a: biased_attention(*a[:4], members, a[4]), (*inputs, factors))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("height", [20.0, -20.0])
+def test_it_stays_finite_and_reads_the_other_sensor_alone(dtype: torch.dtype, height: float) -> None:
+    q, k, v, beta, members, _ = parts(1)
+    found = biased_attention(q.to(dtype), k.to(dtype), v.to(dtype), torch.full_like(beta, height), members)
+    chosen = members[:, 0] == (1 if height > 0 else 0)
+    alone = functional.scaled_dot_product_attention(q, k[:, :, chosen], v[:, :, chosen])
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.float(), alone, rtol=0, atol=0.03)
+
+
+def aqr_of(module: DetectorModule) -> AttentionBias:
+    assert isinstance(module.model.aqr, AttentionBias)
+    return module.model.aqr
+
+
+def damaged(batch: Batch, lidar: float = 1.0, camera: float = 0.0, half: bool = True) -> Batch:
+    """With damage: of the LiDAR (on the side of negative y with ``half``) and of all cameras."""
+    grid = torch.full((SECTORS, RINGS), lidar)
+    if half:
+        grid[SECTORS // 2 :] = 0
+    size = batch.size
+    scale = torch.tensor((1 / 160, 1 / 64, 1.0, 1.0))[:, None]
+    damage = Damage(
+        lidar=grid.flatten().expand(size, -1),
+        cameras=torch.full((size, 6, *IMAGE_CELLS), camera),
+        projection=(scale * rig()).expand(size, 6, 4, 4),
+        to_read=torch.eye(4).expand(size, 4, 4),
+    )
+    return batch.replace(damage=damage)
+
+
+def loaded(*overrides: str, other: DetectorModule) -> DetectorModule:
+    module = small_module(*BIAS, *overrides)
+    module.load_state_dict(other.state_dict(), strict=False)
+    return module
+
+
+@pytest.mark.parametrize("groups", ["sensors", "views"])
+@pytest.mark.parametrize("health", [False, True])
+def test_a_fresh_bias_is_cmt_to_the_last_bit(groups: str, health: bool) -> None:
+    plain, batch = small_module(*PLAIN).eval(), small_batch(3, 1)
+    factors = "aqr.per_layer_and_head=[${model.layers},${model.heads}]"
+    biased = loaded(f"aqr.groups={groups}", f"aqr.health={health}", factors, other=plain).eval()
+    with torch.no_grad():
+        expected, found = plain.model(batch).matching, biased.model(batch).matching
+    assert torch.equal(found.codes, expected.codes) and torch.equal(found.logits, expected.logits)
+
+
+def moved(part: nn.Module) -> set[str]:
+    """Names of the parameters with a gradient."""
+    return {name for name, value in part.named_parameters() if value.grad is not None and value.grad.any()}
+
+
+def test_the_first_step_moves_the_head_and_the_second_all_of_it() -> None:
+    module, batch = small_module(*BIAS, "lr_mult.aqr_weight_generator=1"), small_batch(3)
+    optimizer = torch.optim.SGD(module.model.parameters(), lr=0.1)
+    for step in range(2):
+        optimizer.zero_grad()
+        module.training_step(batch, step)["loss"].backward()
+        moved = {
+            name: bool(value.grad is not None and value.grad.any())
+            for name, value in aqr_of(module).named_parameters()
+        }
+        assert moved["beta_head.weight"] and all(moved.values()) == (step == 1)
+        optimizer.step()
+
+
+def set_beta(module: DetectorModule, value: float) -> None:
+    with torch.no_grad():
+        aqr_of(module).beta_head.bias.fill_(value)
+
+
+@pytest.mark.parametrize(("value", "lost"), [(-20.0, "lidar"), (20.0, "camera")])
+def test_beta_takes_the_decoder_off_a_sensor(value: float, lost: str) -> None:
+    module, batch = small_module(*BIAS, "aqr.limit=1000").eval(), small_batch(2)
+    set_beta(module, 10 * value)
+    other = batch.replace(images=torch.zeros_like(batch.images)) if lost == "camera" else batch  # type: ignore[arg-type]
+    if lost == "lidar":
+        other = batch.replace(points=torch.zeros_like(batch.points))
+    with torch.no_grad():
+        a, b = (module.model(one).matching.codes for one in (batch, other))
+        set_beta(module, 0.0)
+        c, d = (module.model(one).matching.codes for one in (batch, other))
+    assert torch.allclose(a, b, atol=1e-5) and not torch.allclose(c, d, atol=1e-3)
+
+
+@pytest.mark.parametrize("groups", ["sensors", "views"])
+def test_what_a_query_says_does_not_depend_on_the_boxes(groups: str) -> None:
+    module = small_module(*BIAS, f"aqr.groups={groups}", "aqr.generator.dropout=0")
+    torch.nn.init.normal_(aqr_of(module).beta_head.weight)
+    said = []
+    for truth in (0, 1):
+        batch = small_batch(3, truth_seed=truth)
+        targets = module.denoising(batch, 20, tuple(module.model.head.point_range))  # type: ignore[misc]
+        output = module.model(batch, targets.queries).aqr
+        assert isinstance(output, BiasOutput) and output.beta.shape[1] > 20 and output.beta.any()
+        said.append(output.beta[:, -20:])
+    assert torch.equal(*said)
+
+
+def output_of(batch: Batch, *overrides: str) -> BiasOutput:
+    module = small_module(*BIAS, *overrides).eval()
+    torch.nn.init.normal_(aqr_of(module).beta_head.weight)
+    with torch.no_grad():
+        output = module.model(batch).aqr
+    assert isinstance(output, BiasOutput)
+    return output
+
+
+def test_the_controls() -> None:
+    batch = damaged(small_batch(2), camera=0.25)
+    learned, zero = output_of(batch), output_of(batch, "aqr.beta=zero")
+    assert learned.beta.any() and not zero.beta.any()
+    shuffled = output_of(batch, "aqr.beta=shuffled").beta
+    assert torch.equal(shuffled.sort(dim=1)[0], learned.beta.sort(dim=1)[0]) and not torch.equal(
+        shuffled, learned.beta
+    )
+    assert torch.equal(shuffled, output_of(batch, "aqr.beta=shuffled").beta)
+    oracle = output_of(batch, "aqr.beta=oracle")
+    assert oracle.lidar_lost is not None and oracle.seen is not None
+    expected = 20 * (0.25 * oracle.seen.any(dim=-1) - oracle.lidar_lost)
+    assert torch.allclose(oracle.beta[..., 0], expected) and len(oracle.beta.unique()) > 1
+    per_view = output_of(batch, "aqr.beta=oracle", "aqr.groups=views")
+    assert per_view.camera_lost is not None
+    assert torch.allclose(per_view.beta, 20 * (oracle.lidar_lost[..., None] - per_view.camera_lost))
+
+
+@pytest.mark.parametrize("control", ["oracle", "zero"])
+def test_a_control_that_learns_nothing_has_nothing_to_learn(control: str) -> None:
+    module = small_module(*BIAS, f"aqr.beta={control}")
+    module.training_step(damaged(small_batch(3)), 0)["loss"].backward()
+    assert not any(parameter.requires_grad for parameter in aqr_of(module).parameters())
+    assert all(value.grad is not None for value in module.model.parameters() if value.requires_grad)
+
+
+SIGNALS = [
+    (*BIAS, "aqr.groups=sensors"),
+    (*BIAS, "aqr.groups=views"),
+    ("aqr.stop_gradient=true",),
+]
+
+
+@pytest.mark.parametrize("form", SIGNALS)
+def test_the_signal_teaches_aqr_and_nothing_else(form: tuple[str, ...]) -> None:
+    module = small_module(*form, "training.criterion.signal_weight=1", "lr_mult.aqr_weight_generator=1")
+    batch = damaged(small_batch(3, 2))
+    optimizer = torch.optim.Adam(module.model.aqr.parameters(), lr=0.01)  # type: ignore[union-attr]
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = module.criterion(module.model(batch), batch)[SIGNAL]
+        loss.backward()
+        learning = {
+            name for name, value in module.model.named_parameters() if value.grad is not None and value.grad.any()
+        }
+        assert learning and all(name.startswith("aqr.") for name in learning)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_target_favours_what_is_whole() -> None:
+    batch = damaged(small_batch(2), camera=0.5)
+    one = output_of(batch).signal
+    assert one is not None
+    lidar_gone = output_of(batch).lidar_lost == 1
+    assert one.target[lidar_gone & one.counts[..., 0]].max() <= 0.5
+    assert torch.equal(
+        one.target[~lidar_gone & one.counts[..., 0]],
+        torch.full_like(one.target[~lidar_gone & one.counts[..., 0]], 0.75),
+    )
+    six = output_of(batch, "aqr.groups=views")
+    assert six.signal is not None and six.seen is not None and torch.equal(six.signal.counts, six.seen)
+    assert torch.equal(output_of(damaged(small_batch(2), 0.0)).signal.target, torch.full((1, 20, 1), 0.5))  # type: ignore[union-attr]
+    assert output_of(small_batch(2)).signal is None
+
+
+def test_what_is_read_off_beta() -> None:
+    lost = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    camera = torch.tensor([[0.0, 0.0, 0.0, 1.0]])[..., None].expand(1, 4, 6)
+    seen = torch.tensor([True, False, False, False, False, False]).expand(1, 4, 6)
+    beta = torch.tensor([[-2.0, -1.0, 0.0, 3.0]])[..., None]
+    output = BiasOutput(beta, torch.ones(3, 1), lidar_lost=lost, camera_lost=camera, seen=seen)
+    numbers = bias_statistics(output)
+    assert {name: float(numbers[name]) for name in ("lidar_broken", "camera_broken", "whole", "min", "max")} == {
+        "lidar_broken": -1.5,
+        "camera_broken": 3.0,
+        "whole": 0.0,
+        "min": -2.0,
+        "max": 3.0,
+    }
+    assert {name: float(value) for name, value in detection_of_damage(output).items()} == {
+        "auc_lidar": 1.0,
+        "auc_camera": 1.0,
+    }
+    padded = output.replace(beta=-beta, draws=torch.tensor([[True, True, True, False]]))
+    assert {name: float(value) for name, value in detection_of_damage(padded).items()} == {"auc_lidar": 0.0}
+
+
+def test_an_oracle_without_damage_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"data\.damage=true"):
+        small_module(*BIAS, "aqr.beta=oracle").model(small_batch(1))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "damage"),
+    [
+        ((), False),
+        (("aqr=attention_bias",), False),
+        (("aqr=attention_bias", "aqr.beta=oracle"), True),
+        (("aqr=attention_bias", "training.criterion.signal_weight=0.5"), True),
+        (("data.damage=true",), True),
+    ],
+)
+def test_frames_carry_damage_where_it_is_read(overrides: tuple[str, ...], damage: bool, small_root: Any) -> None:
+    data = build_data(composed(f"data.root={small_root}", *overrides, "data.num_workers=0"))
+    data.prepare_data()
+    data.setup("validate")
+    assert (data.dataset("val")[0].damage is not None) == damage
+
+
+def test_a_generator_without_weights_has_none() -> None:
+    names = dict(WeightGenerator(embed_dims=8, num_heads=2, weights=False).named_parameters())
+    assert names and not any("weight_head" in name for name in names)
+    assert math.isfinite(sum(float(value.sum()) for value in names.values()))
