@@ -57,6 +57,11 @@ class Damage(TensorStructure):
         """Damage of frames, side by side."""
         return cls(*(torch.stack([getattr(one, name) for one in damages]) for name in cls.__dataclass_fields__))
 
+    def of_frame(self, place: int) -> Damage:
+        """One frame's damage, as a batch of one."""
+        rows = slice(place, place + 1)
+        return Damage(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
     def moved(self, inverse: Tensor) -> Self:
         """The same after the LiDAR frame has moved: ``inverse`` (4, 4) brings points back to where they were."""
         return self.replace(to_read=self.to_read @ inverse.to(self.to_read.dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -182,6 +182,11 @@ class AQROutput(TensorStructure):
             for name, (drawn, processed) in pairs.items()
             if drawn is not None and processed is not None
         }
+
+
+def aqr_output(fields: dict[str, Any]) -> AQROutput | BiasOutput:
+    """The output whose fields were handed to a callback."""
+    return BiasOutput(**fields) if "beta" in fields else AQROutput(**fields)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """A bias per query in the decoder's attention: its operator, its controls, its signal."""
 
-import math
 from typing import Any
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt_aqr.aqr import AttentionBias, WeightGenerator
+from cmt_aqr.aqr import AttentionBias
 from cmt_aqr.aqr.statistics import bias_statistics, detection_of_damage
 from cmt_aqr.damage import IMAGE_CELLS, RINGS, SECTORS, Damage
 from cmt_aqr.errors import SettingError
@@ -287,9 +286,3 @@ def test_frames_carry_damage_where_it_is_read(overrides: tuple[str, ...], damage
     data.prepare_data()
     data.setup("validate")
     assert (data.dataset("val")[0].damage is not None) == damage
-
-
-def test_a_generator_without_weights_has_none() -> None:
-    names = dict(WeightGenerator(embed_dims=8, num_heads=2, weights=False).named_parameters())
-    assert names and not any("weight_head" in name for name in names)
-    assert math.isfinite(sum(float(value.sum()) for value in names.values()))

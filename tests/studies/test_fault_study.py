@@ -18,7 +18,6 @@ from cmt_aqr.runs.folder import Run
 from cmt_aqr.studies import fault_study
 from cmt_aqr.studies.fault_study import (
     CHECKPOINT,
-    MeanWeights,
     differences,
     evaluation_config,
     study,
@@ -84,7 +83,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
     """Configurations that were evaluated; an evaluation costs nothing and depends on condition, name and seed."""
     seen: list[DictConfig] = []
 
-    def measure(config: DictConfig, watching: list[MeanWeights]) -> tuple[None, SimpleNamespace]:
+    def measure(config: DictConfig, watching: list[Any]) -> tuple[None, SimpleNamespace]:
         seen.append(config)
         if config.name == "ours":
             output = vars(weighing([0.5, 0.7], [0.2, 0.6], [True, False]))

@@ -2,7 +2,7 @@
 
 from cmt_aqr.aqr.aqr import AQR
 from cmt_aqr.aqr.bias import AttentionBias
-from cmt_aqr.aqr.generator import WeightGenerator
+from cmt_aqr.aqr.generator import WeightGenerator, WindowReader
 from cmt_aqr.aqr.kernels import METHODS
 from cmt_aqr.aqr.modulator import Modulator
 from cmt_aqr.aqr.placement import Placement, place_on_bev, place_on_images
@@ -16,6 +16,7 @@ __all__ = [
     "Placement",
     "Renderer",
     "WeightGenerator",
+    "WindowReader",
     "place_on_bev",
     "place_on_images",
 ]

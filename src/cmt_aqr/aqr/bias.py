@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cmt_aqr.aqr.generator import WeightGenerator
+from cmt_aqr.aqr.generator import WindowReader
 from cmt_aqr.aqr.looking import damage_at, looking, place
 from cmt_aqr.aqr.placement import Placement
 from cmt_aqr.checks import require_above_zero, require_choice, require_flag
@@ -30,7 +30,7 @@ class AttentionBias(nn.Module):
     starts at 0. Denoising queries get a beta, too, from their own windows.
 
     Args:
-        generator: looks at each query's surroundings; made with ``weights=False``.
+        generator: looks at each query's surroundings.
         groups: ``sensors``: one beta, on the LiDAR's tokens; ``views``: one on the tokens of each camera.
         beta: ``learned``; or a control: ``oracle``, what the faults' damage says, ``zero``, the generator is there
             and says nothing, ``shuffled``, every query gets what another one of its frame learned.
@@ -46,7 +46,7 @@ class AttentionBias(nn.Module):
 
     def __init__(
         self,
-        generator: WeightGenerator,
+        generator: WindowReader,
         groups: str = "sensors",
         beta: str = "learned",
         limit: float = 20.0,

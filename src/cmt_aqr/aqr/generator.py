@@ -139,14 +139,13 @@ class WeightGeneratorLayer(nn.Module):
         return self.ffn_norm(queries + self.dropout(self.ffn(queries)))
 
 
-class WeightGenerator(nn.Module):
-    """LiDAR and camera weight of each query, from the cells around it in the two feature maps.
+class WindowReader(nn.Module):
+    """What each query finds in the cells around it in the two feature maps.
 
     A query starts at 0 with CMT's query embedding as its position. It looks at a window of ``bev_window`` x
     ``bev_window`` cells around its BEV cell and of ``image_window`` x ``image_window`` cells in each view
     that sees it, cut at the borders of the map and of the view. Keys are features plus CMT's position
-    embedding, values are features, as in CMT's own cross attention. A linear layer and a sigmoid make the
-    two weights.
+    embedding, values are features, as in CMT's own cross attention.
 
     Args:
         embed_dims: channels of queries and feature maps.
@@ -156,8 +155,6 @@ class WeightGenerator(nn.Module):
         dropout: of the attention, its output and the FFN.
         bev_window: odd number of BEV cells.
         image_window: odd number of image cells.
-        bias_init: of the last linear layer; 1.5 makes the first weights sigmoid(1.5) = 0.82.
-        weights: whether there is a linear layer that makes two weights; without it :meth:`read` is what there is.
         max_views: views that a query reads in at most. Where more see it, those in which it stands nearest to
             the middle of the image. In nuScenes' rig at most two cameras see a point. ``None``: every view.
             (Drawing is not limited: a query draws in each view that sees it.)
@@ -175,9 +172,7 @@ class WeightGenerator(nn.Module):
         dropout: float = 0.1,
         bev_window: int = 5,
         image_window: int = 15,
-        bias_init: float = 1.5,
         max_views: int | None = 2,
-        weights: bool = True,
     ) -> None:
         super().__init__()
         key = "aqr.generator."
@@ -197,7 +192,6 @@ class WeightGenerator(nn.Module):
         require(is_number(dropout) and 0 <= dropout < 1, key + "dropout", dropout, "at least 0 and below 1")
         require_odd(key + "bev_window", bev_window)
         require_odd(key + "image_window", image_window)
-        require(is_number(bias_init), key + "bias_init", bias_init, "a number")
         if max_views is not None:
             require_count(key + "max_views", max_views)
         self.embed_dims = embed_dims
@@ -207,19 +201,6 @@ class WeightGenerator(nn.Module):
         self.layers = nn.ModuleList(
             WeightGeneratorLayer(embed_dims, num_heads, feedforward_dims, dropout) for _ in range(depth)
         )
-        if weights:
-            self.weight_head = nn.Linear(embed_dims, 2)
-            # Small but not 0: the layers before it get a gradient from the first step on.
-            nn.init.normal_(self.weight_head.weight, std=0.01)
-            nn.init.constant_(self.weight_head.bias, bias_init)
-
-    def forward(
-        self, query_embedding: Tensor, sensors: Sensors, on_bev: Placement | None, on_images: Placement | None
-    ) -> Tensor:
-        """Weights (batch, query, 2) in (0, 1), LiDAR first; float32 or better. Arguments as of :meth:`read`."""
-        with torch.autocast(query_embedding.device.type, enabled=False):
-            logits = self.weight_head(self.read(query_embedding, sensors, on_bev, on_images))
-            return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
 
     def read(
         self, query_embedding: Tensor, sensors: Sensors, on_bev: Placement | None, on_images: Placement | None
@@ -307,6 +288,54 @@ class WeightGenerator(nn.Module):
         views = rank.shape[-1]
         rank, view = rank.topk(min(self.max_views or views, views), dim=-1)
         return view, rank > 0
+
+
+class WeightGenerator(WindowReader):
+    """LiDAR and camera weight of each query: what it finds in its windows, a linear layer and a sigmoid.
+
+    Args:
+        embed_dims: as of :class:`WindowReader`, like the rest but:
+        num_heads: likewise.
+        feedforward_dims: likewise.
+        depth: likewise.
+        dropout: likewise.
+        bev_window: likewise.
+        image_window: likewise.
+        bias_init: of the last linear layer; 1.5 makes the first weights sigmoid(1.5) = 0.82.
+        max_views: likewise.
+
+    Raises:
+        ValueError: a value is out of range; the sentence names its configuration key.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int = 256,
+        num_heads: int = 4,
+        feedforward_dims: int = 1024,
+        depth: int = 1,
+        dropout: float = 0.1,
+        bev_window: int = 5,
+        image_window: int = 15,
+        bias_init: float = 1.5,
+        max_views: int | None = 2,
+    ) -> None:
+        super().__init__(
+            embed_dims, num_heads, feedforward_dims, depth, dropout, bev_window, image_window, max_views
+        )
+        require(is_number(bias_init), "aqr.generator.bias_init", bias_init, "a number")
+        self.weight_head = nn.Linear(embed_dims, 2)
+        # Small but not 0: the layers before it get a gradient from the first step on.
+        nn.init.normal_(self.weight_head.weight, std=0.01)
+        nn.init.constant_(self.weight_head.bias, bias_init)
+
+    def forward(
+        self, query_embedding: Tensor, sensors: Sensors, on_bev: Placement | None, on_images: Placement | None
+    ) -> Tensor:
+        """Weights (batch, query, 2) in (0, 1), LiDAR first; float32 or better. Arguments as of :meth:`read`."""
+        with torch.autocast(query_embedding.device.type, enabled=False):
+            logits = self.weight_head(self.read(query_embedding, sensors, on_bev, on_images))
+            return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
 
 
 def _rows_of(features: Tensor, embed_dims: int, name: str) -> Tensor:

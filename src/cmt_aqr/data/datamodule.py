@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
 from cmt_aqr.data.augmentation import (
@@ -327,7 +329,7 @@ class NuScenesDataModule(LightningDataModule):
         dataset = self.dataset(name)
         training = name == "train"
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        resampled = resampled_frames(dataset.reader.index, self.resampling, self.seed) if training else None
+        resampled = self._resampled(dataset) if training else None
         sampler = FrameSampler(
             frames=len(dataset) if resampled is None else len(resampled),
             batch_size=self.batch_size if training else self.eval_batch_size,
@@ -343,6 +345,10 @@ class NuScenesDataModule(LightningDataModule):
             loader.set_position(*self._start)
             self._start = None
         return loader
+
+    def _resampled(self, dataset: FrameDataset) -> NDArray[np.int64] | None:
+        """Numbers of the frames of an epoch; ``None``: all, once."""
+        return resampled_frames(dataset.reader.index, self.resampling, self.seed)
 
     def finish(self, batch: Batch) -> Batch:
         """Normalise, mask and shuffle a batch where it is: what a loader gives needs it before a model."""

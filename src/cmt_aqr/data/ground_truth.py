@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -58,6 +59,10 @@ class GroundTruth:
         none = np.zeros(0, dtype=np.int64)
         rows, racks = np.zeros((0, COLUMNS)), np.zeros((0, ROTATION.stop))
         return cls(version, split, tokens, none, rows, none, np.zeros((0, 3)), none, racks, annotated=False)
+
+    def part(self, kept: NDArray[np.bool_]) -> Self:
+        """The same with some of the annotations (box,) only; frames stay."""
+        return dataclasses.replace(self, frames=self.frames[kept], rows=self.rows[kept], points=self.points[kept])
 
     def save(self, path: Path, stamp: str) -> None:
         """Write to ``path`` at once or not at all, stamped with what it was made from."""

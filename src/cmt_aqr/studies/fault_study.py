@@ -17,15 +17,16 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cmt_aqr.aqr.statistics import used_weights
+from cmt_aqr.aqr.statistics import detection_of_damage, used_weights
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import nan_to_null, null_to_nan, read_json, write_json, write_table
-from cmt_aqr.outputs import AQROutput
+from cmt_aqr.outputs import AQROutput, aqr_output
 from cmt_aqr.runs.checkpoints import read_checkpoint, saved_config
 from cmt_aqr.runs.configuration import check_config
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.folder import Run, find_runs
 from cmt_aqr.studies.records import spread
+from cmt_aqr.studies.region import BrokenRegion
 from cmt_aqr.training.run import measure
 
 CLEAN = "clean"
@@ -37,36 +38,50 @@ BAD = "bad"
 HEADLINES = ("mAP", "NDS")
 """Metrics that are printed; all are written."""
 
+REGION = "mAP of the broken region"
+"""Of boxes where a sensor is broken; printed for the conditions that break one."""
+
 WEIGHTS = {"lidar": "mean LiDAR weight", "camera": "mean camera weight"}
 """AQR's weights of each sensor, printed too, for the variants that have AQR."""
+
+FOUND_OUT = {"auc_lidar": "AUC of LiDAR damage", "auc_camera": "AUC of camera damage"}
+"""How well AQR tells what is broken, mean over the batches in which something is and something is not."""
 
 CHECKPOINT = "checkpoints/last.ckpt"
 FINISHED = ("record.json", "metrics.json", CHECKPOINT)
 """What the folder of a finished run holds."""
 
 
-class MeanWeights(pl.Callback):
-    """The mean over an evaluation of the weights that draw, for each sensor; NaN without AQR."""
+class WhatAQRSaid(pl.Callback):
+    """Means over an evaluation: of the weights that draw, for each sensor, and of how well AQR finds damage.
+
+    NaN without AQR, for weights where it has none, and where nothing is broken.
+    """
 
     def __init__(self) -> None:
-        self._sums = dict.fromkeys(WEIGHTS, 0.0)
-        self._counts = dict.fromkeys(WEIGHTS, 0)
+        self._sums = dict.fromkeys((*WEIGHTS, *FOUND_OUT), 0.0)
+        self._counts = dict.fromkeys((*WEIGHTS, *FOUND_OUT), 0)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Add up a batch's weights."""
+        """Add up a batch's."""
         if outputs["aqr"] is None:
             return
-        for sensor, weights in used_weights(AQROutput(**outputs["aqr"])).items():
-            self._sums[sensor] += float(weights.double().sum())
-            self._counts[sensor] += weights.numel()
+        said = aqr_output(outputs["aqr"])
+        if isinstance(said, AQROutput):
+            for sensor, weights in used_weights(said).items():
+                self._sums[sensor] += float(weights.double().sum())
+                self._counts[sensor] += weights.numel()
+        for name, value in detection_of_damage(said).items():
+            self._sums[name] += float(value)
+            self._counts[name] += 1
 
     def means(self) -> dict[str, float]:
-        """By the names in :data:`WEIGHTS`."""
+        """By the names in :data:`WEIGHTS` and :data:`FOUND_OUT`."""
         return {
-            name: self._sums[sensor] / self._counts[sensor] if self._counts[sensor] else math.nan
-            for sensor, name in WEIGHTS.items()
+            name: self._sums[key] / self._counts[key] if self._counts[key] else math.nan
+            for key, name in (WEIGHTS | FOUND_OUT).items()
         }
 
 
@@ -96,18 +111,22 @@ def study(config: DictConfig) -> pd.DataFrame:
     write_table(folder / "fault_study.csv", results.astype(object).where(results.notna(), None).to_dict("records"))
     summary: dict[str, Any] = {"baseline": config.baseline}
     over_seeds = "mean ± standard deviation over seeds"
-    for metric in HEADLINES:
+    for metric in (*HEADLINES, REGION):
         values = values_of(results, metric)
+        values = values[values.notna().groupby("condition").transform("all")]
         summary[metric] = summary_of(values)
+        if not summary[metric]:
+            continue
         out.print(table_of(summary[metric], f"{metric}: {over_seeds}"))
-        if config.baseline in values:
+        if config.baseline in values.index.unique("variant"):
             less = summary[f"{metric} less baseline"] = summary_of(differences(values, config.baseline))
             title = f"{metric} less that of {config.baseline} with the same seed: {over_seeds}; each seed"
             if less:
                 out.print(table_of(less, title, each=True))
-    for metric in WEIGHTS.values():
+    for metric in (*WEIGHTS.values(), *FOUND_OUT.values()):
         values = values_of(results, metric)
-        summary[metric] = summary_of(values[values.notna().groupby("variant").transform("all")])
+        group = "variant" if metric in WEIGHTS.values() else ["variant", "condition"]
+        summary[metric] = summary_of(values[values.notna().groupby(group).transform("all")])
         if summary[metric]:
             out.print(table_of(summary[metric], f"{metric}: {over_seeds}"))
     if config.baseline not in results["variant"].values:
@@ -189,6 +208,7 @@ def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, see
         "weights": None,
         "eval_fault": condition,
         "data.seed": seed,
+        "data.damage": True,
         "callbacks": {},  # they would write into a run's folder
         "logger": {},
         "trainer.enable_progress_bar": False,
@@ -216,13 +236,17 @@ def evaluate_run(config: DictConfig, run: Run, condition: str, refresh: bool = F
         **{group: OmegaConf.to_container(config[group]) for group in ("eval_fault", "data", "evaluation")},
     }
     kept = read_json(path)
-    if kept.get("made_from") == made_from and kept["metrics"].keys() >= set(WEIGHTS.values()) and not refresh:
+    if (
+        kept.get("made_from") == made_from
+        and kept["metrics"].keys() >= {REGION, *WEIGHTS.values()}
+        and not refresh
+    ):
         return null_to_nan(kept["metrics"])
-    weights = MeanWeights()
-    _, module = measure(config, watching=[weights])
+    said, region = WhatAQRSaid(), BrokenRegion()
+    _, module = measure(config, watching=[said, region])
     if module.evaluated is None:
         raise RuntimeError("the evaluation gave no metrics")
-    metrics = module.evaluated[1] | weights.means()
+    metrics = module.evaluated[1] | said.means() | {REGION: region.mean_precision()}
     write_json(path, {"made_from": made_from, "metrics": nan_to_null(metrics)})
     return metrics
 

@@ -65,7 +65,7 @@ class ClampSchedule(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a schedule without anything to clamp."""
         if self.milestones and renderer_of(pl_module) is None:
-            raise SettingError("clamp_schedule has milestones but this aqr= clamps nothing: drop one of them")
+            raise SettingError("clamp_schedule has milestones but this aqr= has nothing to clamp: drop one")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the clamp of the epoch that a run goes on in: within an epoch, none starts."""

@@ -181,7 +181,7 @@ class DetectorModule(pl.LightningModule):
             raise NotFiniteError(problem)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Decode a batch and hand it to the metric; returns what AQR did."""
+        """Decode a batch and hand it to the metric; returns the detections and what AQR did."""
         if self.metric is None:
             raise RuntimeError("this DetectorModule was built without a metric and cannot evaluate")
         predictions = self.model(batch)
@@ -189,7 +189,7 @@ class DetectorModule(pl.LightningModule):
             predictions.matching, self.max_detections, score_threshold=self.score_threshold, tokens=batch.tokens
         )
         self.metric.update(detections, batch.tokens, batch.lidar2global)
-        return {"aqr": seen_by(predictions)}
+        return {"aqr": seen_by(predictions), "detections": detections}
 
     def on_validation_epoch_end(self) -> None:
         """Compute, log and keep the official metrics."""

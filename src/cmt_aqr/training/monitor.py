@@ -18,7 +18,7 @@ from cmt_aqr.aqr import AQR, AttentionBias
 from cmt_aqr.aqr.statistics import bias_statistics, detection_of_damage, output_statistics, used_weights
 from cmt_aqr.checks import require_above_zero, require_count
 from cmt_aqr.files import write_json
-from cmt_aqr.outputs import AQROutput, BiasOutput
+from cmt_aqr.outputs import BiasOutput, aqr_output
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.curves import EPOCH
 
@@ -295,15 +295,14 @@ class AQRMonitor(pl.Callback):
         if self._step is None or self._seen or aqr is None:
             return
         self._seen = True
-        if isinstance(aqr, AttentionBias):
-            said = BiasOutput(**outputs["aqr"])
-            found = bias_statistics(said) | detection_of_damage(said)
-            self._found |= {f"{BETA}/{key}": value for key, value in found.items()}
-            return
-        output = AQROutput(**outputs["aqr"])
-        self._found |= output_statistics(output, aqr.renderer.background)
-        self._found |= {f"weights/{key}": value for key, value in detection_of_damage(output).items()}
-        self._weights = used_weights(output)
+        output = aqr_output(outputs["aqr"])
+        prefix = BETA if isinstance(output, BiasOutput) else "weights"
+        self._found |= {f"{prefix}/{key}": value for key, value in detection_of_damage(output).items()}
+        if isinstance(output, BiasOutput):
+            self._found |= {f"{BETA}/{key}": value for key, value in bias_statistics(output).items()}
+        elif isinstance(aqr, AQR):
+            self._found |= output_statistics(output, aqr.renderer.background)
+            self._weights = used_weights(output)
 
     def _finish(self, trainer: pl.Trainer) -> None:
         """Log and sum up a look in training; here the device is waited for."""

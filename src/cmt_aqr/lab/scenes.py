@@ -1,0 +1,179 @@
+"""Scenes of the laboratory: boxes around the car, and just enough of a recording for faults to break."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmt_aqr.constants import CAMERAS, CLASSES
+from cmt_aqr.structures import Frame, Returns
+
+GROUPS: tuple[tuple[str, ...], ...] = (
+    ("car", "truck", "construction_vehicle", "bus", "trailer"),
+    ("motorcycle", "bicycle"),
+    ("pedestrian", "traffic_cone", "barrier"),
+)
+"""Classes that are alike to the LiDAR: of one size, which varies within a group and not between its classes."""
+
+GROUP_OF = torch.tensor([next(n for n, group in enumerate(GROUPS) if label in group) for label in CLASSES])
+"""(class,) int64."""
+
+_SIZES = np.array(((5.0, 2.1, 2.0), (1.9, 0.8, 1.4), (0.8, 0.8, 1.3)))
+"""Length, width and height of a group in metres."""
+
+_REACH = np.array((33.0, 30.0, 27.0))
+"""Metres from the car within which objects of a group stand; the official evaluation looks a little farther."""
+
+_SPEEDS = np.array((6.0, 4.0, 1.2))
+"""Highest speed of a group, m/s; barriers and cones stand."""
+
+_STILL = tuple(CLASSES.index(name) for name in ("barrier", "traffic_cone"))
+
+_NEAREST, _APART = 4.0, 3.5
+"""Metres from the car, and between the middles of two objects."""
+
+_GROUND = -1.8
+"""Height of the ground below the LiDAR, metres."""
+
+YAWS = dict(zip(CAMERAS, (0.0, -55.0, 55.0, 180.0, 110.0, -110.0), strict=True))
+"""Degrees to the left of ahead that the cameras look, ahead is +y as in nuScenes' LiDAR frame."""
+
+FIELDS = dict(zip(CAMERAS, (70.0, 70.0, 70.0, 110.0, 70.0, 70.0), strict=True))
+"""Horizontal fields of view, degrees."""
+
+
+def rig(size: tuple[int, int]) -> Tensor:
+    """lidar2img (view, 4, 4) float64 of six cameras at the LiDAR, for images of a height and width in pixels.
+
+    The horizon lies in the upper third, as of nuScenes' cropped images.
+    """
+    height, width = size
+    matrices = []
+    for name in CAMERAS:
+        yaw, focal = math.radians(YAWS[name]), width / 2 / math.tan(math.radians(FIELDS[name]) / 2)
+        ahead = np.array((-math.sin(yaw), math.cos(yaw), 0.0))
+        right = np.array((math.cos(yaw), math.sin(yaw), 0.0))
+        down = np.array((0.0, 0.0, -1.0))
+        rows = (focal * right + width / 2 * ahead, focal * down + height / 3 * ahead, ahead)
+        matrix = np.eye(4)
+        matrix[:3, :3] = rows
+        matrices.append(matrix)
+    return torch.from_numpy(np.stack(matrices))
+
+
+def draw_boxes(random: np.random.Generator, objects: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Boxes (box, 9) in the LiDAR frame and their labels (box,), of a number of objects from a range.
+
+    All classes are equally likely; objects keep apart, and what finds no place is left out.
+    """
+    count = int(random.integers(objects[0], objects[1] + 1))
+    labels = random.integers(len(CLASSES), size=count)
+    group = GROUP_OF.numpy()[labels]
+    xy = np.array(list(_places(random, _REACH[group])))
+    kept = np.isfinite(xy[:, 0])
+    labels, group, xy = labels[kept], group[kept], xy[kept]
+    count = len(labels)
+    boxes = np.zeros((count, 9))
+    boxes[:, :2] = xy
+    boxes[:, 3:6] = _SIZES[group] * np.exp(0.2 * random.standard_normal((count, 3)))
+    boxes[:, 2] = _GROUND + boxes[:, 5] / 2
+    boxes[:, 6] = random.uniform(-math.pi, math.pi, count)
+    speed = _SPEEDS[group] * random.random(count) * (random.random(count) < 0.6) * ~np.isin(labels, _STILL)
+    boxes[:, 7] = speed * np.cos(boxes[:, 6])
+    boxes[:, 8] = speed * np.sin(boxes[:, 6])
+    return torch.from_numpy(boxes).float(), torch.from_numpy(labels)
+
+
+def _places(random: np.random.Generator, reach: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+    """(2,) for each object, evenly over the ring from the nearest distance to its reach; NaN: none was free."""
+    taken = np.zeros((0, 2))
+    for far in reach:
+        distance = np.sqrt(random.uniform(_NEAREST**2, far**2, 8))
+        angle = random.uniform(-math.pi, math.pi, 8)
+        tries = distance[:, None] * np.stack((np.cos(angle), np.sin(angle)), axis=1)
+        free = (np.linalg.norm(tries[:, None] - taken, axis=2) > _APART).all(axis=1)
+        place = tries[free.argmax()] if free.any() else np.full(2, np.nan)
+        taken = np.concatenate((taken, place[None])) if free.any() else taken
+        yield place
+
+
+def recording(image_size: tuple[int, int], lidar: bool, cameras: bool) -> Frame:
+    """A frame without objects: points all around, with rings, and images full of detail, for faults to break.
+
+    Args:
+        image_size: height and width in pixels.
+        lidar: whether there are points.
+        cameras: whether there are images.
+    """
+    random = np.random.default_rng(0x1AB)
+    azimuth, distance = np.meshgrid(np.arange(144) * math.pi / 72 + 0.02, np.arange(24) * 2.5 + 1.2)
+    azimuth, distance = azimuth.ravel(), distance.ravel()
+    ring = np.tile(np.arange(32), len(azimuth) // 32).astype(np.int16)
+    height = distance * np.tan(-0.5353 + 0.023275 * ring)
+    values = (distance * np.cos(azimuth), distance * np.sin(azimuth), height, random.uniform(1, 200, len(azimuth)))
+    points = torch.from_numpy(np.column_stack((*values, np.zeros(len(azimuth))))).float()
+    images = random.integers(0, 256, (len(CAMERAS), *image_size, 3), dtype=np.uint8)
+    none = torch.zeros(0, dtype=torch.int64)
+    return Frame(
+        token="",
+        points=points if lidar else points[:0],
+        images=torch.from_numpy(images).permute(0, 3, 1, 2) if cameras else None,
+        lidar2img=rig(image_size),
+        boxes=torch.zeros(0, 9),
+        labels=none,
+        box_points=none,
+        lidar2global=torch.eye(4, dtype=torch.float64),
+        returns=Returns(
+            sweep=torch.zeros(len(points) if lidar else 0, dtype=torch.uint8),
+            ring=torch.from_numpy(ring if lidar else ring[:0]),
+            motions=torch.eye(4, dtype=torch.float64)[None],
+        ),
+    )
+
+
+class Scenes:
+    """Frames by number: what stands in one depends on (seed, split, number) alone.
+
+    Args:
+        frames: how many there are.
+        split: a number that keeps one split's scenes apart from another's.
+        objects: least and greatest number of objects.
+        image_size: height and width of the images in pixels.
+        lidar: whether frames have points.
+        cameras: whether frames have images.
+        seed: of the scenes.
+    """
+
+    def __init__(
+        self,
+        frames: int,
+        split: int,
+        objects: tuple[int, int],
+        image_size: tuple[int, int],
+        lidar: bool = True,
+        cameras: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.frames = frames
+        self.split = split
+        self.objects = objects
+        self.seed = seed
+        self._empty = recording(image_size, lidar, cameras)
+
+    def __len__(self) -> int:
+        return self.frames
+
+    def token(self, frame: int) -> str:
+        """The frame's sample token."""
+        return f"lab-{self.split}-{frame}"
+
+    def read(self, frame: int) -> Frame:
+        """A frame with its boxes; each counts as hit by many points."""
+        boxes, labels = draw_boxes(np.random.default_rng((self.seed, self.split, frame)), self.objects)
+        many = torch.full((len(boxes),), 50)
+        return self._empty.replace(token=self.token(frame), boxes=boxes, labels=labels, box_points=many)
