@@ -7,7 +7,8 @@ from cmt_aqr.data.sampling import GOALS
 from cmt_aqr.runs.configuration import build
 from tests.helpers.composed import CONF, composed
 
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+FOLDER = CONF / "experiment"
+EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
 # Learning rate, frames that it is for, peak, factor of the image backbone, masked-modal, pasting, rotation.
 PUBLISHED = {
     "cmt_voxel0100_r50_800x320_cbgs": (1.4e-4, 32, 6, 0.01, True, True, 0.785),
