@@ -41,7 +41,7 @@ def batch(*overrides: str) -> Batch:
 
 
 def maps(shown: Batch, *overrides: str) -> tuple[Tensor, Tensor]:
-    """The simulated maps before the layers that learn: (frame, channel, row, column), (frame, view, channel, ...)."""
+    """The simulated maps before the layers that learn: (frame, channel, ...) and (frame, view, channel, ...)."""
     torch.manual_seed(0)
     model = build(composed(*LAB, *overrides).model.network).eval()
     assert isinstance(model, LabCMT)
