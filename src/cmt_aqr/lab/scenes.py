@@ -14,25 +14,27 @@ from cmt_aqr.constants import CAMERAS, CLASSES
 from cmt_aqr.structures import Frame, Returns
 
 GROUPS: tuple[tuple[str, ...], ...] = (
-    ("car", "truck", "construction_vehicle", "bus", "trailer"),
+    ("car", "truck"),
+    ("construction_vehicle", "bus", "trailer"),
     ("motorcycle", "bicycle"),
-    ("pedestrian", "traffic_cone", "barrier"),
+    ("pedestrian", "traffic_cone"),
+    ("barrier",),
 )
 """Classes that are alike to the LiDAR: of one size, which varies within a group and not between its classes."""
 
 GROUP_OF = torch.tensor([next(n for n, group in enumerate(GROUPS) if label in group) for label in CLASSES])
 """(class,) int64."""
 
-_SIZES = np.array(((5.0, 2.1, 2.0), (1.9, 0.8, 1.4), (0.8, 0.8, 1.3)))
+_SIZES = np.array(((5.0, 2.1, 2.0), (9.0, 2.8, 3.2), (1.9, 0.8, 1.4), (0.7, 0.7, 1.4), (0.6, 2.4, 1.0)))
 """Length, width and height of a group in metres."""
 
-_REACH = np.array((33.0, 30.0, 27.0))
+_REACH = np.array((33.0, 33.0, 30.0, 27.0, 27.0))
 """Metres from the car within which objects of a group stand; the official evaluation looks a little farther."""
 
-_SPEEDS = np.array((6.0, 4.0, 1.2))
-"""Highest speed of a group, m/s; barriers and cones stand."""
+_SPEEDS = np.array((6.0, 5.0, 4.0, 1.2, 0.0))
+"""Highest speed of a group, m/s; cones stand."""
 
-_STILL = tuple(CLASSES.index(name) for name in ("barrier", "traffic_cone"))
+_STILL = (CLASSES.index("traffic_cone"),)
 
 _NEAREST, _APART = 4.0, 3.5
 """Metres from the car, and between the middles of two objects."""

@@ -106,10 +106,10 @@ class LabLidar(SimulatedMaps):
         grid: BEVGrid,
         channels: int = 32,
         outputs: int = 64,
-        noise: float = 0.3,
+        noise: float = 0.15,
         broken_noise: float = 2.0,
         fading: float = 50.0,
-        clutter: int = 8,
+        clutter: int = 4,
     ) -> None:
         super().__init__(len(GROUPS) + 9, channels, outputs, noise, broken_noise)
         self.grid = grid
@@ -195,11 +195,11 @@ class LabCamera(SimulatedMaps):
         channels: int = 32,
         outputs: int = 64,
         stride: int = 8,
-        noise: float = 0.3,
+        noise: float = 0.15,
         broken_noise: float = 2.0,
         fading: float = 60.0,
-        clutter: int = 2,
-        depth_error: float = 0.15,
+        clutter: int = 1,
+        depth_error: float = 0.08,
         hidden: float = 0.15,
     ) -> None:
         super().__init__(len(CLASSES) + 5, channels, outputs, noise, broken_noise)
