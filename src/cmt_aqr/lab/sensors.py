@@ -199,8 +199,8 @@ class LabCamera(SimulatedMaps):
         broken_noise: float = 2.0,
         fading: float = 60.0,
         clutter: int = 1,
-        depth_error: float = 0.08,
-        hidden: float = 0.15,
+        depth_error: float = 0.05,
+        hidden: float = 0.3,
     ) -> None:
         super().__init__(len(CLASSES) + 5, channels, outputs, noise, broken_noise)
         self.stride = stride
