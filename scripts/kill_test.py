@@ -103,7 +103,7 @@ class Run:
         self.log = folder.with_suffix(".log")
 
     def start(self, workers: int) -> subprocess.Popen[bytes]:
-        """Begin, or go on from the newest checkpoint."""
+        """Begin, or resume from the newest checkpoint."""
         own = [f"data.num_workers={workers}", f"hydra.run.dir={self.folder}", "ckpt_path=auto"]
         # One thread: with several, sums may come out in another order.
         with self.log.open("ab") as log:
@@ -124,7 +124,7 @@ class Run:
         return False
 
     def step(self) -> int:
-        """The step of the checkpoint that the next attempt goes on from."""
+        """The step of the checkpoint that the next attempt resumes from."""
         last = self.folder / "checkpoints" / "last.ckpt"
         return read_checkpoint(last)["global_step"] if last.is_file() else 0
 

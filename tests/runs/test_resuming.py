@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and what may differ from before."""
+"""Which checkpoint a run resumes from, and what may differ from before."""
 
 from pathlib import Path
 

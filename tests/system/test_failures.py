@@ -175,7 +175,7 @@ def test_a_broken_newest_checkpoint_is_skipped(run_folder: Path) -> None:
     done = run_command(run_folder, "train", *line, "trainer.max_steps=2")
     assert done.returncode == 0, done.stderr
     assert f"ckpt_path={last}: the file is damaged or truncated" in done.stdout
-    assert f"going on from {folder / 'checkpoints' / 'previous.ckpt'}" in done.stdout
+    assert f"resuming from {folder / 'checkpoints' / 'previous.ckpt'}" in done.stdout
     again = read_checkpoint(last)
     assert again["global_step"] == 2
     assert all(torch.equal(again["state_dict"][name], value) for name, value in whole.items())

@@ -159,7 +159,7 @@ def test_a_signal_ends_the_run_after_a_checkpoint(
     assert 2 <= stopped < 9
     line = complaint.strip().splitlines()[-1]
     assert line == (
-        f"{number.name}: stopped with {last} of step {stopped}; go on with hydra.run.dir={folder} ckpt_path=auto"
+        f"{number.name}: stopped with {last} of step {stopped}; resume with hydra.run.dir={folder} ckpt_path=auto"
     )
     record = read_record(folder)
     assert record["status"] == "stopped" and record["steps"] == stopped

@@ -1,4 +1,4 @@
-"""Frames in an order that (seed, epoch) alone decide, and loading that can stop and go on anywhere."""
+"""Frames in an order that (seed, epoch) alone decide, and loading that can stop and resume anywhere."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ class FrameSampler(DistributedSampler[SampleKey]):
             self.set_position(epoch, 0)
 
     def set_position(self, epoch: int, batches_done: int) -> None:
-        """Go on after ``batches_done`` batches of ``epoch``; the end of an epoch is the start of the next."""
+        """Resume after ``batches_done`` batches of ``epoch``; the end of an epoch is the start of the next."""
         if self.training and batches_done >= self.batches:
             epoch, batches_done = epoch + 1, 0
         self.epoch, self.batches_done = epoch, batches_done
@@ -355,7 +355,7 @@ class FrameLoader(DataLoader[Batch]):
         return batches
 
     def set_position(self, epoch: int, batches_done: int) -> None:
-        """Let the next iteration go on after ``batches_done`` batches of ``epoch``."""
+        """Let the next iteration resume after ``batches_done`` batches of ``epoch``."""
         self.frame_sampler.set_position(epoch, batches_done)
         self._epoch, self._batches_done = self.frame_sampler.epoch, self.frame_sampler.batches_done
 

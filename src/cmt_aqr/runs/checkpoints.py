@@ -156,7 +156,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             reason = next((cause.strerror for cause in _causes(error) if isinstance(cause, OSError)), str(error))
             before = f"the one before it, {target}, is intact; " if target.exists() else ""
             raise UserError(
-                f"the checkpoint {target} could not be written ({reason}): {before}make room and go on with "
+                f"the checkpoint {target} could not be written ({reason}): {before}make room and resume with "
                 "ckpt_path=auto"
             ) from error
 
@@ -181,13 +181,13 @@ def _keep(path: Path, name: Path) -> None:
 
 
 class Checkpoints(Checkpoint):
-    """Keeps ``last.ckpt``, to go on from, the one before it, and ``best.ckpt``, of the best evaluation.
+    """Keeps ``last.ckpt``, to resume from, the one before it, and ``best.ckpt``, of the best evaluation.
 
     Lightning's ``ModelCheckpoint`` with ``save_last`` writes ``last.ckpt`` only when the monitored metric
-    improved, so that a run would go on from an old epoch; and its best score is forgotten by a resumed run
+    improved, so that a run would resume from an old epoch; and its best score is forgotten by a resumed run
     that has a folder of its own.
 
-    Checkpoints are written after whole steps only, and always before an evaluation, which a run that goes on
+    Checkpoints are written after whole steps only, and always before an evaluation, which a resumed run
     from there makes first: it may take long, and Lightning would skip it.
 
     Args:
@@ -276,7 +276,7 @@ class Checkpoints(Checkpoint):
             return
         self.best_score = float(score)
         if trainer.state.fn == TrainerFn.FITTING:
-            # Written where the epoch ends, from where training can go on; an evaluation within an epoch is
+            # Written where the epoch ends, from where training can be resumed; an evaluation within an epoch is
             # followed by a batch instead.
             self._improved = True
             if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
@@ -316,7 +316,7 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say that an evaluation comes first when a run goes on from here."""
+        """Say that an evaluation comes first when a run resumes from here."""
         checkpoint["evaluation_due"] = self._evaluation_due
         if self._evaluation_due:
             expect_evaluation(checkpoint["loops"]["fit_loop"])
@@ -366,7 +366,7 @@ class Checkpoints(Checkpoint):
 
 
 def expect_evaluation(fit_loop: dict[str, Any]) -> None:
-    """Change the progress of Lightning's loops in a checkpoint, so that going on begins with an evaluation.
+    """Change the progress of Lightning's loops in a checkpoint, so that resuming begins with an evaluation.
 
     Written at the end of a batch, they say that the batch is being completed; Lightning then takes an
     evaluation that was due for done. As they are changed here, the batch is complete and an evaluation has

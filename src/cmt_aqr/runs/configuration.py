@@ -310,7 +310,7 @@ def _check_contradictions(config: DictConfig, given: set[str]) -> None:
         )
     if config.ckpt_path and config.weights:
         raise UserError(
-            f"ckpt_path={config.ckpt_path} and weights={config.weights}: a run goes on from a checkpoint or "
+            f"ckpt_path={config.ckpt_path} and weights={config.weights}: a run resumes from a checkpoint or "
             "starts from weights, not both"
         )
     for key in ("ckpt_path", "weights"):

@@ -1,4 +1,4 @@
-"""Learning curves as a table, which a run that goes on in its folder continues."""
+"""Learning curves as a table, which a run that is resumed in its folder continues."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EPOCH = "aqr/epoch"
 
 
 class CurveLogger(CSVLogger):
-    """Lightning's ``CSVLogger`` in ``metrics.csv``; the rows of a run that goes on in this folder stay.
+    """Lightning's ``CSVLogger`` in ``metrics.csv``; the rows of a run that is resumed in this folder stay.
 
     Args:
         save_dir: the run's folder.
@@ -62,7 +62,7 @@ class _ContinuedWriter(ExperimentWriter):
 
 
 def _comes_again(row: dict[str, str], checkpoint: dict[str, Any], epoch_open: bool) -> bool:
-    """Whether a run that goes on from a checkpoint writes this row itself."""
+    """Whether a resumed run writes this row itself."""
     last = checkpoint["global_step"] - 1
     if int(row["step"]) != last:
         return int(row["step"]) > last

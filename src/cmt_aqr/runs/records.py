@@ -206,7 +206,7 @@ class RunMeter(pl.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Add to the counts of the run that this one goes on with."""
+        """Add to the counts of the run that this one resumes."""
         self.steps = int(state_dict["steps"])
         self.epochs = int(state_dict["epochs"])
         self._frames = int(state_dict["frames"])

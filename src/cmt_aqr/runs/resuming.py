@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, with which configuration, and what may differ from before."""
+"""Resuming a run: which checkpoint, with which configuration, and what may differ from before."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def checkpoint_path(given: str | None, folder: Path, folder_given: bool = True) 
             )
         found = newest_checkpoint(folder)
         if is_rank_zero():
-            log.info("ckpt_path=auto: %s", f"going on from {found}" if found else f"none in {folder}, a new run")
+            log.info("ckpt_path=auto: %s", f"resuming from {found}" if found else f"none in {folder}, a new run")
         return found
     if not Path(given).is_dir():
         return Path(given)
@@ -92,7 +92,7 @@ def configuration_to_evaluate(config: DictConfig, overrides: Sequence[str], fold
 
 
 def configuration(config: DictConfig, overrides: Sequence[str], path: Path | None) -> DictConfig:
-    """The configuration of a run that goes on from a checkpoint: the checkpoint's, with the overrides put in.
+    """The configuration of a resumed run: the checkpoint's, with the overrides put in.
 
     Prints what differs.
 
@@ -110,7 +110,7 @@ def configuration(config: DictConfig, overrides: Sequence[str], path: Path | Non
     config.ckpt_path = None if path is None else str(path)
     if path is None or (config.weights and not automatic):
         return config  # both given is refused with the other contradictions
-    config.weights = None  # it began the run that goes on
+    config.weights = None  # it began the resumed run
     saved = saved_config(path)
     whole = "experiment" in override_keys(overrides)
     merged = config if whole else with_overrides(saved, config, overrides)
@@ -120,7 +120,7 @@ def configuration(config: DictConfig, overrides: Sequence[str], path: Path | Non
     for change in changed:
         if change.refusal is not None:
             raise UserError(
-                f"{change}: {change.refusal}; a run cannot go on with another one: leave it as it was, or start a "
+                f"{change}: {change.refusal}; it cannot change on a resume: leave it as it was, or start a "
                 f"new run from these weights with weights={path}"
             )
     lengths = [change for change in changed if change.key in LENGTH]
@@ -135,7 +135,7 @@ def configuration(config: DictConfig, overrides: Sequence[str], path: Path | Non
 
 @dataclass(frozen=True)
 class Change:
-    """A value that differs between a checkpoint's configuration and the one a run goes on with."""
+    """A value that differs between a checkpoint's configuration and the one a run is resumed with."""
 
     key: str
     old: Any
@@ -146,7 +146,7 @@ class Change:
 
     @property
     def refusal(self) -> str | None:
-        """Why a run cannot go on with it, or ``None`` where it can."""
+        """Why a run cannot be resumed with it, or ``None`` where it can."""
         if below(self.key, FREE):
             return None
         return next((why for keys, why in REASONS.items() if below(self.key, keys)), OTHERWISE)
@@ -258,7 +258,7 @@ _EXACT = (
     "EarlyStopping",
     "ThroughputMonitor",
 )
-"""Callbacks of Lightning, with what builds on them, that a resumed run goes on with as if it had not stopped."""
+"""Callbacks of Lightning, with what builds on them, that a resumed run takes up as if it had not stopped."""
 
 _OTHER_RUN = (
     "StochasticWeightAveraging",
@@ -289,7 +289,7 @@ def check_callbacks(callbacks: Mapping[str, Any]) -> None:
             )
         if not type(callback).__module__.startswith("cmt_aqr.") and not kinds & set(_EXACT):
             log.warning(
-                "callbacks.%s: whether %s goes on exactly where it stopped is not known; its own documentation "
+                "callbacks.%s: whether %s resumes exactly where it stopped is not known; its own documentation "
                 "says what it keeps in checkpoints",
                 name,
                 type(callback).__name__,

@@ -66,7 +66,7 @@ def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Se
         if own is None or _at(plain, key) is None:
             continue
         OmegaConf.update(config, key, {**_built_as(_at(plain, key)), **own}, merge=False)
-    # weights= started the run that the checkpoint goes on with; it must not be loaded again.
+    # weights= started the run that the checkpoint resumes; it must not be loaded again.
     for key in ["ckpt_path", "weights", "name", *keys]:
         OmegaConf.update(config, key, _at(plain, key), merge=False, force_add=True)
     for override in overrides:

@@ -118,7 +118,7 @@ def finish() -> str | None:
         sentences.append(f"{len(unfinished)} of {len(runs)} runs did not end")
     if not sentences:
         return None
-    return f"{', and '.join(sentences)}; the same command with sweep_dir={sweep.folder} goes on with these"
+    return f"{', and '.join(sentences)}; the same command with sweep_dir={sweep.folder} resumes these"
 
 
 def _reasons(failed: list[Run]) -> str:
@@ -198,9 +198,9 @@ def _print_plan(sweep: Sweep, refused: dict[int, str]) -> None:
 
 
 def _go_on_with_study(config: DictConfig) -> None:
-    """Let Optuna go on with the study in the sweep's folder.
+    """Let Optuna resume the study in the sweep's folder.
 
-    The trials that were under way are asked for again, with the same values, so that their runs go on; and
+    The trials that were under way are asked for again, with the same values, so that their runs are resumed; and
     ``n_trials`` counts those of the whole study.
     """
     os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # SQLAlchemy 1.4 on its successor

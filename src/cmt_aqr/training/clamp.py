@@ -68,7 +68,7 @@ class ClampSchedule(pl.Callback):
             raise SettingError("clamp_schedule has milestones but this aqr= has nothing to clamp: drop one")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set the clamp of the epoch that a run goes on in: within an epoch, none starts."""
+        """Set the clamp of the epoch that a run is resumed in: within an epoch, none starts."""
         self._set(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

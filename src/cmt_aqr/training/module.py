@@ -212,7 +212,7 @@ class DetectorModule(pl.LightningModule):
         """AdamW and its schedule, stepped every step."""
         steps = int(self.trainer.estimated_stepping_batches)
         # Counting made the training loader, before the checkpoint was read. Lightning puts only a loader that
-        # it makes afterwards where the checkpoint stands; with this one, a run that goes on within an epoch
+        # it makes afterwards where the checkpoint stands; with this one, a run that is resumed within an epoch
         # would begin the epoch anew.
         self.trainer.fit_loop._combined_loader = None
         optimizer, scheduler = self.optimizer_settings.build(
@@ -224,7 +224,7 @@ class DetectorModule(pl.LightningModule):
         """Keep the configuration in the checkpoint, as plain values.
 
         Raises:
-            NotFiniteError: a loss or a weight is not finite, so that there is nothing worth going on from.
+            NotFiniteError: a loss or a weight is not finite, so that there is nothing worth resuming from.
         """
         weights = weights_problem(self.model.named_parameters(), self.global_step)
         self._refuse(self._guard.problem() or weights)

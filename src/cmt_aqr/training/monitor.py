@@ -212,7 +212,7 @@ class AQRMonitor(pl.Callback):
         """End the epoch that is open, if there is one.
 
         A checkpoint that was written after an epoch's last step and before its end leaves it open; the run that
-        goes on from there closes it where it begins the next epoch, or ends.
+        resumes from there closes it where it begins the next epoch, or ends.
         """
         if self._epoch.looks == 0 or self._epoch_number is None:
             return
@@ -272,7 +272,7 @@ class AQRMonitor(pl.Callback):
         self._evaluation = Summary()
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch so far, and what was warned of: a run that goes on counts and warns as if it never stopped."""
+        """The epoch so far, and what was warned of: a resumed run counts and warns as if it never stopped."""
         return {
             "epoch_number": self._epoch_number,
             "epoch": self._epoch.state(),
@@ -360,7 +360,7 @@ class AQRMonitor(pl.Callback):
 
 
 def is_epoch_open(checkpoint: dict[str, Any]) -> bool:
-    """Whether a run that goes on from a checkpoint logs the numbers of the epoch that the checkpoint is in."""
+    """Whether a resumed run logs the numbers of the epoch that the checkpoint is in."""
     state = checkpoint.get("callbacks", {}).get(AQRMonitor.__qualname__)
     return state is not None and state["epoch"]["looks"] > 0
 

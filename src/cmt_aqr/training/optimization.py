@@ -205,7 +205,7 @@ class OneCycle(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the position over; the length of the cycle stays that of this run.
 
-        A run that goes on to another end follows the longer, or shorter, cycle from here on.
+        A run that is resumed to another end follows the longer, or shorter, cycle from here on.
         """
         changed = state_dict["steps"] != self.steps
         super().load_state_dict({key: value for key, value in state_dict.items() if key not in ("steps", "turn")})

@@ -87,7 +87,7 @@ def _say_how_to_go_on(folder: Path, signum: int) -> None:
         what = "stopped before the first checkpoint; the same command starts again"
     else:
         step = read_checkpoint(path)["global_step"]
-        what = f"stopped with {path} of step {step}; go on with hydra.run.dir={folder} ckpt_path=auto"
+        what = f"stopped with {path} of step {step}; resume with hydra.run.dir={folder} ckpt_path=auto"
     print(f"{signal.Signals(signum).name}: {what}", file=sys.stderr)
 
 
