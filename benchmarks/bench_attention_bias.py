@@ -4,7 +4,7 @@ The claims: at most a tenth of a step; less than a mask that learns. The rivals 
 ``scaled_dot_product_attention`` with the bias as a (query, token) mask (one attention, both ways). In turns,
 the least of several.
 
-    python benchmarks/bench_attention_bias.py                        tiny, one frame a step
+    python benchmarks/bench_attention_bias.py                        tiny, one frame per step
     python benchmarks/bench_attention_bias.py model=cmt_r50          the published size, minutes on a CPU
 """
 

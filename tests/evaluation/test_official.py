@@ -66,7 +66,7 @@ def test_random_frames(seed: int, step: float, tmp_path: Path) -> None:
 
 
 def test_a_crowd(tmp_path: Path) -> None:
-    """nuScenes' most boxes a frame, all of three classes in one place, so that objects refuse many."""
+    """nuScenes' most boxes per frame, all of three classes in one place, so that objects refuse many."""
     random = np.random.default_rng(3)
     truth = made_truth(random, frames=2, boxes=60, step=0.5)
     truth.rows[:, LABEL] %= 3

@@ -63,9 +63,9 @@ class NuScenesDataModule(LightningDataModule):
         sweeps: sweeps before the keyframe's own, at most.
         cameras: read images; off for a LiDAR-only model.
         lidar: read points; off for a camera-only model.
-        batch_size: frames a step and device in training.
+        batch_size: frames per step and device in training.
         eval_batch_size: the same in evaluation; ``batch_size`` where None.
-        num_workers: reading processes a loader; 0 reads in the main process.
+        num_workers: reading processes per loader; 0 reads in the main process.
         image_mean: of the B, G, R channels, 0..255.
         image_std: of the B, G, R channels.
         scene_augmentation: of points, boxes and calibration together, or None.

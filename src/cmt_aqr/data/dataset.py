@@ -172,7 +172,7 @@ class FrameSampler(DistributedSampler[SampleKey]):
 
     Args:
         frames: how many frames an epoch has.
-        batch_size: frames a step on one rank.
+        batch_size: frames per step on one rank.
         training: see above.
         seed: of the shuffling.
         num_replicas: number of ranks.

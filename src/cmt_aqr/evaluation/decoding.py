@@ -26,7 +26,7 @@ def decode(
 
     Args:
         outputs: of the matching queries; only the last layer is read.
-        max_detections: at most this many boxes a frame.
+        max_detections: at most this many boxes per frame.
         centre_range: x0, y0, z0, x1, y1, z1 in metres, LiDAR frame.
         score_threshold: boxes scored lower are dropped; 0 keeps all, as CMT's release does.
         tokens: of the frames, for the message.

@@ -31,7 +31,7 @@ from cmt_aqr.files import written_at_once
 from cmt_aqr.outputs import Detections
 
 MAX_BOXES = 500
-"""nuScenes accepts at most this many boxes a sample."""
+"""nuScenes accepts at most this many boxes per sample."""
 
 MOVING_SPEED = 0.2
 """m/s above which an object moves."""

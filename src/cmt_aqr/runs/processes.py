@@ -152,7 +152,7 @@ def processes_to_start(config: DictConfig) -> int:
             raise UserError(
                 f"{environment.name} started {environment.world_size} processes, but trainer.devices="
                 f"{config.trainer.get('devices')} with {trainer.num_nodes} machines makes {wanted}: give "
-                "trainer=ddp, trainer.devices=<processes a machine> and +trainer.num_nodes=<machines>"
+                "trainer=ddp, trainer.devices=<processes per machine> and +trainer.num_nodes=<machines>"
             )
         return 0
     if not isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):

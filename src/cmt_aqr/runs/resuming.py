@@ -199,7 +199,7 @@ REASONS: dict[tuple[str, ...], str] = {
         "trainer.accumulate_grad_batches",
         "trainer.devices",
         "trainer.num_nodes",
-    ): "the number of frames a step sets the steps of an epoch, their order and the learning rate",
+    ): "the number of frames per step sets the steps of an epoch, their order and the learning rate",
     ("data",): "the frames left to train on, or their augmentation, would be others",
     ("seed",): "it set the order of the frames, augmentation and noise so far",
     ("training",): "the loss would be another",

@@ -61,7 +61,7 @@ def make_dataset(
             the devkit's splits, about a fifth for validation.
         seed: of all that is random.
         samples_per_scene: keyframes of a scene, two a second.
-        sweep_rate: LiDAR sweeps a second, an even number.
+        sweep_rate: LiDAR sweeps per second, an even number.
         azimuth_resolution: degrees between columns of the LiDAR.
         image_width: pixels; the height is 9/16 of it.
         jpeg_quality: of the pictures.

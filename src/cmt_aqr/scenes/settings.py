@@ -30,7 +30,7 @@ class Settings:
         scenes: number of scenes, 2 or more, so that there is one to train on and one to evaluate on.
         seed: any integer from 0 on.
         samples_per_scene: keyframes of a scene, two a second.
-        sweep_rate: LiDAR sweeps a second, an even number: every keyframe interval has half of them.
+        sweep_rate: LiDAR sweeps per second, an even number: every keyframe interval has half of them.
         azimuth_resolution: degrees between two columns of the LiDAR.
         image_width: pixels, a multiple of 16; the height is 9/16 of it and the intrinsics scale along.
         jpeg_quality: of the pictures, as OpenCV counts it.

@@ -285,7 +285,7 @@ def learning_curves(runs: Sequence[Run], axes: Sequence[pd.Series], order: Seque
     figure.update_layout(hoverlabel_namelength=-1)
     sentences = [] if few else ["The best run in colour, all others in grey."]
     if any(len(steps) > CURVE_POINTS for i in there for steps, _ in runs[i].curves.values()):
-        sentences.append(f"Each point is the mean of neighbouring steps, at most {CURVE_POINTS} points a run.")
+        sentences.append(f"Each point is the mean of neighbouring steps, at most {CURVE_POINTS} points per run.")
     if len(runs) > len(there):
         sentences.append(f"Runs without a recorded curve: {len(runs) - len(there)}.")
     return [Picture("Learning curves", figure, " ".join(sentences))] if there else []

@@ -38,7 +38,7 @@ class PictureSettings:
         frames: numbers in the split, from 0, or sample tokens; ``None``: a few over the whole split.
         split: which split the frames are of; ``None``: the one of the evaluation.
         min_score: detections scored lower are not drawn.
-        dpi: pixels an inch; the pictures are 14 to 16 inches wide.
+        dpi: pixels per inch; the pictures are 14 to 16 inches wide.
         out: folder of the pictures; made where it is absent.
     """
 

@@ -42,7 +42,7 @@ class DetectorModule(pl.LightningModule):
         optimizer: AdamW's settings and schedule.
         multipliers: learning-rate and weight-decay factors by module.
         metric: nuScenes' official metric; ``None`` for a module that only trains.
-        samples_per_step: frames a step over all processes, for the learning rate's scale.
+        samples_per_step: frames per step over all processes, for the learning rate's scale.
         max_detections: boxes kept a frame in evaluation.
         score_threshold: boxes scored lower are dropped in evaluation.
         seed: of dropout and denoising noise, together with the step.

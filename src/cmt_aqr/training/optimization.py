@@ -97,7 +97,7 @@ class OptimizerSettings:
     Attributes:
         lr: base learning rate.
         weight_decay: decoupled weight decay.
-        lr_for_batch: number of samples a step that ``lr`` is meant for; another number scales it in
+        lr_for_batch: number of samples per step that ``lr`` is meant for; another number scales it in
             proportion. ``None`` takes ``lr`` as it is.
         schedule: ``one_cycle`` or ``constant``.
         peak: one-cycle: the highest learning rate, as a multiple of ``lr``.
@@ -136,7 +136,7 @@ class OptimizerSettings:
         return dict.fromkeys(("peak", "final", "lowest_beta"), f"optimizer.schedule={self.schedule}")
 
     def scaled_lr(self, samples: int) -> float:
-        """Learning rate for this many samples a step: in proportion to ``lr_for_batch``, if given."""
+        """Learning rate for this many samples per step: in proportion to ``lr_for_batch``, if given."""
         return self.lr if self.lr_for_batch is None else self.lr * samples / self.lr_for_batch
 
     def build(

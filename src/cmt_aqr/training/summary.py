@@ -14,7 +14,7 @@ from cmt_aqr.training.optimization import MODULES, Multipliers, OptimizerSetting
 def parameter_table(model: nn.Module, optimizer: OptimizerSettings, factors: Multipliers, samples: int) -> Table:
     """Parameters, learning rate and weight decay of every module."""
     lr = optimizer.scaled_lr(samples)
-    table = Table(title=f"Parameters by module (learning rate {lr:g} for {samples} samples a step)")
+    table = Table(title=f"Parameters by module (learning rate {lr:g} for {samples} samples per step)")
     for heading in ("module", "parameters", "learning", "learning rate", "weight decay"):
         table.add_column(heading, justify="left" if heading == "module" else "right")
     totals = [0, 0]

@@ -30,7 +30,7 @@ BEGIN, FULL = 0.9, 1.0
 """Metres from which on beam and receiver overlap, and overlap wholly."""
 
 FARTHEST, PER_METRE = 200, 10
-"""Range of the table of echoes in metres, and its entries a metre."""
+"""Range of the table of echoes in metres, and its entries per metre."""
 
 TARGET = 1e-6 / math.pi
 """Differential reflectivity of a hard target."""
