@@ -218,8 +218,14 @@ def changes(saved: Mapping[str, Any], config: DictConfig) -> list[Change]:
     return [
         Change(key, old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not below(key, copies)
+        if old.get(key) != new.get(key) and not below(key, copies) and not _is_class_given_since(key, old)
     ]
+
+
+def _is_class_given_since(key: str, old: Mapping[str, Any]) -> bool:
+    """Whether a key is the class of a node that earlier versions built without naming it."""
+    node, _, name = key.rpartition(".")
+    return name == "_target_" and key not in old and any(below(other, [node]) for other in old)
 
 
 def _leaves_of(config: DictConfig) -> dict[str, Any]:
@@ -234,7 +240,8 @@ def _leaves_of(config: DictConfig) -> dict[str, Any]:
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, child in value.items():
-            yield from _leaves(child, f"{prefix}.{key}" if prefix else str(key))
+            if key != "_convert_":  # how Hydra hands a node on, which versions differ in
+                yield from _leaves(child, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
 
