@@ -1,6 +1,7 @@
 """Which checkpoint a run resumes from, and what may differ from before."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning
@@ -96,19 +97,19 @@ def test_the_same_command_again_changes_nothing(tmp_path: Path) -> None:
     again = configuration(composed(*line), line, last)
     assert again.weights is None and again.ckpt_path == str(last)
     assert changes(OmegaConf.to_container(first, resolve=True), again) == []  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"lr_mult\.aqr_weight_generator: 0\.8 -> 0\.5"):
+        configuration(composed(*ROOT, "experiment=aqr_conservative"), ["experiment=aqr_conservative"], last)
 
 
 def test_a_class_that_was_not_named_yet_is_no_change() -> None:
     """Versions before 2026-11-25 built optimiser and multipliers without ``_target_``."""
-    config = composed()
-    old: Any = OmegaConf.to_container(composed(), resolve=True)
+    config = composed(*ROOT)
+    old: Any = OmegaConf.to_container(config, resolve=True)
     for group in ("optimizer", "lr_mult"):
         old[group] = {key: value for key, value in old[group].items() if key not in ("_target_", "_convert_")}
     assert changes(old, config) == []
     old["lr_mult"]["_target_"] = "another"
     assert [change.key for change in changes(old, config)] == ["lr_mult._target_"]
-    with pytest.raises(UserError, match=r"lr_mult\.aqr_weight_generator: 0\.8 -> 0\.5"):
-        configuration(composed(*ROOT, "experiment=aqr_conservative"), ["experiment=aqr_conservative"], last)
 
 
 def one_cycle(steps: int, done: int) -> OneCycle:
