@@ -202,6 +202,15 @@ def test_a_control_that_learns_nothing_has_nothing_to_learn(control: str) -> Non
     assert all(value.grad is not None for value in module.model.parameters() if value.requires_grad)
 
 
+@pytest.mark.parametrize("control", ["oracle", "zero"])
+def test_a_control_that_reads_no_weight_takes_those_of_plain_cmt(control: str) -> None:
+    plain, learned = small_module(*PLAIN), small_module(*BIAS)
+    for state in (plain.state_dict(), learned.state_dict()):
+        small_module(*BIAS, f"aqr.beta={control}", seed=1).load_state_dict(state)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        small_module(*BIAS, "aqr.beta=shuffled").load_state_dict(plain.state_dict())
+
+
 SIGNALS = [
     (*BIAS, "aqr.groups=sensors"),
     (*BIAS, "aqr.groups=views"),

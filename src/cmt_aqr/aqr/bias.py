@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -78,6 +80,7 @@ class AttentionBias(nn.Module):
         self.factors = None if per_layer_and_head is None else nn.Parameter(torch.ones(*per_layer_and_head))
         if beta in ("oracle", "zero"):
             self.requires_grad_(False)
+            self.register_load_state_dict_pre_hook(_keep_own)
 
     def unread(self) -> dict[str, str]:
         """Settings that have no effect, and the setting because of which."""
@@ -156,6 +159,12 @@ class AttentionBias(nn.Module):
             order = torch.randperm(count, generator=random).to(part.device, non_blocking=True)
             parts.append(part[:, order])
         return torch.cat(parts, dim=1)
+
+
+def _keep_own(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let weights without AQR be loaded: what nothing reads stays as it is."""
+    for name, value in module.state_dict().items():
+        state.setdefault(f"{prefix}{name}", value)
 
 
 def _pooled(maps: Tensor) -> Tensor:
