@@ -176,7 +176,7 @@ class LabLidar(SimulatedMaps):
 
 
 class LabCamera(SimulatedMaps):
-    """Cameras that know the class and the direction well, and the distance roughly; near objects hide far ones.
+    """Cameras that know the class and the direction well, and the distance less; near objects hide far ones.
 
     Args:
         channels: of the simulated maps.
@@ -202,7 +202,7 @@ class LabCamera(SimulatedMaps):
         depth_error: float = 0.05,
         hidden: float = 0.3,
     ) -> None:
-        super().__init__(len(CLASSES) + 5, channels, outputs, noise, broken_noise)
+        super().__init__(len(CLASSES) + 7, channels, outputs, noise, broken_noise)
         self.stride = stride
         self.fading = fading
         self.clutter = clutter
@@ -246,7 +246,11 @@ class LabCamera(SimulatedMaps):
         fine = functional.one_hot(batch.labels, len(CLASSES)).to(depth.dtype)
         turned = 2 * headings(batch.boxes[:, 6] - bearing)
         of_box = torch.cat((2 * fine, turned, batch.boxes[:, 5:6].log()), dim=1)[:, None].expand(-1, views, -1)
-        values = torch.cat((of_box, shown_depth.log()[..., None] - 2.5, torch.ones_like(depth)[..., None]), dim=-1)
+        ratio = (shown_depth / depth.clamp(min=1))[..., None]
+        place_shown = ratio * batch.boxes[:, None, :2] / 18  # along the ray, so far off as the distance is
+        values = torch.cat(
+            (of_box, place_shown, shown_depth.log()[..., None] - 2.5, torch.ones_like(ratio)), dim=-1
+        )
         strength = seen * hides * torch.exp(-depth.clamp(min=0) / self.fading)
         shown = self._with_false(
             Signatures(values.flatten(0, 1), strength.flatten(), number.flatten(), cell.flatten(0, 1)),
@@ -271,7 +275,7 @@ class LabCamera(SimulatedMaps):
         values = part.new_zeros(len(part), shown.values.shape[1])
         values[:, : len(CLASSES)] = 2 * functional.one_hot((part[:, 0] * len(CLASSES)).long(), len(CLASSES))
         values[:, -1] = 1.0
-        values[:, -2] = 2 * part[:, 4] - 1
+        values[:, -4:-1] = 2 * part[:, 2:5] - 1
         maps = torch.arange(len(random), device=part.device).repeat_interleave(self.clutter)
         place = part[:, 1:3] * part.new_tensor((map_size[1], map_size[0]))
         return Signatures(
