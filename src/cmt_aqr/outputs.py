@@ -76,6 +76,7 @@ class BiasOutput(TensorStructure):
         lidar_lost: (batch, query) what faults broke of the LiDAR at the query, 0 to 1; ``None``: not known.
         camera_lost: (batch, query, view) the same of each camera.
         seen: (batch, query, view) bool, which cameras see the query.
+        places: (batch, query, 3), where the queries stand, metres, LiDAR frame.
     """
 
     beta: Tensor
@@ -85,6 +86,7 @@ class BiasOutput(TensorStructure):
     lidar_lost: Tensor | None = None
     camera_lost: Tensor | None = None
     seen: Tensor | None = None
+    places: Tensor | None = None
 
     @property
     def bias(self) -> TokenBias:

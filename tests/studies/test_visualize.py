@@ -32,6 +32,8 @@ def prepared(root: Path, cache: Path, cameras: bool = True, lidar: bool = True) 
     [
         ([], True, True, {"bev", "camera"}, ["bev", "cameras"]),
         (["aqr=none"], True, True, set(), ["bev", "cameras"]),
+        (["aqr=attention_bias"], True, True, set(), ["bev", "cameras"]),
+        (["aqr=attention_bias", "aqr.groups=views"], True, True, set(), ["bev", "cameras"]),
         (["model=tiny_lidar"], False, True, {"bev"}, ["bev"]),
         (["model=tiny_camera"], True, False, {"camera"}, ["bev", "cameras"]),
     ],
@@ -50,6 +52,7 @@ def test_pictures_of_each_kind_of_model(
     scene = make_scene(module, data, 1, min_score=0.0)
     assert {name for name in ("bev", "camera") if getattr(scene, name) is not None} == maps
     assert (len(scene.points) > 0) == lidar and (scene.images is not None) == cameras
+    assert (scene.beta is not None) == ("aqr=attention_bias" in overrides)
     for name in maps:
         drawn = getattr(scene, name)
         assert drawn.clamp == 2.0 and drawn.after.max() <= 2.0

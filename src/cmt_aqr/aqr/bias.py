@@ -118,6 +118,7 @@ class AttentionBias(nn.Module):
             lidar_lost=lidar_lost,
             camera_lost=camera_lost,
             seen=seen,
+            places=queries.places.detach(),
         )
 
     def _learned(

@@ -61,6 +61,21 @@ class MapPair:
 
 
 @dataclass(frozen=True)
+class QueryBeta:
+    """What the queries of a frame said by a bias in the decoder's attention.
+
+    Attributes:
+        places: (query, 3), metres, LiDAR frame.
+        beta: (query,), above 0 where a query prefers the LiDAR.
+        lidar_lost: (query,) what faults broke of the LiDAR there, or ``None``: not known.
+    """
+
+    places: Tensor
+    beta: Tensor
+    lidar_lost: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Scene:
     """One frame, what the model found there and how it weighed it; everything on the CPU.
 
@@ -77,6 +92,7 @@ class Scene:
         min_score: the lowest score among those that may be in ``found``.
         bev: maps from above, or ``None`` without AQR or LiDAR.
         camera: maps of the cameras likewise.
+        beta: what the queries said, where AQR is a bias; in place of maps.
     """
 
     title: str
@@ -91,6 +107,7 @@ class Scene:
     min_score: float
     bev: MapPair | None = None
     camera: MapPair | None = None
+    beta: QueryBeta | None = None
 
 
 def bev_edges(grid: BEVGrid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -146,10 +163,11 @@ def see_through(strongest: float) -> ListedColormap:
 
 def bev_picture(scene: Scene) -> Figure:
     """The frame from above: points, boxes, and the BEV map before and after the clamp."""
-    panels = 1 if scene.bev is None else 2
+    panels = 2 if scene.bev is not None or (scene.beta is not None and scene.beta.lidar_lost is not None) else 1
     figure = Figure(figsize=(1.2 + 6.6 * panels, 7.7), layout="constrained")
     axes: Sequence[Axes] = figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
-    figure.suptitle(_title(scene, "from above", scene.bev), fontsize=13, fontweight="bold")
+    title = f"{scene.title}: from above" if scene.beta is not None else _title(scene, "from above", scene.bev)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
     for axis in axes:
         _draw_from_above(axis, scene)
     axes[0].set_ylabel("y, forward (m)")
@@ -159,8 +177,25 @@ def bev_picture(scene: Scene) -> Figure:
             axis.set_title(heading, fontsize=10)
             _paint(axis, (x, y), weights, scene.bev, strongest=_BEV_OPACITY)
         _colour_bar(figure, axes, scene.bev, strongest=_BEV_OPACITY)
+    if scene.beta is not None:
+        _draw_beta(figure, axes, scene.beta)
     _legend(figure, scene, ego=True)
     return figure
+
+
+def _draw_beta(figure: Figure, axes: Sequence[Axes], said: QueryBeta) -> None:
+    """Queries as dots: what they said, and beside it what faults broke of the LiDAR there."""
+    x, y = said.places[:, 0].numpy(), said.places[:, 1].numpy()
+    most = max(float(said.beta.abs().max()), 0.1)
+    dots = axes[0].scatter(x, y, c=said.beta.numpy(), cmap="RdBu_r", vmin=-most, vmax=most, s=26, edgecolors="0.4")
+    axes[0].set_title("beta of each query: red reads the LiDAR, blue the cameras", fontsize=10)
+    figure.colorbar(dots, ax=axes[0], shrink=0.7, label="beta")
+    if said.lidar_lost is not None:
+        axes[1].set_title("what faults broke of the LiDAR at each query", fontsize=10)
+        dots = axes[1].scatter(
+            x, y, c=said.lidar_lost.numpy(), cmap="Greys", vmin=0, vmax=1, s=26, edgecolors="0.4"
+        )
+        figure.colorbar(dots, ax=axes[1], shrink=0.7, label="share lost")
 
 
 def camera_picture(scene: Scene) -> Figure:

@@ -19,12 +19,13 @@ from cmt_aqr.data.selection import frame_numbers
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.files import check_folder, writing
+from cmt_aqr.outputs import AQROutput, BiasOutput, mean_seen
 from cmt_aqr.runs.checkpoints import read_checkpoint
 from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.precision import device_type
 from cmt_aqr.structures import Frame
-from cmt_aqr.studies.pictures import MapPair, Scene, bev_picture, camera_picture
+from cmt_aqr.studies.pictures import MapPair, QueryBeta, Scene, bev_picture, camera_picture
 from cmt_aqr.training.clamp import renderer_of
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.run import build_module, restore
@@ -137,7 +138,8 @@ def make_scene(module: DetectorModule, data: NuScenesDataModule, number: int, mi
     renderer = renderer_of(module)
     if renderer is not None and renderer.normalize_weights:
         clamp = renderer.max_weight_clamp
-    maps = {} if predictions.aqr is None else predictions.aqr.maps()
+    said = predictions.aqr
+    maps = said.maps() if isinstance(said, AQROutput) else {}
     pairs = {sensor: MapPair(before[0].cpu(), after[0].cpu(), clamp) for sensor, (before, after) in maps.items()}
     return Scene(
         title=f"frame {number} of {data.val_split}, {frame.token[:8]}",
@@ -152,7 +154,19 @@ def make_scene(module: DetectorModule, data: NuScenesDataModule, number: int, mi
         min_score=min_score,
         bev=pairs.get("bev"),
         camera=pairs.get("camera"),
+        beta=_beta(said) if isinstance(said, BiasOutput) else None,
     )
+
+
+def _beta(said: BiasOutput) -> QueryBeta:
+    """What the queries of the one frame said; of a beta per camera the mean of those that see a query, turned."""
+    assert said.places is not None
+    beta = said.beta[..., 0]
+    if said.beta.shape[-1] > 1:
+        views = torch.ones_like(said.beta, dtype=torch.bool) if said.seen is None else said.seen
+        beta = -mean_seen(said.beta, views)
+    lost = None if said.lidar_lost is None else said.lidar_lost[0].cpu()
+    return QueryBeta(said.places[0].cpu(), beta[0].cpu(), lost)
 
 
 def draw(scene: Scene, stem: Path, dpi: int) -> list[Path]:
