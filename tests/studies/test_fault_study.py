@@ -7,13 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hydra
 import pandas as pd
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.outputs import AQROutput
+from cmt_aqr.runs.configuration import build
 from cmt_aqr.runs.folder import Run
 from cmt_aqr.studies import fault_study
 from cmt_aqr.studies.fault_study import (
@@ -27,7 +30,7 @@ from cmt_aqr.studies.fault_study import (
     values_of,
     with_bad,
 )
-from tests.helpers.composed import composed
+from tests.helpers.composed import CONF, composed
 
 CONDITIONS = {
     "clean": {"_target_": "cmt_aqr.data.faults.SomeFrames", "share": 0.0},
@@ -224,3 +227,16 @@ def test_differences_are_paired_by_seed() -> None:
     assert cells == [["b"], ["1, 2"], ["+0.000 ± 0.141\n+0.100  -0.100"]]
     single = table_of(summary_of(paired[:1]), "title")
     assert list(single.columns[2].cells) == ["0.100"], "one seed has no spread"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "study").glob("*.yaml")))
+def test_every_study_composes_with_a_baseline_that_an_experiment_has(name: str) -> None:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("fault_study", [f"study={name}", "folder=x"])
+    assert "clean" in config.conditions and len(config.conditions) > 2
+    for condition in config.conditions.values():
+        assert callable(build(condition))
+    written = [OmegaConf.load(path) for path in (CONF / "experiment").rglob("*.yaml")]
+    assert config.baseline in [experiment.get("name") for experiment in written]
+    assert all(experiment.share == 0 for key, experiment in config.conditions.items() if key == "clean")
