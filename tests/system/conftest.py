@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import run_command
+from tests.helpers.commands import arguments, run_anew
 from tests.helpers.small_data import small_root
 
 __all__ = ["small_root"]
@@ -28,6 +28,6 @@ def trained(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """The folder of a run of two steps, and what it printed."""
     commands = folder_for_commands(small_root, tmp_path_factory)
     folder = commands / "trained"
-    done = run_command(commands, "train", f"hydra.run.dir={folder}", "trainer.max_steps=2")
+    done = run_anew(commands, arguments("train", f"hydra.run.dir={folder}", "trainer.max_steps=2"))
     assert done.returncode == 0, done.stderr
     return folder, done.stdout + done.stderr

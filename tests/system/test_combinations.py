@@ -4,7 +4,6 @@ Precision, devices, launcher, loader workers, sensors, resuming and overrides on
 faults that users met stood between two of them. A new option gets a row here, beside the tests of its own.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,38 +13,28 @@ import pytest
 import torch
 
 from cmt_aqr.files import read_record
-from cmt_aqr.runs.checkpoints import read_checkpoint
-from tests.helpers.commands import resuming, run_command, run_line, torchrun
-from tests.system.test_resume import assert_same, logged
+from tests.helpers.commands import PAIR, finished, resuming, run_line, torchrun
+from tests.helpers.ran import assert_same_end, checkpoint_of, from_json, logged, metrics_of
 
 pytestmark = pytest.mark.system
 
 BF16, FP16 = "trainer.precision=bf16-mixed", "trainer.precision=16-mixed"
-PAIR = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 WORKERS = ("data.num_workers=1",)
 LIDAR, CAMERA, PLAIN = ("model=tiny_lidar",), ("model=tiny_camera",), ("aqr=none",)
+BIAS = ("aqr=attention_bias", "training.criterion.signal_weight=1", "fault=partial/any")
 STEPS = 4
 SHORT = (f"trainer.max_steps={STEPS}", "trainer.log_every_n_steps=1", "callbacks.checkpoint.every_n_steps=1")
-
-
-def finished(folder: Path, *line: str, script: str = "train") -> Path:
-    """Run a command that must end well; its run's folder."""
-    done = run_command(folder.parent, script, *line, f"hydra.run.dir={folder}")
-    assert done.returncode == 0, done.stderr
-    return folder
+ACCUMULATED = ("trainer.accumulate_grad_batches=2", "trainer.max_epochs=6")
+CHECKPOINTED = ("model.network.image.checkpointing=true", "model.network.image.norm_eval=true")
 
 
 def losses(run: Path) -> list[float]:
     return list(logged(run, "train/loss").values())
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
-
-
 def boxes(run: Path) -> dict[str, Any]:
     """The boxes that an evaluation wrote, by frame."""
-    return json.loads((run / "results_nusc.json").read_text(encoding="utf-8"))["results"]
+    return from_json(run / "results_nusc.json")["results"]
 
 
 def differ(some: dict[str, Any], others: dict[str, Any]) -> bool:
@@ -67,55 +56,54 @@ def differ(some: dict[str, Any], others: dict[str, Any]) -> bool:
 
 
 @pytest.fixture(scope="session")
-def float32(trained: tuple[Path, str]) -> Path:
-    """A run of the defaults, for others to differ from."""
-    return finished(trained[0].parent / "float32", *SHORT)
+def float32(trained: tuple[Path, str]) -> list[float]:
+    """Losses of a run of the defaults, for others to differ from."""
+    folder = trained[0].parent
+    finished(folder, "train", *SHORT, "hydra.run.dir=float32")
+    return losses(folder / "float32")
 
 
-ACCUMULATED = ("trainer.accumulate_grad_batches=2", "trainer.max_epochs=6")
+def assert_real_steps(run: Path, others: list[float]) -> None:
+    """Every loss finite and its own, every weight finite, and what may learn has learnt."""
+    record = read_record(run)
+    assert (record["status"], record["steps"]) == ("complete", STEPS)
+    shown = losses(run)
+    assert len(shown) >= STEPS and all(map(math.isfinite, shown))
+    assert shown != others, "the settings changed nothing"
+    after, first = (checkpoint_of(run, name)["state_dict"] for name in ("last", "previous"))
+    assert all(value.isfinite().all() for value in after.values())
+    moved = {name.split(".")[1] for name in after if not torch.equal(after[name], first[name])}
+    assert moved == {name.split(".")[1] for name in after if name.startswith("model.")}, "nothing was learnt"
+    assert metrics_of(run)["frames"] == 3
+
 
 TRAININGS = [
     (BF16, *WORKERS),
     (FP16, *WORKERS),
-    (BF16, *PLAIN, *PAIR),
-    (FP16, *PAIR, *WORKERS),
-    (BF16, *LIDAR),
-    (FP16, *LIDAR, *PAIR),
-    (BF16, *CAMERA, *PAIR, *WORKERS),
     (FP16, *CAMERA),
     (FP16, "lr_mult.img_backbone=0", *ACCUMULATED),
-    (BF16, "fault=fog_or_night", "clamp_schedule=progressive", "optimizer=constant"),
-    (BF16, "model.network.image.checkpointing=true", "model.network.image.norm_eval=true", "optimizer=one_cycle"),
+    (BF16, *CHECKPOINTED, "optimizer=one_cycle"),
+    (FP16, *PLAIN, *CHECKPOINTED, *ACCUMULATED),
     ("renderer=aggressive", "modulator=aggressive", "lr_mult=aggressive", *PAIR, *WORKERS),
-    (
-        FP16,
-        *PLAIN,
-        "model.network.image.checkpointing=true",
-        "model.network.image.norm_eval=true",
-        *ACCUMULATED,
-    ),
+    (FP16, *BIAS, "aqr.groups=views", "aqr.health=true", *PAIR),
 ]
 
 
 @pytest.mark.parametrize("row", TRAININGS, ids=" ".join)
 def test_steps_are_real_in_every_precision_sensor_set_and_device_count(
-    run_folder: Path, float32: Path, row: tuple[str, ...]
+    run_folder: Path, float32: list[float], row: tuple[str, ...]
 ) -> None:
-    """Every loss finite and its own, every weight finite, and what may learn has learnt."""
-    run = finished(run_folder / str(TRAININGS.index(row)), *SHORT, *row)
-    record = read_record(run)
-    assert (record["status"], record["steps"]) == ("complete", STEPS)
-    shown = losses(run)
-    assert len(shown) >= STEPS and all(map(math.isfinite, shown))
-    assert shown != losses(float32), "the settings changed nothing"
+    run = run_folder / str(TRAININGS.index(row))
+    finished(run_folder, "train", *SHORT, *row, f"hydra.run.dir={run}")
+    assert_real_steps(run, float32)
     if row == (BF16, *WORKERS):  # nothing but the precision differs; float16's first steps may be skipped
-        assert shown == pytest.approx(losses(float32), rel=0.02)
-    after, first = weights(run), read_checkpoint(run / "checkpoints" / "previous.ckpt")["state_dict"]
-    assert all(value.isfinite().all() for value in after.values())
-    moved = {name.split(".")[1] for name in after if not torch.equal(after[name], first[name])}
-    parts = {name.split(".")[1] for name in after if name.startswith("model.")}
-    assert moved == parts, "steps in which nothing was learnt"
-    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["frames"] == 3
+        assert losses(run) == pytest.approx(float32, rel=0.02)
+
+
+def test_torchrun_trains_in_mixed_precision(run_folder: Path, float32: list[float]) -> None:
+    done = run_line(run_folder, torchrun(*SHORT, *PAIR, FP16, *LIDAR, *WORKERS, "hydra.run.dir=torchrun"))
+    assert done.returncode == 0, done.stderr
+    assert_real_steps(run_folder / "torchrun", float32)
 
 
 @dataclass(frozen=True)
@@ -136,75 +124,64 @@ class Launch:
 
 
 LAUNCHES = [
-    Launch("local", (BF16, *PAIR)),
-    Launch("joblib", (BF16, *WORKERS), "hydra_plugins.hydra_joblib_launcher", "sweeps"),
-    Launch("joblib", (*PAIR, *LIDAR, *WORKERS), "hydra_plugins.hydra_joblib_launcher", "sweeps"),
-    Launch("slurm_local", (FP16, *CAMERA, *WORKERS), "hydra_plugins.hydra_submitit_launcher", "slurm"),
-    Launch("slurm_local", (*PLAIN, *PAIR, *WORKERS), "hydra_plugins.hydra_submitit_launcher", "slurm"),
+    Launch("local", (BF16, *PLAIN, *PAIR)),
+    Launch("joblib", (BF16, *LIDAR, *PAIR, *WORKERS), "hydra_plugins.hydra_joblib_launcher", "sweeps"),
+    Launch("slurm_local", (FP16, *CAMERA, *PAIR, *WORKERS), "hydra_plugins.hydra_submitit_launcher", "slurm"),
 ]
 
 
 @pytest.mark.parametrize("row", LAUNCHES, ids=lambda row: " ".join((row.launcher, *row.line)))
-def test_every_launcher_trains_with_workers_and_processes(run_folder: Path, row: Launch) -> None:
+def test_every_launcher_trains_with_workers_and_processes(
+    run_folder: Path, float32: list[float], row: Launch
+) -> None:
     pytest.importorskip(row.package, reason=f"pip install -e '.[{row.extra}]'")
-    name = f"sweep{LAUNCHES.index(row)}"
-    line = ["-m", *SHORT, *row.line, f"launcher={row.launcher}", "optimizer.lr=1e-4,2e-4", f"sweep_dir={name}"]
-    done = run_command(run_folder, "train", *line)
-    assert done.returncode == 0, done.stderr
-    runs = [run_folder / name / number for number in ("0", "1")]
-    assert [read_record(run)["status"] for run in runs] == ["complete", "complete"]
+    line = ["-m", *SHORT, *row.line, f"launcher={row.launcher}", "optimizer.lr=1e-4,2e-4"]
+    finished(run_folder, "train", *line, f"sweep_dir={row.launcher}")
+    runs = [run_folder / row.launcher / number for number in ("0", "1")]
+    for run in runs:
+        assert_real_steps(run, float32)
     first, second = (losses(run) for run in runs)
     assert first[0] == second[0] and first[1:] != second[1:], "the learning rate counts from the second step on"
 
 
 RESUMED = [
-    (BF16, *WORKERS, "clamp_schedule=progressive", "clamp_schedule.milestones={0:2.5,1:1.5}"),
+    (BF16, *WORKERS, "fault=fog_or_night", "optimizer=constant", "clamp_schedule.milestones={0:2.5,1:1.5}"),
     (FP16, *PAIR),
-    (BF16, *LIDAR, "trainer.accumulate_grad_batches=2"),
+    (BF16, *LIDAR, "trainer.accumulate_grad_batches=2", "trainer.max_epochs=2"),
     (*CAMERA, *PAIR, *WORKERS, "fault=night"),
+    (BF16, *BIAS, *WORKERS),
 ]
 
 
 @pytest.mark.parametrize("row", RESUMED, ids=" ".join)
-def test_resumed_is_unbroken(run_folder: Path, row: tuple[str, ...]) -> None:
+def test_resumed_is_unbroken(run_folder: Path, float32: list[float], row: tuple[str, ...]) -> None:
     """From the checkpoint before the last, within an epoch: the end is the same, bit for bit."""
-    number = RESUMED.index(row)
-    line = ["trainer.max_epochs=2", "callbacks.checkpoint.every_n_steps=1", "trainer.log_every_n_steps=1"]
-    whole = finished(run_folder / f"whole{number}", *line, *row)
-    middle = whole / "checkpoints" / "previous.ckpt"
-    there = read_checkpoint(whole / "checkpoints" / "last.ckpt")
-    assert read_checkpoint(middle)["global_step"] < there["global_step"]
-    resumed = run_folder / f"resumed{number}"
-    done = run_line(run_folder, resuming(middle, resumed))
+    whole, resumed = (run_folder / f"{name}{RESUMED.index(row)}" for name in ("whole", "resumed"))
+    finished(run_folder, "train", *SHORT, *row, f"hydra.run.dir={whole}")
+    assert_real_steps(whole, float32)
+    done = run_line(run_folder, resuming(whole / "checkpoints" / "previous.ckpt", resumed))
     assert done.returncode == 0, done.stderr
-    here = read_checkpoint(resumed / "checkpoints" / "last.ckpt")
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "ClippedMixedPrecision"):
-        assert_same(here.get(part), there.get(part), part)
-    assert ("scale" in there.get("ClippedMixedPrecision", {})) == (FP16 in row)
-    assert (resumed / "metrics.json").read_text(encoding="utf-8") == (whole / "metrics.json").read_text(
-        encoding="utf-8"
-    )
+    assert 0 < len(losses(resumed)) < len(losses(whole))
+    assert_same_end(resumed, whole, "ClippedMixedPrecision")
+    assert ("scale" in checkpoint_of(whole).get("ClippedMixedPrecision", {})) == (FP16 in row)
 
 
 OVERRIDES = [
-    ("modulator.residual_weight=1.0",),
     ("renderer=aggressive", "renderer.render_method=bilinear"),
     ("aqr=none",),
     ("model.image_size=[96,224]",),
     ("eval_fault=night",),
     (BF16,),
     (FP16, *PAIR),
-    ("evaluation.max_detections=5", *WORKERS),
-    ("data.sweeps=0", *PAIR, *WORKERS),
+    ("evaluation.max_detections=5", "data.sweeps=0", *WORKERS),
 ]
 
 
 @pytest.fixture(scope="session")
 def plain_boxes(trained: tuple[Path, str]) -> dict[str, Any]:
     """Boxes of the checkpoint without overrides."""
-    folder = trained[0].parent / "plain"
-    line = [f"ckpt_path={trained[0]}", "write_results=true"]
-    return boxes(finished(folder, *line, script="evaluate"))
+    finished(trained[0].parent, "evaluate", "ckpt_path=trained", "write_results=true", "hydra.run.dir=plain")
+    return boxes(trained[0].parent / "plain")
 
 
 @pytest.mark.parametrize("row", OVERRIDES, ids=" ".join)
@@ -212,54 +189,23 @@ def test_an_override_on_a_checkpoint_changes_the_boxes(
     run_folder: Path, trained: tuple[Path, str], plain_boxes: dict[str, Any], row: tuple[str, ...]
 ) -> None:
     folder = run_folder / f"evaluated{OVERRIDES.index(row)}"
-    line = [f"ckpt_path={trained[0]}", "write_results=true", *row]
-    changed = boxes(finished(folder, *line, script="evaluate"))
+    line = [f"ckpt_path={trained[0]}", "write_results=true", *row, f"hydra.run.dir={folder}"]
+    finished(run_folder, "evaluate", *line)
+    changed = boxes(folder)
     assert changed.keys() == plain_boxes.keys() and differ(changed, plain_boxes)
 
 
 def test_devices_and_workers_change_no_box(
     run_folder: Path, trained: tuple[Path, str], plain_boxes: dict[str, Any]
 ) -> None:
-    line = [f"ckpt_path={trained[0]}", "write_results=true", *PAIR, *WORKERS]
-    assert not differ(boxes(finished(run_folder / "same", *line, script="evaluate")), plain_boxes)
+    line = [f"ckpt_path={trained[0]}", "write_results=true", *PAIR, *WORKERS, "hydra.run.dir=same"]
+    finished(run_folder, "evaluate", *line)
+    assert not differ(boxes(run_folder / "same"), plain_boxes)
 
 
 def test_a_sweep_of_evaluations_in_parallel_with_workers(run_folder: Path, trained: tuple[Path, str]) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install -e '.[sweeps]'")
     line = ["-m", f"ckpt_path={trained[0]}", "write_results=true", "launcher=joblib", *WORKERS]
-    done = run_command(run_folder, "evaluate", *line, "modulator.residual_weight=0.5,1.0", "sweep_dir=residuals")
-    assert done.returncode == 0, done.stderr
+    finished(run_folder, "evaluate", *line, "modulator.residual_weight=0.5,1.0", "sweep_dir=residuals")
     half, whole = (boxes(run_folder / "residuals" / number) for number in ("0", "1"))
     assert differ(half, whole)
-
-
-@pytest.mark.parametrize("row", [(BF16, *LIDAR), (FP16, *WORKERS)], ids=" ".join)
-def test_torchrun_trains_in_mixed_precision(run_folder: Path, row: tuple[str, ...]) -> None:
-    run = run_folder / f"torchrun_{row[0].partition('=')[2]}"
-    done = run_line(run_folder, torchrun(*SHORT, *PAIR, *row, f"hydra.run.dir={run}"))
-    assert done.returncode == 0, done.stderr
-    assert len(losses(run)) == STEPS and all(map(math.isfinite, losses(run)))
-
-
-REFUSED = [
-    ("train", ("trainer.precision=bf16-true",), "trainer.precision=bf16-true"),
-    ("train", ("trainer.precision=64-true", *PAIR), "trainer.precision=64-true"),
-    ("train", ("trainer=gpu",), "gpu"),
-    ("train", (BF16, "ckpt_path={trained}"), "trainer.precision"),
-    ("evaluate", ("ckpt_path={trained}", "model.embed_dims=64"), "model.embed_dims"),
-    ("evaluate", ("ckpt_path={trained}", "optimizer.lr=1e-3"), "optimizer.lr"),
-    ("evaluate", ("ckpt_path={trained}", "fault=fog"), "fault"),
-]
-
-
-@pytest.mark.parametrize(("script", "row", "named"), REFUSED, ids=lambda value: str(value))
-def test_what_cannot_work_is_refused_in_a_sentence(
-    run_folder: Path, trained: tuple[Path, str], script: str, row: tuple[str, ...], named: str
-) -> None:
-    if row == ("trainer=gpu",) and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    line = [item.format(trained=trained[0]) for item in row]
-    done = run_command(run_folder, script, *line, "hydra.run.dir=refused")
-    assert done.returncode == 1
-    (said,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
-    assert named in said and "Traceback" not in done.stderr

@@ -1,8 +1,5 @@
 """Two processes, as one: in a sweep, killed and resumed, started by torchrun, and evaluating."""
 
-import json
-import signal
-import subprocess
 from pathlib import Path
 
 import psutil
@@ -10,19 +7,18 @@ import pytest
 import torch
 
 from cmt_aqr.evaluation.table import read_metrics
-from cmt_aqr.runs.checkpoints import read_checkpoint
+from cmt_aqr.files import read_record
 from cmt_aqr.scenes import make_dataset
 from tests.evaluation.test_metric import assert_equal_to, evaluation_of
-from tests.helpers.commands import arguments, environment, resuming, run_command, run_line, torchrun
-from tests.system.test_resume import assert_same, logged, wait_for_step
+from tests.helpers.commands import PAIR, arguments, finished, resuming, run_line, start, torchrun
+from tests.helpers.ran import assert_same_end, checkpoint_of, logged, metrics_of, wait_for_step
 
 pytestmark = pytest.mark.system
 
 SEVEN = ["data.root=data7", "data.cache_dir=cache7", "data.eval_batch_size=1"]
-TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 LONG = [
     *SEVEN,
-    *TWO,
+    *PAIR,
     "trainer.max_epochs=3",  # of three steps on two processes, one frame left over
     "trainer.log_every_n_steps=1",
     "trainer.check_val_every_n_epoch=2",
@@ -64,16 +60,12 @@ def workers(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def metrics_of(run: Path) -> dict[str, float]:
-    return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-
-
 @pytest.fixture(scope="module")
 def sweep(folder: Path) -> Path:
     before = set(folder.iterdir())
-    done = run_command(folder, "train", "-m", *LONG, "seed=0,1", "hydra.sweep.dir=sweep")
-    assert done.returncode == 0, done.stderr
+    done = finished(folder, "train", "-m", *LONG, "seed=0,1", "hydra.sweep.dir=sweep")
     assert {path.name for path in set(folder.iterdir()) - before} == {"sweep", "cache7"}
+    assert done.stdout.count("AQR's maps before the clamp, epoch 0") == 2, "each run's first process alone prints"
     return folder / "sweep"
 
 
@@ -84,51 +76,45 @@ def test_a_sweep_has_one_folder_a_run_and_leaves_no_process(folder: Path, sweep:
         parts = {path.name for path in run.iterdir()}
         expected = {"config.yaml", "record.json", "metrics.json", "checkpoints", "csv", "tensorboard"}
         assert expected <= parts <= {*expected, ".hydra", "train.log", "metrics.csv", "map_statistics.json"}
-        assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 9
-        assert "trainer.devices=2" in json.loads((run / "record.json").read_text(encoding="utf-8"))["overrides"]
+        assert checkpoint_of(run)["global_step"] == 9
+        assert "trainer.devices=2" in read_record(run)["overrides"]
+        # Plain ddp: a parameter without a part in the first step would end the second.
+        assert "strategy: ddp\n" in (run / "config.yaml").read_text(encoding="utf-8")
     assert logged(sweep / "0", "train/loss") != logged(sweep / "1", "train/loss")
 
 
 def test_killed_and_resumed_alone_it_is_the_sweep_s_second_run(folder: Path, sweep: Path) -> None:
     killed = folder / "killed"
-    with (folder / "killed.log").open("wb") as log:
-        command = arguments("train", *LONG, "seed=1", f"hydra.run.dir={killed}")
-        process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log)
-        try:
-            wait_for_step(killed / "checkpoints" / "last.ckpt", 4, process)
-            running = workers(folder)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+    process = start(folder, arguments("train", *LONG, "seed=1", f"hydra.run.dir={killed}"))
+    try:
+        wait_for_step(killed, 4, process)
+        running = workers(folder)
+    finally:
+        process.kill()
+        process.wait()
     assert len(running) == 2
     _, left = psutil.wait_procs(running, timeout=10)
     assert left == []
-    last = killed / "checkpoints" / "last.ckpt"
-    stopped = read_checkpoint(last)["global_step"]
+    stopped = checkpoint_of(killed)["global_step"]
     assert 4 <= stopped < 9
 
     resumed = folder / "resumed"
-    done = run_line(folder, resuming(last, resumed))
+    done = run_line(folder, resuming(killed / "checkpoints" / "last.ckpt", resumed))
     assert done.returncode == 0, done.stderr
     whole, rest = logged(sweep / "1", "train/loss"), logged(resumed, "train/loss")
     assert len(rest) == 9 - stopped
     assert rest == {step: value for step, value in whole.items() if step in rest}
-    there = read_checkpoint(sweep / "1" / "checkpoints" / "last.ckpt")
-    here = read_checkpoint(resumed / "checkpoints" / "last.ckpt")
-    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
-        assert_same(here[part], there[part], part)
-    assert metrics_of(resumed) == metrics_of(sweep / "1")
+    assert_same_end(resumed, sweep / "1")
 
 
 @pytest.fixture(scope="module")
 def single(folder: Path) -> Path:
-    done = run_command(folder, "train", *EQUAL, "data.batch_size=2", "hydra.run.dir=single")
-    assert done.returncode == 0, done.stderr
+    finished(folder, "train", *EQUAL, "data.batch_size=2", "hydra.run.dir=single")
     return folder / "single"
 
 
 def test_two_processes_of_torchrun_are_one_with_twice_the_batch(folder: Path, single: Path) -> None:
-    done = run_line(folder, torchrun(*EQUAL, *TWO, "data.batch_size=1", "name=pair"))
+    done = run_line(folder, torchrun(*EQUAL, *PAIR, "data.batch_size=1", "name=pair"))
     assert done.returncode == 0, done.stderr
     # One run folder, though each process has its own clock.
     (day,) = (folder / "outputs").iterdir()
@@ -141,8 +127,8 @@ def test_two_processes_of_torchrun_are_one_with_twice_the_batch(folder: Path, si
     # All weights as one vector: AdamW makes whole steps of gradients that are 0 but for rounding, as those of
     # the keys' biases are.
     weights = [
-        torch.cat([value.double().flatten() for value in read_checkpoint(path)["state_dict"].values()])
-        for path in (single / "checkpoints" / "last.ckpt", pair / "checkpoints" / "last.ckpt")
+        torch.cat([value.double().flatten() for value in checkpoint_of(run)["state_dict"].values()])
+        for run in (single, pair)
     ]
     assert (weights[1] - weights[0]).norm() <= 1e-3 * weights[0].norm()
     alone, together = metrics_of(single), metrics_of(pair)
@@ -151,15 +137,11 @@ def test_two_processes_of_torchrun_are_one_with_twice_the_batch(folder: Path, si
 
 
 def test_seven_frames_on_two_processes_give_the_same_metrics(folder: Path, single: Path) -> None:
-    checkpoint = single / "checkpoints" / "last.ckpt"
-    line = [f"ckpt_path={checkpoint}", *TWO, "write_results=true", "hydra.run.dir=evaluated"]
-    done = run_command(folder, "evaluate", *line)
-    assert done.returncode == 0, done.stderr
+    line = ["ckpt_path=single", *PAIR, "write_results=true", "hydra.run.dir=evaluated"]
+    done = finished(folder, "evaluate", *line)
     evaluated = folder / "evaluated"
     assert metrics_of(single)["frames"] == 7
-    assert (evaluated / "metrics.json").read_text(encoding="utf-8") == (single / "metrics.json").read_text(
-        encoding="utf-8"
-    )
+    assert (evaluated / "metrics.json").read_bytes() == (single / "metrics.json").read_bytes()
     devkit = evaluation_of(folder / "data7", "mini_val", evaluated / "results_nusc.json", folder / "devkit")
     assert_equal_to(devkit, read_metrics(evaluated / "metrics.json"))
     assert "All boxes" in done.stdout

@@ -10,6 +10,7 @@ import pytest
 from cmt_aqr.evaluation.table import read_metrics
 from cmt_aqr.files import read_record
 from tests.helpers.commands import arguments, environment
+from tests.helpers.ran import from_json
 
 pytestmark = pytest.mark.system
 
@@ -19,7 +20,7 @@ def test_a_run_in_a_locale_without_letters(small_root: Path, tmp_path: Path) -> 
     root, folder = tmp_path / "Daten für später", tmp_path / "läuft"
     shutil.copytree(small_root, root)
     path = root / "v1.0-mini" / "scene.json"
-    scenes = json.loads(path.read_text(encoding="utf-8"))
+    scenes = from_json(path)
     for scene in scenes:
         scene["description"] = "Fußgänger überquert 道路"
     path.write_text(json.dumps(scenes, ensure_ascii=False), encoding="utf-8")
@@ -31,14 +32,8 @@ def test_a_run_in_a_locale_without_letters(small_root: Path, tmp_path: Path) -> 
         done = subprocess.run(line, cwd=tmp_path, env=plain, capture_output=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr.decode("utf-8", errors="replace")
 
-    run(
-        "train",
-        f"data.root={root}",
-        "name=тест",
-        f"hydra.run.dir={folder}",
-        "trainer.max_steps=1",
-        "data.num_workers=1",
-    )
+    line = ["trainer.max_steps=1", "data.num_workers=1", f"hydra.run.dir={folder}"]
+    run("train", f"data.root={root}", "name=тест", *line)
     record = read_record(folder)
     assert record["status"] == "complete" and "тест" in " ".join(record["overrides"])
     assert "name: тест" in (folder / "config.yaml").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.old_aqr.findings import FINDINGS
-from tests.helpers.commands import run_command
+from tests.helpers.commands import finished
 from tests.system.test_refusals import sentence
 
 pytestmark = pytest.mark.system
@@ -13,14 +13,7 @@ pytestmark = pytest.mark.system
 
 def test_a_checkpoint_s_frames_are_drawn(run_folder: Path, trained: tuple[Path, str]) -> None:
     out = run_folder / "pictures"
-    done = run_command(
-        run_folder,
-        "visualize",
-        f"ckpt_path={trained[0]}",
-        "frames=[2]",
-        f"out={out}",
-    )
-    assert done.returncode == 0, done.stderr
+    done = finished(run_folder, "visualize", f"ckpt_path={trained[0]}", "frames=[2]", f"out={out}")
     names = ["mini_val_0002_bev.png", "mini_val_0002_cameras.png"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert all((out / name).stat().st_size > 20_000 for name in names)
@@ -38,8 +31,7 @@ def test_an_unknown_frame_is_one_sentence(
 
 
 def test_the_findings_are_printed(run_folder: Path) -> None:
-    done = run_command(run_folder, "explain_maps", "data.root=data", "data.cache_dir=cache")
-    assert done.returncode == 0, done.stderr
+    done = finished(run_folder, "explain_maps", "data.root=data", "data.cache_dir=cache")
     for finding in FINDINGS.values():
         assert finding.title in done.stdout
     assert "70.51" in done.stdout and "…" not in done.stdout
@@ -48,10 +40,7 @@ def test_the_findings_are_printed(run_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "part"),
     [
-        (
-            "finding=explosion",
-            "finding=explosion: must be one of pile_up, gradient, leak, offset,",
-        ),
+        ("finding=explosion", "finding=explosion: must be one of pile_up, gradient, leak, offset,"),
         ("data=nuscenes", "data.root has no default"),
         ("data.root=/nowhere", "/nowhere"),
         ("frame=3", "frame 3: split mini_train of data has frames 0 to 2"),

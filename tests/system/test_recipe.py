@@ -1,15 +1,12 @@
 """The whole recipe at small scale: resampling, pasting until the fade; killed and resumed; in two processes."""
 
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from cmt_aqr.runs.checkpoints import read_checkpoint
-from tests.helpers.commands import arguments, environment, run_command
-from tests.system.test_resume import assert_same_end, logged, wait_for_step
+from tests.helpers.commands import PAIR, arguments, finished, run_command
+from tests.helpers.ran import assert_same_end, killed, logged
 
 pytestmark = pytest.mark.system
 
@@ -35,10 +32,9 @@ FADE = "no objects are pasted"
 
 @pytest.fixture(scope="module")
 def unbroken(run_folder: Path) -> Path:
-    done = run_command(run_folder, "train", *RECIPE, "hydra.run.dir=unbroken")
-    assert done.returncode == 0, done.stderr
+    done = finished(run_folder, "train", *RECIPE, "hydra.run.dir=unbroken")
     assert "Cutting objects out of frames" in done.stderr
-    assert done.stdout.count(FADE) + done.stderr.count(FADE) == 1
+    assert (done.stdout + done.stderr).count(FADE) == 1
     assert len(logged(run_folder / "unbroken", "train/loss")) == STEPS
     return run_folder / "unbroken"
 
@@ -50,25 +46,10 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(
 ) -> None:
     folder = run_folder / f"killed{step}"
     line = [*RECIPE, f"hydra.run.dir={folder}", "ckpt_path=auto"]
-    with (run_folder / f"killed{step}.log").open("wb") as log:
-        process = subprocess.Popen(
-            arguments("train", *line, f"data.num_workers={workers[0]}"),
-            cwd=run_folder,
-            env=environment(),
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            wait_for_step(folder / "checkpoints" / "last.ckpt", step, process)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    stopped = read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"]
-    assert step <= stopped < STEPS
-    done = run_command(run_folder, "train", *line, f"data.num_workers={workers[1]}")
-    assert done.returncode == 0, done.stderr
+    killed(run_folder, arguments("train", *line, f"data.num_workers={workers[0]}"), folder, step, STEPS)
+    done = finished(run_folder, "train", *line, f"data.num_workers={workers[1]}")
     assert "Cutting objects" not in done.stderr
-    assert done.stdout.count(FADE) + done.stderr.count(FADE) == 1
+    assert (done.stdout + done.stderr).count(FADE) == 1
     assert_same_end(folder, unbroken)
     assert logged(folder, "train/loss") == logged(unbroken, "train/loss")
 
@@ -80,23 +61,20 @@ def test_another_fade_is_another_training(run_folder: Path, unbroken: Path) -> N
 
 
 def test_two_processes(run_folder: Path) -> None:
-    line = [*RECIPE, "data.batch_size=3", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    done = run_command(run_folder, "train", *line, "data.cache_dir=new_cache", "hydra.run.dir=two")
-    assert done.returncode == 0, done.stderr
+    line = [*RECIPE, "data.batch_size=3", *PAIR, "data.cache_dir=new_cache", "hydra.run.dir=two"]
+    done = finished(run_folder, "train", *line)
     assert done.stderr.count("Cutting objects") == 1  # one process made the database
-    assert done.stdout.count(FADE) + done.stderr.count(FADE) == 1
+    assert (done.stdout + done.stderr).count(FADE) == 1
     assert len(logged(run_folder / "two", "train/loss")) == 2 * 30 // 6
 
 
 def test_the_database_by_hand_and_a_contact_sheet(run_folder: Path) -> None:
-    line = ["data.root=data", "data.cache_dir=cache2", "data.num_workers=0"]
-    done = run_command(run_folder, "make_database", *line, "data.sampling.database=objects")
-    assert done.returncode == 0, done.stderr
+    line = ["data.root=data", "data.cache_dir=cache2", "data.num_workers=0", "data.sampling.database=objects"]
+    done = finished(run_folder, "make_database", *line)
     assert "pedestrian" in done.stdout
     assert (run_folder / "objects" / "database.json").is_file()
-    line += ["data/sampling=cmt", "data.sampling.database=objects", "data.sampling.goals.car=40"]
-    done = run_command(run_folder, "show_frames", *line, "out=sheet", "count=2", "dpi=40")
-    assert done.returncode == 0, done.stderr
+    line += ["data/sampling=cmt", "data.sampling.goals.car=40"]
+    done = finished(run_folder, "show_frames", *line, "out=sheet", "count=2", "dpi=40")
     assert "Cutting objects" not in done.stderr
     with Image.open(run_folder / "sheet" / "frames.png") as picture:
         assert picture.size[0] == 17 * 40

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from tests.helpers.commands import SMALL, arguments, environment, run_command, script_path
+from tests.helpers.commands import PAIR, SMALL, arguments, run_anew, script_path
 
 pytestmark = pytest.mark.system
 
@@ -195,9 +194,30 @@ def test_evaluation_needs_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "holds no configuration" in sentence(monkeypatch, tmp_path, "evaluate", "ckpt_path=bare.ckpt")
 
 
-def test_faults_of_training_frames_change_no_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    said = sentence(monkeypatch, tmp_path, "evaluate", "ckpt_path=some.ckpt", "fault=fog")
-    assert "give eval_fault= instead" in said
+@pytest.mark.parametrize(
+    ("script", "line", "named"),
+    [
+        ("train", ["trainer.precision=64-true", *PAIR], "trainer.precision=64-true"),
+        ("train", ["trainer.precision=bf16-mixed"], "trainer.precision"),
+        ("evaluate", ["model.embed_dims=64"], "model.embed_dims"),
+        ("evaluate", ["optimizer.lr=1e-3"], "optimizer.lr"),
+        ("evaluate", ["fault=fog"], "give eval_fault= instead"),
+    ],
+)
+def test_what_does_not_go_with_a_checkpoint_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    trained: tuple[Path, str],
+    script: str,
+    line: list[str],
+    named: str,
+) -> None:
+    assert named in sentence(monkeypatch, tmp_path, script, f"ckpt_path={trained[0]}", *line)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, run_folder: Path) -> None:
+    assert "gpu" in sentence(monkeypatch, run_folder, "train", *SMALL, "trainer=gpu")
 
 
 def test_a_study_needs_finished_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -239,15 +259,15 @@ def test_a_checkpoint_that_is_truncated_or_another_model_s(
     assert "ckpt_path=other.ckpt: it holds another model" in said and "reference_points" in said
 
 
-def test_auto_needs_the_run_s_folder(run_folder: Path) -> None:
-    done = run_command(run_folder, "train", "ckpt_path=auto", "hydra.output_subdir=null")
-    assert done.returncode == 1
-    assert "ckpt_path=auto: looks in the run's folder" in done.stderr and "hydra.run.dir=" in done.stderr
+def test_auto_needs_the_run_s_folder(monkeypatch: pytest.MonkeyPatch, run_folder: Path) -> None:
+    said = sentence(monkeypatch, run_folder, "train", *SMALL, "ckpt_path=auto", "hydra.output_subdir=null")
+    assert "ckpt_path=auto: looks in the run's folder" in said and "hydra.run.dir=" in said
 
 
 def test_in_a_process_of_its_own_it_is_one_line_on_stderr_and_status_1(run_folder: Path) -> None:
     for override in ("renderer.max_wieght_clamp=2", "renderer.max_weight_clamp=-2"):
-        done = run_command(run_folder, "train", override, "hydra.run.dir=refused", "data.root=nowhere")
+        line = arguments("train", override, "hydra.run.dir=refused", "data.root=nowhere")
+        done = run_anew(run_folder, line)
         assert done.returncode == 1
         assert done.stdout == ""
         assert done.stderr.startswith(f"error: {override}") and done.stderr.count("\n") == 1
@@ -264,14 +284,8 @@ def test_in_a_process_of_its_own_it_is_one_line_on_stderr_and_status_1(run_folde
     ],
 )
 def test_help_teaches_and_fits_on_a_screen(script: str, taught: list[str], run_folder: Path) -> None:
-    done = subprocess.run(
-        [*arguments(script)[:2], "--help"],
-        cwd=run_folder,
-        env=environment(),
-        capture_output=True,
-        encoding="utf-8",
-        check=True,
-    )
+    done = run_anew(run_folder, [*arguments(script)[:2], "--help"])
+    assert done.returncode == 0, done.stderr
     for part in taught:
         assert part in done.stdout
     # Hydra lists the options of a group on one line, however many; the terminal wraps the longest.

@@ -1,23 +1,19 @@
 """Sweeps as a user starts, stops and goes on with them, by each launcher."""
 
 import csv
-import json
-import os
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from cmt_aqr.runs.checkpoints import read_checkpoint
 from cmt_aqr.runs.folder import Run
 from cmt_aqr.runs.sweep_runs import runs_of
-from tests.helpers.commands import arguments, environment, run_command
+from tests.helpers.commands import arguments, finished, run_command
+from tests.helpers.ran import checkpoint_of, killed, metrics_of
 
 pytestmark = pytest.mark.system
 
-TWO_CLAMPS = ["sweep=clamp_x_residual", "renderer.max_weight_clamp=1.5,-1.0", "modulator.residual_weight=0.5"]
+TWO_CLAMPS = ["sweep=clamp_x_residual", "renderer.max_weight_clamp=-1.0,1.5", "modulator.residual_weight=0.5"]
 
 
 def sweep(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -29,86 +25,67 @@ def statuses(folder: Path) -> dict[str, str]:
 
 
 def test_a_run_that_fails_is_named_and_those_that_are_complete_are_skipped(run_folder: Path) -> None:
+    """Those after it still run."""
     folder = run_folder / "clamps"
     done = sweep(run_folder, *TWO_CLAMPS, f"sweep_dir={folder}")
     assert done.returncode == 1
     said = "renderer.max_weight_clamp=-1.0: must be above 0, or null for no clamp"
-    assert f"Run 1 of the sweep cannot work: {said}" in done.stdout.split("Launching")[0]
-    assert f"error: 1 of 2 runs failed (1: {said}); the same command with sweep_dir={folder}" in done.stderr
+    assert f"Run 0 of the sweep cannot work: {said}" in done.stdout.split("Launching")[0]
+    assert f"error: 1 of 2 runs failed (0: {said}); the same command with sweep_dir={folder}" in done.stderr
     assert "Traceback" not in done.stderr
-    assert statuses(folder) == {"0": "complete", "1": "failed"}
+    assert statuses(folder) == {"0": "failed", "1": "complete"}
     with (folder / "summary.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["run"], row["status"], row["renderer.max_weight_clamp"]) for row in rows] == [
-        ("0", "complete", "1.5"),
-        ("1", "failed", "-1.0"),
-    ]
-    assert float(rows[0]["NDS"]) == json.loads((folder / "0" / "metrics.json").read_text(encoding="utf-8"))["NDS"]
-    assert rows[1]["error"] == said
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    values = {run: (row["status"], row["renderer.max_weight_clamp"]) for run, row in rows.items()}
+    assert values == {"1": ("complete", "1.5"), "0": ("failed", "-1.0")}
+    assert float(rows["1"]["NDS"]) == metrics_of(folder / "1")["NDS"]
+    assert rows["0"]["error"] == said
 
-    # Again, asking for another run in the place of the one that failed: the first has its folder and its result.
-    before = (folder / "0" / "metrics.json").stat().st_mtime_ns
-    done = sweep(
-        run_folder, "-m", "modulator.residual_weight=0.5", "renderer.max_weight_clamp=1.5,2.5", "sweep_dir=clamps"
-    )
+    # Again, asking for another run in the place of the one that failed: the other has its folder and its result.
+    before = (folder / "1" / "metrics.json").stat().st_mtime_ns
+    line = ["-m", "modulator.residual_weight=0.5", "renderer.max_weight_clamp=1.5,2.5", "sweep_dir=clamps"]
+    done = sweep(run_folder, *line)
     assert done.returncode == 0, done.stderr
-    assert "0 is complete: skipped" in done.stdout
-    assert (folder / "0" / "metrics.json").stat().st_mtime_ns == before
-    assert statuses(folder) == {"0": "complete", "1": "failed", "2": "complete"}
+    assert "1 is complete: skipped" in done.stdout
+    assert (folder / "1" / "metrics.json").stat().st_mtime_ns == before
+    assert statuses(folder) == {"0": "failed", "1": "complete", "2": "complete"}
     assert "renderer.max_weight_clamp=2.5" in Run(folder / "2").overrides
 
 
 def test_a_sweep_that_was_killed_goes_on_where_it_was(run_folder: Path) -> None:
-    folder = run_folder / "killed"
-    overrides = [
-        "-m",
-        "seed=0,1",
-        "trainer.max_epochs=-1",
-        "callbacks.checkpoint.every_n_steps=1",
-        f"sweep_dir={folder}",
-    ]
-    steps = 12
-    command = arguments("train", *overrides, f"trainer.max_steps={steps}")
-    process = subprocess.Popen(command, cwd=run_folder, env=environment(), stdout=subprocess.DEVNULL, stderr=-1)
-    try:
-        deadline = time.monotonic() + 200
-        while not (folder / "1" / "checkpoints" / "last.ckpt").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+    folder, steps = run_folder / "killed", 8
+    line = ["-m", "seed=0,1", "trainer.max_epochs=-1", f"trainer.max_steps={steps}", f"sweep_dir={folder}"]
+    line += ["callbacks.checkpoint.every_n_steps=1"]
+    killed(run_folder, arguments("train", *line), folder / "1", 1, steps)
     assert statuses(folder) == {"0": "complete", "1": "stopped"}
-    reached = read_checkpoint(folder / "1" / "checkpoints" / "last.ckpt")["global_step"]
-    assert reached < steps
-    done = subprocess.run(
-        command, cwd=run_folder, env=environment(), capture_output=True, encoding="utf-8", timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    done = finished(run_folder, "train", *line)
     assert f"{folder}/0 is complete: skipped" in done.stdout
     assert f"Restored all states from the checkpoint at {folder}/1/checkpoints/" in done.stdout
     assert statuses(folder) == {"0": "complete", "1": "complete"}
-    assert read_checkpoint(folder / "1" / "checkpoints" / "last.ckpt")["global_step"] == steps
+    assert checkpoint_of(folder / "1")["global_step"] == steps
 
 
-def test_a_sweep_without_a_run_that_can_work_or_with_nothing_to_sweep_does_not_start(run_folder: Path) -> None:
-    done = sweep(run_folder, "-m", "weights=nowhere,neither", "sweep_dir=none")
-    assert done.returncode == 1
-    assert "error: none of the 2 runs can work: weights=nowhere: there is no such file" in done.stderr
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["-m", "weights=nowhere,neither"], "none of the 2 runs can work: weights=nowhere: there is no such file"),
+        (["sweep=presets", "experiment=overfit"], "experiment=overfit: leaves nothing to sweep"),
+        (["-m", "optimizer.lr=interval(0.1,0.2)"], "only sweep=optuna takes intervals"),
+        (["-m", "renderer=base,foo"], "renderer=foo: there is no such option"),
+    ],
+)
+def test_a_sweep_without_a_run_that_can_work_or_with_nothing_to_sweep_does_not_start(
+    run_folder: Path, line: list[str], said: str
+) -> None:
+    done = sweep(run_folder, *line, "sweep_dir=none")
+    assert done.returncode == 1 and said in done.stderr
     assert runs_of(run_folder / "none") == []
-    done = sweep(run_folder, "sweep=presets", "experiment=overfit", "sweep_dir=none")
-    assert done.returncode == 1 and "experiment=overfit: leaves nothing to sweep" in done.stderr
-    done = sweep(run_folder, "-m", "optimizer.lr=interval(0.1,0.2)", "sweep_dir=none")
-    assert done.returncode == 1 and "only sweep=optuna takes intervals" in done.stderr
-    done = sweep(run_folder, "-m", "renderer=base,foo", "sweep_dir=none")
-    assert done.returncode == 1 and "renderer=foo: there is no such option" in done.stderr
 
 
 def launched(run_folder: Path, launcher: str) -> None:
     """Two runs, one of which cannot work; a relative folder and relative data, wherever the runs take place."""
-    done = sweep(
-        run_folder, "-m", f"launcher={launcher}", "renderer.max_weight_clamp=1.5,-1.0", f"sweep_dir={launcher}"
-    )
+    line = ["-m", f"launcher={launcher}", "renderer.max_weight_clamp=1.5,-1.0", f"sweep_dir={launcher}"]
+    done = sweep(run_folder, *line)
     assert done.returncode == 1
     assert "1 of 2 runs failed (1: renderer.max_weight_clamp=-1.0: must be above 0" in done.stderr, done.stderr
     assert statuses(run_folder / launcher) == {"0": "complete", "1": "failed"}
@@ -151,5 +128,4 @@ def test_an_optuna_study_goes_on(run_folder: Path) -> None:
     first, failed, last = study.get_trials()
     assert last.params["renderer.max_weight_clamp"] == failed.params["renderer.max_weight_clamp"]
     assert values == [[first.value], [first.value, None, last.value]]
-    nds = [json.loads((folder / name / "metrics.json").read_text(encoding="utf-8"))["NDS"] for name in ("0", "1")]
-    assert [first.value, last.value] == nds
+    assert [first.value, last.value] == [metrics_of(folder / name)["NDS"] for name in ("0", "1")]

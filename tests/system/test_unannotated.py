@@ -10,7 +10,8 @@ from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.utils.splits import create_splits_scenes
 
 from cmt_aqr.data.checks import MAY_LACK
-from tests.helpers.commands import run_command
+from tests.helpers.commands import PAIR, finished
+from tests.helpers.ran import from_json
 
 pytestmark = pytest.mark.system
 
@@ -27,7 +28,7 @@ def test_set(root: Path, copy: Path, empty: bool) -> Path:
     shutil.copytree(root / "v1.0-mini", tables)
     for path in root.glob("s*s"):
         (copy / path.name).symlink_to(path)
-    scenes = json.loads((tables / "scene.json").read_text(encoding="utf-8"))
+    scenes = from_json(tables / "scene.json")
     scenes[0]["name"] = create_splits_scenes()["test"][0]
     (tables / "scene.json").write_text(json.dumps(scenes), encoding="utf-8")
     for name in ("instance", "sample_annotation") if empty else MAY_LACK:
@@ -45,16 +46,15 @@ def test_evaluating_it_writes_a_submission_and_no_metrics(
     trained: tuple[Path, str], small_root: Path, tmp_path: Path, empty: bool
 ) -> None:
     root = test_set(small_root, tmp_path / "data", empty)
-    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2") if empty else ()
+    two = PAIR if empty else ()
     line = [f"ckpt_path={trained[0]}", f"data.root={root}", "data.version=v1.0-test", "data.eval_split=test", *two]
     folder = tmp_path / "run"
-    done = run_command(tmp_path, "evaluate", *line, f"hydra.run.dir={folder}")
-    assert done.returncode == 0, done.stderr
+    done = finished(tmp_path, "evaluate", *line, f"hydra.run.dir={folder}")
     results = folder / "results_nusc.json"
     assert str(results) in done.stdout and "no metrics" in done.stdout
     assert not (folder / "metrics.json").exists()
     boxes, meta = load_prediction(str(results), 500, DetectionBox)
-    first = json.loads((root / "v1.0-test" / "scene.json").read_text(encoding="utf-8"))[0]["token"]
-    samples = json.loads((root / "v1.0-test" / "sample.json").read_text(encoding="utf-8"))
+    first = from_json(root / "v1.0-test" / "scene.json")[0]["token"]
+    samples = from_json(root / "v1.0-test" / "sample.json")
     assert set(boxes.sample_tokens) == {sample["token"] for sample in samples if sample["scene_token"] == first}
     assert len(boxes.all) and meta["use_lidar"]

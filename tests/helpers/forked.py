@@ -1,0 +1,183 @@
+"""Commands as processes forked from one that has the libraries in memory: their import is most of a short command.
+
+Each is a process of its own, with its command line, folder, environment, signals and exit status. Run as a script,
+this file is the process that forks.
+"""
+
+import atexit
+import functools
+import gc
+import importlib
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from typing import Any
+
+PRELOADED = (
+    "cmt_aqr.training.run",
+    "cmt_aqr.runs.resuming",
+    "pytorch_lightning.loggers",
+    "torch.utils.tensorboard",
+    "cmt_aqr.studies.report",
+)
+
+TIMEOUT = 600.0
+"""Seconds that a command may take on a machine with other work."""
+
+
+class Forked:
+    """A command under way, to be used as :class:`subprocess.Popen`.
+
+    Args:
+        line: Python, a script and its arguments.
+        folder: where it runs.
+        environment: its variables, all of them.
+        new_session: whether it heads a group of processes of its own, as a shell's job does.
+    """
+
+    returncode: int | None = None
+
+    def __init__(
+        self, line: list[str], folder: Path, environment: dict[str, str], new_session: bool = False
+    ) -> None:
+        self.line = line
+        self._server = _server()
+        self._printed = self._server.files()
+        order = {"arguments": line[1:], "folder": str(folder), "environment": environment}
+        self.pid = self._server.start({**order, "printed": self._printed, "new_session": new_session})
+
+    def poll(self) -> int | None:
+        """The exit status; ``None`` while it runs."""
+        self.returncode = self._server.status(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = TIMEOUT) -> int:
+        """Until it ends, at most some seconds."""
+        deadline = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if time.monotonic() > deadline:
+                self.kill()
+                raise subprocess.TimeoutExpired(self.line, timeout)
+            time.sleep(0.01)
+        return status
+
+    def communicate(self, timeout: float = TIMEOUT) -> tuple[str, str]:
+        """What it printed, on stdout and on stderr, when it has ended."""
+        self.wait(timeout)
+        out, err = (Path(path).read_text(encoding="utf-8") for path in self._printed)
+        return out, err
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        self.send_signal(signal.SIGKILL)
+
+
+class _Server:
+    """The process that forks, seen from that of the tests."""
+
+    def __init__(self) -> None:
+        self._connection, there = Pipe(duplex=True)
+        self._statuses: dict[int, int] = {}
+        self._folder = tempfile.TemporaryDirectory()
+        self._process = subprocess.Popen(
+            [sys.executable, "-X", "utf8", __file__, str(there.fileno())],
+            pass_fds=[there.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+        there.close()
+
+    def files(self) -> list[str]:
+        """Two new files, for what a command prints on stdout and on stderr."""
+        return [tempfile.mkstemp(dir=self._folder.name)[1] for _ in range(2)]
+
+    def start(self, order: dict[str, Any]) -> int:
+        self._connection.send(order)
+        while True:
+            pid, status = self._connection.recv()
+            if status is None:
+                return pid
+            self._statuses[pid] = status
+
+    def status(self, pid: int) -> int | None:
+        while self._connection.poll():
+            ended, self._statuses[ended] = self._connection.recv()
+        return self._statuses.get(pid)
+
+    def end(self) -> None:
+        self._connection.close()
+        self._process.wait()
+        self._folder.cleanup()
+
+
+@functools.cache
+def _server() -> _Server:
+    server = _Server()
+    atexit.register(server.end)
+    return server
+
+
+def serve(connection: Connection) -> dict[str, Any]:
+    """Fork for each order and report each end; comes back in the forked processes only, with their order."""
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    running: list[int] = []
+    while True:
+        ready = wait([connection, woken])
+        if woken in ready:
+            os.read(woken, 64)
+        if connection in ready:
+            try:
+                order = connection.recv()
+            except EOFError:
+                os._exit(0)
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                connection.close()
+                os.close(woken)
+                os.close(wake)
+                return order
+            running.append(pid)
+            connection.send((pid, None))
+        for pid in tuple(running):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                running.remove(pid)
+                connection.send((pid, os.waitstatus_to_exitcode(status)))
+
+
+def become(order: dict[str, Any]) -> str:
+    """Make this process what a shell would have started; returns its script."""
+    if order["new_session"]:
+        os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, path in enumerate(order["printed"], start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    os.chdir(order["folder"])
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    sys.argv[:] = order["arguments"]
+    sys.orig_argv[:] = [sys.executable, *sys.argv]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    return sys.argv[0]
+
+
+if __name__ == "__main__":
+    for name in PRELOADED:
+        importlib.import_module(name)
+    gc.freeze()
+    runpy.run_path(become(serve(Connection(int(sys.argv[1])))), run_name="__main__")
