@@ -24,6 +24,7 @@ from cmt_aqr.checks import is_count, is_number
 from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.file_kinds import is_safetensors, other_file
 from cmt_aqr.files import written_at_once
+from cmt_aqr.runs.loops import complete_epoch, expect_evaluation
 from cmt_aqr.runs.records import is_rank_zero
 from cmt_aqr.runs.stopping import Stopped, StopSignals
 
@@ -228,6 +229,7 @@ class Checkpoints(Checkpoint):
         self._stopping = False
         self._improved = False
         self._evaluation_due = False
+        self._epoch_ends = False
         self._step_of_last: int | None = None
         self._time_of_last = time.monotonic()
 
@@ -288,14 +290,16 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write ``best.ckpt`` after the best evaluation, and ``last.ckpt``."""
+        self._epoch_ends = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if self._improved:
             self._save_best(trainer)
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if not self._epoch_ends:
             return  # max_steps ended the fit within the epoch, and last.ckpt knows where
         in_time = self._steps_passed(trainer) | self._ask(trainer)
         epochs = (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if epochs or in_time or self._stopping:
             self._save_last(trainer)
+        self._epoch_ends = False
         if self._stopping:
             self._stop(trainer)
 
@@ -320,6 +324,8 @@ class Checkpoints(Checkpoint):
         checkpoint["evaluation_due"] = self._evaluation_due
         if self._evaluation_due:
             expect_evaluation(checkpoint["loops"]["fit_loop"])
+        elif self._epoch_ends:
+            complete_epoch(checkpoint["loops"]["fit_loop"])
 
     def state_dict(self) -> dict[str, Any]:
         """The best score, so that a resumed run does not call a worse one the best."""
@@ -363,22 +369,3 @@ class Checkpoints(Checkpoint):
         self._time_of_last = time.monotonic()
         if self.signals is not None:
             self.signals.save = False
-
-
-def expect_evaluation(fit_loop: dict[str, Any]) -> None:
-    """Change the progress of Lightning's loops in a checkpoint, so that resuming begins with an evaluation.
-
-    Written at the end of a batch, they say that the batch is being completed; Lightning then takes an
-    evaluation that was due for done. As they are changed here, the batch is complete and an evaluation has
-    begun its first batch, so Lightning goes back and makes it from the start.
-
-    Args:
-        fit_loop: the state of the fit loop; changed in place.
-    """
-    batches = fit_loop["epoch_loop.batch_progress"]
-    for count in (batches["total"], batches["current"]):
-        count["completed"] = count["processed"]
-    evaluation = fit_loop["epoch_loop.val_loop.batch_progress"]
-    evaluation["total"].update(ready=1, started=1, processed=0, completed=0)
-    evaluation["current"].update(ready=0, started=0, processed=0, completed=0)
-    evaluation["is_last_batch"] = False
