@@ -14,8 +14,6 @@ from tests.helpers.composed import composed as composed_for
 
 FOLDERS = ("callbacks.checkpoint.folder=none", "callbacks.aqr_monitor.folder=none")
 composed = functools.partial(composed_for, *FOLDERS)
-    composed_for, *(f"callbacks.{name}.folder=none" for name in ("checkpoint", "aqr_monitor"))
-)
 
 
 @pytest.mark.parametrize(
