@@ -8,6 +8,7 @@ import atexit
 import functools
 import gc
 import importlib
+import logging
 import os
 import runpy
 import signal
@@ -182,7 +183,11 @@ def become(order: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    # Lightning gives its logger a handler of its own where nobody has set up logging, as Hydra has in a command.
+    handler = logging.NullHandler()
+    logging.root.addHandler(handler)
     for name in PRELOADED:
         importlib.import_module(name)
+    logging.root.removeHandler(handler)
     gc.freeze()
     runpy.run_path(become(serve(Connection(int(sys.argv[1])))), run_name="__main__")
