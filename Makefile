@@ -22,7 +22,7 @@ train: $(STAMP)  ## train on the embedded data, print mAP and NDS
 	$(BIN)/python scripts/train.py $(ARGS)
 
 test: $(STAMP) lint  ## lint, type check and run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP)  ## ruff, mypy and the arrows between rooms
 	$(BIN)/ruff check .

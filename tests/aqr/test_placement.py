@@ -28,14 +28,6 @@ def test_bev_cell_is_that_of_the_voxels_and_not_of_the_declared_range(grid: BEVG
             assert cell == [column, row]
 
 
-def test_range_scaled_to_the_map_would_be_six_cells_off() -> None:
-    """The defect of the old renderer, for the record: 5 m at the far end of the 0.1 m configuration."""
-    x = 48.0
-    placement = place_on_bev(torch.tensor([[[x, 0.0, 0.0]]]), GOLDEN_GRID)
-    scaled = (x + 54) / 108 * 128
-    assert placement.position[0, 0, 0].item() + 0.5 - scaled == pytest.approx(6.6, abs=0.05)
-
-
 @pytest.mark.parametrize("method", ["gaussian", "bilinear", "direct", "distance_weighted"])
 def test_map_of_one_query_peaks_in_its_own_cell_over_the_whole_map(method: str) -> None:
     """An object's features and the map of a query on it peak in the same cell."""

@@ -9,11 +9,9 @@ the mean up by as much and hardly changes the rest.
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
-from benchmarks.old_aqr.findings import WEIGHT, MapScene, camera_figures, in_first_view
-from cmt_aqr.aqr import Placement, Renderer
+from benchmarks.old_aqr.findings import MapScene, camera_figures, in_first_view
+from cmt_aqr.aqr import Placement
 from tests.helpers.shared_data import needs_keyframe
 
 pytestmark = needs_keyframe
@@ -60,19 +58,3 @@ def test_the_explosion_is_the_padding_in_one_pixel(keyframe: MapScene) -> None:
     assert highest(keyframe.on_images(matching)) < 2
     # 540 weights of 0.82 in one cell, times the middle of the kernel:
     assert highest(keyframe.on_images(padding)) == pytest.approx(540 * 0.82 * 0.1592, rel=0.01)
-
-
-def test_padding_that_does_not_draw_leaves_the_maximum(keyframe: MapScene) -> None:
-    matching, _, padding = keyframe.queries(0)
-    weights = torch.full((1, 1, 1440), WEIGHT)
-    draws = torch.arange(1440) < 900
-    renderer = Renderer(max_weight_clamp=None)
-    everything: Tensor = renderer.draw(weights, keyframe.on_images(matching, padding), draws)
-    assert torch.equal(everything, renderer.draw(weights[..., :900], keyframe.on_images(matching)))
-
-
-def test_more_than_one_in_ten_queries_is_seen_twice(keyframe: MapScene) -> None:
-    placement = keyframe.on_images(keyframe.queries(0)[0])
-    views = placement.inside.sum(dim=1)
-    assert views.max() == 2
-    assert 1.1 < placement.inside.sum() / (views > 0).sum() < 1.2

@@ -7,7 +7,6 @@ from typing import Any
 import hydra
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.errors import DataError
@@ -16,26 +15,15 @@ from cmt_aqr.data.index import load_index
 from cmt_aqr.data.masking import MaskModality
 from cmt_aqr.data.tables import open_tables
 from cmt_aqr.errors import UserError
-from tests.helpers.small_data import RANGE, datamodule
+from tests.helpers.composed import composed
+from tests.helpers.small_data import datamodule
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
-
-
-def composed(name: str, *overrides: str) -> Any:
-    """The group ``data``, with the keys of other groups that it refers to."""
-    with hydra.initialize_config_dir(str(CONF / "data"), version_base="1.3"):
-        group = hydra.compose(name, list(overrides))
-    model = {
-        "image_size": [64, 160],
-        "grid": {"point_range": list(RANGE)},
-        "network": {"head": {"cameras": True, "bev_channels": 64}},
-    }
-    return OmegaConf.create({"data": OmegaConf.to_container(group), "model": model, "seed": 5}).data
+SMALL = ("seed=5", "model.image_size=[64,160]", "data.num_workers=0")
 
 
 def test_configuration_builds_and_loads(small_root: Path, tmp_path: Path) -> None:
-    config = composed("synthetic", f"root={small_root}", f"cache_dir={tmp_path}", "num_workers=0", "batch_size=3")
-    data = hydra.utils.instantiate(config)
+    where = (f"data.root={small_root}", f"data.cache_dir={tmp_path}", "data.batch_size=3")
+    data = hydra.utils.instantiate(composed(*SMALL, *where).data)
     assert isinstance(data, NuScenesDataModule)
     assert data.seed == 5
     data.check()
@@ -59,17 +47,10 @@ def test_configuration_builds_and_loads(small_root: Path, tmp_path: Path) -> Non
 
 
 def test_transforms_are_switched_by_name(small_root: Path, tmp_path: Path) -> None:
-    target = "cmt_aqr.data.masking.MaskModality"
-    config = composed(
-        "synthetic",
-        f"root={small_root}",
-        f"cache_dir={tmp_path}",
-        "num_workers=0",
-        "scene_augmentation=null",
-        "image_augmentation=null",
-        f"+eval_transforms.lost={{_target_: {target}, cameras: 0.0, lidar: 1.0}}",
-    )
-    data = hydra.utils.instantiate(config)
+    lost = "{_target_: cmt_aqr.data.masking.MaskModality, cameras: 0.0, lidar: 1.0}"
+    where = (f"data.root={small_root}", f"data.cache_dir={tmp_path}", f"+data.eval_transforms.lost={lost}")
+    plain = ("data.scene_augmentation=null", "data.image_augmentation=null")
+    data = hydra.utils.instantiate(composed(*SMALL, *where, *plain).data)
     data.setup("fit")
     assert next(iter(data.train_dataloader())).points.any()
     assert not next(iter(data.val_dataloader())).points.any()
@@ -138,7 +119,7 @@ def test_values_out_of_range_are_named(tmp_path: Path, changes: dict[str, Any], 
 def test_check_names_what_is_wrong(small_root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="split nonsense is unknown"):
         datamodule(small_root, tmp_path, val_split="nonsense").check()
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match=r"data\.root=.*nowhere is not a folder"):
         datamodule(tmp_path / "nowhere", tmp_path).check()
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from cmt_aqr.data.augmentation import Transform
-from cmt_aqr.data.dataset import SampleKey, frame_generator
+from cmt_aqr.data.dataset import SampleKey
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.faults import NEAREST_ECHO, Fog, Night, SomeFrames
 from cmt_aqr.runs.configuration import build_data
@@ -178,27 +177,6 @@ def test_all_else_is_drawn_as_without_faults_and_severity_does_not_choose_frames
         assert foggy[0] == foggy[1]
 
 
-def loaded(root: Path, cache: Path, **changes: Any) -> list[torch.Tensor]:
-    """Points and images of two epochs of training batches and one of evaluation."""
-    fault = SomeFrames(0.7, fog=Fog(), night=Night())
-    data = datamodule(root, cache, train_fault=fault, eval_fault=fault, batch_size=1, **changes)
-    data.prepare_data()
-    data.setup("fit")
-    loader = data.train_dataloader()
-    batches = [*loader, *loader, *data.val_dataloader()]
-    return [tensor for batch in batches for tensor in (batch.points, batch.images) if tensor is not None]
-
-
-def test_seed_epoch_and_frame_decide_whatever_the_workers(small_root: Path, tmp_path: Path) -> None:
-    here = loaded(small_root, tmp_path)
-    assert len(here) == 2 * 9
-    for other in (loaded(small_root, tmp_path, num_workers=2), loaded(small_root, tmp_path, cache_frames=True)):
-        assert all(torch.equal(left, right) for left, right in zip(here, other, strict=True))
-    another_seed = loaded(small_root, tmp_path, seed=1)
-    # Evaluation: in order, so the same frames, with other noise.
-    assert not all(torch.equal(left, right) for left, right in zip(here[12:], another_seed[12:], strict=True))
-
-
 def test_evaluation_draws_the_same_every_time(small_root: Path, tmp_path: Path) -> None:
     data = datamodule(small_root, tmp_path, eval_fault=SomeFrames(1.0, fog=Fog(), night=Night()))
     plain = datamodule(small_root, tmp_path)
@@ -280,10 +258,3 @@ def test_a_configuration_s_faults_reach_their_frames(small_root: Path, tmp_path:
     )
     old.setup("fit")
     assert torch.equal(old.dataset("train")[key].points, clear.points)
-
-
-def test_both_faults_are_drawn_over_the_frames_of_an_epoch() -> None:
-    some = SomeFrames(0.5, fog=Fog(), night=Night())
-    names = [some.draw(frame_generator(3, SampleKey(epoch, frame))) for epoch in range(2) for frame in range(40)]
-    assert {None, "fog", "night"} == set(names)
-    assert names[:40] != names[40:]

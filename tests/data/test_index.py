@@ -3,7 +3,6 @@
 import json
 import logging
 import mmap
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +20,7 @@ from cmt_aqr.data.poses import invert, poses
 from cmt_aqr.data.table_files import read_pieces
 from cmt_aqr.data.table_reading import read_tables
 from tests.helpers.shared_data import KEYFRAME, needs_keyframe
-
-
-def tables_copy(root: Path, target: Path) -> Path:
-    """A data root with the tables and map of ``root``, without its sensor data."""
-    for folder in ("v1.0-mini", "maps"):
-        shutil.copytree(root / folder, target / folder)
-    return target
+from tests.helpers.small_data import edited, linked_copy
 
 
 def sensor_pose(tables: NuScenes, token: str) -> np.ndarray:
@@ -123,13 +116,11 @@ def test_second_load_reads_no_table(small_root: Path, tmp_path: Path, monkeypatc
 
 
 def test_changed_table_makes_the_index_anew(small_root: Path, tmp_path: Path) -> None:
-    root = tables_copy(small_root, tmp_path / "root")
+    root = linked_copy(small_root, tmp_path / "root")
     before = load_index(root, "v1.0-mini", "mini_val", tmp_path / "cache")
-    path = root / "v1.0-mini" / "sample_annotation.json"
-    records = json.loads(path.read_text(encoding="utf-8"))
-    for record in records:
-        record["num_lidar_pts"] += 1000
-    path.write_text(json.dumps(records), encoding="utf-8")
+    with edited(root, "sample_annotation") as records:
+        for record in records:
+            record["num_lidar_pts"] += 1000
     after = load_index(root, "v1.0-mini", "mini_val", tmp_path / "cache")
     np.testing.assert_array_equal(after.box_points, before.box_points + 1000)
 
@@ -165,13 +156,11 @@ def test_first_keeps_frames_and_boxes_together(small_root: Path, tmp_path: Path)
 def test_boxes_of_other_categories_are_kept_apart(small_root: Path, tmp_path: Path) -> None:
     whole = load_index(small_root, "v1.0-mini", "mini_train", tmp_path / "whole")
     assert not len(whole.others)
-    root = tables_copy(small_root, tmp_path / "root")
-    path = root / "v1.0-mini" / "category.json"
-    records = json.loads(path.read_text(encoding="utf-8"))
-    for record in records:
-        if record["name"] == "vehicle.car":
-            record["name"] = "vehicle.emergency.police"
-    path.write_text(json.dumps(records), encoding="utf-8")
+    root = linked_copy(small_root, tmp_path / "root")
+    with edited(root, "category") as records:
+        for record in records:
+            if record["name"] == "vehicle.car":
+                record["name"] = "vehicle.emergency.police"
     index = load_index(root, "v1.0-mini", "mini_train", tmp_path / "cache")
     cars = whole.labels == 0
     np.testing.assert_array_equal(index.others, whole.boxes[cars])
@@ -192,11 +181,7 @@ def test_invert_is_the_inverse() -> None:
     ("version", "split", "sentence"),
     [
         ("v1.0-mini", "mini_trian", "split mini_trian is unknown: it must be one of train, val"),
-        (
-            "v1.0-mini",
-            "val",
-            "split val belongs to a version that ends in 'trainval', not to v1.0-mini: use mini_",
-        ),
+        ("v1.0-mini", "val", "split val belongs to a version that ends in 'trainval', not to v1.0-mini"),
         ("v1.0-trainval", "val", "data.version=v1.0-trainval has no folder .*: there is v1.0-mini"),
     ],
 )
@@ -208,13 +193,8 @@ def test_wrong_request_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_missing_root_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.root=.*nowhere is not a folder"):
-        load_index(tmp_path / "nowhere", "v1.0-mini", "mini_val", tmp_path)
-
-
 def test_missing_and_broken_tables_are_named(small_root: Path, tmp_path: Path) -> None:
-    root = tables_copy(small_root, tmp_path / "root")
+    root = linked_copy(small_root, tmp_path / "root")
     (root / "v1.0-mini" / "ego_pose.json").rename(tmp_path / "ego_pose.json")
     with pytest.raises(DataError, match=r"lacks the table ego_pose\.json"):
         load_index(root, "v1.0-mini", "mini_val", tmp_path / "cache")
@@ -225,9 +205,9 @@ def test_missing_and_broken_tables_are_named(small_root: Path, tmp_path: Path) -
 
 
 def test_dangling_token_is_named(small_root: Path, tmp_path: Path) -> None:
-    root = tables_copy(small_root, tmp_path / "root")
-    path = root / "v1.0-mini" / "ego_pose.json"
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8"))[:-40]), encoding="utf-8")
+    root = linked_copy(small_root, tmp_path / "root")
+    with edited(root, "ego_pose") as records:
+        del records[-40:]
     with pytest.raises(DataError, match=r"sample_data\.json, token \w+: ego_pose_token="):
         load_index(root, "v1.0-mini", "mini_train", tmp_path / "cache")
         load_index(root, "v1.0-mini", "mini_val", tmp_path / "cache")
@@ -240,7 +220,7 @@ def test_split_without_frames_is_named(tmp_path: Path) -> None:
 
 
 def test_custom_split(small_root: Path, tmp_path: Path) -> None:
-    root = tables_copy(small_root, tmp_path / "root")
+    root = linked_copy(small_root, tmp_path / "root")
     (root / "v1.0-mini" / "splits.json").write_text(json.dumps({"mine": ["scene-0103"]}), encoding="utf-8")
     mine = load_index(root, "v1.0-mini", "mine", tmp_path / "cache")
     assert {scene.decode() for scene in mine.scenes} == {"scene-0103"}
@@ -268,12 +248,10 @@ def test_pieces_are_the_whole_however_they_are_cut(tmp_path: Path) -> None:
 
 def test_velocities_are_the_devkits(small_root: Path, tmp_path: Path) -> None:
     """Neighbours on one side or both, too long ago, and none; on both sides 3 s may lie between, else 1.5 s."""
-    root = tables_copy(small_root, tmp_path / "root")
-    path = root / "v1.0-mini" / "sample.json"
-    samples = json.loads(path.read_text(encoding="utf-8"))
-    for number, sample in enumerate(samples):
-        sample["timestamp"] = 1_500_000_000_000_000 + number * 1_400_000 + 300_000 * (number > 1)
-    path.write_text(json.dumps(samples), encoding="utf-8")
+    root = linked_copy(small_root, tmp_path / "root")
+    with edited(root, "sample") as samples:
+        for number, sample in enumerate(samples):
+            sample["timestamp"] = 1_500_000_000_000_000 + number * 1_400_000 + 300_000 * (number > 1)
     ours = read_tables(root / "v1.0-mini").annotations.velocities
     devkit = NuScenes("v1.0-mini", str(root), verbose=False)
     expected = [devkit.box_velocity(record["token"])[:2] for record in devkit.sample_annotation]

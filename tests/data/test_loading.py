@@ -18,10 +18,7 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.structures import Batch, Frame
 from tests.helpers.commands import environment
 from tests.helpers.small_data import datamodule
-
-
-def keys_of(sampler: FrameSampler) -> list[SampleKey]:
-    return list(sampler)
+from tests.helpers.trainers import quiet_trainer
 
 
 def test_order_is_decided_by_seed_and_epoch() -> None:
@@ -38,20 +35,20 @@ def test_order_is_decided_by_seed_and_epoch() -> None:
 
 
 def test_ranks_make_the_batches_of_one_process_with_a_larger_batch() -> None:
-    whole = keys_of(FrameSampler(26, 6, training=True))
+    whole = list(FrameSampler(26, 6, training=True))
     ranks = [FrameSampler(26, 2, training=True, num_replicas=3, rank=rank) for rank in range(3)]
     assert len(whole) == 24
     assert [len(rank) for rank in ranks] == [8, 8, 8]
     assert [rank.batches for rank in ranks] == [4, 4, 4]
     for step in range(4):
-        together = [key for rank in ranks for key in keys_of(rank)[2 * step : 2 * step + 2]]
+        together = [key for rank in ranks for key in list(rank)[2 * step : 2 * step + 2]]
         assert sorted(together) == sorted(whole[6 * step : 6 * step + 6])
 
 
 @pytest.mark.parametrize(("frames", "ranks", "expected"), [(1, 1, 1), (1, 2, 1), (3, 2, 2), (5, 2, 3), (6, 2, 3)])
 def test_few_frames_still_make_one_step(frames: int, ranks: int, expected: int) -> None:
     samplers = [FrameSampler(frames, 3, True, num_replicas=ranks, rank=rank) for rank in range(ranks)]
-    assert {len(keys_of(sampler)) for sampler in samplers} == {len(samplers[0])} == {expected}
+    assert {len(list(sampler)) for sampler in samplers} == {len(samplers[0])} == {expected}
     assert {key.frame for sampler in samplers for key in sampler} == set(range(frames))
 
 
@@ -60,7 +57,7 @@ def test_evaluation_sees_every_frame_once(frames: int, ranks: int) -> None:
     samplers = [FrameSampler(frames, 2, False, num_replicas=ranks, rank=rank) for rank in range(ranks)]
     seen = [key.frame for sampler in samplers for key in sampler]
     assert sorted(seen) == list(range(frames))
-    assert [len(keys_of(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
+    assert [len(list(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
 
 
 def test_in_evaluation_every_rank_has_a_frame() -> None:
@@ -72,9 +69,9 @@ def test_in_evaluation_every_rank_has_a_frame() -> None:
 
 def test_evaluation_is_the_same_in_every_epoch() -> None:
     sampler = FrameSampler(4, 2, training=False)
-    expected = keys_of(sampler)
+    expected = list(sampler)
     sampler.set_epoch(7)
-    assert keys_of(sampler) == expected
+    assert list(sampler) == expected
 
 
 def test_generator_depends_on_every_part_of_the_key() -> None:
@@ -183,16 +180,7 @@ class SaveAt(pl.Callback):
 def fit(
     root: Path, cache: Path, workers: int, callbacks: Sequence[pl.Callback] = (), ckpt: Path | None = None
 ) -> list:
-    trainer = pl.Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=list(callbacks),
-    )
+    trainer = quiet_trainer(max_epochs=3, num_sanity_val_steps=0, callbacks=list(callbacks))
     module = Recorder()
     data = datamodule(root, cache, num_workers=workers, **AUGMENTED)
     try:
@@ -203,16 +191,13 @@ def fit(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("step", [1, 4, 5, 6])
-def test_lightning_goes_on_with_the_same_batches(small_root: Path, tmp_path: Path, step: int) -> None:
+def test_lightning_goes_on_with_the_same_batches(small_root: Path, tmp_path: Path) -> None:
     expected = fit(small_root, tmp_path, 0)
     assert len(expected) == 9
-    path = tmp_path / "stopped.ckpt"
-    workers = 2 if step == 4 else 0
-    head = fit(small_root, tmp_path, workers, [SaveAt(step, path)])
-    assert head == expected[:step]
-    tail = fit(small_root, tmp_path, 2 - workers if step == 4 else 0, ckpt=path)
-    assert tail == expected[step:]
+    for step in (1, 4, 5, 6):
+        path, workers = tmp_path / f"stopped{step}.ckpt", 2 if step == 4 else 0
+        assert fit(small_root, tmp_path, workers, [SaveAt(step, path)]) == expected[:step]
+        assert fit(small_root, tmp_path, 0, ckpt=path) == expected[step:]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -262,7 +247,7 @@ def test_shuffle_is_close_to_uniform() -> None:
     first = []
     for epoch in range(500):
         sampler.set_epoch(epoch)
-        first.append(keys_of(sampler)[0].frame)
+        first.append(next(iter(sampler)).frame)
     assert np.bincount(first, minlength=5).min() > 60
 
 
@@ -280,26 +265,25 @@ def printed_by(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn", "loky"])
-def test_workers_start_alike_whatever_the_default(small_root: Path, tmp_path: Path, method: str) -> None:
+def test_workers_start_alike_whatever_the_default(small_root: Path, tmp_path: Path) -> None:
     """Other libraries change the process' way to start processes: joblib's launcher does."""
+    pytest.importorskip("joblib", reason="pip install -e '.[sweeps]'")
     program = (
         "import multiprocessing, sys\n"
         "from pathlib import Path\n"
-        "if sys.argv[1] == 'loky':\n"
-        "    import joblib.externals.loky.backend\n"
+        "import joblib.externals.loky.backend\n"
         "from tests.data.test_loading import digest, training_loader\n"
         "if __name__ == '__main__':\n"
-        "    multiprocessing.set_start_method(sys.argv[1], force=True)\n"
-        "    root, cache = map(Path, sys.argv[2:])\n"
-        "    none, two = (list(map(digest, training_loader(root, cache, workers))) for workers in (0, 2))\n"
-        "    assert len(none) == 3 and none == two\n"
+        "    root, cache = map(Path, sys.argv[1:])\n"
+        "    expected = list(map(digest, training_loader(root, cache, 0)))\n"
+        "    assert len(expected) == 3\n"
+        "    for method in ('fork', 'forkserver', 'spawn', 'loky'):\n"
+        "        multiprocessing.set_start_method(method, force=True)\n"
+        "        assert list(map(digest, training_loader(root, cache, 2))) == expected, method\n"
     )
-    if method == "loky":
-        pytest.importorskip("joblib", reason="pip install -e '.[sweeps]'")
     script = tmp_path / "script.py"
     script.write_text(program, encoding="utf-8")
-    printed_by(str(script), method, str(small_root), str(tmp_path))
+    printed_by(str(script), str(small_root), str(tmp_path))
 
 
 def test_own_workers_that_are_left_end_with_the_process_and_other_children_are_not_killed(

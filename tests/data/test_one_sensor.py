@@ -1,6 +1,5 @@
 """Data of one sensor with a model that reads just that."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,9 +8,8 @@ import pytest
 
 from cmt_aqr.constants import CAMERAS, LIDAR
 from cmt_aqr.data.errors import DataError
-from tests.helpers.small_data import datamodule
+from tests.helpers.small_data import VERSION, datamodule, edited
 
-VERSION = "v1.0-mini"
 LIDAR_ONLY = {"cameras": False}
 CAMERA_ONLY = {"lidar": False}
 
@@ -25,11 +23,8 @@ def without(root: Path, copy: Path, sensor: str, records: bool) -> Path:
             (copy / folder.parent.name).mkdir(exist_ok=True)
             (copy / folder.parent.name / folder.name).symlink_to(folder)
     if records:
-        path = copy / VERSION / "sample_data.json"
-        held = [
-            record for record in json.loads(path.read_text(encoding="utf-8")) if sensor not in record["filename"]
-        ]
-        path.write_text(json.dumps(held), encoding="utf-8")
+        with edited(copy, "sample_data") as held:
+            held[:] = [record for record in held if sensor not in record["filename"]]
     return copy
 
 
@@ -73,23 +68,19 @@ def test_without_lidar_records_boxes_are_where_they_were_in_the_images(small_roo
 
 def test_a_sample_without_any_sensor_is_named(small_root: Path, tmp_path: Path) -> None:
     root = without(small_root, tmp_path / "data", "LIDAR", records=True)
-    path = root / VERSION / "sample_data.json"
-    records = json.loads(path.read_text(encoding="utf-8"))
-    token = json.loads((root / VERSION / "sample.json").read_text(encoding="utf-8"))[0]["token"]
-    for record in records:
-        record["is_key_frame"] &= record["sample_token"] != token
-    path.write_text(json.dumps(records), encoding="utf-8")
+    with edited(root, "sample") as samples, edited(root, "sample_data") as records:
+        token = samples[0]["token"]
+        for record in records:
+            record["is_key_frame"] &= record["sample_token"] != token
     with pytest.raises(DataError, match=rf"^sample\.json, token {token}: no key frame"):
         datamodule(root, tmp_path / "cache").prepare_data()
 
 
 def test_a_camera_that_one_frame_lacks_is_named_with_the_frame(small_root: Path, tmp_path: Path) -> None:
     root = without(small_root, tmp_path / "data", "nothing", records=True)
-    path = root / VERSION / "sample_data.json"
-    records = json.loads(path.read_text(encoding="utf-8"))
-    gone = next(record for record in records if record["is_key_frame"] and "CAM_BACK/" in record["filename"])
-    gone["is_key_frame"] = False
-    path.write_text(json.dumps(records), encoding="utf-8")
+    with edited(root, "sample_data") as records:
+        gone = next(record for record in records if record["is_key_frame"] and "CAM_BACK/" in record["filename"])
+        gone["is_key_frame"] = False
     data = datamodule(root, tmp_path / "cache")
     data.prepare_data()
     with pytest.raises(DataError, match=rf"sample {gone['sample_token']} .*CAM_BACK .*1 of \d+ samples"):
@@ -100,11 +91,9 @@ def test_a_camera_that_one_frame_lacks_is_named_with_the_frame(small_root: Path,
 def test_without_a_count_of_points_a_camera_model_is_told_what_to_change(small_root: Path, tmp_path: Path) -> None:
     """The published camera-only recipe drops boxes without LiDAR points, and so does data.min_points=1."""
     root = without(small_root, tmp_path / "data", "LIDAR", records=True)
-    path = root / VERSION / "sample_annotation.json"
-    records = json.loads(path.read_text(encoding="utf-8"))
-    for record in records:
-        record["num_lidar_pts"] = 0
-    path.write_text(json.dumps(records), encoding="utf-8")
+    with edited(root, "sample_annotation") as records:
+        for record in records:
+            record["num_lidar_pts"] = 0
     data = datamodule(root, tmp_path / "cache", **CAMERA_ONLY)
     data.prepare_data()
     with pytest.raises(DataError, match=r"data\.min_points=1 .*data\.min_points=0"):

@@ -28,7 +28,7 @@ from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.geometry import points_in_boxes
 from cmt_aqr.structures import Frame
 from tests.data.test_loading import digest
-from tests.helpers.small_data import datamodule
+from tests.helpers.small_data import datamodule, edited, linked_copy
 
 MANY = dict.fromkeys(CLASSES, 25)
 """Goals that the frames of these data, which are full of objects, do not meet by themselves."""
@@ -297,22 +297,15 @@ def test_an_error_in_a_process_arrives_as_one_sentence(small_root: Path, tmp_pat
     assert "\n" not in str(caught.value)
 
 
-def changed_tables(root: Path) -> None:
-    path = root / "v1.0-mini" / "sample_annotation.json"
-    records = json.loads(path.read_text(encoding="utf-8"))
-    for record in records:
-        record["num_lidar_pts"] += 1
-    path.write_text(json.dumps(records), encoding="utf-8")
-
-
 def test_changed_tables_make_it_again_but_not_in_a_folder_that_was_named(small_root: Path, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    shutil.copytree(small_root, root)
+    root = linked_copy(small_root, tmp_path / "root")
     with_sampling(root, tmp_path)
     named = Sampling(processes=1, database=tmp_path / "objects")
     with_sampling(root, tmp_path, named)
     before = (tmp_path / "objects" / DESCRIPTION).read_bytes()
-    changed_tables(root)
+    with edited(root, "sample_annotation") as records:
+        for record in records:
+            record["num_lidar_pts"] += 1
     with pytest.raises(DataError, match="made of other tables"):
         with_sampling(root, tmp_path, named)
     assert (tmp_path / "objects" / DESCRIPTION).read_bytes() == before
@@ -351,10 +344,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "entries are cut": (lambda folder: cut(folder / ENTRIES), "entries.npy cannot be read"),
     "a patch outside": (lambda folder: edit_entry(folder, "rectangle", (0, 0, 9999, 20)), "outside its picture"),
     "points outside": (lambda folder: edit_entry(folder, "points_at", 10**9), "outside the files"),
-    "no description": (
-        lambda folder: (folder / DESCRIPTION).write_text("{", encoding="utf-8"),
-        "database.json cannot be read",
-    ),
+    "no description": (spoil, "database.json cannot be read"),
     "another format": (other_format, "is of format 99"),
 }
 
@@ -376,12 +366,7 @@ def test_damage_is_told_in_one_sentence(
     "damage", ["points are cut", "patches are cut", "a part is missing", "entries are cut", "a patch outside"]
 )
 def test_what_is_cut_is_made_again(
-    small_root: Path,
-    cache: Path,
-    tmp_path: Path,
-    data: NuScenesDataModule,
-    damage: str,
-    caplog: pytest.LogCaptureFixture,
+    small_root: Path, cache: Path, tmp_path: Path, data: NuScenesDataModule, damage: str, caplog: Any
 ) -> None:
     shutil.copytree(folder_of(data), tmp_path / "objects")
     DAMAGES[damage][0](tmp_path / "objects")
@@ -413,7 +398,7 @@ def test_other_settings_are_another_database(data: NuScenesDataModule, small_roo
         other = with_sampling(small_root, cache, Sampling(processes=1, **changes))
         other.setup("fit")
         assert folder_of(other) != folder_of(data)
-    assert {database.entries["view"].max() >= 0 for database in [sampler_of(data).database]} == {True}
+    assert sampler_of(data).database.entries["view"].max() >= 0
     with pytest.raises(DataError, match="was made with min_points=5, and min_points=6 is asked for"):
         settings = Sampling(processes=1, min_points=6, database=folder_of(data))
         datamodule(small_root, cache, sampling=settings, sweeps=3).setup("fit")

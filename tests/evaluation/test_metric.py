@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import shutil
 import socket
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -31,7 +30,7 @@ from cmt_aqr.structures import Frame
 from tests.evaluation.test_official import assert_equal_to
 from tests.helpers.made_evaluation import to_rows
 from tests.helpers.shared_data import KEYFRAME, needs_keyframe
-from tests.helpers.small_data import datamodule
+from tests.helpers.small_data import datamodule, edited, linked_copy
 
 
 def official(root: Path, split: str, metric: NuScenesMetric, folder: Path) -> dict[str, Any]:
@@ -45,14 +44,8 @@ def evaluation_of(root: Path, split: str, path: Path, out: Path) -> dict[str, An
     """The devkit's DetectionEval of a results file that is there."""
     tables = NuScenes("v1.0-mini", str(root), verbose=False)
     with redirect_stderr(io.StringIO()):
-        evaluation = DetectionEval(
-            tables,
-            config_factory("detection_cvpr_2019"),
-            str(path),
-            split,
-            str(out),
-            verbose=False,
-        )
+        config = config_factory("detection_cvpr_2019")
+        evaluation = DetectionEval(tables, config, str(path), split, str(out), verbose=False)
     metrics, _ = evaluation.evaluate()
     return metrics.serialize()
 
@@ -159,37 +152,23 @@ def test_order_of_arrival_and_repetition_do_not_matter(truth: GroundTruth, frame
 
 def test_bike_racks_are_filtered_as_by_the_devkit(small_root: Path, tmp_path: Path, frames: list[Frame]) -> None:
     """A rack put over a bicycle or motorcycle removes it from both sides."""
-    root = tmp_path / "root"
-    for folder in ("v1.0-mini", "maps"):
-        shutil.copytree(small_root / folder, root / folder)
-    tables = root / "v1.0-mini"
-    categories = json.loads((tables / "category.json").read_text(encoding="utf-8"))
-    rack = next((c for c in categories if c["name"] == "static_object.bicycle_rack"), None)
-    if rack is None:
-        rack = {**categories[0], "token": "rack", "name": "static_object.bicycle_rack"}
-        categories.append(rack)
-        (tables / "category.json").write_text(json.dumps(categories), encoding="utf-8")
-    records = json.loads((tables / "sample_annotation.json").read_text(encoding="utf-8"))
-    instances = json.loads((tables / "instance.json").read_text(encoding="utf-8"))
-    names = {c["token"]: c["name"] for c in categories}
-    kinds = {i["token"]: names[i["category_token"]] for i in instances}
-    cycles = [r for r in records if kinds[r["instance_token"]] in ("vehicle.bicycle", "vehicle.motorcycle")]
-    assert cycles, "no cycle in the tiny data set"
-    for number, record in enumerate(cycles):
-        instance = {
-            **instances[0],
-            "token": f"rack{number}",
-            "category_token": rack["token"],
-            "nbr_annotations": 1,
-        }
-        instance |= {"first_annotation_token": f"stand{number}", "last_annotation_token": f"stand{number}"}
-        instances.append(instance)
-        records.append(
-            {**record, "token": f"stand{number}", "instance_token": f"rack{number}", "size": [3, 3, 3]}
-            | {"prev": "", "next": "", "attribute_tokens": []}
-        )
-    (tables / "sample_annotation.json").write_text(json.dumps(records), encoding="utf-8")
-    (tables / "instance.json").write_text(json.dumps(instances), encoding="utf-8")
+    root = linked_copy(small_root, tmp_path / "root")
+    with (
+        edited(root, "category") as categories,
+        edited(root, "sample_annotation") as records,
+        edited(root, "instance") as instances,
+    ):
+        categories.append({**categories[0], "token": "rack", "name": "static_object.bicycle_rack"})
+        names = {c["token"]: c["name"] for c in categories}
+        kinds = {i["token"]: names[i["category_token"]] for i in instances}
+        cycles = [r for r in records if kinds[r["instance_token"]] in ("vehicle.bicycle", "vehicle.motorcycle")]
+        assert cycles, "no cycle in the tiny data set"
+        for number, record in enumerate(cycles):
+            own, stand = f"rack{number}", f"stand{number}"
+            ends = {"first_annotation_token": stand, "last_annotation_token": stand, "nbr_annotations": 1}
+            instances.append({**instances[0], "token": own, "category_token": "rack", **ends})
+            alone = {"prev": "", "next": "", "attribute_tokens": [], "size": [3, 3, 3]}
+            records.append({**record, "token": stand, "instance_token": own, **alone})
     truth = load_ground_truth(root, "v1.0-mini", "mini_val", tmp_path / "cache")
     assert len(truth.racks)
     metric = filled(truth, frames, noisy_detections(frames))

@@ -1,25 +1,16 @@
 """Starting the scripts as a user does, with a model of a few thousand parameters beside its image backbone."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 from scripts.kill_test import SMALLEST_MODEL
-from tests.helpers.forked import TIMEOUT, Forked
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.forked import ROOT, TIMEOUT, Forked, environment
 
 DATA = ["data.root=data", "data.cache_dir=cache", "data.num_workers=0", "data.batch_size=1", "trainer=cpu"]
 SMALL = [*DATA, *SMALLEST_MODEL]
 PAIR = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 """Overrides for two processes on CPU cores."""
-
-
-def environment() -> dict[str, str]:
-    """One thread, so that sums come out the same in every run; the package of this checkout, and its tests'."""
-    paths = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
 
 
 def script_path(script: str) -> Path:
@@ -49,7 +40,7 @@ def resuming(checkpoint: Path, folder: Path, *overrides: str) -> list[str]:
 
 def start(folder: Path, line: list[str], new_session: bool = False) -> Forked:
     """Start a script in a folder, as a process that has its libraries already."""
-    return Forked(line, folder, environment(), new_session)
+    return Forked(line, folder, new_session)
 
 
 def run_line(folder: Path, line: list[str]) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,7 @@
 """Composing the configuration in a test, as the commands do."""
 
+import copy
+import functools
 from pathlib import Path
 
 import hydra
@@ -11,11 +13,16 @@ from cmt_aqr.model.cmt import CMT
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
-def composed(*overrides: str) -> DictConfig:
-    """The configuration of ``scripts/train.py`` with these overrides."""
+def composed(*overrides: str, script: str = "train") -> DictConfig:
+    """The configuration of ``scripts/train.py``, or another script, with these overrides."""
     GlobalHydra.instance().clear()
+    return copy.deepcopy(_composed(script, overrides))  # composing takes half a second
+
+
+@functools.cache
+def _composed(script: str, overrides: tuple[str, ...]) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", list(overrides))
+        return hydra.compose(script, list(overrides))
 
 
 def network(*overrides: str) -> CMT:

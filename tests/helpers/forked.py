@@ -8,6 +8,7 @@ import atexit
 import functools
 import gc
 import importlib
+import logging
 import os
 import runpy
 import signal
@@ -27,8 +28,15 @@ PRELOADED = (
     "cmt_aqr.studies.report",
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 600.0
 """Seconds that a command may take on a machine with other work."""
+
+
+def environment() -> dict[str, str]:
+    """One thread, so that sums come out the same in every run; the package of this checkout, and its tests'."""
+    paths = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
 
 
 class Forked:
@@ -37,19 +45,16 @@ class Forked:
     Args:
         line: Python, a script and its arguments.
         folder: where it runs.
-        environment: its variables, all of them.
         new_session: whether it heads a group of processes of its own, as a shell's job does.
     """
 
     returncode: int | None = None
 
-    def __init__(
-        self, line: list[str], folder: Path, environment: dict[str, str], new_session: bool = False
-    ) -> None:
+    def __init__(self, line: list[str], folder: Path, new_session: bool = False) -> None:
         self.line = line
         self._server = _server()
         self._printed = self._server.files()
-        order = {"arguments": line[1:], "folder": str(folder), "environment": environment}
+        order = {"arguments": line[1:], "folder": str(folder), "environment": environment()}
         self.pid = self._server.start({**order, "printed": self._printed, "new_session": new_session})
 
     def poll(self) -> int | None:
@@ -92,6 +97,7 @@ class _Server:
         self._folder = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
             [sys.executable, "-X", "utf8", __file__, str(there.fileno())],
+            env=environment(),
             pass_fds=[there.fileno()],
             stdin=subprocess.DEVNULL,
         )
@@ -177,7 +183,11 @@ def become(order: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    # Lightning gives its logger a handler of its own where nobody has set up logging, as Hydra has in a command.
+    handler = logging.NullHandler()
+    logging.root.addHandler(handler)
     for name in PRELOADED:
         importlib.import_module(name)
+    logging.root.removeHandler(handler)
     gc.freeze()
     runpy.run_path(become(serve(Connection(int(sys.argv[1])))), run_name="__main__")

@@ -1,5 +1,9 @@
 """A tiny synthetic data set for tests that need frames on disk: two scenes of three frames."""
 
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,7 @@ import pytest
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.scenes import make_dataset
 
+VERSION = "v1.0-mini"
 RANGE = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
 
 
@@ -31,7 +36,7 @@ def datamodule(root: Path, cache_dir: Path, **changes: Any) -> NuScenesDataModul
     """A data module of the tiny data set, not set up."""
     settings: dict[str, Any] = {
         "root": root,
-        "version": "v1.0-mini",
+        "version": VERSION,
         "point_range": RANGE,
         "image_size": (64, 160),
         "train_split": "mini_train",
@@ -40,3 +45,22 @@ def datamodule(root: Path, cache_dir: Path, **changes: Any) -> NuScenesDataModul
         "cache_dir": cache_dir,
     }
     return NuScenesDataModule(**{**settings, **changes})
+
+
+def linked_copy(root: Path, copy: Path) -> Path:
+    """A data root with tables of its own, which may be changed, and links to the files of another."""
+    copy.mkdir()
+    shutil.copytree(root / VERSION, copy / VERSION)
+    for path in root.iterdir():
+        if path.name != VERSION:
+            (copy / path.name).symlink_to(path)
+    return copy
+
+
+@contextlib.contextmanager
+def edited(root: Path, table: str) -> Iterator[list[dict[str, Any]]]:
+    """The records of a table, written back as they are left."""
+    path = root / VERSION / f"{table}.json"
+    records = json.loads(path.read_text(encoding="utf-8"))
+    yield records
+    path.write_text(json.dumps(records), encoding="utf-8")

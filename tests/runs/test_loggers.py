@@ -1,24 +1,19 @@
 """Loggers by configuration: what they need, and what they leave in the run's folder."""
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
 
-import hydra
 import pytest
-from omegaconf import DictConfig
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.configuration import _check_packages
 from cmt_aqr.runs.loggers import build_loggers, finish_loggers
+from tests.helpers.composed import composed as composed_for
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
-
-
-def composed(*overrides: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        folders = [f"callbacks.{name}.folder=none" for name in ("checkpoint", "aqr_monitor")]
-        return hydra.compose("train", [*overrides, *folders])
+FOLDERS = ("callbacks.checkpoint.folder=none", "callbacks.aqr_monitor.folder=none")
+composed = functools.partial(composed_for, *FOLDERS)
 
 
 @pytest.mark.parametrize(

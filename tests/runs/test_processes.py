@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cmt_aqr.errors import UserError
+from cmt_aqr.files import read_record
 from cmt_aqr.runs import processes
 from cmt_aqr.runs.cluster import outside_environment
 from cmt_aqr.runs.processes import Job, Processes, correct_record, processes_to_start
@@ -60,7 +61,7 @@ def test_the_killed_one_is_named_and_not_who_missed_it(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"process 1 of 2 was ended by SIGKILL \(out of memory"):
         run(process_tasks.second_is_killed, tmp_path)
-    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    record = read_record(tmp_path)
     assert record["error"].startswith("process 1 of 2 was ended by SIGKILL") and record["seed"] == 3
 
 
@@ -72,7 +73,7 @@ def test_only_an_unfinished_record_is_corrected(tmp_path: Path) -> None:
         path.write_text(json.dumps({"status": status, "error": None}), encoding="utf-8")
         correct_record(tmp_path, RuntimeError("two\nlines"))
         expected = ("failed", "RuntimeError: two lines") if corrected else (status, None)
-        assert tuple(json.loads(path.read_text(encoding="utf-8")).values()) == expected
+        assert tuple(read_record(tmp_path).values()) == expected
     assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
 
 

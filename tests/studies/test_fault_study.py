@@ -1,7 +1,6 @@
 """The study's runs, sums and differences, and what it keeps."""
 
 import csv
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +30,7 @@ from cmt_aqr.studies.fault_study import (
     with_bad,
 )
 from tests.helpers.composed import CONF, composed
+from tests.helpers.ran import from_json
 
 CONDITIONS = {
     "clean": {"_target_": "cmt_aqr.data.faults.SomeFrames", "share": 0.0},
@@ -127,7 +127,7 @@ def test_a_study_prints_and_writes_means_spreads_and_paired_differences(
     assert {config.data.seed for config in measured} == {7}
     assert {config.seed for config in measured} == {1, 2, 3}
     assert {config.eval_fault.share for config in measured} == {0.0, 1.0}
-    summary = json.loads((tmp_path / "fault_study.json").read_text(encoding="utf-8"))
+    summary = from_json(tmp_path / "fault_study.json")
     plain = summary["mAP"]["plain"]
     assert plain["clean"]["mean"] == pytest.approx(0.52)
     assert plain["clean"]["std"] == pytest.approx(0.01)

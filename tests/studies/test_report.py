@@ -15,7 +15,7 @@ from cmt_aqr.runs.folder import find_runs
 from cmt_aqr.studies.figures import learning_curves, overview, thinned
 from cmt_aqr.studies.records import find_axes
 from cmt_aqr.studies.report import make_report
-from tests.helpers.commands import run_command
+from tests.helpers.commands import finished, run_command
 from tests.helpers.folders import CLAMPS, ERRORS, MAPS, RESIDUALS, grid_nds, write_grid, write_run
 
 VOID = {"meta", "br", "wbr", "hr", "img", "input", "link"}
@@ -274,8 +274,7 @@ def test_no_setting_of_that_name(tmp_path: Path) -> None:
 @pytest.mark.system
 def test_the_command(tmp_path: Path) -> None:
     write_run(tmp_path / "sweep" / "0", ["a=1"], 0.25, maps=MAPS)
-    done = run_command(tmp_path, "report", "sweep_dir=sweep", "out=page")
-    assert done.returncode == 0, done.stderr
+    done = finished(tmp_path, "report", "sweep_dir=sweep", "out=page")
     assert (tmp_path / "page" / "report.html").is_file() and (tmp_path / "page" / "report.csv").is_file()
     assert "0.2500" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page", "sweep"]

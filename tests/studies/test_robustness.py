@@ -1,16 +1,14 @@
 """Scores against published ones, what is kept and evaluated again, tables, and what is refused."""
 
-import json
+import functools
 import math
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
@@ -19,13 +17,10 @@ from cmt_aqr.studies.published import PUBLISHED
 from cmt_aqr.studies.robustness import conditions_of, robustness
 from cmt_aqr.studies.robustness_scores import mean_of_all, relative_resistance, resistance
 from cmt_aqr.studies.robustness_tables import MARK, PAGE, Row, frame_of, published_series, suite_table
-from tests.helpers.composed import CONF, composed
+from tests.helpers.composed import composed
+from tests.helpers.ran import from_json
 
-
-def configured(*overrides: str) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("robustness", list(overrides))
+configured = functools.partial(composed, script="robustness")
 
 
 def published(suite: str, model: str) -> pd.Series:
@@ -179,7 +174,7 @@ def test_parts_share_the_work_and_the_last_makes_the_tables(
     assert fused.RA["fov60"] == pytest.approx(0.2) and fused.RRA["fov60"] == pytest.approx(-0.5)
     page = (out / PAGE).read_text(encoding="utf-8")
     assert page.count('class="below"') == 3 and f"10.0 {MARK}" in page and "58.3" in page
-    kept = [json.loads(path.read_text(encoding="utf-8")) for path in (out / "results").rglob("*.json")]
+    kept = [from_json(path) for path in (out / "results").rglob("*.json")]
     assert len(kept) == 12 and all(one["metrics"]["mAVE"] is None for one in kept)
 
 

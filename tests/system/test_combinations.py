@@ -24,6 +24,7 @@ LIDAR, CAMERA, PLAIN = ("model=tiny_lidar",), ("model=tiny_camera",), ("aqr=none
 BIAS = ("aqr=attention_bias", "training.criterion.signal_weight=1", "fault=partial/any")
 STEPS = 4
 SHORT = (f"trainer.max_steps={STEPS}", "trainer.log_every_n_steps=1", "callbacks.checkpoint.every_n_steps=1")
+CLAMPS = ("clamp_schedule=progressive", "clamp_schedule.milestones={0:2.5,1:1.5}")
 ACCUMULATED = ("trainer.accumulate_grad_batches=2", "trainer.max_epochs=6")
 CHECKPOINTED = ("model.network.image.checkpointing=true", "model.network.image.norm_eval=true")
 
@@ -145,7 +146,7 @@ def test_every_launcher_trains_with_workers_and_processes(
 
 
 RESUMED = [
-    (BF16, *WORKERS, "fault=fog_or_night", "optimizer=constant", "clamp_schedule.milestones={0:2.5,1:1.5}"),
+    (BF16, *WORKERS, "fault=fog_or_night", "optimizer=constant", *CLAMPS),
     (FP16, *PAIR),
     (BF16, *LIDAR, "trainer.accumulate_grad_batches=2", "trainer.max_epochs=2"),
     (*CAMERA, *PAIR, *WORKERS, "fault=night"),

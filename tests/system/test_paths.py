@@ -49,6 +49,7 @@ def test_a_mistyped_root_draws_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path
         ("make_dataset", ["out=/proc/below"], "out=/proc/below: cannot be written"),
         ("make_dataset", ["out=run"], "overwrite=true"),
         ("make_dataset", ["out=new", "scenes=abc"], "scenes=abc"),
+        ("make_dataset", ["out=new", "sweep_rate=3"], "sweep_rate=3: must be a multiple of 2"),
         ("fault_study", ["folder=[a]"], "folder=['a']: must be a path"),
         ("train", ["weights=[a]"], "weights=['a']: must be a path"),
         ("train", ["data.root=null"], "data.root=null: must be a path"),

@@ -70,22 +70,16 @@ MISTAKES = [
     (["+lr_mult.encoder=0.1"], ["lr_mult.encoder=0.1", "img_backbone"]),
     (["lr_mult.transformer=-1"], ["lr_mult.transformer=-1", "0 (frozen) or more"]),
     (["renderer.max_weight_clamp=-1"], ["renderer.max_weight_clamp=-1", "above 0"]),
-    (["modulator.residual_weight=1.5"], ["modulator.residual_weight=1.5", "from 0 to 1"]),
-    (["renderer.render_method=gauss"], ["renderer.render_method=gauss", "gaussian, bilinear"]),
     (["aqr.generator.bev_window=4"], ["aqr.generator.bev_window=4", "odd"]),
-    (["aqr.draw=some"], ["aqr.draw=some", "matching, all"]),
     (
         ["clamp_schedule=progressive", "renderer.max_weight_clamp=2.0"],
         ["renderer.max_weight_clamp=2.0", "contradicts the clamp schedule", "clamp_schedule=constant"],
     ),
-    (["clamp_schedule.milestones={0:2.0,3:-1.0}"], ["clamp_schedule.milestones[3]=-1.0", "above 0"]),
-    (["clamp_schedule.milestones={2:2.0}"], ["clamp_schedule.milestones", "begin at 0"]),
     (["aqr=none", "renderer.max_weight_clamp=2"], ["renderer.max_weight_clamp has no effect with aqr=none"]),
     (["aqr=none", "clamp_schedule=progressive"], ["clamp_schedule", "aqr=none has nothing to clamp"]),
     (["ckpt_path=a.ckpt", "weights=b.pth"], ["ckpt_path=a.ckpt and weights=b.pth", "not both"]),
     (["ckpt_path=a.ckpt"], ["ckpt_path=a.ckpt", "there is no such file"]),
     (["weights=b.pth"], ["weights=b.pth", "there is no such file"]),
-    (["data.batch_size=0"], ["data.batch_size=0", "1 or more"]),
     (["data.batch_size=two"], ["data.batch_size=two", "whole number"]),
     (["data=nuscenes"], ["data.root", "has no default"]),
     (["data.cameras=false", "data.lidar=false"], ["data.cameras=false and data.lidar=false", "at least one"]),
@@ -101,28 +95,19 @@ MISTAKES = [
     (["+trainer.fast_dev_run=true"], ["trainer.fast_dev_run=True", "trainer.max_steps=2"]),
     (["+trainer.limit_val_batches=0"], ["trainer.limit_val_batches=0", "data.limit_eval_frames"]),
     (["+trainer.logger=false"], ["trainer.logger=False", "logger=<option>"]),
-    (["trainer.precision=bf16-true"], ["trainer.precision=bf16-true", "bf16-mixed"]),
     (["+callbacks.mine._target_=nowhere.Nothing"], ["nowhere.Nothing", "no such class"]),
     (["optimizer.schedule=cosine"], ["optimizer.schedule=cosine", "one_cycle or constant"]),
     (["fault=rain"], ["fault=rain", "fog, fog_or_night, night, none"]),
-    (["fault=fog", "fault.fog.visibility=-5"], ["fog.visibility=-5", "above 0"]),
     (["eval_fault=night", "eval_fault.night.light=2"], ["night.light=2", "at most 1"]),
-    (["fault.share=0.5"], ["fault.share=0.5", "fault=fog"]),
     (["evaluation.score_threshold=1.5"], ["evaluation.score_threshold=1.5", "0 or more and below 1"]),
     (["trainer.max_epochs=-1"], ["trainer.max_epochs=-1", "must set an end"]),
     (["+trainer.strategy=fsdp"], ["trainer.strategy=fsdp", "choose trainer=ddp"]),
     (["+trainer.sync_batchnorm=true"], ["trainer.sync_batchnorm=true", "not built"]),
     (["trainer.max_steps=few"], ["trainer.max_steps=few", "whole number"]),
     (["data.resampling=class"], ["data.resampling=class", "none, cbgs"]),
-    (["data/sampling=cmt", "data.sampling.goals.car=-2"], ["data.sampling.goals.car=-2", "0 or more"]),
-    (["data/sampling=cmt", "model=tiny_camera"], ["data.sampling", "data/sampling=none"]),
     (["experiment=aqr_from_cmt"], ["weights=null", "add weights=FILE"]),
-    (["clamp_schedule.milestones={0:2.0,4:null}"], ["clamp_schedule.milestones[4]=null", "above 0"]),
     (["renderer.bev_feature_shape=[128,128]"], ["renderer.bev_feature_shape=[128, 128]", "must be [40, 40]"]),
     (["renderer.pers_feature_shape=[6,20,50]"], ["renderer.pers_feature_shape=[6, 20, 50]", "must be [6, 4, 11]"]),
-    (["callbacks.aqr_monitor.every_n_steps=0"], ["callbacks.aqr_monitor.every_n_steps=0", "at least 1"]),
-    (["callbacks.checkpoint.every_n_steps=0"], ["callbacks.checkpoint.every_n_steps=0", "1 or more"]),
-    (["+model.num_classes=5"], ["+model.num_classes=5", "nuScenes' ten"]),
     (["+training.criterion.classes=5"], ["training.criterion.classes=5", "nuScenes' ten"]),
     (["model.network.head.classes=5"], ["model.network.head.classes=5", "nuScenes' ten"]),
     (["+training.denoising.noise=1"], ["training.denoising.noise", "no such setting"]),
@@ -156,24 +141,6 @@ def test_a_mistake_is_explained_in_one_sentence(
     said = sentence(monkeypatch, tmp_path, "train", *nowhere, *overrides)
     for part in parts:
         assert part in said
-
-
-@pytest.mark.parametrize(
-    ("override", "part"),
-    [
-        ("data.root=/nowhere", "data.root=/nowhere is not a folder"),
-        ("data.val_split=validation", "split validation is unknown"),
-        ("data.version=v1.0-tiny", "data.version=v1.0-tiny has no folder"),
-    ],
-)
-def test_missing_data_are_named(
-    override: str, part: str, monkeypatch: pytest.MonkeyPatch, run_folder: Path, tmp_path: Path
-) -> None:
-    small = [item for item in SMALL if not item.startswith(("data.root", "data.cache_dir"))]
-    data = ["data=nuscenes", f"data.root={run_folder / 'data'}", "data.version=v1.0-mini"]
-    splits = ["data.train_split=mini_train", "data.val_split=mini_val"]
-    said = sentence(monkeypatch, tmp_path, "train", *small, *data, *splits, override)
-    assert part in said
 
 
 def test_a_missing_table_is_named(monkeypatch: pytest.MonkeyPatch, run_folder: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_run_that_fails_is_named_and_those_that_are_complete_are_skipped(run_f
 
 
 def test_a_sweep_that_was_killed_goes_on_where_it_was(run_folder: Path) -> None:
-    folder, steps = run_folder / "killed", 8
+    folder, steps = run_folder / "killed", 12
     line = ["-m", "seed=0,1", "trainer.max_epochs=-1", f"trainer.max_steps={steps}", f"sweep_dir={folder}"]
     line += ["callbacks.checkpoint.every_n_steps=1"]
     killed(run_folder, arguments("train", *line), folder / "1", 1, steps)

@@ -6,30 +6,28 @@ import torch
 from cmt_aqr.training.module import DetectorModule
 from tests.helpers.small_detector import small_batch, small_module
 
+RENDER, TYPE, ACT = "renderer.render_method=", "modulator.modulation_type=", "modulator.activation="
+LEARNT = "modulator.learnable_modulation=true"
 OPTIONS = [
     (),
     ("aqr=none",),
-    ("training.denoising.groups=0",),
-    ("aqr.draw=all",),
-    ("aqr.generator.depth=2", "aqr.generator.max_views=null"),
-    *[(f"renderer.render_method={name}",) for name in ("bilinear", "direct", "distance_weighted", "kernel_mean")],
-    ("renderer.kernel_normalization=peak",),
-    ("renderer.clamp_mode=soft",),
-    ("renderer.max_weight_clamp=0.05", "renderer.clamp_mode=soft"),
-    ("renderer.max_weight_clamp=null",),
-    ("renderer.normalize_weights=false",),
-    *[(f"modulator.modulation_type={name}",) for name in ("channel_wise", "adaptive")],
+    ("training.denoising.groups=0", f"{RENDER}bilinear"),
+    ("aqr.draw=all", f"{RENDER}direct", "renderer.max_weight_clamp=null"),
+    ("aqr.generator.depth=2", "aqr.generator.max_views=null", f"{RENDER}distance_weighted"),
+    (f"{RENDER}kernel_mean", f"{ACT}sigmoid"),
+    ("renderer.kernel_normalization=peak", f"{TYPE}channel_wise", f"{ACT}tanh"),
+    ("renderer.max_weight_clamp=0.05", "renderer.clamp_mode=soft", f"{ACT}relu"),
+    ("renderer.normalize_weights=false", "modulator.normalize_weights=true"),
     ("modulator.residual_connection=false",),
-    ("modulator.normalize_weights=true",),
-    *[(f"modulator.activation={name}",) for name in ("sigmoid", "tanh", "relu")],
-    ("modulator.learnable_modulation=true",),
-    ("modulator.learnable_modulation=true", "modulator.modulation_type=adaptive", "renderer.clamp_mode=soft"),
+    (LEARNT,),
+    (LEARNT, f"{TYPE}adaptive", "renderer.clamp_mode=soft"),
     ("model=tiny_lidar",),
-    ("model=tiny_lidar", "modulator.learnable_modulation=true"),
-    ("model=tiny_camera",),
-    ("model=tiny_camera", "modulator.learnable_modulation=true"),
     ("model=tiny_lidar", "aqr=none"),
+    ("model=tiny_lidar", LEARNT),
+    ("model=tiny_camera", f"{TYPE}adaptive"),
+    ("model=tiny_camera", LEARNT),
 ]
+"""Each option of each group, and sensors with what may leave a parameter out."""
 
 
 def step(module: DetectorModule, *boxes: int) -> None:

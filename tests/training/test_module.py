@@ -1,10 +1,8 @@
 """What the LightningModule freezes, and clamps when a run goes on."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import hydra
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -15,14 +13,12 @@ from cmt_aqr.training.clamp import ClampSchedule, renderer_of
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.optimization import MODULES, module_of
 from tests.helpers.commands import SMALL
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
+from tests.helpers.composed import composed
 
 
 def detector(*overrides: str) -> DetectorModule:
     small = [item for item in SMALL if "aqr=none" not in overrides or not item.startswith("aqr.")]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("train", [*small, *overrides])
+    config = composed(*small, *overrides)
     return DetectorModule(
         build(config.model.network), cast(Any, None), None, build(config.optimizer), build(config.lr_mult)
     )

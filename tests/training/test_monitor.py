@@ -1,7 +1,5 @@
 """What the monitor logs, prints and writes in short fits of a small model, and what it costs between looks."""
 
-import csv
-import json
 import logging
 import math
 from pathlib import Path
@@ -21,7 +19,9 @@ from cmt_aqr.outputs import AQROutput
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.monitor import AQRMonitor, Summary
+from tests.helpers.ran import from_json, logged
 from tests.helpers.small_detector import small_batch, small_module
+from tests.helpers.trainers import quiet_trainer
 
 KEYS = {"mean", "std", "min", "max", "max_over_mean", "clamped", "drawn", "relative_change"}
 
@@ -32,27 +32,11 @@ def frames(count: int) -> DataLoader[Batch]:
 
 
 def fit(folder: Path, module: DetectorModule, steps: int, *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
-    trainer = pl.Trainer(
-        **{
-            "accelerator": "cpu",
-            "max_epochs": 1,
-            "limit_train_batches": steps,
-            "logger": [CSVLogger(folder, "csv", ""), TensorBoardLogger(folder, "tensorboard", "")],
-            "callbacks": list(callbacks),
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "log_every_n_steps": 1,
-            **settings,
-        }
-    )
+    loggers = [CSVLogger(folder, "csv", ""), TensorBoardLogger(folder, "tensorboard", "")]
+    shown = {"logger": loggers, "log_every_n_steps": 1, "callbacks": list(callbacks)}
+    trainer = quiet_trainer(**{"max_epochs": 1, "limit_train_batches": steps, **shown, **settings})
     trainer.fit(module, frames(steps))
     return trainer
-
-
-def rows(folder: Path, key: str) -> dict[int, float]:
-    with (folder / "csv" / "metrics.csv").open(encoding="utf-8") as file:
-        return {int(row["step"]): float(row[key]) for row in csv.DictReader(file) if row.get(key)}
 
 
 def test_a_fit_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,8 +48,8 @@ def test_a_fit_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
     for name in ("bev", "camera"):
         for key in KEYS:
-            assert list(rows(tmp_path, f"aqr/{name}/{key}")) == [0, 2, 4]
-    gradients = rows(tmp_path, "aqr/generator_gradient")
+            assert list(logged(tmp_path, f"aqr/{name}/{key}")) == [0, 2, 4]
+    gradients = logged(tmp_path, "aqr/generator_gradient")
     assert list(gradients) == [0, 2, 4] and all(value > 0 for value in gradients.values())
     moved = [
         name
@@ -79,17 +63,17 @@ def test_a_fit_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     fresh.on_train_batch_start(small_batch(3), 0)
     seen = output_statistics(AQROutput(**fresh.training_step(small_batch(3), 0)["aqr"]), 0.0)
     for key, value in seen.items():
-        assert rows(tmp_path, f"aqr/{key}")[0] == pytest.approx(value.item(), rel=1e-6), key
+        assert logged(tmp_path, f"aqr/{key}")[0] == pytest.approx(value.item(), rel=1e-6), key
 
-    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
+    written = from_json(tmp_path / "map_statistics.json")
     assert set(written) == {"bev", "camera"}
     for name, values in written.items():
         assert set(values) >= KEYS
         for key, value in values.items():
-            looks = rows(tmp_path, f"aqr/{name}/{key}").values()
+            looks = logged(tmp_path, f"aqr/{name}/{key}").values()
             one = {"max": max, "min": min}.get(key.split("_")[0], lambda items: sum(items) / len(items))
             assert value == pytest.approx(one(list(looks)), rel=1e-6), (name, key)
-            assert rows(tmp_path, f"aqr/epoch/{name}/{key}") == {4: pytest.approx(value)}
+            assert logged(tmp_path, f"aqr/epoch/{name}/{key}") == {4: pytest.approx(value)}
     assert "epoch 0 (looked at 3 times)" in printed
     assert f"{written['camera']['max']:.4g}" in printed and f"{written['bev']['drawn']:.1%}" in printed
 
@@ -138,15 +122,15 @@ def test_other_processes_than_the_first_do_not_look(tmp_path: Path) -> None:
 
 def test_the_first_step_of_every_epoch_is_looked_at(tmp_path: Path) -> None:
     fit(tmp_path, small_module(), 3, AQRMonitor(tmp_path, every_n_steps=100), max_epochs=3)
-    assert list(rows(tmp_path, "aqr/bev/mean")) == [0, 3, 6]
-    assert list(rows(tmp_path, "aqr/epoch/bev/mean")) == [2, 5, 8]
-    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
-    assert written["bev"]["mean"] == pytest.approx(rows(tmp_path, "aqr/bev/mean")[6], rel=1e-6)
+    assert list(logged(tmp_path, "aqr/bev/mean")) == [0, 3, 6]
+    assert list(logged(tmp_path, "aqr/epoch/bev/mean")) == [2, 5, 8]
+    written = from_json(tmp_path / "map_statistics.json")
+    assert written["bev"]["mean"] == pytest.approx(logged(tmp_path, "aqr/bev/mean")[6], rel=1e-6)
 
 
 def test_gradient_accumulation_has_one_look_a_step_with_its_gradient(tmp_path: Path) -> None:
     fit(tmp_path, small_module(), 6, AQRMonitor(tmp_path, every_n_steps=1), accumulate_grad_batches=2)
-    assert list(rows(tmp_path, "aqr/bev/mean")) == list(rows(tmp_path, "aqr/generator_gradient")) == [0, 1, 2]
+    assert list(logged(tmp_path, "aqr/bev/mean")) == list(logged(tmp_path, "aqr/generator_gradient")) == [0, 1, 2]
 
 
 def test_without_aqr_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,10 +142,10 @@ def test_without_aqr_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_half_precision(tmp_path: Path) -> None:
     fit(tmp_path, small_module(), 2, AQRMonitor(tmp_path, every_n_steps=1), precision="bf16-mixed")
-    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
+    written = from_json(tmp_path / "map_statistics.json")
     full = small_module()
     fit(tmp_path / "full", full, 2, AQRMonitor(tmp_path / "full", every_n_steps=1))
-    expected = json.loads((tmp_path / "full" / "map_statistics.json").read_text(encoding="utf-8"))
+    expected = from_json(tmp_path / "full" / "map_statistics.json")
     for name in ("bev", "camera"):
         assert all(math.isfinite(value) for value in written[name].values())
         assert written[name]["mean"] == pytest.approx(expected[name]["mean"], rel=0.05)
@@ -177,7 +161,7 @@ def test_a_high_maximum_is_warned_of_once_for_each_map_with_its_numbers(
     messages = [record.getMessage() for record in caplog.records if record.name == "cmt_aqr.training.monitor"]
     assert len(messages) == 2
     for name, message in zip(("bev", "camera"), messages, strict=True):
-        highest, mean = rows(tmp_path, f"aqr/{name}/max")[0], rows(tmp_path, f"aqr/{name}/mean")[0]
+        highest, mean = logged(tmp_path, f"aqr/{name}/max")[0], logged(tmp_path, f"aqr/{name}/mean")[0]
         assert f"AQR's {name} map at step 0: its highest cell is {highest:.4g}" in message
         assert (
             f"{highest / mean:.4g} times its mean of {mean:.4g}" in message
@@ -194,14 +178,14 @@ def test_a_gradient_of_exactly_zero_is_warned_of_once(tmp_path: Path, caplog: py
     """With a residual weight of 1 the maps change nothing, so nothing comes back to the generator."""
     monitor = AQRMonitor(tmp_path, every_n_steps=1)
     fit(tmp_path, small_module("modulator.residual_weight=1"), 3, monitor)
-    assert list(rows(tmp_path, "aqr/generator_gradient").values()) == [0, 0, 0]
+    assert list(logged(tmp_path, "aqr/generator_gradient").values()) == [0, 0, 0]
     messages = [record.getMessage() for record in caplog.records if record.name == "cmt_aqr.training.monitor"]
     assert len(messages) == 1 and "gradient of exactly 0 at step 0" in messages[0]
 
 
 def test_a_frozen_generator_has_no_gradient_to_warn_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit(tmp_path, small_module("lr_mult.aqr_weight_generator=0"), 2, AQRMonitor(tmp_path, every_n_steps=1))
-    assert rows(tmp_path, "aqr/bev/mean") and not rows(tmp_path, "aqr/generator_gradient")
+    assert logged(tmp_path, "aqr/bev/mean") and not logged(tmp_path, "aqr/generator_gradient")
     assert not [record for record in caplog.records if record.name == "cmt_aqr.training.monitor"]
 
 
@@ -225,7 +209,7 @@ def test_an_epoch_that_was_finished_but_not_closed_when_the_checkpoint_was_writt
     ended = AQRMonitor(tmp_path)  # nothing is left to train: it is the last epoch
     ended.load_state_dict(state)
     ended.on_train_end(cast(pl.Trainer, trainer), small_module())
-    assert json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8")) == {"bev": {"mean": 1.0}}
+    assert from_json(tmp_path / "map_statistics.json") == {"bev": {"mean": 1.0}}
 
     going_on = AQRMonitor(tmp_path)  # the next epoch does not count it
     going_on.load_state_dict(state)
@@ -259,16 +243,10 @@ class NoMetric:
 
 def test_maps_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = small_module(metric=NoMetric())
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=CSVLogger(tmp_path, "csv", ""),
-        callbacks=[AQRMonitor(tmp_path, every_n_steps=2)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    logger, monitor = CSVLogger(tmp_path, "csv", ""), AQRMonitor(tmp_path, every_n_steps=2)
+    trainer = quiet_trainer(logger=logger, callbacks=[monitor])
     trainer.validate(module, frames(3), verbose=False)
-    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
+    written = from_json(tmp_path / "map_statistics.json")
     assert "evaluation (looked at 2 times)" in capsys.readouterr().out
     module.eval()
     drawn = []
@@ -277,26 +255,18 @@ def test_maps_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str
             drawn.append(module.model(small_batch(3, seed=number)).aqr.maps()["camera"][0])
     assert written["camera"]["max"] == pytest.approx(max(one.max().item() for one in drawn), rel=1e-5)
     assert written["camera"]["mean"] == pytest.approx(sum(one.mean().item() for one in drawn) / 2, rel=1e-5)
-    assert list(rows(tmp_path, "aqr/val/camera/mean").values()) == [pytest.approx(written["camera"]["mean"])]
+    assert list(logged(tmp_path, "aqr/val/camera/mean").values()) == [pytest.approx(written["camera"]["mean"])]
 
 
 def test_an_evaluation_within_training_is_logged_beside_it(tmp_path: Path) -> None:
     module = small_module(metric=NoMetric())
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=CSVLogger(tmp_path, "csv", ""),
-        callbacks=[AQRMonitor(tmp_path, every_n_steps=1)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=1,
-    )
+    logger, monitor = CSVLogger(tmp_path, "csv", ""), AQRMonitor(tmp_path, every_n_steps=1)
+    trainer = quiet_trainer(max_epochs=1, logger=logger, callbacks=[monitor], num_sanity_val_steps=1)
     trainer.fit(module, frames(2), frames(1))
-    assert list(rows(tmp_path, "aqr/val/bev/mean")) == [1]
-    written = json.loads((tmp_path / "map_statistics.json").read_text(encoding="utf-8"))
-    assert written["bev"]["mean"] == pytest.approx(rows(tmp_path, "aqr/epoch/bev/mean")[1], rel=1e-6)
-    assert written["bev"]["mean"] != pytest.approx(rows(tmp_path, "aqr/val/bev/mean")[1], rel=1e-6)
+    assert list(logged(tmp_path, "aqr/val/bev/mean")) == [1]
+    written = from_json(tmp_path / "map_statistics.json")
+    assert written["bev"]["mean"] == pytest.approx(logged(tmp_path, "aqr/epoch/bev/mean")[1], rel=1e-6)
+    assert written["bev"]["mean"] != pytest.approx(logged(tmp_path, "aqr/val/bev/mean")[1], rel=1e-6)
 
 
 @pytest.mark.parametrize(

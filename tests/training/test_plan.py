@@ -4,12 +4,12 @@ import logging
 from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
 
 from cmt_aqr.errors import SettingError
 from cmt_aqr.training.plan import RunPlan, size_of
 from tests.helpers.small_data import datamodule
 from tests.helpers.small_detector import small_module
+from tests.helpers.trainers import quiet_trainer
 
 
 def test_the_plan_has_the_run_s_numbers(
@@ -19,10 +19,7 @@ def test_the_plan_has_the_run_s_numbers(
     data.prepare_data()
     module = small_module("optimizer.lr=2e-4", "optimizer.lr_for_batch=4", "optimizer.peak=6")
     module.metric = None
-    trainer = pl.Trainer(
-        max_steps=9, limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        accelerator="cpu", callbacks=[RunPlan(steps=2)],
-    )  # fmt: skip
+    trainer = quiet_trainer(max_steps=9, limit_val_batches=0, callbacks=[RunPlan(steps=2)])
     with caplog.at_level(logging.INFO):
         trainer.fit(module, datamodule=data)
     printed = " ".join(capsys.readouterr().out.split())

@@ -1,9 +1,6 @@
 """The command that converts a file."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -12,29 +9,17 @@ import torch
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.weights import read_state_dict
+from tests.helpers.commands import finished, run_command, script_path
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "convert_checkpoint.py"
 OFFICIAL = {
     "pts_middle_encoder.conv_out.0.weight": torch.randn(4, 3, 1, 1, 2),
     "pts_bbox_head.reference_points.weight": torch.rand(5, 3),
 }
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
-
-
 def script() -> ModuleType:
     """The script as a module, to call its functions without a process of their own."""
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", SCRIPT)
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", script_path("convert_checkpoint"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -45,8 +30,7 @@ def script() -> ModuleType:
 @pytest.mark.system
 def test_there_and_back(tmp_path: Path) -> None:
     torch.save({"state_dict": OFFICIAL}, tmp_path / "epoch_20.pth")
-    done = run("source=epoch_20.pth", "target=ours.safetensors", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    finished(tmp_path, "convert_checkpoint", "source=epoch_20.pth", "target=ours.safetensors")
     assert {path.name for path in tmp_path.iterdir()} == {"epoch_20.pth", "ours.safetensors"}, "no log, no folder"
     assert "head.reference_points" in read_state_dict(tmp_path / "ours.safetensors")
     script().convert_file(tmp_path / "ours.safetensors", tmp_path / "official.pth", None)
@@ -57,10 +41,10 @@ def test_there_and_back(tmp_path: Path) -> None:
 
 @pytest.mark.system
 def test_an_error_is_one_sentence(tmp_path: Path) -> None:
-    done = run("source=nope.pth", "target=x.pth", cwd=tmp_path)
+    done = run_command(tmp_path, "convert_checkpoint", "source=nope.pth", "target=x.pth")
     assert done.returncode != 0
     assert done.stderr.strip() == "error: source=nope.pth: there is no such file"
-    done = run("sorce=nope.pth", "target=x.pth", cwd=tmp_path)
+    done = run_command(tmp_path, "convert_checkpoint", "sorce=nope.pth", "target=x.pth")
     assert done.returncode == 1 and "did you mean source" in done.stderr and done.stderr.count("\n") == 1
 
 

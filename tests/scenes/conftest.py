@@ -1,0 +1,26 @@
+"""One small data set for all tests of how it is made."""
+
+from pathlib import Path
+
+import pytest
+from nuscenes import NuScenes
+
+from cmt_aqr.scenes import Scene, build_scene
+from tests.scenes.made import SMALL, VERSION, make
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("synthetic") / "set"
+    make(out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def nusc(root: Path) -> NuScenes:
+    return NuScenes(VERSION, str(root), verbose=False)
+
+
+@pytest.fixture(scope="session")
+def scenes() -> list[Scene]:
+    return [build_scene(SMALL, index) for index in range(SMALL.scenes)]

@@ -1,0 +1,109 @@
+"""Making the data set: the same bytes from the same seed, nothing half made, nothing overwritten unasked."""
+
+import filecmp
+from pathlib import Path
+
+import pytest
+from nuscenes import NuScenes
+from nuscenes.utils.splits import create_splits_scenes
+
+from cmt_aqr.constants import CLASSES
+from cmt_aqr.errors import SettingError
+from cmt_aqr.scenes import DESCRIPTION_FILE, Settings, build_scene, make_dataset, recorder
+from cmt_aqr.scenes.tables import Tables
+from tests.helpers.commands import finished
+from tests.helpers.ran import from_json
+from tests.scenes.made import VERSION, make
+
+
+def files_of(root: Path) -> list[Path]:
+    return sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+
+
+def test_same_seed_gives_the_same_bytes_with_any_number_of_workers(root: Path, tmp_path: Path) -> None:
+    make(tmp_path / "again", workers=2)
+    files = files_of(root)
+    assert files == files_of(tmp_path / "again")
+    _, differ, missing = filecmp.cmpfiles(root, tmp_path / "again", map(str, files), shallow=False)
+    assert not differ and not missing
+
+
+def test_scene_names_come_from_the_devkits_splits() -> None:
+    splits = create_splits_scenes()
+    for scenes in (2, 3, 7, 10, 11, 50, 750):
+        settings = Settings(scenes=scenes)
+        train, val = settings.split_names()
+        names = settings.scene_names()
+        assert len(set(names)) == scenes
+        assert settings.version == ("v1.0-mini" if scenes <= 10 else "v1.0-trainval")
+        held_out = [name for name in names if name in splits[val]]
+        assert len(held_out) == max(1, round(scenes / 5))
+        assert [name for name in names if name in splits[train]] == names[: -len(held_out)]
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = recorder.Recorder.run
+
+    def fail_on_the_second(self: recorder.Recorder) -> Tables:
+        if self.index == 1:
+            raise OSError("no space left")
+        return run(self)
+
+    monkeypatch.setattr(recorder.Recorder, "run", fail_on_the_second)
+    with pytest.raises(OSError, match="no space left"):
+        make(tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_replaced_only_on_demand(tmp_path: Path, root: Path) -> None:
+    out = tmp_path / "set"
+    tiny = {"samples_per_scene": 2, "sweep_rate": 2, "azimuth_resolution": 4.0, "image_width": 160}
+    make(out, **tiny)
+    with pytest.raises(SettingError, match="overwrite=true"):
+        make(out, **tiny)
+    before = from_json(out / VERSION / DESCRIPTION_FILE)
+    make(out, **tiny, seed=6, overwrite=True)
+    after = from_json(out / VERSION / DESCRIPTION_FILE)
+    assert (before["settings"]["seed"], after["settings"]["seed"]) == (5, 6)
+    assert after["splits"] == ["mini_train", "mini_val"] and after["generator_version"] >= 1
+    assert build_scene(Settings(seed=5), 0).kinds != build_scene(Settings(seed=6), 0).kinds
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(SettingError, match="not a synthetic data set"):
+        make(tmp_path / "mine", **tiny, overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scenes", 1),
+        ("scenes", 751),
+        ("scenes", "many"),
+        ("scenes", 2.5),
+        ("seed", -1),
+        ("samples_per_scene", 1),
+        ("sweep_rate", 5),
+        ("sweep_rate", 22),
+        ("azimuth_resolution", 0.0),
+        ("azimuth_resolution", "fine"),
+        ("image_width", 401),
+        ("jpeg_quality", 0),
+        ("workers", 0),
+        ("overwrite", "maybe"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(tmp_path: Path, name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value}: must be"):
+        make_dataset(tmp_path / "set", **{name: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.system
+def test_the_script_writes_the_set_and_nothing_else(tmp_path: Path) -> None:
+    small = ("scenes=2", "samples_per_scene=2", "sweep_rate=2", "image_width=160", "workers=1")
+    done = finished(tmp_path, "make_dataset", "out=made/here", *small)
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert len(NuScenes(VERSION, str(tmp_path / "made" / "here"), verbose=False).sample) == 4
+    assert all(name in done.stdout for name in (*CLASSES, "2 scenes, 4 keyframes"))
