@@ -112,6 +112,7 @@ class _Server:
         while True:
             pid, status = self._connection.recv()
             if status is None:
+                self._statuses.pop(pid, None)  # of an earlier process with this number
                 return pid
             self._statuses[pid] = status
 
@@ -138,6 +139,7 @@ def serve(connection: Connection) -> dict[str, Any]:
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, and for the commands
     signal.set_wakeup_fd(wake)
     running: list[int] = []
     while True:
