@@ -8,6 +8,7 @@ import atexit
 import functools
 import gc
 import importlib
+import itertools
 import logging
 import os
 import runpy
@@ -95,6 +96,7 @@ class _Server:
         self._connection, there = Pipe(duplex=True)
         self._statuses: dict[int, int] = {}
         self._folder = tempfile.TemporaryDirectory()
+        self._numbers = itertools.count()
         self._process = subprocess.Popen(
             [sys.executable, "-X", "utf8", __file__, str(there.fileno())],
             env=environment(),
@@ -104,14 +106,16 @@ class _Server:
         there.close()
 
     def files(self) -> list[str]:
-        """Two new files, for what a command prints on stdout and on stderr."""
-        return [tempfile.mkstemp(dir=self._folder.name)[1] for _ in range(2)]
+        """Two files, for what a command prints on stdout and on stderr."""
+        number = next(self._numbers)
+        return [f"{self._folder.name}/{number}.{stream}" for stream in ("out", "err")]
 
     def start(self, order: dict[str, Any]) -> int:
         self._connection.send(order)
         while True:
             pid, status = self._connection.recv()
             if status is None:
+                self._statuses.pop(pid, None)  # of an earlier process with this number
                 return pid
             self._statuses[pid] = status
 
@@ -138,6 +142,7 @@ def serve(connection: Connection) -> dict[str, Any]:
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, and for the commands
     signal.set_wakeup_fd(wake)
     running: list[int] = []
     while True:
@@ -172,7 +177,7 @@ def become(order: dict[str, Any]) -> str:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, path in enumerate(order["printed"], start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
     os.chdir(order["folder"])
     os.environ.clear()
     os.environ.update(order["environment"])
