@@ -172,9 +172,8 @@ def test_a_camera_without_a_camera_matrix(root: Path, tmp_path: Path) -> None:
 
 
 def test_a_log_that_no_map_knows(root: Path) -> None:
-    token = change(root, "log", lambda records: None)
     change(root, "map", everywhere("log_tokens", []))
-    with pytest.raises(DataError, match=rf"^log\.json, token {token}.*log_tokens"):
+    with pytest.raises(DataError, match=r"^log\.json, token \w+.*log_tokens"):
         open_tables(root, VERSION)
 
 
