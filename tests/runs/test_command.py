@@ -56,7 +56,7 @@ def test_an_unlikely_key_gets_the_keys_of_its_place() -> None:
 def test_an_unknown_option_names_the_options_also_within_a_sweep() -> None:
     assert refusal("lr_mult=huge") == (
         "lr_mult=huge: there is no such option; choose from aggressive, cmt, conservative, from_scratch, "
-        "recommended, uniform"
+        "generator_alone, recommended, uniform"
     )
     assert "renderer=foo" in refusal("-m", "renderer=foo,base")
 
