@@ -374,13 +374,12 @@ def _mask_per_frame(augmentation: ImageAugmentation | None) -> bool:
 
 def _faults(fault: Transform | None, transforms: Transforms, damage: bool) -> list[Transform]:
     """What acts on a frame as read; with ``damage`` it is noted what they broke."""
-    every = [*([] if fault is None else [fault]), *(transforms or {}).values()]
-    present = [transform for transform in every if transform is not None]
+    present = [step for step in (fault, *(transforms or {}).values()) if step is not None]
     return [TellDamage(present)] if damage else present
 
 
 def _check_at_least(name: str, value: Any, least: int) -> None:
-    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
         raise SettingError(f"{name}={value}: it must be a whole number of {least} or more")
 
 
