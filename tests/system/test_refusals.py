@@ -10,7 +10,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from tests.helpers.commands import SMALL, arguments, environment, run_command, script_path
+from tests.helpers.commands import PAIR, SMALL, arguments, environment, run_command, script_path
 
 pytestmark = pytest.mark.system
 
@@ -103,6 +103,7 @@ MISTAKES = [
     (["+trainer.limit_val_batches=0"], ["trainer.limit_val_batches=0", "data.limit_eval_frames"]),
     (["+trainer.logger=false"], ["trainer.logger=False", "logger=<option>"]),
     (["trainer.precision=bf16-true"], ["trainer.precision=bf16-true", "bf16-mixed"]),
+    (["trainer.precision=64-true", *PAIR], ["trainer.precision=64-true", "bf16-mixed"]),
     (["+callbacks.mine._target_=nowhere.Nothing"], ["nowhere.Nothing", "no such class"]),
     (["optimizer.schedule=cosine"], ["optimizer.schedule=cosine", "one_cycle or constant"]),
     (["fault=rain"], ["fault=rain", "fog, fog_or_night, night, none"]),
@@ -195,9 +196,29 @@ def test_evaluation_needs_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "holds no configuration" in sentence(monkeypatch, tmp_path, "evaluate", "ckpt_path=bare.ckpt")
 
 
-def test_faults_of_training_frames_change_no_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    said = sentence(monkeypatch, tmp_path, "evaluate", "ckpt_path=some.ckpt", "fault=fog")
-    assert "give eval_fault= instead" in said
+@pytest.mark.parametrize(
+    ("script", "line", "named"),
+    [
+        ("train", ["trainer.precision=bf16-mixed"], "trainer.precision"),
+        ("evaluate", ["model.embed_dims=64"], "model.embed_dims"),
+        ("evaluate", ["optimizer.lr=1e-3"], "optimizer.lr"),
+        ("evaluate", ["fault=fog"], "give eval_fault= instead"),
+    ],
+)
+def test_what_does_not_go_with_a_checkpoint_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    trained: tuple[Path, str],
+    script: str,
+    line: list[str],
+    named: str,
+) -> None:
+    assert named in sentence(monkeypatch, tmp_path, script, f"ckpt_path={trained[0]}", *line)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, run_folder: Path) -> None:
+    assert "gpu" in sentence(monkeypatch, run_folder, "train", *SMALL, "trainer=gpu")
 
 
 def test_a_study_needs_finished_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
