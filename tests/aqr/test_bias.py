@@ -271,6 +271,8 @@ def test_what_is_read_off_beta() -> None:
         "auc_lidar": 1.0,
         "auc_camera": 1.0,
     }
+    certain = output.replace(beta=torch.tensor([[-19.0, -18.5, -18.0, 19.0]])[..., None])
+    assert detection_of_damage(certain)["auc_lidar"] == 1.0  # though a sigmoid makes 1 of all of them
     padded = output.replace(beta=-beta, draws=torch.tensor([[True, True, True, False]]))
     assert {name: float(value) for name, value in detection_of_damage(padded).items()} == {"auc_lidar": 0.0}
 

@@ -163,5 +163,7 @@ def detection_of_damage(output: AQROutput | BiasOutput) -> dict[str, Tensor]:
             counts = counts & (output.draws if counts.dim() == 2 else output.draws[..., None])
         truth = (broken[counts] > BROKEN).long()
         if 0 < int(truth.sum()) < len(truth):
-            found[f"auc_{name}"] = binary_auroc(doubt[counts].float().sigmoid(), truth)
+            # Ranks: a sigmoid, which torchmetrics takes of scores beyond [0, 1], makes ties of high ones.
+            rank = doubt[counts].unique(return_inverse=True)[1].double()
+            found[f"auc_{name}"] = binary_auroc(rank / len(rank), truth)
     return found
