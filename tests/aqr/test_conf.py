@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from cmt_aqr.aqr import AQR, Modulator, Renderer
+from cmt_aqr.errors import UserError
+from cmt_aqr.runs.configuration import build
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -104,6 +105,6 @@ def test_values_from_the_command_line(composed: Compose) -> None:
     ],
 )
 def test_the_key_in_the_sentence_is_the_one_to_type(composed: Compose, override: str, sentence: str) -> None:
-    with pytest.raises(InstantiationException) as error:
-        instantiate(composed(override).aqr)
-    assert sentence in str(error.value)
+    with pytest.raises(UserError) as error:
+        build(composed(override).aqr)
+    assert str(error.value).startswith(sentence)

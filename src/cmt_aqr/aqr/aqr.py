@@ -34,7 +34,7 @@ class AQR(nn.Module):
         self, generator: WeightGenerator, renderer: Renderer, modulator: Modulator, draw: str = "matching"
     ) -> None:
         super().__init__()
-        require_choice("aqr.draw", draw, DRAW)
+        require_choice("draw", draw, DRAW)
         self.draw = draw
         self.generator = generator
         self.renderer = renderer

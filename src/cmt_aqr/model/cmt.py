@@ -32,7 +32,7 @@ class CMT(nn.Module):
     ) -> None:
         super().__init__()
         if lidar is None and image is None:
-            raise SettingError("model.lidar and model.image are both null: a detector needs at least one sensor")
+            raise SettingError("lidar=null and image=null: a detector needs at least one sensor")
         self.lidar = lidar
         self.image = image
         self.head = head

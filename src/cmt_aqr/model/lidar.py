@@ -109,7 +109,7 @@ class SparseEncoder(nn.Module):
         super().__init__()
         if len(blocks) != len(channels) or len(paddings) != len(channels) - 1:
             raise SettingError(
-                f"lidar encoder: {len(channels)} stages in encoder_channels={list(channels)} need as many "
+                f"encoder_channels={list(channels)}: {len(channels)} stages need as many "
                 f"encoder_blocks (given {list(blocks)}) and one encoder_paddings fewer "
                 f"(given {[list(p) for p in paddings]})"
             )
@@ -284,14 +284,12 @@ class LidarBranch(nn.Module):
         super().__init__()
         if not len(backbone_channels) == len(backbone_layers) == len(backbone_strides) == len(neck_channels):
             raise SettingError(
-                f"lidar backbone: backbone_channels={list(backbone_channels)}, "
+                f"backbone_channels={list(backbone_channels)}, "
                 f"backbone_layers={list(backbone_layers)}, backbone_strides={list(backbone_strides)} and "
                 f"neck_channels={list(neck_channels)} must have one entry a level each"
             )
         if len(max_voxels) != 2:
-            raise SettingError(
-                f"lidar max_voxels={list(max_voxels)}: give two numbers, for training and for evaluation"
-            )
+            raise SettingError(f"max_voxels={list(max_voxels)}: give two numbers, for training and for evaluation")
         self.grid = grid
         self.max_points = max_points
         self.max_voxels = tuple(max_voxels)
@@ -327,12 +325,12 @@ class LidarBranch(nn.Module):
         rows, columns = self.encoder.output_shape[1:]
         if rows % (first_stride * coarsest) or columns % (first_stride * coarsest):
             raise SettingError(
-                f"lidar branch: the encoder's {rows} x {columns} cells cannot be divided by "
+                f"the encoder's {rows} x {columns} cells cannot be divided by "
                 f"{first_stride * coarsest}, the product of backbone_strides; change grid.sparse_shape"
             )
         if (rows // first_stride, columns // first_stride) != self.grid.bev_shape:
             raise SettingError(
-                f"lidar branch: encoder and backbone make {rows // first_stride} x {columns // first_stride} "
+                f"encoder and backbone make {rows // first_stride} x {columns // first_stride} "
                 f"BEV cells of {self.grid.sparse_shape[1]} x {self.grid.sparse_shape[2]} voxels, but "
                 f"grid.stride={self.grid.stride} says {self.grid.bev_shape[0]} x {self.grid.bev_shape[1]}; "
                 "make the number of encoder stages and grid.stride agree"

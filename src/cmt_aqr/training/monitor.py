@@ -127,10 +127,10 @@ class AQRMonitor(pl.Callback):
         max_over_mean_limit: float | None = 100.0,
         histogram_bins: int = 50,
     ) -> None:
-        require_count("callbacks.aqr_monitor.every_n_steps", every_n_steps)
-        require_count("callbacks.aqr_monitor.histogram_bins", histogram_bins)
+        require_count("every_n_steps", every_n_steps)
+        require_count("histogram_bins", histogram_bins)
         if max_over_mean_limit is not None:
-            require_above_zero("callbacks.aqr_monitor.max_over_mean_limit", max_over_mean_limit)
+            require_above_zero("max_over_mean_limit", max_over_mean_limit)
         self.path = Path(folder) / FILE
         self.every_n_steps = every_n_steps
         self.max_over_mean_limit = max_over_mean_limit
