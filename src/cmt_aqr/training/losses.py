@@ -9,6 +9,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import sigmoid_focal_loss
 
 from cmt_aqr.geometry import encode_boxes
 from cmt_aqr.structures import Batch, Predictions, QueryOutputs
@@ -30,12 +31,8 @@ def sigmoid_focal(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: fl
     Returns:
         (..., class).
     """
-    classes = logits.shape[-1]
-    target = functional.one_hot(labels, classes + 1)[..., :classes].to(logits.dtype)
-    probability = logits.sigmoid()
-    missing = (1 - probability) * target + probability * (1 - target)
-    weight = (alpha * target + (1 - alpha) * (1 - target)) * missing**gamma
-    return weight * functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    target = functional.one_hot(labels, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
+    return sigmoid_focal_loss(logits, target, alpha, gamma)
 
 
 def normalisers(counts: Sequence[float], device: torch.device) -> Tensor:
