@@ -5,6 +5,7 @@ Constructors name their own parameters; :mod:`cmt_aqr.runs.configuration` puts t
 
 import math
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from cmt_aqr.errors import SettingError
@@ -97,6 +98,11 @@ def require_range(name: str, values: Any, above: float = -math.inf) -> tuple[flo
     limit = "" if above == -math.inf else f", both above {above}"
     require(fits and above < values[0] <= values[1], name, values, f"[low, high] with low <= high{limit}")
     return float(values[0]), float(values[1])
+
+
+def require_folder(name: str, value: Any) -> None:
+    """Require the path of a folder, which need not exist."""
+    require(isinstance(value, str | Path) and bool(str(value)), name, value, "the path of a folder")
 
 
 def require_flag(name: str, value: Any) -> None:

@@ -206,7 +206,7 @@ def test_flatten_names_groups_leaves_and_numbers_but_resolves_nothing() -> None:
 
 def test_override_keys_and_whether_the_clamp_is_among_them() -> None:
     given = ["+a.b=1", "~c", "++d.e=x=y", "renderer@other=base", "hydra/launcher=basic"]
-    assert override_keys(given) == ["a.b", "c", "d.e", "renderer", "hydra.launcher"]
+    assert override_keys(given) == ["a.b", "c", "d.e", "other", "hydra.launcher"]
     assert clamp_given(["renderer=base"]) and clamp_given(["renderer.max_weight_clamp=null"])
     assert not clamp_given(["renderer.gaussian_sigma=2", "model=tiny"])
 

@@ -108,6 +108,7 @@ MISTAKES = [
     (["renderer.bev_feature_shape=[128,128]"], ["renderer.bev_feature_shape=[128, 128]", "must be [40, 40]"]),
     (["renderer.pers_feature_shape=[6,20,50]"], ["renderer.pers_feature_shape=[6, 20, 50]", "must be [6, 4, 11]"]),
     (["callbacks.aqr_monitor.every_n_steps=0"], ["callbacks.aqr_monitor.every_n_steps=0", "1 or more"]),
+    (["callbacks.checkpoint.folder=null"], ["callbacks.checkpoint.folder=null", "path of a folder"]),
     (["callbacks.checkpoint.every_n_steps=0"], ["callbacks.checkpoint.every_n_steps=0", "1 or more"]),
     (["+model.num_classes=5"], ["+model.num_classes=5", "nuScenes' ten"]),
     (["+training.criterion.classes=5"], ["training.criterion.classes=5", "nuScenes' ten"]),

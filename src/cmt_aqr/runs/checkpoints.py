@@ -20,7 +20,7 @@ from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.trainer.states import TrainerFn
 
-from cmt_aqr.checks import require_above_zero, require_count
+from cmt_aqr.checks import require_above_zero, require_count, require_folder
 from cmt_aqr.errors import UserError
 from cmt_aqr.file_kinds import is_safetensors, other_file
 from cmt_aqr.files import written_at_once
@@ -201,7 +201,7 @@ class Checkpoints(Checkpoint):
         signals: those that end the run or ask for a checkpoint; ``None``: nobody listens.
 
     Raises:
-        SettingError: for intervals below 1, or no time above 0.
+        SettingError: for no folder, intervals below 1, or no time above 0.
     """
 
     def __init__(
@@ -212,6 +212,7 @@ class Checkpoints(Checkpoint):
         every_n_steps: int | None = None,
         every_n_minutes: float | None = None,
     ) -> None:
+        require_folder("folder", folder)
         require_count("every_n_epochs", every_n_epochs)
         if every_n_steps is not None:
             require_count("every_n_steps", every_n_steps)

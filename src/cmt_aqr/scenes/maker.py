@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cmt_aqr.checks import require, require_count, require_flag
+from cmt_aqr.checks import require_count, require_flag, require_folder
 from cmt_aqr.constants import CAMERAS, CLASSES, LIDAR
 from cmt_aqr.errors import SettingError
 from cmt_aqr.files import check_folder
@@ -87,7 +87,7 @@ def make_dataset(
         require_count("workers", workers)
     require_flag("overwrite", overwrite)
     require_flag("progress", progress)
-    require(isinstance(out, str | Path) and bool(str(out)), "out", out, "the path of a folder")
+    require_folder("out", out)
     out = Path(out).resolve()
     _check_target(out, overwrite)
     check_folder("out", out)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cmt_aqr.aqr import AQR
 from cmt_aqr.aqr.statistics import output_statistics, used_weights
-from cmt_aqr.checks import require_above_zero, require_count
+from cmt_aqr.checks import require_above_zero, require_count, require_folder
 from cmt_aqr.files import write_json
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.curves import EPOCH
@@ -127,6 +127,7 @@ class AQRMonitor(pl.Callback):
         max_over_mean_limit: float | None = 100.0,
         histogram_bins: int = 50,
     ) -> None:
+        require_folder("folder", folder)
         require_count("every_n_steps", every_n_steps)
         require_count("histogram_bins", histogram_bins)
         if max_over_mean_limit is not None:
