@@ -10,7 +10,11 @@ class UserError(ValueError):
 
 
 class SettingError(UserError):
-    """A value of the configuration that cannot be, refused by whoever is built with it."""
+    """A value that cannot be, refused by whoever is built with it.
+
+    The sentence begins with the parameter that is to blame, as in ``bev_window=4: must be odd``, or where none is,
+    with no name: :mod:`cmt_aqr.runs.configuration` then puts the configuration's key in front.
+    """
 
 
 def sentence(error: BaseException) -> str:

@@ -232,7 +232,7 @@ def test_contradictions_between_shapes_are_named() -> None:
     with pytest.raises(ValueError, match="both are None"):
         run(aqr, **{**scene, "bev_features": None, "image_features": None})
     strict = small_aqr(renderer={"pers_feature_shape": [6, 20, 50]})
-    with pytest.raises(ValueError, match=r"renderer\.pers_feature_shape=\[6, 20, 50\]: must be \[6, 6, 10\]"):
+    with pytest.raises(ValueError, match=r"pers_feature_shape=\[6, 20, 50\]: must be \[6, 6, 10\]"):
         run(strict, **scene)
 
 
@@ -241,7 +241,7 @@ def test_draw_names_the_queries_to_pass() -> None:
     assert aqr.draw == "matching"
     parts = (aqr.generator, aqr.renderer, aqr.modulator)
     assert AQR(*parts, draw="all").draw == "all"
-    with pytest.raises(ValueError, match=r"^aqr\.draw=denoising: must be one of matching, all"):
+    with pytest.raises(ValueError, match=r"^draw=denoising: must be one of matching, all"):
         AQR(*parts, draw="denoising")
 
 

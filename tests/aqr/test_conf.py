@@ -10,6 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from cmt_aqr.aqr import AQR, Modulator, Renderer
+from cmt_aqr.errors import UserError
+from cmt_aqr.runs.configuration import build
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -91,3 +93,18 @@ def test_values_from_the_command_line(composed: Compose) -> None:
     assert aqr.renderer.render_method == "kernel_mean"
     assert aqr.renderer.pers_feature_shape == (6, 20, 50)
     assert (aqr.modulator.residual_weight, aqr.generator.bev_window, aqr.draw) == (1.0, 7, "all")
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("renderer.max_weight_clamp=-1", "renderer.max_weight_clamp=-1: must be above 0, or null"),
+        ("modulator.residual_weight=1.5", "modulator.residual_weight=1.5: must be a number from 0 to 1"),
+        ("aqr.generator.image_window=14", "aqr.generator.image_window=14: must be an odd whole number"),
+        ("renderer.bev_feature_shape=[128]", "renderer.bev_feature_shape=[128]: must be 2 whole numbers"),
+    ],
+)
+def test_the_key_in_the_sentence_is_the_one_to_type(composed: Compose, override: str, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        build(composed(override).aqr)
+    assert str(error.value).startswith(sentence)

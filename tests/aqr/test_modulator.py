@@ -117,20 +117,20 @@ def test_autocast_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"modulation_type": "elementwise"}, r"modulator\.modulation_type=elementwise: must be one of"),
-        ({"residual_weight": 1.2}, r"modulator\.residual_weight=1\.2: must be a number from 0 to 1"),
-        ({"residual_weight": -0.1}, r"modulator\.residual_weight=-0\.1: must be a number from 0 to 1"),
-        ({"residual_weight": None}, r"modulator\.residual_weight=null: must be a number from 0 to 1"),
-        ({"residual_connection": 1}, r"modulator\.residual_connection=1: must be true or false"),
-        ({"normalize_weights": "minmax"}, r"modulator\.normalize_weights=minmax: must be true or false"),
-        ({"activation": "gelu"}, r"modulator\.activation=gelu: must be one of none, sigmoid, tanh, relu"),
+        ({"modulation_type": "elementwise"}, r"modulation_type=elementwise: must be one of"),
+        ({"residual_weight": 1.2}, r"residual_weight=1\.2: must be a number from 0 to 1"),
+        ({"residual_weight": -0.1}, r"residual_weight=-0\.1: must be a number from 0 to 1"),
+        ({"residual_weight": None}, r"residual_weight=null: must be a number from 0 to 1"),
+        ({"residual_connection": 1}, r"residual_connection=1: must be true or false"),
+        ({"normalize_weights": "minmax"}, r"normalize_weights=minmax: must be true or false"),
+        ({"activation": "gelu"}, r"activation=gelu: must be one of none, sigmoid, tanh, relu"),
         (
             {"learnable_modulation": True, "residual_weight": 1.0},
-            r"modulator\.residual_weight=1\.0: must be above 0 and below 1 with modulator\.learnable",
+            r"residual_weight=1\.0: must be above 0 and below 1 with learnable",
         ),
         (
             {"learnable_modulation": True, "residual_connection": False},
-            r"modulator\.learnable_modulation=True: must be false without modulator\.residual_connection",
+            r"learnable_modulation=true: must be false without residual_connection",
         ),
     ],
 )

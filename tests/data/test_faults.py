@@ -207,18 +207,18 @@ def test_faults_come_before_images_are_normalised(small_root: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: Fog(visibility=0), "fog.visibility=0: must be a number above 0"),
-        (lambda: Fog(visibility="thick"), "fog.visibility=thick"),  # type: ignore[arg-type]
-        (lambda: Fog(clutter=1.2), "fog.clutter=1.2: must be a number of 0 or more and at most 1"),
-        (lambda: Night(light=0), "night.light=0: must be a number above 0 and at most 1"),
-        (lambda: Night(light=2), "night.light=2"),
-        (lambda: Night(electrons=-5), "night.electrons=-5"),
-        (lambda: Night(read_noise=-1), "night.read_noise=-1: must be a number of 0 or more"),
-        (lambda: Night(gain=math.inf), "night.gain=inf"),
-        (lambda: Night(gamma=0), "night.gamma=0"),
-        (lambda: SomeFrames(1.5, fog=Fog()), "fault.share=1.5"),
-        (lambda: SomeFrames(0.5), r"fault.share=0.5: there is no fault"),
-        (lambda: SomeFrames(0.5, rain=3), "fault.rain=3: must be a fault"),  # type: ignore[arg-type]
+        (lambda: Fog(visibility=0), "visibility=0: must be a number above 0"),
+        (lambda: Fog(visibility="thick"), "visibility=thick"),  # type: ignore[arg-type]
+        (lambda: Fog(clutter=1.2), "clutter=1.2: must be a number from 0 to 1"),
+        (lambda: Night(light=0), "light=0: must be a number above 0 and at most 1"),
+        (lambda: Night(light=2), "light=2"),
+        (lambda: Night(electrons=-5), "electrons=-5"),
+        (lambda: Night(read_noise=-1), "read_noise=-1: must be a number of 0 or more"),
+        (lambda: Night(gain=math.inf), "gain=inf"),
+        (lambda: Night(gamma=0), "gamma=0"),
+        (lambda: SomeFrames(1.5, fog=Fog()), "share=1.5"),
+        (lambda: SomeFrames(0.5), r"share=0.5: there is no fault"),
+        (lambda: SomeFrames(0.5, rain=3), "rain=3: must be a fault"),  # type: ignore[arg-type]
     ],
 )
 def test_values_out_of_range_are_named(make: Callable[[], object], sentence: str) -> None:

@@ -407,15 +407,15 @@ def test_other_settings_are_another_database(data: NuScenesDataModule, small_roo
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"goals": {"tram": 2}}, "data.sampling.goals.tram"),
-        ({"goals": {"car": -1}}, "data.sampling.goals.car=-1"),
-        ({"rate": -1}, "data.sampling.rate=-1"),
-        ({"blend": 0.0}, "data.sampling.blend=0.0"),
-        ({"min_points": 0}, "data.sampling.min_points=0"),
-        ({"until_epoch": 1.5}, "data.sampling.until_epoch=1.5"),
-        ({"processes": 0}, "data.sampling.processes=0"),
-        ({"patch_camera": "first"}, "data.sampling.patch_camera=first: must be one of last, largest"),
-        ({"patch_behind": "no"}, "data.sampling.patch_behind=no"),
+        ({"goals": {"tram": 2}}, "goals.tram"),
+        ({"goals": {"car": -1}}, "goals.car=-1"),
+        ({"rate": -1}, "rate=-1"),
+        ({"blend": 0.0}, "blend=0.0"),
+        ({"min_points": 0}, "min_points=0"),
+        ({"until_epoch": 1.5}, "until_epoch=1.5"),
+        ({"processes": 0}, "processes=0"),
+        ({"patch_camera": "first"}, "patch_camera=first: must be one of last, largest"),
+        ({"patch_behind": "no"}, "patch_behind=no"),
     ],
 )
 def test_values_out_of_range_are_named(settings: dict[str, Any], sentence: str) -> None:

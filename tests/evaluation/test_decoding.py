@@ -1,7 +1,10 @@
+import pytest
 import torch
 
+from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.geometry import encode_boxes
+from cmt_aqr.structures import QueryOutputs
 from tests.helpers.builders import box, outputs_of
 
 
@@ -19,7 +22,18 @@ def test_only_the_last_layer_counts_and_low_scores_can_be_dropped() -> None:
     codes = encode_boxes(torch.tensor([[[box(1, 1)]], [[box(2, 2)]]]))
     logits = torch.full((2, 1, 1, 10), -8.0)
     logits[0, 0, 0, 1] = logits[1, 0, 0, 2] = 1.0
-    from cmt_aqr.outputs import QueryOutputs
-
     found = decode(QueryOutputs(codes=codes, logits=logits), score_threshold=0.5)[0]
     assert found.labels.tolist() == [2] and found.boxes[0, 0] == 2
+
+
+@pytest.mark.parametrize("what", ["a score", "a code", "a size"])
+def test_what_is_not_finite_is_refused_by_sample(what: str) -> None:
+    """A code of 100 is finite, and the size that it stands for, exp(100), is not in float32."""
+    logits, codes = torch.zeros(1, 2, 3, 10), torch.zeros(1, 2, 3, 10)
+    if what == "a score":
+        logits[0, 1, 2, 4] = float("nan")
+    else:
+        codes[0, 1, 2, 2 if what == "a size" else 0] = 100.0 if what == "a size" else float("inf")
+    decode(QueryOutputs(logits=logits[:, :1], codes=codes[:, :1]))
+    with pytest.raises(UserError, match=r"^sample second: the model's (scores|boxes) are not finite"):
+        decode(QueryOutputs(logits=logits, codes=codes), tokens=("first", "second"))

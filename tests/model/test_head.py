@@ -118,8 +118,3 @@ def test_each_layer_has_its_own_task_weights() -> None:
 def test_logits_start_at_the_prior() -> None:
     logits = TaskHead(embed_dims=8, layers=1, prior=0.1).get_submodule("cls_logits.3")
     assert torch.sigmoid(logits.get_parameter("bias")).mean().item() == pytest.approx(0.1)
-
-
-def test_even_task_kernels_are_refused() -> None:
-    with pytest.raises(ValueError, match="task_kernel=2"):
-        TaskHead(embed_dims=8, layers=1, kernel=2)

@@ -1,11 +1,14 @@
 """The LiDAR branch: sizes, precision, and what it refuses."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from cmt_aqr.geometry.grid import BEVGrid
-from cmt_aqr.model.lidar import ConvNormActs, LidarBranch
+from cmt_aqr.model.lidar import LidarBranch
+from cmt_aqr.ops.folding import fold_batch_norms
 
 GRID = BEVGrid((-6.4, -6.4, -5.0, 6.4, 6.4, 3.0), (0.2, 0.2, 0.2), (41, 64, 64), 8)
 TINY = {
@@ -104,12 +107,13 @@ def test_batch_norm_in_eval_mode_joins_the_convolution(conv: nn.Module) -> None:
     with torch.no_grad():
         for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
             value.uniform_(0.5, 2)
-    layers = ConvNormActs(conv, norm, nn.ReLU()).eval()
+    layers = nn.Sequential(conv, norm, nn.ReLU()).eval()
     x = torch.randn(2, 4, 8, 8)
-    torch.testing.assert_close(layers(x), torch.relu(norm(conv(x))), rtol=1e-4, atol=1e-5)
-    mean = norm.running_mean.clone()
-    layers.train()(x)
-    assert not torch.equal(norm.running_mean, mean)
+    in_turn, in_training = layers(x), copy.deepcopy(layers).train()(x)
+    fold_batch_norms(layers)
+    assert torch.equal(layers[1](x), x), "nothing is left for the norm to do"
+    torch.testing.assert_close(layers(x), in_turn, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layers.train()(x), in_training, rtol=1e-4, atol=1e-5)
 
 
 def test_max_voxels_follow_the_mode() -> None:

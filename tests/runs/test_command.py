@@ -15,6 +15,7 @@ from cmt_aqr.runs.command_line import readable
 from cmt_aqr.runs.configuration import build, clamp_given
 from cmt_aqr.runs.explain import flatten
 from cmt_aqr.runs.saved import override_keys, with_overrides
+from tests.helpers.composed import composed as composed_as_trained
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -205,7 +206,7 @@ def test_flatten_names_groups_leaves_and_numbers_but_resolves_nothing() -> None:
 
 def test_override_keys_and_whether_the_clamp_is_among_them() -> None:
     given = ["+a.b=1", "~c", "++d.e=x=y", "renderer@other=base", "hydra/launcher=basic"]
-    assert override_keys(given) == ["a.b", "c", "d.e", "renderer", "hydra.launcher"]
+    assert override_keys(given) == ["a.b", "c", "d.e", "other", "hydra.launcher"]
     assert clamp_given(["renderer=base"]) and clamp_given(["renderer.max_weight_clamp=null"])
     assert not clamp_given(["renderer.gaussian_sigma=2", "model=tiny"])
 
@@ -264,7 +265,7 @@ def test_build_turns_refusals_into_sentences_and_nothing_else() -> None:
     def target(name: str, **values: object) -> DictConfig:
         return OmegaConf.create({"_target_": name, **values})
 
-    with pytest.raises(UserError, match=r"modulator.residual_weight=3: must be a number from 0 to 1"):
+    with pytest.raises(UserError, match=r"^residual_weight=3: must be a number from 0 to 1"):
         build(target("cmt_aqr.aqr.Modulator", residual_weight=3))
     with pytest.raises(UserError, match=r"foo: there is no such setting of cmt_aqr.aqr.modulator.Modulator"):
         build(target("cmt_aqr.aqr.Modulator", foo=3))
@@ -273,6 +274,28 @@ def test_build_turns_refusals_into_sentences_and_nothing_else() -> None:
     with pytest.raises(Exception, match="ZeroDivisionError") as kept:
         build(target("operator.truediv", _args_=[1, 0]))
     assert not isinstance(kept.value, UserError)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["model.network.head.task_kernel=2"], "model.network.head.task_kernel=2"),
+        (["model.heads=3"], "model.heads=3"),  # model.network.decoder.heads is ${model.heads}
+        (["aqr.generator.num_heads=3"], "aqr.generator.num_heads=3"),  # model.network.aqr is ${aqr}
+        (["modulator.activation=gelu"], "modulator.activation=gelu"),  # and aqr.modulator ${modulator}
+        (["model.network.lidar=null", "model.network.image=null"], "model.network.lidar=null"),
+        (["model.grid.sparse_shape=[11,2,2]"], "model.grid.sparse_shape="),
+    ],
+)
+def test_a_refusal_names_the_key_that_the_value_stands_at(overrides: list[str], key: str) -> None:
+    with pytest.raises(UserError) as refused:
+        build(composed_as_trained(*overrides).model.network)
+    assert str(refused.value).startswith(key)
+
+
+def test_a_refusal_that_is_of_no_single_parameter_names_the_part() -> None:
+    with pytest.raises(UserError, match=r"^model\.network\.lidar: a sparse grid of"):
+        build(composed_as_trained("model.network.lidar.encoder_paddings=[[0,1,1],[0,1,1]]").model.network)
 
 
 @pytest.mark.parametrize("sweep", ["-m", "sweep=presets"])

@@ -157,3 +157,26 @@ def test_lightning_s_classes_by_their_other_name() -> None:
 def test_a_key_that_is_taken_out_is_gone(resolved: bool) -> None:
     config = merged(resolved, "~callbacks.aqr_monitor", "~logger")
     assert "aqr_monitor" not in config.callbacks and config.logger is None
+
+
+def test_a_group_that_is_put_elsewhere_arrives_there() -> None:
+    config = merged(False, "renderer=base", "+eval_fault@data.eval_transforms.bad=night")
+    assert config.data.eval_transforms.bad.share == 1.0
+    assert config.eval_fault.share == 0.0, "the group's own place is left alone"
+
+
+@pytest.mark.parametrize(
+    ("make", "overrides", "expected"),
+    [
+        ({"scenes": 10, "seed": 0}, [], {"scenes": None, "seed": None}),
+        ({"scenes": 10, "seed": 0}, ["data.make.scenes=4"], {"scenes": 4, "seed": None}),
+        ({"scenes": 6, "seed": 0}, [], {"scenes": 6, "seed": 0}),
+    ],
+)
+def test_an_old_checkpoint_asks_for_no_data(
+    make: dict[str, int], overrides: list[str], expected: dict[str, int | None]
+) -> None:
+    """What was once the default would draw data wherever a mistyped data.root points."""
+    old = saved(True)
+    old["data"]["make"] = make
+    assert with_overrides(old, composed(*overrides), overrides).data.make == expected

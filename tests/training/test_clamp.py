@@ -31,10 +31,10 @@ def test_no_milestones_leave_the_renderer_alone() -> None:
         ({0: 2.0, 6: 1.0, 3: 2.0}, "increase"),
         ({0: 2.0, 1.5: 1.0}, r"milestones=\{0: 2.0, 1.5: 1.0\}: epochs must be whole numbers"),
         ({"0": 2.0, "one": 1.0}, "epochs must be whole numbers"),
-        ({0: 2.0, 5: -1.0}, r"milestones\[5\]=-1.0: a clamp must be a number above 0"),
+        ({0: 2.0, 5: -1.0}, r"milestones\[5\]=-1.0: must be a number above 0"),
         ({0: 0.0}, "above 0"),
-        ({0: None}, r"milestones\[0\]=null: a clamp must be a number above 0"),
-        ({0: "high"}, r"milestones\[0\]=high: a clamp must be a number above 0"),
+        ({0: None}, r"milestones\[0\]=null: must be a number above 0"),
+        ({0: "high"}, r"milestones\[0\]=high: must be a number above 0"),
         ({0: math.nan}, "above 0"),
         ({0: math.inf}, "above 0"),
     ],
@@ -45,7 +45,7 @@ def test_bad_milestones_are_refused(milestones: dict, message: str) -> None:
 
 
 def test_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="step or linear"):
+    with pytest.raises(ValueError, match="mode=cubic"):
         ClampSchedule(PROGRESSIVE, mode="cubic")
 
 
@@ -58,5 +58,5 @@ def test_a_mapping_on_the_command_line_replaces_all_milestones() -> None:
     linear = composed(schedule, "clamp_schedule.mode=linear").clamp_schedule
     assert linear.milestones == {0: 2.5, 6: 2.0, 16: 1.5} and linear.mode == "linear"
     added = composed(schedule, "+clamp_schedule.milestones.20=1.0").clamp_schedule
-    with pytest.raises(ValueError, match=r"all of them are given at once, as in clamp_schedule\.milestones"):
+    with pytest.raises(ValueError, match=r"all of them are given at once, as in {0:2.5"):
         ClampSchedule(added.milestones)

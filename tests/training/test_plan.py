@@ -43,5 +43,5 @@ def test_sizes_of_folders_are_added_up(tmp_path: Path) -> None:
 
 
 def test_a_number_of_steps_is_checked() -> None:
-    with pytest.raises(SettingError, match=r"callbacks\.plan\.steps=0"):
+    with pytest.raises(SettingError, match=r"^steps=0"):
         RunPlan(steps=0)

@@ -41,8 +41,8 @@ class AQR(nn.Module):
         stop_gradient: bool = False,
     ) -> None:
         super().__init__()
-        require_choice("aqr.draw", draw, DRAW)
-        require_flag("aqr.stop_gradient", stop_gradient)
+        require_choice("draw", draw, DRAW)
+        require_flag("stop_gradient", stop_gradient)
         self.draw = draw
         self.stop_gradient = stop_gradient
         self.generator = generator

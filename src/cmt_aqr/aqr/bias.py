@@ -12,7 +12,7 @@ from cmt_aqr.aqr.looking import damage_at, looking, place
 from cmt_aqr.aqr.placement import Placement
 from cmt_aqr.checks import require_above_zero, require_choice, require_flag
 from cmt_aqr.constants import CAMERAS
-from cmt_aqr.errors import SettingError
+from cmt_aqr.errors import UserError
 from cmt_aqr.outputs import BiasOutput, mean_seen
 from cmt_aqr.structures import Queries, Sensors
 
@@ -58,12 +58,12 @@ class AttentionBias(nn.Module):
         stop_gradient: bool = True,
     ) -> None:
         super().__init__()
-        require_choice("aqr.groups", groups, GROUPS)
-        require_choice("aqr.beta", beta, BETA)
-        require_above_zero("aqr.limit", limit)
-        require_above_zero("aqr.oracle_strength", oracle_strength)
-        require_flag("aqr.health", health)
-        require_flag("aqr.stop_gradient", stop_gradient)
+        require_choice("groups", groups, GROUPS)
+        require_choice("beta", beta, BETA)
+        require_above_zero("limit", limit)
+        require_above_zero("oracle_strength", oracle_strength)
+        require_flag("health", health)
+        require_flag("stop_gradient", stop_gradient)
         self.per_view = groups == "views"
         self.beta = beta
         self.limit = limit
@@ -94,11 +94,11 @@ class AttentionBias(nn.Module):
             sensors: the maps as the decoder reads them; of both sensors.
 
         Raises:
-            SettingError: a sensor is not there, or an oracle is asked and the damage is not known.
+            UserError: a sensor is not there, or an oracle is asked and the damage is not known.
             ValueError: the shapes of features, positions, grid and configuration contradict each other.
         """
         if sensors.bev is None or sensors.images is None:
-            raise SettingError("aqr=attention_bias weighs two sensors and this model reads one: choose aqr=none")
+            raise UserError("aqr=attention_bias weighs two sensors and this model reads one: choose aqr=none")
         lidar_lost, camera_lost, seen = damage_at(queries, sensors)
         with torch.autocast(queries.embedding.device.type, enabled=False):
             if self.beta == "oracle":
@@ -146,7 +146,7 @@ class AttentionBias(nn.Module):
     def _oracle(self, lidar_lost: Tensor | None, camera_lost: Tensor | None, seen: Tensor | None) -> Tensor:
         """(batch, query, group) from the damage: away from what is broken."""
         if lidar_lost is None or camera_lost is None or seen is None:
-            raise SettingError("aqr.beta=oracle reads what faults broke: give data.damage=true")
+            raise UserError("aqr.beta=oracle reads what faults broke: give data.damage=true")
         if self.per_view:
             return self.oracle_strength * (lidar_lost[..., None] - camera_lost)
         return self.oracle_strength * (mean_seen(camera_lost, seen) - lidar_lost)[..., None]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmt_aqr.aqr.placement import Placement
-from cmt_aqr.checks import is_number, require, require_count, require_odd
+from cmt_aqr.checks import require, require_count, require_number, require_odd
 from cmt_aqr.ops.devices import masks_are_free
 from cmt_aqr.ops.windows import window_cells, window_scores, window_sum
 from cmt_aqr.structures import Sensors
@@ -160,7 +160,7 @@ class WindowReader(nn.Module):
             (Drawing is not limited: a query draws in each view that sees it.)
 
     Raises:
-        ValueError: a value is out of range; the sentence names its configuration key.
+        SettingError: a value is out of range.
     """
 
     def __init__(
@@ -175,25 +175,19 @@ class WindowReader(nn.Module):
         max_views: int | None = 2,
     ) -> None:
         super().__init__()
-        key = "aqr.generator."
         for name, value in (
             ("embed_dims", embed_dims),
             ("num_heads", num_heads),
             ("feedforward_dims", feedforward_dims),
             ("depth", depth),
         ):
-            require_count(key + name, value)
-        require(
-            embed_dims % num_heads == 0,
-            key + "num_heads",
-            num_heads,
-            f"a divisor of aqr.generator.embed_dims={embed_dims}",
-        )
-        require(is_number(dropout) and 0 <= dropout < 1, key + "dropout", dropout, "at least 0 and below 1")
-        require_odd(key + "bev_window", bev_window)
-        require_odd(key + "image_window", image_window)
+            require_count(name, value)
+        require(embed_dims % num_heads == 0, "num_heads", num_heads, f"a divisor of embed_dims={embed_dims}")
+        require_number("dropout", dropout, 0, below=1)
+        require_odd("bev_window", bev_window)
+        require_odd("image_window", image_window)
         if max_views is not None:
-            require_count(key + "max_views", max_views)
+            require_count("max_views", max_views)
         self.embed_dims = embed_dims
         self.bev_window = bev_window
         self.image_window = image_window
@@ -323,7 +317,7 @@ class WeightGenerator(WindowReader):
         super().__init__(
             embed_dims, num_heads, feedforward_dims, depth, dropout, bev_window, image_window, max_views
         )
-        require(is_number(bias_init), "aqr.generator.bias_init", bias_init, "a number")
+        require_number("bias_init", bias_init)
         self.weight_head = nn.Linear(embed_dims, 2)
         # Small but not 0: the layers before it get a gradient from the first step on.
         nn.init.normal_(self.weight_head.weight, std=0.01)

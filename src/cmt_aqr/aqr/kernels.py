@@ -27,7 +27,7 @@ import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from cmt_aqr.checks import is_number, require, require_above_zero, require_choice
+from cmt_aqr.checks import require_above_zero, require_choice, require_number
 
 KERNEL_NORMALIZATIONS = ("sum", "peak")
 
@@ -55,7 +55,7 @@ class _GaussianWidth(Kernel):
     gaussian_sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        require_above_zero("renderer.gaussian_sigma", self.gaussian_sigma)
+        require_above_zero("gaussian_sigma", self.gaussian_sigma)
 
     @property
     def kernel_size(self) -> int:
@@ -82,7 +82,7 @@ class Gaussian(_GaussianWidth):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("renderer.kernel_normalization", self.kernel_normalization, KERNEL_NORMALIZATIONS)
+        require_choice("kernel_normalization", self.kernel_normalization, KERNEL_NORMALIZATIONS)
 
     def __call__(self, weights: Tensor, inside: Tensor, position: Tensor, cell: Tensor, size: Size) -> Tensor:
         """See :mod:`cmt_aqr.aqr.kernels`."""
@@ -144,10 +144,8 @@ class DistanceWeighted(Kernel):
     reach_fraction: float = 0.2
 
     def __post_init__(self) -> None:
-        require_above_zero("renderer.distance_decay", self.distance_decay)
-        share = self.reach_fraction
-        allowed = is_number(share) and 0 < share <= 1
-        require(allowed, "renderer.reach_fraction", share, "above 0 and at most 1")
+        require_above_zero("distance_decay", self.distance_decay)
+        require_number("reach_fraction", self.reach_fraction, above=0, high=1)
 
     def __call__(self, weights: Tensor, inside: Tensor, position: Tensor, cell: Tensor, size: Size) -> Tensor:
         """See :mod:`cmt_aqr.aqr.kernels`."""

@@ -40,7 +40,7 @@ class Modulator(nn.Module):
             stays in (0, 1); it starts at ``residual_weight``.
 
     Raises:
-        SettingError: a value is out of range; the sentence names its configuration key.
+        SettingError: a value is out of range.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class Modulator(nn.Module):
         learnable_modulation: bool = False,
     ) -> None:
         super().__init__()
-        require_choice("modulator.modulation_type", modulation_type, MODULATION_TYPES)
-        require_flag("modulator.residual_connection", residual_connection)
-        require_fraction("modulator.residual_weight", residual_weight)
-        require_flag("modulator.normalize_weights", normalize_weights)
-        require_choice("modulator.activation", activation, ACTIVATIONS)
-        require_flag("modulator.learnable_modulation", learnable_modulation)
+        require_choice("modulation_type", modulation_type, MODULATION_TYPES)
+        require_flag("residual_connection", residual_connection)
+        require_fraction("residual_weight", residual_weight)
+        require_flag("normalize_weights", normalize_weights)
+        require_choice("activation", activation, ACTIVATIONS)
+        require_flag("learnable_modulation", learnable_modulation)
         self.modulation_type = modulation_type
         self.residual_connection = residual_connection
         self.residual_weight = float(residual_weight)
@@ -68,22 +68,22 @@ class Modulator(nn.Module):
         if learnable_modulation:
             require(
                 residual_connection,
-                "modulator.learnable_modulation",
+                "learnable_modulation",
                 learnable_modulation,
-                "false without modulator.residual_connection: there is no residual weight to learn",
+                "false without residual_connection: there is no residual weight to learn",
             )
             require(
                 0 < residual_weight < 1,
-                "modulator.residual_weight",
+                "residual_weight",
                 residual_weight,
-                "above 0 and below 1 with modulator.learnable_modulation=true",
+                "above 0 and below 1 with learnable_modulation=true",
             )
             start = math.log(residual_weight / (1 - residual_weight))
             self.residual_logit = nn.Parameter(torch.full((len(MODALITIES),), start))
 
     def unread(self) -> dict[str, str]:
         """Settings that have no effect, and the setting because of which."""
-        return {} if self.residual_connection else {"residual_weight": "modulator.residual_connection=false"}
+        return {} if self.residual_connection else {"residual_weight": "residual_connection=false"}
 
     def residual(self, modality: str) -> Tensor | float:
         """The residual weight r of a modality, ``bev`` or ``image``: a number, or a tensor where learned."""

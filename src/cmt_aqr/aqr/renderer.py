@@ -12,13 +12,7 @@ from torch import Tensor, nn
 
 from cmt_aqr.aqr.kernels import METHODS
 from cmt_aqr.aqr.placement import Placement
-from cmt_aqr.checks import (
-    is_count,
-    is_number,
-    require,
-    require_choice,
-    require_flag,
-)
+from cmt_aqr.checks import is_count, is_number, require, require_choice, require_flag, require_number
 from cmt_aqr.errors import SettingError
 
 CLAMP_MODES = ("hard", "soft")
@@ -51,7 +45,7 @@ class Renderer(nn.Module):
         pers_feature_shape: views, rows and columns that the image features must have; ``None`` likewise.
 
     Raises:
-        SettingError: a value is out of range; the sentence names its configuration key.
+        SettingError: a value is out of range.
     """
 
     clamp_limit: Tensor
@@ -71,7 +65,7 @@ class Renderer(nn.Module):
         pers_feature_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        require_choice("renderer.render_method", render_method, METHODS)
+        require_choice("render_method", render_method, METHODS)
         given = {
             "gaussian_sigma": gaussian_sigma,
             "kernel_normalization": kernel_normalization,
@@ -81,19 +75,13 @@ class Renderer(nn.Module):
         method = METHODS[render_method]
         read = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]  # all are dataclasses
         self.kernel = method(**{name: value for name, value in given.items() if name in read})
-        self._unread = {name: f"renderer.render_method={render_method}" for name in given if name not in read}
+        self._unread = {name: f"render_method={render_method}" for name in given if name not in read}
         if not normalize_weights:
-            self._unread |= dict.fromkeys(("clamp_mode", "max_weight_clamp"), "renderer.normalize_weights=false")
-        require(
-            is_number(min_weight_threshold) and min_weight_threshold >= 0,
-            "renderer.min_weight_threshold",
-            min_weight_threshold,
-            "a number of at least 0",
-        )
-        require_flag("renderer.normalize_weights", normalize_weights)
-        require_choice("renderer.clamp_mode", clamp_mode, CLAMP_MODES)
+            self._unread |= dict.fromkeys(("clamp_mode", "max_weight_clamp"), "normalize_weights=false")
+        require_flag("normalize_weights", normalize_weights)
+        require_choice("clamp_mode", clamp_mode, CLAMP_MODES)
         self.render_method = render_method
-        self.min_weight_threshold = float(min_weight_threshold)
+        self.min_weight_threshold = require_number("min_weight_threshold", min_weight_threshold, 0)
         self.normalize_weights = normalize_weights
         self.clamp_mode = clamp_mode
         self.bev_feature_shape = _checked_shape("bev_feature_shape", bev_feature_shape, 2)
@@ -116,7 +104,7 @@ class Renderer(nn.Module):
         """
         require(
             value is None or (is_number(value) and value > 0),
-            "renderer.max_weight_clamp",
+            "max_weight_clamp",
             value,
             "above 0, or null for no clamp",
         )
@@ -145,7 +133,7 @@ class Renderer(nn.Module):
             declared = getattr(self, name)
             if declared is not None and actual is not None and declared != tuple(actual):
                 raise SettingError(
-                    f"renderer.{name}={list(declared)}: must be {list(actual)}, the shape of the model's "
+                    f"{name}={list(declared)}: must be {list(actual)}, the shape of the model's "
                     "features, or null to take it from them"
                 )
 
@@ -216,7 +204,7 @@ def _checked_shape(name: str, shape: Sequence[int] | None, length: int) -> tuple
     is_list = isinstance(shape, Sequence) and not isinstance(shape, str)
     require(
         is_list and len(shape) == length and all(is_count(side) for side in shape),
-        f"renderer.{name}",
+        name,
         shape,
         f"{length} whole numbers of at least 1, or null to take them from the features",
     )

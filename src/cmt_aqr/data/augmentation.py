@@ -17,9 +17,9 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cmt_aqr.data.masking import GridMask, check_probability
+from cmt_aqr.checks import require_fraction, require_numbers, require_range
+from cmt_aqr.data.masking import GridMask
 from cmt_aqr.data.poses import move_points
-from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry import wrap_angle
 from cmt_aqr.structures import Frame
 
@@ -37,14 +37,6 @@ def apply_transforms(frame: Frame, transforms: Iterable[Transform], random: Gene
     for transform in transforms:
         frame = transform(frame, random)
     return frame
-
-
-def _check_range(name: str, values: Sequence[float], above: float = -math.inf) -> tuple[float, float]:
-    low, high = values
-    if not above < low <= high:
-        limit = "" if above == -math.inf else f", both above {above:g}"
-        raise SettingError(f"{name}={list(values)}: give [low, high] with low <= high{limit}")
-    return float(low), float(high)
 
 
 class SceneAugmentation:
@@ -71,15 +63,11 @@ class SceneAugmentation:
         flip_x: float = 0.0,
         flip_y: float = 0.0,
     ) -> None:
-        self.rotation = _check_range("augmentation.scene.rotation", rotation)
-        self.scale = _check_range("augmentation.scene.scale", scale, above=0)
-        self.translation_std = tuple(float(value) for value in translation_std)
-        if len(self.translation_std) != 3 or min(self.translation_std) < 0:
-            raise SettingError(
-                f"augmentation.scene.translation_std={list(translation_std)}: give three values of at least 0"
-            )
-        self.flip_x = check_probability("augmentation.scene.flip_x", flip_x)
-        self.flip_y = check_probability("augmentation.scene.flip_y", flip_y)
+        self.rotation = require_range("rotation", rotation)
+        self.scale = require_range("scale", scale, above=0)
+        self.translation_std = require_numbers("translation_std", translation_std, 3, low=0)
+        self.flip_x = require_fraction("flip_x", flip_x)
+        self.flip_y = require_fraction("flip_y", flip_y)
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
         """Draw a transform and apply it."""
@@ -201,8 +189,8 @@ class ImageAugmentation:
     def __init__(
         self, resize: Sequence[float] = (1.0, 1.0), flip: float = 0.0, grid_mask: GridMask | None = None
     ) -> None:
-        self.resize = _check_range("augmentation.image.resize", resize, above=0)
-        self.flip = check_probability("augmentation.image.flip", flip)
+        self.resize = require_range("resize", resize, above=0)
+        self.flip = require_fraction("flip", flip)
         self.grid_mask = grid_mask
 
 

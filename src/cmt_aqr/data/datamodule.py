@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
+from cmt_aqr.checks import require, require_choice, require_count, require_numbers, require_whole
 from cmt_aqr.data.augmentation import (
     ImageAugmentation,
     ImageProcessing,
@@ -132,35 +132,30 @@ class NuScenesDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_at_least("data.batch_size", batch_size, 1)
-        _check_at_least("data.eval_batch_size", eval_batch_size, 1)
-        _check_at_least("data.num_workers", num_workers, 0)
-        _check_at_least("data.sweeps", sweeps, 0)
-        _check_at_least("data.min_points", min_points, 0)
-        _check_at_least("data.limit_train_frames", limit_train_frames, 1)
-        _check_at_least("data.limit_eval_frames", limit_eval_frames, 1)
-        if resampling not in RESAMPLINGS:
-            raise SettingError(f"data.resampling={resampling}: must be one of {', '.join(RESAMPLINGS)}")
+        require_count("batch_size", batch_size)
+        require_whole("num_workers", num_workers)
+        require_whole("sweeps", sweeps)
+        require_whole("min_points", min_points)
+        for name, value in (
+            ("eval_batch_size", eval_batch_size),
+            ("limit_train_frames", limit_train_frames),
+            ("limit_eval_frames", limit_eval_frames),
+        ):
+            if value is not None:
+                require_count(name, value)
+        require_choice("resampling", resampling, RESAMPLINGS)
         if sampling is not None and not lidar:
             raise SettingError(
-                "data.sampling: objects are chosen by their LiDAR points, and this model reads none; choose "
+                "sampling: objects are chosen by their LiDAR points, and this model reads none; choose "
                 "data/sampling=none"
             )
-        _check_numbers("data.point_range", point_range, 6)
-        _check_numbers("data.image_mean", image_mean, 3)
-        _check_numbers("data.image_std", image_std, 3)
-        for name, value in (("data.cameras", cameras), ("data.lidar", lidar)):
-            if isinstance(value, str):
-                raise SettingError(f"{name}={value}: it must be true or false")
+        require_numbers("point_range", point_range, 6)
+        require_numbers("image_mean", image_mean, 3)
+        require_numbers("image_std", image_std, 3)
+        for name, value in (("cameras", cameras), ("lidar", lidar)):
+            require(not isinstance(value, str), name, value, "true or false")
         if not (cameras or lidar):
-            raise SettingError("data.cameras=false and data.lidar=false: at least one sensor must be read")
-        for group, fault in (("fault", train_fault), ("eval_fault", eval_fault)):
-            _check_strikes(group, fault, cameras, lidar)
-        if half_size_images and getattr(eval_fault, "whole_images", False):
-            raise SettingError(
-                "data.half_size_images=true with eval_fault=: this failure of the cameras is defined in pixels of "
-                "whole images; give data.half_size_images=false"
-            )
+            raise SettingError("cameras=false and lidar=false: at least one sensor must be read")
         self.root = Path(root).expanduser()
         self.version = version
         self.train_split = None if evaluating else train_split
@@ -376,25 +371,3 @@ def _faults(fault: Transform | None, transforms: Transforms, damage: bool) -> li
     """What acts on a frame as read; with ``damage`` it is noted what they broke."""
     present = [step for step in (fault, *(transforms or {}).values()) if step is not None]
     return [TellDamage(present)] if damage else present
-
-
-def _check_at_least(name: str, value: Any, least: int) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise SettingError(f"{name}={value}: it must be a whole number of {least} or more")
-
-
-def _check_numbers(name: str, values: Any, count: int) -> None:
-    fits = isinstance(values, Sequence) and len(values) == count
-    if not fits or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        raise SettingError(f"{name}={values}: it must be {count} numbers")
-
-
-def _check_strikes(group: str, fault: Transform | None, cameras: bool, lidar: bool) -> None:
-    """Refuse a fault that no sensor that is read can have."""
-    strikes = getattr(fault, "strikes", frozenset(("lidar", "camera")))
-    read = {"camera": cameras, "lidar": lidar}
-    if fault is not None and strikes and not any(read[sensor] for sensor in strikes):
-        sensor = {"camera": "cameras", "lidar": "LiDAR"}[next(iter(strikes))]
-        raise SettingError(
-            f"{group}: it strikes the {sensor} alone, which this model does not read; drop {group}="
-        )

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from cmt_aqr.checks import require_count
 from cmt_aqr.data.augmentation import Transform, apply_transforms
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.resampling import occurrences
 from cmt_aqr.data.sampling import ObjectSampler
-from cmt_aqr.errors import SettingError
 from cmt_aqr.structures import Batch, Frame
 
 
@@ -191,8 +191,7 @@ class FrameSampler(DistributedSampler[SampleKey]):
         rank: int = 0,
         resampled: NDArray[np.int64] | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise SettingError(f"data.batch_size={batch_size}: it must be at least 1")
+        require_count("batch_size", batch_size)
         self.frames = frames
         self.resampled = np.arange(frames) if resampled is None else resampled
         self.repeats = occurrences(self.resampled)

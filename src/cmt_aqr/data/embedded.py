@@ -9,7 +9,7 @@ from typing import Any
 
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.errors import SettingError
+from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.files import check_folder, writing
 from cmt_aqr.scenes import make_dataset
 
@@ -31,11 +31,11 @@ class EmbeddedDataModule(NuScenesDataModule):
     def __init__(self, make: Mapping[str, Any] | None, **settings: Any) -> None:
         super().__init__(**settings)
         if not isinstance(make or {}, Mapping):
-            raise SettingError(f"data.make={make}: must be settings, as in data.make.scenes=10")
+            raise SettingError(f"make={make}: must be settings, as in make.scenes=10")
         self.make = {key: value for key, value in (make or {}).items() if value is not None}
         known = inspect.signature(make_dataset).parameters.keys() - {"out"}
         for key in self.make.keys() - known:
-            raise SettingError(f"data.make.{key}: there is no such setting; there are {', '.join(sorted(known))}")
+            raise SettingError(f"make.{key}: there is no such setting; there are {', '.join(sorted(known))}")
 
     def prepare_data(self) -> None:
         """Make the data where they are absent, then index them, once a machine.
@@ -58,4 +58,4 @@ class EmbeddedDataModule(NuScenesDataModule):
             with writing("data.root", self.root):
                 make_dataset(self.root, **self.make)
         except SettingError as error:
-            raise SettingError(f"data.make: {error}") from error
+            raise UserError(f"data.make.{error}") from error

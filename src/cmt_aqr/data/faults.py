@@ -7,13 +7,13 @@ calibration stay as they are, so a detector is asked for what is there, not for 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from cmt_aqr.checks import require_above_zero, require_fraction, require_number
 from cmt_aqr.data.augmentation import Transform
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.errors import SettingError
@@ -21,20 +21,6 @@ from cmt_aqr.structures import Frame
 
 NEAREST_ECHO = 1.0
 """Metres; nearer than that a LiDAR's beam and receiver do not overlap, and fog gives no echo."""
-
-
-def check_number(name: str, value: Any, low: float, high: float = math.inf, open_low: bool = False) -> float:
-    """A number in [low, high], or (low, high] with ``open_low``.
-
-    Raises:
-        SettingError: naming the setting, its value and what is allowed.
-    """
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not low <= value <= high or (open_low and value == low):
-        lowest = f"above {low:g}" if open_low else f"of {low:g} or more"
-        highest = "" if high == math.inf else f" and at most {high:g}"
-        raise SettingError(f"{name}={value}: must be a number {lowest}{highest}")
-    return float(value)
 
 
 class Fog:
@@ -65,8 +51,8 @@ class Fog:
     """
 
     def __init__(self, visibility: float = 50.0, clutter: float = 0.1) -> None:
-        self.visibility = check_number("fog.visibility", visibility, 0, open_low=True)
-        self.clutter = check_number("fog.clutter", clutter, 0, 1)
+        self.visibility = require_above_zero("visibility", visibility)
+        self.clutter = require_fraction("clutter", clutter)
         self.alpha = math.log(20) / self.visibility
         """Extinction coefficient, 1/m."""
 
@@ -117,11 +103,11 @@ class Night:
         gain: float = 4.0,
         gamma: float = 2.2,
     ) -> None:
-        self.light = check_number("night.light", light, 0, 1, open_low=True)
-        self.electrons = check_number("night.electrons", electrons, 0, open_low=True)
-        self.read_noise = check_number("night.read_noise", read_noise, 0)
-        self.gain = check_number("night.gain", gain, 0, open_low=True)
-        self.gamma = check_number("night.gamma", gamma, 0, open_low=True)
+        self.light = require_number("light", light, above=0, high=1)
+        self.electrons = require_above_zero("electrons", electrons)
+        self.read_noise = require_number("read_noise", read_noise, 0)
+        self.gain = require_above_zero("gain", gain)
+        self.gamma = require_above_zero("gamma", gamma)
         self._expected = self.light * self.electrons * (np.arange(256) / 255) ** self.gamma
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
@@ -162,13 +148,13 @@ class SomeFrames:
     """
 
     def __init__(self, share: float, severity: int | None = None, **faults: Transform | None) -> None:
-        self.share = check_number("fault.share", share, 0, 1)
+        self.share = require_fraction("share", share)
         self.faults = {name: fault for name, fault in faults.items() if fault is not None}
         for name, fault in self.faults.items():
             if not callable(fault):
-                raise SettingError(f"fault.{name}={fault}: must be a fault, given by its _target_, or null")
+                raise SettingError(f"{name}={fault}: must be a fault, given by its _target_, or null")
         if self.share and not self.faults:
-            raise SettingError(f"fault.share={share}: there is no fault; choose one, such as fault=fog")
+            raise SettingError(f"share={share}: there is no fault; choose one, such as fault=fog")
 
     @property
     def strikes(self) -> frozenset[str]:

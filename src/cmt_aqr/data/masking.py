@@ -11,20 +11,10 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cmt_aqr.checks import require, require_fraction, require_number
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.errors import SettingError
 from cmt_aqr.structures import Frame
-
-
-def check_probability(name: str, value: float) -> float:
-    """A number in [0, 1].
-
-    Raises:
-        SettingError: naming the setting.
-    """
-    if not 0 <= value <= 1:
-        raise SettingError(f"{name}={value}: a probability must be in [0, 1]")
-    return float(value)
 
 
 class MaskModality:
@@ -56,15 +46,10 @@ class MaskModality:
         views: int | Sequence[str] = len(CAMERAS),
         sector: float = 360.0,
     ) -> None:
-        self.cameras = check_probability("mask_modality.cameras", cameras)
-        self.lidar = check_probability("mask_modality.lidar", lidar)
-        if self.cameras + self.lidar > 1:
-            raise SettingError(
-                f"mask_modality.cameras={cameras} and mask_modality.lidar={lidar}: together they must not exceed 1"
-            )
-        if not 0 < sector <= 360:
-            raise SettingError(f"mask_modality.sector={sector}: must be above 0 and at most 360 degrees")
-        self.sector = float(sector)
+        self.cameras = require_fraction("cameras", cameras)
+        self.lidar = require_fraction("lidar", lidar)
+        require(cameras + lidar <= 1, "cameras", cameras, f"at most 1 together with lidar={lidar}")
+        self.sector = require_number("sector", sector, above=0, high=360)
         self.count, self.views = _views(views)
 
     @property
@@ -116,8 +101,7 @@ def _views(views: int | Sequence[str]) -> tuple[int, list[int]]:
         named = sorted({CAMERAS.index(name) for name in views})
         return len(named), named
     raise SettingError(
-        f"mask_modality.views={views}: must be a number from 1 to {len(CAMERAS)}, or names of cameras out of "
-        f"{', '.join(CAMERAS)}"
+        f"views={views}: must be a number from 1 to {len(CAMERAS)}, or names out of {', '.join(CAMERAS)}"
     )
 
 
@@ -137,10 +121,8 @@ class GridMask:
     """
 
     def __init__(self, probability: float = 0.7, ratio: float = 0.5, per_frame: bool = False) -> None:
-        self.probability = check_probability("augmentation.image.grid_mask.probability", probability)
-        if not 0 < ratio < 1:
-            raise SettingError(f"augmentation.image.grid_mask.ratio={ratio}: it must be above 0 and below 1")
-        self.ratio = float(ratio)
+        self.probability = require_fraction("probability", probability)
+        self.ratio = require_number("ratio", ratio, above=0, below=1)
         self.per_frame = per_frame
 
     def draw(self, size: tuple[int, int], random: Generator) -> NDArray[np.bool_] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_only
 
+from cmt_aqr.checks import require_choice, require_count, require_number, require_whole
 from cmt_aqr.constants import CLASSES, POINT_FEATURES
 from cmt_aqr.data.collision import find_room
 from cmt_aqr.data.database import Contents, ObjectDatabase
@@ -75,27 +75,19 @@ class Sampling:
         self.goals = dict(GOALS if goals is None else goals)
         for name, goal in self.goals.items():
             if name not in CLASSES:
-                raise SettingError(f"data.sampling.goals.{name}: there is no such class, but {', '.join(CLASSES)}")
-            _check_whole(f"goals.{name}", goal, 0)
-        if not isinstance(rate, int | float) or not 0 <= rate < 1e3:
-            raise SettingError(f"data.sampling.rate={rate}: must be a number of 0 or more")
-        if not 0 < blend <= 1:
-            raise SettingError(f"data.sampling.blend={blend}: must be above 0 and at most 1")
-        _check_whole("min_points", min_points, 1)
+                raise SettingError(f"goals.{name}: there is no such class, but {', '.join(CLASSES)}")
+            require_whole(f"goals.{name}", goal)
+        require_count("min_points", min_points)
         for name, value, least in (("until_epoch", until_epoch, 0), ("processes", processes, 1)):
             if value is not None:
-                _check_whole(name, value, least)
-        for name, chosen, known in (
-            ("patch_camera", patch_camera, PATCH_CAMERAS),
-            ("patch_behind", patch_behind, PATCH_BEHIND),
-        ):
-            if chosen not in known:
-                raise SettingError(f"data.sampling.{name}={chosen}: must be one of {', '.join(known)}")
-        self.rate = float(rate)
+                require_whole(name, value, least)
+        require_choice("patch_camera", patch_camera, PATCH_CAMERAS)
+        require_choice("patch_behind", patch_behind, PATCH_BEHIND)
+        self.rate = require_number("rate", rate, 0, below=1000)
         self.until_epoch = until_epoch
         self.min_points = min_points
         self.images = images
-        self.blend = float(blend)
+        self.blend = require_number("blend", blend, above=0, high=1)
         self.patch_camera = patch_camera
         self.patch_behind = patch_behind
         self.database = None if database is None else Path(database).expanduser()
@@ -137,11 +129,6 @@ class Sampling:
             for name, goal in self.goals.items()
         }
         return {label: number for label, number in asked.items() if number > 0}
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise SettingError(f"data.sampling.{name}={value}: must be a whole number of {least} or more")
 
 
 class ObjectSampler:

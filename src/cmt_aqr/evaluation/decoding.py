@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import decode_boxes
@@ -35,9 +36,8 @@ def decode(
         One :class:`Detections` a frame, on the outputs' device.
 
     Raises:
-        UserError: outputs that are not finite, which no comparison would find.
+        UserError: outputs or boxes that are not finite, which no comparison would find.
     """
-    _require_finite(outputs, tokens)
     scores = outputs.logits[-1].float().sigmoid()
     classes = scores.shape[-1]
     scores, index = scores.flatten(1).topk(min(max_detections, scores[0].numel()), dim=1)
@@ -48,18 +48,19 @@ def decode(
     low, high = boxes.new_tensor(centre_range[:3]), boxes.new_tensor(centre_range[3:])
     kept = ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(dim=-1)
     kept &= scores >= score_threshold
+    # Of finite codes, too, a box may be infinite: its size is their exponential.
+    _require_finite(outputs, boxes.isfinite() | ~kept[..., None], tokens)
     return [
         Detections(boxes=boxes[i, kept[i]], scores=scores[i, kept[i]], labels=labels[i, kept[i]])
         for i in range(len(boxes))
     ]
 
 
-def _require_finite(outputs: QueryOutputs, tokens: Sequence[str]) -> None:
-    """One wait for the device a batch; the boxes go to the host anyway."""
-    bad = {
-        name: ~values[-1].isfinite().flatten(1).all(dim=1)
-        for name, values in (("scores", outputs.logits), ("boxes", outputs.codes))
-    }
+def _require_finite(outputs: QueryOutputs, finite_boxes: Tensor, tokens: Sequence[str]) -> None:
+    """See that outputs (layer, frame, ...) and boxes (frame, ...) are finite; synchronises once per batch."""
+    good = {"scores": outputs.logits[-1].isfinite(), "boxes": outputs.codes[-1].isfinite()}
+    bad = {name: ~values.flatten(1).all(dim=1) for name, values in good.items()}
+    bad["boxes"] |= ~finite_boxes.flatten(1).all(dim=1)
     for name, flags in zip(bad, torch.stack(list(bad.values())).tolist(), strict=True):
         if any(flags):
             frames = [

@@ -71,12 +71,13 @@ class NuScenesMetric(Metric):
         """Add the detections of some frames.
 
         Args:
-            detections: of every frame, LiDAR frame.
+            detections: of every frame, LiDAR frame; finite, as :func:`~cmt_aqr.evaluation.decoding.decode` gives
+                them.
             tokens: sample token of every frame.
             lidar2global: (frame, 4, 4).
 
         Raises:
-            DataError: a frame is not of the split, or a detection is not finite.
+            DataError: a frame is not of the split.
         """
         for found, token, pose in zip(detections, tokens, lidar2global, strict=True):
             if token not in self._number:
@@ -84,8 +85,6 @@ class NuScenesMetric(Metric):
                     f"sample {token} is not in split {self.truth.split} of {self.truth.version}: it cannot be "
                     "evaluated with it"
                 )
-            if not (found.boxes.isfinite().all() and found.scores.isfinite().all()):
-                raise DataError(f"the detections of sample {token} are not finite: the model gave NaN or infinity")
             rows = to_global(found, pose)
             counted = torch.tensor([[self._number[token], len(rows)]], device=self.device)
             self.frames.append(counted)

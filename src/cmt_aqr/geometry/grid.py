@@ -37,14 +37,12 @@ class BEVGrid:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         low, high = self.point_range[:3], self.point_range[3:]
         if any(a >= b for a, b in zip(low, high, strict=True)):
-            raise SettingError(
-                f"grid.point_range={list(self.point_range)}: each minimum must be below its maximum"
-            )
+            raise SettingError(f"point_range={list(self.point_range)}: each minimum must be below its maximum")
         if any(size <= 0 for size in self.voxel_size):
-            raise SettingError(f"grid.voxel_size={list(self.voxel_size)}: sizes in metres must be above 0")
+            raise SettingError(f"voxel_size={list(self.voxel_size)}: sizes in metres must be above 0")
         if any(cells % self.stride for cells in self.sparse_shape[1:]):
             raise SettingError(
-                f"grid.sparse_shape={list(self.sparse_shape)}: the y and x cells must be multiples of the "
+                f"sparse_shape={list(self.sparse_shape)}: the y and x cells must be multiples of the "
                 f"BEV stride {self.stride}"
             )
 

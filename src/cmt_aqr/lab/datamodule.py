@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cmt_aqr.checks import is_whole, require, require_count, require_whole
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.dataset import FrameDataset
 from cmt_aqr.data.ground_truth import GroundTruth
@@ -42,16 +43,21 @@ class LabDataModule(NuScenesDataModule):
         **settings: Any,
     ) -> None:
         super().__init__(image_size=image_size, **settings)
+        require_count("train_frames", train_frames)
+        require_count("eval_frames", eval_frames)
+        require_whole("scene_seed", scene_seed)
+        fits = len(objects) == 2 and all(map(is_whole, objects)) and objects[0] <= objects[1]
+        require(fits, "objects", list(objects), "[least, most], whole numbers")
         self.sizes = dict(zip(SPLITS, (train_frames, eval_frames), strict=True))
         self.objects = objects
         self.scene_seed = scene_seed
         self.image_size = image_size
         for split in self._splits():
             if split not in SPLITS:
-                raise SettingError(f"data=lab has the splits {', '.join(SPLITS)} and no {split}")
+                raise SettingError(f"the laboratory has the splits {', '.join(SPLITS)} and no {split}")
         if self.sampling is not None or self.resampling != "none":
             raise SettingError(
-                "data=lab has no recordings to sample from: choose data/sampling=none, data.resampling=none"
+                "the laboratory has no recordings to sample from: choose data/sampling=none, data.resampling=none"
             )
 
     def check(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmt_aqr.constants import CAMERAS, CLASSES
-from cmt_aqr.errors import SettingError
+from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import BEVGrid, cell_of_pixel, project_to_images
 from cmt_aqr.lab.scenes import GROUP_OF, GROUPS
 from cmt_aqr.model.cmt import CMT
@@ -296,14 +296,14 @@ class LabCMT(CMT):
     def encode(self, batch: Batch) -> Sensors:
         """The simulated maps of the sensors that the model has, with the positions of their cells."""
         if not isinstance(self.lidar, LabLidar | None) or not isinstance(self.image, LabCamera | None):
-            raise SettingError("model=lab has simulated sensors: cmt_aqr.lab.LabLidar and cmt_aqr.lab.LabCamera")
+            raise UserError("model=lab has simulated sensors: cmt_aqr.lab.LabLidar and cmt_aqr.lab.LabCamera")
         bev = None
         if self.lidar is not None:
             bev = self.head.shared_conv(self.lidar.show(batch, self._random(batch, self.lidar.numbers(), "lidar")))
         if self.image is None:
             return self.head.sensors(bev).replace(damage=batch.damage)
         if batch.images is None:
-            raise SettingError("the model has cameras but the batch has no images: set data.cameras=true")
+            raise UserError("the model has cameras but the batch has no images: set data.cameras=true")
         maps = self.image.show(batch, self._random(batch, self.image.numbers(batch), "camera"))
         views = Views.of(batch.lidar2img, (batch.images.shape[-2], batch.images.shape[-1]))
         return self.head.sensors(bev, maps, views).replace(damage=batch.damage)

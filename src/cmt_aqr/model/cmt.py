@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from cmt_aqr.errors import SettingError
+from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.model.decoder import Decoder
 from cmt_aqr.model.head import Head
 from cmt_aqr.outputs import Predictions
@@ -33,7 +33,7 @@ class CMT(nn.Module):
     ) -> None:
         super().__init__()
         if lidar is None and image is None:
-            raise SettingError("model.lidar and model.image are both null: a detector needs at least one sensor")
+            raise SettingError("lidar=null and image=null: a detector needs at least one sensor")
         self.lidar = lidar
         self.image = image
         self.head = head
@@ -46,7 +46,7 @@ class CMT(nn.Module):
         if self.image is None:
             return self.head.sensors(bev).replace(damage=batch.damage)
         if batch.images is None:
-            raise SettingError("the model has an image branch but the batch has no images: set data.cameras=true")
+            raise UserError("the model has an image branch but the batch has no images: set data.cameras=true")
         views = Views.of(batch.lidar2img, (batch.images.shape[-2], batch.images.shape[-1]))
         return self.head.sensors(bev, self.image(batch.images), views).replace(damage=batch.damage)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt_aqr.errors import SettingError
+from cmt_aqr.checks import require
 from cmt_aqr.ops.biased_attention import biased_attention
 from cmt_aqr.ops.pointwise import PointwiseLinear, linear
 from cmt_aqr.outputs import TokenBias
@@ -21,8 +21,7 @@ class Attention(nn.Module):
 
     def __init__(self, embed_dims: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        if embed_dims % heads:
-            raise SettingError(f"model.embed_dims={embed_dims} must be a multiple of model.heads={heads}")
+        require(embed_dims % heads == 0, "heads", heads, f"a divisor of embed_dims={embed_dims}")
         self.heads = heads
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dims, embed_dims))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cmt_aqr.checks import require_odd
 from cmt_aqr.geometry import BEVGrid, inverse_sigmoid, pixel_of_cell, project_to_images
 from cmt_aqr.model.positions import depth_bins, position_embedding, ray_points, sine_embedding, tell_apart
 from cmt_aqr.model.task import TaskHead
@@ -79,6 +80,7 @@ class Head(nn.Module):
             )
         if cameras:
             self.rv_embedding = position_embedding(3 * depths, rv_hidden, embed_dims)
+        require_odd("task_kernel", task_kernel)
         self.task = TaskHead(embed_dims, layers, classes, task_hidden, task_kernel, prior)
         self._bev_positions: tuple[object, Tensor] | None = None
         self._start_embeddings()

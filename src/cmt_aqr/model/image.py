@@ -66,7 +66,7 @@ class ImageBranch(nn.Module):
         super().__init__()
         if checkpointing and not norm_eval:
             raise SettingError(
-                "image branch: checkpointing=true with norm_eval=false would update the batch norms' running "
+                "checkpointing=true with norm_eval=false would update the batch norms' running "
                 "statistics twice a step; set norm_eval=true or checkpointing=false"
             )
         network = create_backbone(backbone, tuple(out_indices), pretrained)
@@ -113,13 +113,12 @@ def create_backbone(name: str, out_indices: tuple[int, ...], pretrained: bool = 
     if name == vovnet.NAME:
         if pretrained:
             raise SettingError(
-                f"image backbone {name!r} has no pretrained weights to download; set pretrained=false and "
+                f"backbone={name}: has no pretrained weights to download; set pretrained=false and "
                 "load a checkpoint"
             )
         return vovnet.vovnet99_ese(out_indices)
     if not timm.is_model(name):
         raise SettingError(
-            f"image backbone {name!r} is no timm model and not {vovnet.NAME!r}; see timm.list_models() "
-            "for their names"
+            f"backbone={name}: is no timm model and not {vovnet.NAME!r}; see timm.list_models() for their names"
         )
     return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=out_indices)

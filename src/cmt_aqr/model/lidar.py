@@ -7,14 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cmt_aqr.constants import POINT_FEATURES
 from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry.grid import BEVGrid
-from cmt_aqr.ops.batch_norm import BatchNorm2d
-from cmt_aqr.ops.folding import folded
-from cmt_aqr.ops.pointwise import replace_pointwise_convolutions
+from cmt_aqr.ops.folding import fold_batch_norms
 from cmt_aqr.ops.sparse import (
     Sites,
     SparseBatchNorm,
@@ -109,7 +106,7 @@ class SparseEncoder(nn.Module):
         super().__init__()
         if len(blocks) != len(channels) or len(paddings) != len(channels) - 1:
             raise SettingError(
-                f"lidar encoder: {len(channels)} stages in encoder_channels={list(channels)} need as many "
+                f"encoder_channels={list(channels)}: {len(channels)} stages need as many "
                 f"encoder_blocks (given {list(blocks)}) and one encoder_paddings fewer "
                 f"(given {[list(p) for p in paddings]})"
             )
@@ -146,33 +143,6 @@ class SparseEncoder(nn.Module):
             return self.output(x).dense().flatten(1, 2)
 
 
-class ConvNormActs(nn.Sequential):
-    """Convolution, batch norm, ReLU, one or several times: modules 0, 1, 2, 3, 4, 5 and so on.
-
-    A batch norm in eval mode is a scale and a shift, which go into the convolution's kernel and bias: that
-    spares a pass over the map.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply all of them to (image, channel, h, w)."""
-        modules = list(self)
-        for conv, norm, act in zip(modules[::3], modules[1::3], modules[2::3], strict=True):
-            assert isinstance(norm, nn.BatchNorm2d)
-            if norm.training:
-                input = act(norm(conv(input)))
-            else:
-                input = act(_convolve_normalised(input, conv, norm))
-        return input
-
-
-def _convolve_normalised(x: Tensor, conv: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
-    """``norm(conv(x))`` for a convolution without bias and a batch norm in eval mode."""
-    if isinstance(conv, nn.ConvTranspose2d):  # kernel (in, out, h, w)
-        return functional.conv_transpose2d(x, *folded(conv.weight, norm, dim=1), conv.stride)
-    assert isinstance(conv, nn.Conv2d)
-    return conv._conv_forward(x, *folded(conv.weight, norm))
-
-
 class SECOND(nn.Module):
     """SECOND's 2D backbone: for each level a strided 3 x 3 convolution and more of stride 1."""
 
@@ -194,11 +164,11 @@ class SECOND(nn.Module):
                 step = stride if layer == 0 else 1
                 modules += [
                     nn.Conv2d(in_channels, width, 3, stride=step, padding=1, bias=False),
-                    BatchNorm2d(width, eps=norm_eps, momentum=norm_momentum),
+                    nn.BatchNorm2d(width, eps=norm_eps, momentum=norm_momentum),
                     nn.ReLU(inplace=True),
                 ]
                 in_channels = width
-            self.blocks.append(ConvNormActs(*modules))
+            self.blocks.append(nn.Sequential(*modules))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return one map a level, each computed from the one before."""
@@ -229,8 +199,8 @@ class SECONDFPN(nn.Module):
                 conv = nn.Conv2d(width_in, width, 1, bias=False)
             else:
                 conv = nn.ConvTranspose2d(width_in, width, scale, stride=scale, bias=False)
-            norm = BatchNorm2d(width, eps=norm_eps, momentum=norm_momentum)
-            self.blocks.append(ConvNormActs(conv, norm, nn.ReLU(inplace=True)))
+            norm = nn.BatchNorm2d(width, eps=norm_eps, momentum=norm_momentum)
+            self.blocks.append(nn.Sequential(conv, norm, nn.ReLU(inplace=True)))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return (batch, sum of channels, y, x)."""
@@ -284,14 +254,12 @@ class LidarBranch(nn.Module):
         super().__init__()
         if not len(backbone_channels) == len(backbone_layers) == len(backbone_strides) == len(neck_channels):
             raise SettingError(
-                f"lidar backbone: backbone_channels={list(backbone_channels)}, "
+                f"backbone_channels={list(backbone_channels)}, "
                 f"backbone_layers={list(backbone_layers)}, backbone_strides={list(backbone_strides)} and "
                 f"neck_channels={list(neck_channels)} must have one entry a level each"
             )
         if len(max_voxels) != 2:
-            raise SettingError(
-                f"lidar max_voxels={list(max_voxels)}: give two numbers, for training and for evaluation"
-            )
+            raise SettingError(f"max_voxels={list(max_voxels)}: give two numbers, for training and for evaluation")
         self.grid = grid
         self.max_points = max_points
         self.max_voxels = tuple(max_voxels)
@@ -318,8 +286,8 @@ class LidarBranch(nn.Module):
         self.neck = SECONDFPN(backbone_channels, neck_channels, scales, norm_eps, norm_momentum)
         self.out_channels = sum(neck_channels)
         self._check_resolution(first, scales[-1])
-        replace_pointwise_convolutions(self.neck)
         for dense in (self.backbone, self.neck):
+            fold_batch_norms(dense)
             dense.to(memory_format=torch.channels_last)
 
     def _check_resolution(self, first_stride: int, coarsest: int) -> None:
@@ -327,12 +295,12 @@ class LidarBranch(nn.Module):
         rows, columns = self.encoder.output_shape[1:]
         if rows % (first_stride * coarsest) or columns % (first_stride * coarsest):
             raise SettingError(
-                f"lidar branch: the encoder's {rows} x {columns} cells cannot be divided by "
+                f"the encoder's {rows} x {columns} cells cannot be divided by "
                 f"{first_stride * coarsest}, the product of backbone_strides; change grid.sparse_shape"
             )
         if (rows // first_stride, columns // first_stride) != self.grid.bev_shape:
             raise SettingError(
-                f"lidar branch: encoder and backbone make {rows // first_stride} x {columns // first_stride} "
+                f"encoder and backbone make {rows // first_stride} x {columns // first_stride} "
                 f"BEV cells of {self.grid.sparse_shape[1]} x {self.grid.sparse_shape[2]} voxels, but "
                 f"grid.stride={self.grid.stride} says {self.grid.bev_shape[0]} x {self.grid.bev_shape[1]}; "
                 "make the number of encoder stages and grid.stride agree"

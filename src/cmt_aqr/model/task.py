@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cmt_aqr.errors import SettingError
-
 OUTPUTS = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2, "cls_logits": None}
 """Channels of each output of the task head; the logits have one a class."""
 
@@ -51,8 +49,6 @@ class TaskHead(nn.Module):
         prior: float = 0.1,
     ) -> None:
         super().__init__()
-        if kernel % 2 == 0:
-            raise SettingError(f"model.task_kernel={kernel}: must be odd")
         self.layers = layers
         for name, channels in OUTPUTS.items():
             out = classes if channels is None else channels

@@ -8,12 +8,14 @@ their names and places.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from itertools import pairwise
+from typing import Any
 
 from timm.layers import BatchNormAct2d, ConvNormAct
 from timm.models._features import FeatureListNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cmt_aqr.ops.batch_norm import BatchNorm2d, BatchNormAct
@@ -25,9 +27,11 @@ PAIRS = {
     Bottleneck: [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")],
     ResNet: [("conv1", "bn1")],
     FeatureListNet: [("conv1", "bn1")],
-    nn.Sequential: [("0", "1"), ("1", "2")],
 }
-"""Where a norm is known to follow a convolution directly, by the type of the module that holds both."""
+"""Where a norm is known to follow a convolution directly, by the type of the module that holds both.
+
+In a ``Sequential`` it is any that stands behind one.
+"""
 
 
 def folded(weight: Tensor, norm: _BatchNorm, dim: int = 0) -> tuple[Tensor, Tensor]:
@@ -66,31 +70,50 @@ FOLDED = {nn.BatchNorm2d: FoldedBatchNorm2d, BatchNormAct2d: FoldedBatchNormAct2
 EXACT = {nn.BatchNorm2d: BatchNorm2d, BatchNormAct2d: BatchNormAct}
 
 
-class NormalisedConv2d(nn.Conv2d):
+class _Normalised:
     """A convolution that applies the batch norm after it as well while that norm is in eval mode."""
 
     _parent: tuple[nn.Module, str]
-    _pointwise: bool
 
     @classmethod
-    def of(cls, conv: nn.Conv2d, parent: nn.Module, norm: str) -> Self:
+    def of(cls, conv: Any, parent: nn.Module, norm: str) -> None:
         """Take over a convolution's class and parameters; ``norm`` names the batch norm within ``parent``."""
-        pointwise = is_plain_pointwise(conv)
-        conv.__class__ = cls
-        assert isinstance(conv, cls)
+        conv._pointwise = isinstance(conv, nn.Conv2d) and is_plain_pointwise(conv)
         conv._parent = (parent, norm)  # a tuple, so that the parent is not registered as a child
-        conv._pointwise = pointwise
-        return conv
+        conv.__class__ = cls
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _kernel(self, weight: Tensor, bias: Tensor | None, dim: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Kernel and bias, with the norm's scale and shift where it leaves them to the convolution."""
         parent, name = self._parent
         norm = getattr(parent, name)
         # Any other module there, a SyncBatchNorm say, normalises by itself.
         if isinstance(norm, FoldedBatchNorm2d | FoldedBatchNormAct2d) and not norm.training:
-            weight, bias = folded(weight, norm)
+            return folded(weight, norm, dim)
+        return weight, bias
+
+
+class NormalisedConv2d(_Normalised, nn.Conv2d):
+    """See :class:`_Normalised`."""
+
+    _pointwise: bool
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        weight, bias = self._kernel(weight, bias)
         if self._pointwise:
             return convolve_pointwise(input, weight, bias, (self.stride[0], self.stride[1]))
         return super()._conv_forward(input, weight, bias)
+
+
+class NormalisedConvTranspose2d(_Normalised, nn.ConvTranspose2d):
+    """See :class:`_Normalised`; one without padding, groups or dilation."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Convolve, transposed; the size follows from the input's."""
+        weight, bias = self._kernel(self.weight, self.bias, dim=1)
+        return functional.conv_transpose2d(input, weight, bias, self.stride)
+
+
+NORMALISED: dict[type, Any] = {nn.Conv2d: NormalisedConv2d, nn.ConvTranspose2d: NormalisedConvTranspose2d}
 
 
 def fold_batch_norms(model: nn.Module) -> None:
@@ -99,14 +122,15 @@ def fold_batch_norms(model: nn.Module) -> None:
     All norms, folded or not, have exact statistics in training mode afterwards.
     """
     for parent in list(model.modules()):
-        for conv_name, norm_name in PAIRS.get(type(parent), ()):
+        names = [name for name, _ in parent.named_children()] if type(parent) is nn.Sequential else []
+        for conv_name, norm_name in PAIRS.get(type(parent), pairwise(names)):
             conv: Any = getattr(parent, conv_name, None)
             norm: Any = getattr(parent, norm_name, None)
             if type(norm) not in FOLDED or not norm.affine:
                 continue
-            if type(conv) is nn.Conv2d and conv.bias is None:
+            if type(conv) in NORMALISED and conv.bias is None:
                 norm.__class__ = FOLDED[type(norm)]
-                NormalisedConv2d.of(conv, parent, norm_name)
+                NORMALISED[type(conv)].of(conv, parent, norm_name)
     for module in model.modules():
         if type(module) in EXACT:
             module.__class__ = EXACT[type(module)]

@@ -20,8 +20,8 @@ from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.trainer.states import TrainerFn
 
-from cmt_aqr.checks import is_count, is_number
-from cmt_aqr.errors import SettingError, UserError
+from cmt_aqr.checks import require_above_zero, require_count, require_folder
+from cmt_aqr.errors import UserError
 from cmt_aqr.file_kinds import is_safetensors, other_file
 from cmt_aqr.files import written_at_once
 from cmt_aqr.runs.loops import complete_epoch, expect_evaluation
@@ -202,7 +202,7 @@ class Checkpoints(Checkpoint):
         signals: those that end the run or ask for a checkpoint; ``None``: nobody listens.
 
     Raises:
-        SettingError: for intervals below 1, or no time above 0.
+        SettingError: for no folder, intervals below 1, or no time above 0.
     """
 
     def __init__(
@@ -213,11 +213,12 @@ class Checkpoints(Checkpoint):
         every_n_steps: int | None = None,
         every_n_minutes: float | None = None,
     ) -> None:
-        for name, value in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
-            if not (is_count(value) or (value is None and name != "every_n_epochs")):
-                raise SettingError(f"callbacks.checkpoint.{name}={value}: must be a whole number of 1 or more")
-        if every_n_minutes is not None and not (is_number(every_n_minutes) and every_n_minutes > 0):
-            raise SettingError(f"callbacks.checkpoint.every_n_minutes={every_n_minutes}: must be a number above 0")
+        require_folder("folder", folder)
+        require_count("every_n_epochs", every_n_epochs)
+        if every_n_steps is not None:
+            require_count("every_n_steps", every_n_steps)
+        if every_n_minutes is not None:
+            require_above_zero("every_n_minutes", every_n_minutes)
         self.last = Path(folder) / LAST
         self.best = Path(folder) / BEST
         self.monitor = monitor

@@ -14,35 +14,71 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from cmt_aqr.checks import is_count, is_whole, require, require_number, require_whole
 from cmt_aqr.constants import CLASSES
-from cmt_aqr.errors import UserError
+from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.runs.saved import current_names, override_keys
 
 
 def build(config: DictConfig | None, **arguments: Any) -> Any:
     """Instantiate a configuration; a refused value becomes a :class:`UserError` with the refusal's sentence.
 
+    A :class:`SettingError` names a parameter of a constructor; here, and only here, the configuration's key gets
+    in front.
+
     Args:
         config: with ``_target_``; ``None`` makes ``None``.
         **arguments: of the constructor, besides.
     """
+    # Before Hydra resolves interpolations, also those of other parts that this one is interpolated from.
+    written = None if config is None else OmegaConf.to_container(config._get_root(), resolve=False)
     try:
         return hydra.utils.instantiate(_current(config), **arguments)
     except InstantiationException as error:
-        told = _told(error)
+        told = _told(error, written)
         if told is None:
             raise
         raise UserError(told) from error
 
 
-def _told(error: InstantiationException) -> str | None:
+def in_terms_of_keys(said: str, place: str, written: Any = None) -> str:
+    """A constructor's sentence with the configuration's key in front of the parameter that it begins with.
+
+    Args:
+        said: as in ``heads=3: must be ...``; one that begins with no parameter gets the part's key in front.
+        place: key of the part that was built, as in ``model.network.decoder``; empty where it has none.
+        written: the configuration, not resolved: where ``model.network.decoder.heads`` is ``${model.heads}``, the
+            key is ``model.heads``.
+    """
+    named = re.match(r"\w+(?=[=:.\[])", said)
+    if not place:
+        return said
+    if named is None:
+        return f"{_source(written, place)}: {said}"
+    return _source(written, f"{place}.{named[0]}") + said[named.end() :]
+
+
+def _source(written: Any, key: str) -> str:
+    """The key that a key's value is interpolated from, or the key itself."""
+    names, node = key.split("."), written
+    for depth, name in enumerate(names, 1):
+        node = node.get(name) if isinstance(node, dict) else None
+        other = re.fullmatch(r"\$\{(\w[\w.]*)\}", node) if isinstance(node, str) else None
+        if other is not None:
+            return _source(written, ".".join((other[1], *names[depth:])))
+    return key
+
+
+def _told(error: InstantiationException, written: Any) -> str | None:
     """The sentence about a class that could not be built, where the settings are to blame; else ``None``."""
     cause = error.__cause__
     said = " ".join(str(cause).split())
-    if isinstance(cause, UserError):
-        return said
     at = re.search(r"full_key: (\S+)", str(error))
     key = at[1] if at else ""
+    if isinstance(cause, SettingError):
+        return in_terms_of_keys(said, key, written)
+    if isinstance(cause, UserError):
+        return said
     place = f"{key}." if key else ""
     absent = re.search(r"Error locating target '([^']+)'", str(error))
     if absent is not None:
@@ -87,13 +123,21 @@ def build_data(config: DictConfig, evaluating: bool = False) -> Any:
     """
     train_fault, eval_fault = (build(config.get(group)) for group in ("fault", "eval_fault"))
     damage = OmegaConf.select(config, "data.damage")
-    return build(
+    data = build(
         config.data,
         train_fault=train_fault,
         eval_fault=eval_fault,
         evaluating=evaluating,
         damage=_reads_damage(config) if damage is None else damage,
     )
+    for group, fault in (("fault", train_fault), ("eval_fault", eval_fault)):
+        _check_strikes(group, fault, {"cameras": data.cameras, "LiDAR": data.lidar})
+    if data.half_size_images and getattr(eval_fault, "whole_images", False):
+        raise UserError(
+            "data.half_size_images=true with eval_fault=: this failure of the cameras is defined in pixels of "
+            "whole images; give data.half_size_images=false"
+        )
+    return data
 
 
 def _signal_weight(config: DictConfig) -> float:
@@ -103,6 +147,16 @@ def _signal_weight(config: DictConfig) -> float:
 def _reads_damage(config: DictConfig) -> bool:
     """Whether AQR learns from what faults broke, or is told."""
     return bool(_signal_weight(config)) or OmegaConf.select(config, "aqr.beta", default=None) == "oracle"
+
+
+def _check_strikes(group: str, fault: Any, read: Mapping[str, bool]) -> None:
+    """Refuse a fault that no sensor that is read can have."""
+    names = {"camera": "cameras", "lidar": "LiDAR"}
+    strikes = [names[sensor] for sensor in getattr(fault, "strikes", names)]
+    if fault is not None and strikes and not any(read[sensor] for sensor in strikes):
+        raise UserError(
+            f"{group}: it strikes the {strikes[0]} alone, which this model does not read; drop {group}="
+        )
 
 
 def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: bool = False) -> None:
@@ -137,7 +191,7 @@ def _check_read(group: str, config: DictConfig, part: Any, overrides: Sequence[s
     for key in override_keys(overrides):
         name = key.removeprefix(f"{group}.")
         if key != name and name in unread:
-            raise UserError(f"{key}={config[name]} has no effect with {unread[name]}: drop one of them")
+            raise UserError(f"{key}={config[name]} has no effect with {group}.{unread[name]}: drop one of them")
 
 
 def _check_callbacks(callbacks: Mapping[str, Any] | None) -> None:
@@ -168,36 +222,31 @@ def clamp_given(overrides: Sequence[str]) -> bool:
 
 _LOWEST = {
     "seed": 0,
-    "data.batch_size": 1,
-    "data.num_workers": 0,
     "evaluation.max_detections": 1,
     "trainer.accumulate_grad_batches": 1,
     "trainer.check_val_every_n_epoch": 1,
     "trainer.log_every_n_steps": 1,
     "model.layers": 1,
     "model.queries": 1,
-    "training.denoising.groups": 0,
 }
 """Whole numbers, and the lowest that each may be."""
 
 
 def _check_numbers(config: DictConfig) -> None:
     size = OmegaConf.select(config, "model.image_size")
-    if not (isinstance(size, Sequence) and len(size) == 2 and all(_is_whole(side) and side > 0 for side in size)):
-        raise UserError(f"model.image_size={size}: must be height and width in whole pixels, as in [320,800]")
+    sides = isinstance(size, Sequence) and len(size) == 2 and all(is_count(side) for side in size)
+    require(sides, "model.image_size", size, "height and width in whole pixels, as in [320,800]")
     for key, least in _LOWEST.items():
         value = OmegaConf.select(config, key)
         if value is None and key == "trainer.check_val_every_n_epoch":
             continue  # Lightning then evaluates by steps: +trainer.val_check_interval
-        if not _is_whole(value) or value < least:
-            raise UserError(f"{key}={value}: must be a whole number of {least} or more")
+        require_whole(key, value, least)
     threshold = OmegaConf.select(config, "evaluation.score_threshold", default=0.0)
-    if not isinstance(threshold, int | float) or not 0 <= threshold < 1:
-        raise UserError(f"evaluation.score_threshold={threshold}: must be a number of 0 or more and below 1")
+    require_number("evaluation.score_threshold", threshold, 0, below=1)
     epochs, steps = config.trainer.max_epochs, config.trainer.max_steps
     for key, value in (("trainer.max_epochs", epochs), ("trainer.max_steps", steps)):
-        if not (_is_whole(value) and value >= -1) and not (key == "trainer.max_epochs" and value is None):
-            raise UserError(f"{key}={value}: must be a whole number, or -1 for no limit")
+        fits = is_whole(value, -1) or (key == "trainer.max_epochs" and value is None)
+        require(fits, key, value, "a whole number, or -1 for no limit")
     if epochs in (None, -1) and steps == -1:
         raise UserError(f"trainer.max_epochs={epochs} and trainer.max_steps={steps}: one must set an end")
 
@@ -229,10 +278,6 @@ def _check_packages(config: DictConfig) -> None:
                 f"logger={package}: the package {package} is not installed; "
                 f"pip install -c constraints.txt -e '.[{package}]' adds it"
             )
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 _PRECISIONS = {

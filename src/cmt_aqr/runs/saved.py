@@ -16,6 +16,9 @@ _LINK = re.compile(r"\$\{(?:oc\.select:)?(\w[\w.]*)(?:,[^}]*)?\}")
 _ONCE_BUILT_BY_HAND = ("optimizer", "lr_mult", "training.denoising")
 """Groups that old checkpoints hold without the name of what to build from them."""
 
+_ONCE_MADE = {"scenes": 10, "seed": 0}
+"""``data.make`` of old checkpoints, then the default: nobody asked for data to be drawn at any ``data.root``."""
+
 _BEFORE = (
     ("lightning.pytorch.", "pytorch_lightning."),
     ("lightning.Trainer", "pytorch_lightning.Trainer"),
@@ -30,8 +33,17 @@ _BEFORE = (
 
 
 def override_keys(overrides: Sequence[str]) -> list[str]:
-    """The keys and groups that command-line overrides name: ``+a.b=1`` is ``a.b``, ``~c`` is ``c``."""
-    return [item.lstrip("+~").split("=")[0].split("@")[0].replace("/", ".") for item in overrides]
+    """The keys and groups that command-line overrides name: ``+a.b=1`` is ``a.b``, ``~c`` is ``c``.
+
+    A group that is put somewhere else is named by that place: ``+eval_fault@conditions.fog=fog`` is
+    ``conditions.fog``.
+    """
+    keys = []
+    for item in overrides:
+        group, _, package = item.lstrip("+~").split("=")[0].partition("@")
+        place = package.rpartition(":")[2]
+        keys.append(group.replace("/", ".") if place in ("", "_global_", "_group_") else place)
+    return keys
 
 
 def below(key: str, names: Sequence[str]) -> bool:
@@ -66,6 +78,8 @@ def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Se
         if own is None or _at(plain, key) is None:
             continue
         OmegaConf.update(config, key, {**_built_as(_at(plain, key)), **own}, merge=False)
+    if _at(saved, "data.make") == _ONCE_MADE:
+        OmegaConf.update(config, "data.make", dict.fromkeys(_ONCE_MADE), merge=False)
     # weights= started the run that the checkpoint resumes; it must not be loaded again.
     for key in ["ckpt_path", "weights", "name", *keys]:
         OmegaConf.update(config, key, _at(plain, key), merge=False, force_add=True)

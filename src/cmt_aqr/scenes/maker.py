@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from cmt_aqr.checks import require_count, require_flag, require_folder
 from cmt_aqr.constants import CAMERAS, CLASSES, LIDAR
 from cmt_aqr.errors import SettingError
 from cmt_aqr.files import check_folder
@@ -82,13 +83,11 @@ def make_dataset(
         image_width=image_width,
         jpeg_quality=jpeg_quality,
     )
-    if workers is not None and (type(workers) is not int or workers < 1):
-        raise SettingError(f"workers={workers}: must be an integer from 1 on, or null for one per core")
-    for name, value in (("overwrite", overwrite), ("progress", progress)):
-        if not isinstance(value, bool):
-            raise SettingError(f"{name}={value}: must be true or false")
-    if not isinstance(out, str | Path) or not str(out):
-        raise SettingError(f"out={out}: must be the path of a folder")
+    if workers is not None:
+        require_count("workers", workers)
+    require_flag("overwrite", overwrite)
+    require_flag("progress", progress)
+    require_folder("out", out)
     out = Path(out).resolve()
     _check_target(out, overwrite)
     check_folder("out", out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cmt_aqr.errors import SettingError
+from cmt_aqr.checks import is_whole, require, require_number, require_whole
 
 GENERATOR_VERSION = 1
 """Raised whenever the same settings would give other data."""
@@ -48,22 +48,18 @@ class Settings:
     jpeg_quality: int = 90
 
     def __post_init__(self) -> None:
-        self._check_integer("scenes", 2, MOST_SCENES)
-        self._check_integer("seed", 0, 2**63 - 1)
-        self._check_integer("samples_per_scene", 2, 80)
-        self._check_integer("sweep_rate", KEYFRAME_RATE, 20, KEYFRAME_RATE)
-        self._check_integer("image_width", 160, 1600, ASPECT[0])
-        self._check_integer("jpeg_quality", 30, 100)
-        resolution = self.azimuth_resolution
-        number = isinstance(resolution, int | float) and not isinstance(resolution, bool)
-        if not number or not 0.1 <= resolution <= 4:
-            raise SettingError(f"azimuth_resolution={resolution}: must be a number of degrees from 0.1 to 4")
-
-    def _check_integer(self, name: str, low: int, high: int, multiple: int = 1) -> None:
-        value = getattr(self, name)
-        if type(value) is not int or not low <= value <= high or value % multiple:
-            kind = "an integer" if multiple == 1 else f"a multiple of {multiple}"
-            raise SettingError(f"{name}={value}: must be {kind} from {low} to {high}")
+        require_whole("scenes", self.scenes, 2, MOST_SCENES)
+        require_whole("seed", self.seed, 0, 2**63 - 1)
+        require_whole("samples_per_scene", self.samples_per_scene, 2, 80)
+        require_whole("jpeg_quality", self.jpeg_quality, 30, 100)
+        for name, low, high, unit in (
+            ("sweep_rate", KEYFRAME_RATE, 20, KEYFRAME_RATE),
+            ("image_width", 160, 1600, ASPECT[0]),
+        ):
+            value = getattr(self, name)
+            fits = is_whole(value, low, high) and value % unit == 0
+            require(fits, name, value, f"a multiple of {unit} from {low} to {high}")
+        require_number("azimuth_resolution", self.azimuth_resolution, 0.1, 4)
 
     @property
     def image_size(self) -> tuple[int, int]:

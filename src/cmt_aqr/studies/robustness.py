@@ -195,7 +195,11 @@ def _condition(suite: str, name: str, fault: DictConfig, severity: int) -> Condi
         fault.severity = severity
     written_out: Any = OmegaConf.to_container(fault, resolve=True)
     condition = Condition(suite, name, severity, written_out)
-    if not condition.strikes:
+    try:
+        strikes = condition.strikes
+    except UserError as error:
+        raise UserError(f"conditions.{suite}.{name}: {error}") from error
+    if not strikes:
         raise UserError(f"conditions.{suite}.{name}: has no fault; drop it with conditions.{suite}.{name}=null")
     return condition
 

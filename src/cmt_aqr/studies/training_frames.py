@@ -17,6 +17,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from cmt_aqr.checks import require_whole
 from cmt_aqr.constants import CAMERAS, CLASSES
 from cmt_aqr.data.database import ObjectDatabase, read_description
 from cmt_aqr.data.datamodule import NuScenesDataModule
@@ -84,9 +85,7 @@ def show_frames(config: DictConfig, folder: Path) -> Path:
         UserError: a value cannot be, or the data cannot be read.
     """
     for key, least, most in (("count", 1, 100), ("epoch", 0, 10**6), ("dpi", 20, 600)):
-        value = config[key]
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise UserError(f"{key}={value}: must be a whole number from {least} to {most}")
+        require_whole(key, config[key], least, most)
     out = folder if config.out is None else Path(config.out)
     check_folder("out", out)
     data: NuScenesDataModule = build_data(config)

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
+from cmt_aqr.checks import is_whole, require_fraction, require_whole
 from cmt_aqr.data.augmentation import ImageProcessing, apply_transforms
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.datamodule import NuScenesDataModule
@@ -60,18 +61,14 @@ class PictureSettings:
         chosen: list[Any] | None = frames if isinstance(frames, list | None) else [frames]
         if chosen is not None and (not chosen or any(not _is_frame(frame) for frame in chosen)):
             raise UserError(f"frames={frames}: must be numbers from 0 or sample tokens, as in 'frames=[0,5]'")
-        score = config.min_score
-        if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1:
-            raise UserError(f"min_score={score}: must be a number from 0 to 1")
-        dpi = config.dpi
-        if not isinstance(dpi, int) or not 20 <= dpi <= 600:
-            raise UserError(f"dpi={dpi}: must be a whole number from 20 to 600")
+        score = require_fraction("min_score", config.min_score)
+        require_whole("dpi", config.dpi, 20, 600)
         out = folder if config.out is None else Path(config.out)
-        return cls(None if chosen is None else tuple(chosen), config.split, float(score), dpi, out)
+        return cls(None if chosen is None else tuple(chosen), config.split, score, config.dpi, out)
 
 
 def _is_frame(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+    return isinstance(value, str) or is_whole(value)
 
 
 def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence[str] = ()) -> list[Path]:

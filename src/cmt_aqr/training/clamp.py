@@ -8,8 +8,8 @@ from typing import Any
 import pytorch_lightning as pl
 
 from cmt_aqr.aqr import AQR, Renderer
-from cmt_aqr.checks import is_number
-from cmt_aqr.errors import SettingError
+from cmt_aqr.checks import require_above_zero, require_choice
+from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.training.module import DetectorModule
 
 
@@ -31,14 +31,11 @@ class ClampSchedule(pl.Callback):
 
     def __init__(self, milestones: Mapping[int, float] | None = None, mode: str = "step") -> None:
         if not isinstance(milestones or {}, Mapping):
-            raise SettingError(
-                f"clamp_schedule.milestones={milestones}: must be clamps by epoch, as in {{0:2.5,6:2.0}}"
-            )
+            raise SettingError(f"milestones={milestones}: must be clamps by epoch, as in {{0:2.5,6:2.0}}")
         self.milestones = _checked(milestones or {})
+        require_choice("mode", mode, ("step", "linear"))
         self.mode = mode
         self._current: float | None = None
-        if mode not in ("step", "linear"):
-            raise SettingError(f"clamp_schedule.mode={mode}: must be step or linear")
 
     def value_at(self, epoch: int) -> float | None:
         """The clamp in an epoch, or ``None`` where there are no milestones."""
@@ -54,7 +51,7 @@ class ClampSchedule(pl.Callback):
 
     def unread(self) -> dict[str, str]:
         """Settings that have no effect, and the setting because of which."""
-        return {} if self.milestones else {"mode": "clamp_schedule.milestones=null"}
+        return {} if self.milestones else {"mode": "milestones=null"}
 
     def set_for(self, module: pl.LightningModule, epoch: int) -> None:
         """Set the clamp of an epoch; without milestones the renderer's own stays."""
@@ -65,7 +62,7 @@ class ClampSchedule(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse a schedule without anything to clamp."""
         if self.milestones and renderer_of(pl_module) is None:
-            raise SettingError("clamp_schedule has milestones but this aqr= has nothing to clamp: drop one")
+            raise UserError("clamp_schedule has milestones but this aqr= has nothing to clamp: drop one")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the clamp of the epoch that a run is resumed in: within an epoch, none starts."""
@@ -101,13 +98,11 @@ def _checked(milestones: Mapping[Any, Any]) -> dict[int, float]:
     whole = all(isinstance(epoch, int) and not isinstance(epoch, bool) for epoch in epochs)
     if not whole or (epochs and (epochs[0] != 0 or epochs != sorted(set(epochs)))):
         raise SettingError(
-            f"clamp_schedule.milestones={dict(milestones)}: epochs must be whole numbers, begin at 0 and "
-            "increase; all of them are given at once, as in clamp_schedule.milestones={0:2.5,6:2.0}"
+            f"milestones={dict(milestones)}: epochs must be whole numbers, begin at 0 and "
+            "increase; all of them are given at once, as in {0:2.5,6:2.0}"
         )
     for epoch, value in zip(epochs, milestones.values(), strict=True):
-        if not (is_number(value) and value > 0):
-            shown = "null" if value is None else value
-            raise SettingError(f"clamp_schedule.milestones[{epoch}]={shown}: a clamp must be a number above 0")
+        require_above_zero(f"milestones[{epoch}]", value)
     return {epoch: float(value) for epoch, value in zip(epochs, milestones.values(), strict=True)}
 
 

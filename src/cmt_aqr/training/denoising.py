@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmt_aqr.errors import SettingError
+from cmt_aqr.checks import require_whole
 from cmt_aqr.geometry import to_unit
 from cmt_aqr.structures import Batch, DenoisingQueries, TensorStructure, sample_index
 
@@ -51,8 +51,7 @@ class Denoising:
     classes: int = 10
 
     def __post_init__(self) -> None:
-        if self.groups < 0:
-            raise SettingError(f"training.denoising.groups={self.groups}: must be 0 (none) or more")
+        require_whole("groups", self.groups)
 
     def __call__(
         self,

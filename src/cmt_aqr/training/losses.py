@@ -9,9 +9,10 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import sigmoid_focal_loss
 
-from cmt_aqr.checks import is_number, require
-from cmt_aqr.errors import SettingError
+from cmt_aqr.checks import require_number
+from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import encode_boxes
 from cmt_aqr.outputs import Predictions, QueryOutputs
 from cmt_aqr.structures import Batch
@@ -36,12 +37,8 @@ def sigmoid_focal(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: fl
     Returns:
         (..., class).
     """
-    classes = logits.shape[-1]
-    target = functional.one_hot(labels, classes + 1)[..., :classes].to(logits.dtype)
-    probability = logits.sigmoid()
-    missing = (1 - probability) * target + probability * (1 - target)
-    weight = (alpha * target + (1 - alpha) * (1 - target)) * missing**gamma
-    return weight * functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    target = functional.one_hot(labels, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
+    return sigmoid_focal_loss(logits, target, alpha, gamma)
 
 
 def normalisers(counts: Sequence[float], device: torch.device) -> Tensor:
@@ -110,12 +107,7 @@ class Criterion(nn.Module):
         self.denoising_weight = denoising_weight
         self.classes = classes
         self.background_above = background_above
-        require(
-            is_number(signal_weight) and signal_weight >= 0,
-            "training.criterion.signal_weight",
-            signal_weight,
-            "a number of 0 or more",
-        )
+        require_number("signal_weight", signal_weight, 0)
         self.signal_weight = signal_weight
         self.register_buffer("code_weights", torch.tensor(list(code_weights)), persistent=False)
 
@@ -196,11 +188,11 @@ def signal_loss(predictions: Predictions) -> Tensor:
     """Mean binary cross entropy between what AQR said and what the damage says it should have.
 
     Raises:
-        SettingError: there is no AQR, or the damage is not known.
+        UserError: there is no AQR, or the damage is not known.
     """
     signal = None if predictions.aqr is None else predictions.aqr.signal
     if signal is None:
-        raise SettingError(
+        raise UserError(
             "training.criterion.signal_weight tells AQR what faults broke: give data.damage=true and an aqr=, or "
             "set it to 0"
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cmt_aqr.aqr import AQR, AttentionBias
 from cmt_aqr.aqr.statistics import bias_statistics, detection_of_damage, output_statistics, used_weights
-from cmt_aqr.checks import require_above_zero, require_count
+from cmt_aqr.checks import require_above_zero, require_count, require_folder
 from cmt_aqr.files import write_json
 from cmt_aqr.outputs import BiasOutput, aqr_output
 from cmt_aqr.runs.console import console
@@ -143,10 +143,11 @@ class AQRMonitor(pl.Callback):
         max_over_mean_limit: float | None = 100.0,
         histogram_bins: int = 50,
     ) -> None:
-        require_count("callbacks.aqr_monitor.every_n_steps", every_n_steps)
-        require_count("callbacks.aqr_monitor.histogram_bins", histogram_bins)
+        require_folder("folder", folder)
+        require_count("every_n_steps", every_n_steps)
+        require_count("histogram_bins", histogram_bins)
         if max_over_mean_limit is not None:
-            require_above_zero("callbacks.aqr_monitor.max_over_mean_limit", max_over_mean_limit)
+            require_above_zero("max_over_mean_limit", max_over_mean_limit)
         self.path = Path(folder) / FILE
         self.every_n_steps = every_n_steps
         self.max_over_mean_limit = max_over_mean_limit

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from cmt_aqr.checks import is_number, require, require_count
+from cmt_aqr.checks import is_number, require, require_choice, require_count, require_number
 from cmt_aqr.errors import SettingError
 
 MODULES: dict[str, tuple[str, ...]] = {
@@ -53,12 +53,12 @@ class Multipliers:
     weight_decay: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for kind, values in (("lr_mult", self.lr), ("lr_mult.weight_decay", self.weight_decay)):
+        for kind, values in (("", self.lr), ("weight_decay.", self.weight_decay)):
             for name, value in values.items():
                 if name not in MODULES:
-                    raise SettingError(f"{kind}.{name}={value}: no such module; choose from {', '.join(MODULES)}")
-                if not (is_number(value) and value >= 0):
-                    raise SettingError(f"{kind}.{name}={value}: must be a number of 0 (frozen) or more")
+                    raise SettingError(f"{kind}{name}={value}: no such module; choose from {', '.join(MODULES)}")
+                fits = is_number(value) and value >= 0
+                require(fits, f"{kind}{name}", value, "a number of 0 (frozen) or more")
 
     def frozen(self) -> set[str]:
         """Names of the modules that do not learn."""
@@ -116,24 +116,20 @@ class OptimizerSettings:
     lowest_beta: float = 0.8052632
 
     def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay", "peak", "final", "warmup", "lowest_beta"):
-            require(is_number(getattr(self, name)), f"optimizer.{name}", getattr(self, name), "a number")
+        for name in ("peak", "final", "lowest_beta"):
+            require_number(name, getattr(self, name))
         if self.lr_for_batch is not None:
-            require_count("optimizer.lr_for_batch", self.lr_for_batch)
-        if not 0 < self.lr < 1:
-            raise SettingError(f"optimizer.lr={self.lr}: must be above 0 and below 1")
-        if self.weight_decay < 0:
-            raise SettingError(f"optimizer.weight_decay={self.weight_decay}: must be 0 or more")
-        if self.schedule not in ("one_cycle", "constant"):
-            raise SettingError(f"optimizer.schedule={self.schedule}: must be one_cycle or constant")
-        if not 0 <= self.warmup < 1:
-            raise SettingError(f"optimizer.warmup={self.warmup}: must be in [0, 1)")
+            require_count("lr_for_batch", self.lr_for_batch)
+        require_number("lr", self.lr, above=0, below=1)
+        require_number("weight_decay", self.weight_decay, 0)
+        require_number("warmup", self.warmup, 0, below=1)
+        require_choice("schedule", self.schedule, ("one_cycle", "constant"))
 
     def unread(self) -> dict[str, str]:
         """Settings that have no effect, and the setting because of which."""
         if self.schedule == "one_cycle":
             return {}
-        return dict.fromkeys(("peak", "final", "lowest_beta"), f"optimizer.schedule={self.schedule}")
+        return dict.fromkeys(("peak", "final", "lowest_beta"), f"schedule={self.schedule}")
 
     def scaled_lr(self, samples: int) -> float:
         """Learning rate for this many samples per step: in proportion to ``lr_for_batch``, if given."""

@@ -40,7 +40,7 @@ class RunPlan(pl.Callback):
     """
 
     def __init__(self, steps: int = 50) -> None:
-        require_count("callbacks.plan.steps", steps)
+        require_count("steps", steps)
         self.steps = steps
         self._first: int | None = None
         self._since = 0.0

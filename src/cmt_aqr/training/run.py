@@ -18,14 +18,14 @@ from cmt_aqr.aqr import AQR
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.tables import is_annotated
-from cmt_aqr.errors import UserError
+from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.table import metrics_table, write_metrics, write_metrics_csv
 from cmt_aqr.files import remove_partial
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.image import ImageBranch
 from cmt_aqr.runs.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
-from cmt_aqr.runs.configuration import build, build_data
+from cmt_aqr.runs.configuration import build, build_data, in_terms_of_keys
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.curves import CurveLogger
 from cmt_aqr.runs.loggers import build_loggers
@@ -234,7 +234,10 @@ def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
     if isinstance(model.image, ImageBranch):
         rows, columns = (math.ceil(side / model.image.stride) for side in image_size)
         images = (len(CAMERAS), rows, columns)
-    model.aqr.renderer.check_shapes(bev, images)
+    try:
+        model.aqr.renderer.check_shapes(bev, images)
+    except SettingError as error:
+        raise UserError(in_terms_of_keys(str(error), "renderer")) from error
 
 
 def start_from_weights(config: DictConfig, module: DetectorModule) -> None:

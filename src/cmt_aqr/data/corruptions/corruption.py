@@ -9,8 +9,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.random import Generator
 
+from cmt_aqr.checks import require_whole
 from cmt_aqr.data.augmentation import Transform
-from cmt_aqr.errors import SettingError
 from cmt_aqr.structures import Frame
 
 Value = TypeVar("Value")
@@ -35,9 +35,7 @@ def of_severity(name: str, severity: int, values: Sequence[Value]) -> Value:
     Raises:
         SettingError: there is no such severity.
     """
-    if isinstance(severity, bool) or not isinstance(severity, int) or not 1 <= severity <= len(values):
-        allowed = ", ".join(str(number + 1) for number in range(len(values)))
-        raise SettingError(f"{name}: severity={severity} must be one of {allowed}")
+    require_whole("severity", severity, 1, len(values))
     return values[severity - 1]
 
 

@@ -6,11 +6,11 @@ nuScenes-R and to MIT BEVFusion's beam filter.
 
 from __future__ import annotations
 
+from cmt_aqr.checks import require_fraction, require_number
 from cmt_aqr.data.corruptions.corruption import Corruption
 from cmt_aqr.data.corruptions.lidar import EmptyBoxes, KeepElevations, KeepSector, ZeroPoints
 from cmt_aqr.data.corruptions.occlusion import Occluded
 from cmt_aqr.data.corruptions.pictures import BlackViews
-from cmt_aqr.data.faults import check_number
 
 _STEP, _TOP, _SHIFT = 0.023275, 0.1862, 0.012
 """Radians from beam to beam, elevation of the highest, and how far below it its interval begins."""
@@ -33,13 +33,13 @@ def lidar_drop() -> Corruption:
 
 def fov(degrees: float = 60.0) -> Corruption:
     """The LiDAR sees to ``degrees`` on either side of ahead."""
-    limit = check_number("degrees", degrees, 0, 180, open_low=True)
+    limit = require_number("degrees", degrees, above=0, high=180)
     return Corruption(f"mome/fov{limit:g}", lidar=KeepSector(limit))
 
 
 def object_failure(probability: float = 0.5) -> Corruption:
     """In a share of the frames, points in annotated boxes are lost. Needs annotations."""
-    return Corruption("mome/object_failure", lidar=EmptyBoxes(check_number("probability", probability, 0, 1)))
+    return Corruption("mome/object_failure", lidar=EmptyBoxes(require_fraction("probability", probability)))
 
 
 def view_drop() -> Corruption:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cmt_aqr.checks import require_fraction, require_number
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.corruptions.calibration import MovedCameras
 from cmt_aqr.data.corruptions.corruption import Corruption
@@ -14,7 +15,6 @@ from cmt_aqr.data.corruptions.lidar import EmptyBoxes, KeepSector
 from cmt_aqr.data.corruptions.occlusion import Occluded
 from cmt_aqr.data.corruptions.pictures import BlackViews
 from cmt_aqr.data.corruptions.times import Stuck
-from cmt_aqr.data.faults import check_number
 from cmt_aqr.errors import SettingError
 
 BURST = 4
@@ -23,7 +23,7 @@ BURST = 4
 
 def fov(degrees: float = 60.0) -> Corruption:
     """The LiDAR sees to ``degrees`` on either side of ahead: 90 or 60."""
-    limit = check_number("degrees", degrees, 0, 180, open_low=True)
+    limit = require_number("degrees", degrees, above=0, high=180)
     return Corruption(f"nuscenes_r/fov{limit:g}", lidar=KeepSector(limit))
 
 
@@ -43,16 +43,14 @@ def lens_occlusion(masks: str | None = None) -> Corruption:
 
 def object_failure(probability: float = 0.5) -> Corruption:
     """In a share of the frames, points in annotated boxes are lost. Needs annotations."""
-    return Corruption(
-        "nuscenes_r/object_failure", lidar=EmptyBoxes(check_number("probability", probability, 0, 1))
-    )
+    return Corruption("nuscenes_r/object_failure", lidar=EmptyBoxes(require_fraction("probability", probability)))
 
 
 def lidar_stuck(probability: float = 0.5, consecutive: bool = False) -> Corruption:
     """The LiDAR, with its sweeps, shows an earlier keyframe of the scene."""
     name = "nuscenes_r/lidar_stuck"
     return Corruption(
-        name, lidar=Stuck(name, check_number("probability", probability, 0, 1), BURST if consecutive else 1)
+        name, lidar=Stuck(name, require_fraction("probability", probability), BURST if consecutive else 1)
     )
 
 
@@ -62,7 +60,7 @@ def camera_stuck(probability: float = 0.5, consecutive: bool = False) -> Corrupt
     return Corruption(
         name,
         cameras=Stuck(
-            name, check_number("probability", probability, 0, 1), BURST if consecutive else 1, cameras=True
+            name, require_fraction("probability", probability), BURST if consecutive else 1, cameras=True
         ),
     )
 
