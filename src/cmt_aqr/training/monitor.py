@@ -268,8 +268,9 @@ class AQRMonitor(pl.Callback):
     def _log_histograms(self, logger: TensorBoardLogger, step: int) -> None:
         """Of the weights over [0, 1], of beta over what it reaches to either side of 0."""
         for name, on_device in self._values.items():
-            if len(on_device):
-                values = on_device.float().cpu()
+            values = on_device.float().cpu()
+            values = values[values.isfinite()]  # the loss' guard speaks of others
+            if len(values):
                 low, high = 0.0, 1.0
                 if name.startswith(BETA):
                     high = max(values.abs().max().item(), 1e-3)
