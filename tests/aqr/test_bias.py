@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmt_aqr.aqr import AttentionBias
-from cmt_aqr.aqr.statistics import bias_statistics, detection_of_damage
-from cmt_aqr.damage import IMAGE_CELLS, RINGS, SECTORS, Damage
+from cmt_aqr.aqr.statistics import beta_values, detection_of_damage, doubts, share_values, spread
 from cmt_aqr.errors import SettingError
 from cmt_aqr.ops.biased_attention import biased_attention
 from cmt_aqr.outputs import BiasOutput
@@ -17,8 +16,9 @@ from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.losses import SIGNAL
 from cmt_aqr.training.module import DetectorModule
+from cmt_aqr.weights import load_weights, to_official
 from tests.helpers.composed import composed
-from tests.helpers.small_detector import rig, small_batch, small_module
+from tests.helpers.small_detector import damaged, small_batch, small_module
 
 HEADS = "model.heads=2"  # of 16 channels
 BIAS = ("aqr=attention_bias", HEADS, "aqr.generator.feedforward_dims=32", "aqr.generator.bev_window=3")
@@ -82,22 +82,6 @@ def aqr_of(module: DetectorModule) -> AttentionBias:
     return module.model.aqr
 
 
-def damaged(batch: Batch, lidar: float = 1.0, camera: float = 0.0, half: bool = True) -> Batch:
-    """With damage: of the LiDAR (on the side of negative y with ``half``) and of all cameras."""
-    grid = torch.full((SECTORS, RINGS), lidar)
-    if half:
-        grid[SECTORS // 2 :] = 0
-    size = batch.size
-    scale = torch.tensor((1 / 160, 1 / 64, 1.0, 1.0))[:, None]
-    damage = Damage(
-        lidar=grid.flatten().expand(size, -1),
-        cameras=torch.full((size, 6, *IMAGE_CELLS), camera),
-        projection=(scale * rig()).expand(size, 6, 4, 4),
-        to_read=torch.eye(4).expand(size, 4, 4),
-    )
-    return batch.replace(damage=damage)
-
-
 def loaded(*overrides: str, other: DetectorModule) -> DetectorModule:
     module = small_module(*BIAS, *overrides)
     module.load_state_dict(other.state_dict(), strict=False)
@@ -112,6 +96,18 @@ def test_a_fresh_bias_is_cmt_to_the_last_bit(groups: str, health: bool) -> None:
     biased = loaded(f"aqr.groups={groups}", f"aqr.health={health}", factors, other=plain).eval()
     with torch.no_grad():
         expected, found = plain.model(batch).matching, biased.model(batch).matching
+    assert torch.equal(found.codes, expected.codes) and torch.equal(found.logits, expected.logits)
+
+
+@pytest.mark.parametrize("control", ["learned", "zero", "oracle", "shuffled"])
+def test_published_weights_start_it_as_cmt(control: str) -> None:
+    plain = small_module(*PLAIN, "model.network.image.backbone=resnet50").eval()
+    biased = small_module(*BIAS, f"aqr.beta={control}", "model.network.image.backbone=resnet50", seed=1).eval()
+    report = load_weights(biased.model, to_official(plain.model.state_dict()))
+    assert report.naming == "official" and report.fresh == ("aqr",) and not report.unexpected
+    batch = damaged(small_batch(1), lidar=0.0)
+    with torch.no_grad():
+        expected, found = (module.model(batch).matching for module in (plain, biased))
     assert torch.equal(found.codes, expected.codes) and torch.equal(found.logits, expected.logits)
 
 
@@ -259,7 +255,7 @@ def test_what_is_read_off_beta() -> None:
     seen = torch.tensor([True, False, False, False, False, False]).expand(1, 4, 6)
     beta = torch.tensor([[-2.0, -1.0, 0.0, 3.0]])[..., None]
     output = BiasOutput(beta, torch.ones(3, 1), lidar_lost=lost, camera_lost=camera, seen=seen)
-    numbers = bias_statistics(output)
+    numbers = spread(beta_values(output))
     assert {name: float(numbers[name]) for name in ("lidar_broken", "camera_broken", "whole", "min", "max")} == {
         "lidar_broken": -1.5,
         "camera_broken": 3.0,
@@ -267,14 +263,33 @@ def test_what_is_read_off_beta() -> None:
         "min": -2.0,
         "max": 3.0,
     }
-    assert {name: float(value) for name, value in detection_of_damage(output).items()} == {
+    assert {name: float(value) for name, value in detection_of_damage(doubts(output)).items()} == {
         "auc_lidar": 1.0,
         "auc_camera": 1.0,
     }
     certain = output.replace(beta=torch.tensor([[-19.0, -18.5, -18.0, 19.0]])[..., None])
     assert detection_of_damage(certain)["auc_lidar"] == 1.0  # though a sigmoid makes 1 of all of them
     padded = output.replace(beta=-beta, draws=torch.tensor([[True, True, True, False]]))
-    assert {name: float(value) for name, value in detection_of_damage(padded).items()} == {"auc_lidar": 0.0}
+    assert {name: float(value) for name, value in detection_of_damage(doubts(padded)).items()} == {
+        "auc_lidar": 0.0
+    }
+    assert set(beta_values(output.replace(lidar_lost=0 * lost))) == {"all", "camera_broken", "whole"}
+    share = torch.tensor([[0.0, 0.5, 1.0]])  # of the last three queries
+    assert {name: float(value) for name, value in spread(share_values(share, output)).items()} == {
+        "mean": 0.5,
+        "std": pytest.approx((1 / 6) ** 0.5),
+        "min": 0.0,
+        "max": 1.0,
+        "lidar_broken": 0.0,
+        "camera_broken": 1.0,
+        "whole": 0.5,
+    }
+
+
+def test_high_doubts_are_told_apart() -> None:
+    found = {"lidar": (torch.tensor([30.0, 40.0, 50.0]), torch.tensor([False, True, True]))}
+    assert float(detection_of_damage(found)["auc_lidar"]) == 1.0
+    assert detection_of_damage({"lidar": (torch.ones(2), torch.tensor([True, True]))}) == {}
 
 
 def test_an_oracle_without_damage_is_refused() -> None:

@@ -1,9 +1,11 @@
 """A small detector with everything that training needs, and batches of random data for it."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch.utils.data import DataLoader
 
+from cmt_aqr.damage import IMAGE_CELLS, RINGS, SECTORS, Damage
 from cmt_aqr.runs.configuration import build
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.module import DetectorModule
@@ -63,3 +65,25 @@ def rig() -> torch.Tensor:
     down = torch.stack((zero, zero, -one, zero), dim=-1)
     last = torch.stack((zero, zero, zero, one), dim=-1)
     return torch.stack((114 * right + 80 * forward, 114 * down + 32 * forward, forward, last), dim=1)
+
+
+def damaged(batch: Batch, lidar: float = 1.0, camera: float = 0.0, half: bool = True) -> Batch:
+    """With damage: of the LiDAR (on the side of negative y with ``half``) and of all cameras."""
+    grid = torch.full((SECTORS, RINGS), lidar)
+    if half:
+        grid[SECTORS // 2 :] = 0
+    size = batch.size
+    scale = torch.tensor((1 / 160, 1 / 64, 1.0, 1.0))[:, None]
+    damage = Damage(
+        lidar=grid.flatten().expand(size, -1),
+        cameras=torch.full((size, 6, *IMAGE_CELLS), camera),
+        projection=(scale * rig()).expand(size, 6, 4, 4),
+        to_read=torch.eye(4).expand(size, 4, 4),
+    )
+    return batch.replace(damage=damage)
+
+
+def damaged_frames(count: int) -> DataLoader[Batch]:
+    """Batches of one frame with three boxes, half of the LiDAR gone and a quarter of each image."""
+    batches = [damaged(small_batch(3, seed=number, truth_seed=number), camera=0.25) for number in range(count)]
+    return DataLoader(cast(Any, batches), batch_size=None)

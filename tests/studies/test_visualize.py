@@ -1,6 +1,8 @@
 """From a model and a frame to what is drawn of it."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.selection import frame_numbers
 from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import project_to_images
+from cmt_aqr.structures import Frame
+from cmt_aqr.studies.pictures import bev_picture, camera_picture
 from cmt_aqr.studies.visualize import PictureSettings, draw, make_scene
 from tests.helpers.small_data import datamodule, small_root
 from tests.helpers.small_detector import small_module
@@ -62,6 +66,40 @@ def test_pictures_of_each_kind_of_model(
         with Image.open(path) as picture:
             assert picture.width > 300 and picture.height > 200
             assert np.asarray(picture.convert("L")).std() > 10
+
+
+@pytest.mark.parametrize("groups", ["sensors", "views"])
+def test_what_queries_say_is_drawn_beside_what_is_broken(small_root: Path, tmp_path: Path, groups: str) -> None:
+    def blinded(frame: Frame, _: np.random.Generator) -> Frame:
+        """Without points on the right, and with one camera black."""
+        assert frame.images is not None
+        images = frame.images.clone()
+        images[2] = 0
+        return frame.replace(points=frame.points[frame.points[:, 0] < 0], images=images)
+
+    data = datamodule(small_root, tmp_path / "cache", eval_fault=blinded, damage=True)
+    data.prepare_data()
+    data.setup("validate")
+    module = small_module("aqr=attention_bias", f"aqr.groups={groups}").eval()
+    bias = cast(Any, module.model.aqr).beta_head.bias
+    torch.nn.init.constant_(bias, 3.0 if groups == "sensors" else -3.0)  # the LiDAR is preferred
+    said = make_scene(module, data, 1, min_score=0.0).beta
+    assert said is not None and said.cells is not None
+    looking = said.beta != 0
+    assert looking.any() and (said.beta[looking] > 2.9).all()
+    right = said.places[:, 0]
+    assert said.lost["LiDAR"][right > 6].min() > 0.9 and said.lost["LiDAR"][right < -6].max() < 0.1
+    assert said.cells[2].min() > 0.9 and said.cells[[0, 1, 3, 4, 5]].max() == 0
+    assert {float(value) for value in said.lost["cameras"].round()} == {0.0, 1.0}
+
+    plain = make_scene(module, prepared(small_root, tmp_path / "cache"), 1, min_score=0.0)
+    assert plain.beta is not None and not plain.beta.lost and plain.beta.cells is None
+    shown = make_scene(module, data, 1, min_score=0.0)
+    assert [len(bev_picture(one).axes) for one in (plain, shown)] == [2, 6]  # each with its colours
+    one, other = (camera_picture(replace(shown, beta=replace(said, cells=cells))) for cells in (None, said.cells))
+    assert [len(axis.images) for axis in one.axes] == [1] * 6 and [len(axis.images) for axis in other.axes] == [
+        2
+    ] * 6
 
 
 def test_images_as_stored_lie_under_the_pixels_of_the_network(small_root: Path, tmp_path: Path) -> None:

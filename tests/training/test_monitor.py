@@ -18,11 +18,13 @@ from cmt_aqr.aqr.statistics import output_statistics
 from cmt_aqr.outputs import AQROutput
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.module import DetectorModule
-from cmt_aqr.training.monitor import AQRMonitor, Summary
+from cmt_aqr.training.monitor import AQRMonitor
+from cmt_aqr.training.watched import Summary
 from tests.helpers.ran import from_json, logged
-from tests.helpers.small_detector import small_batch, small_module
+from tests.helpers.small_detector import damaged_frames, small_batch, small_module
 from tests.helpers.trainers import quiet_trainer
 
+BIAS = ("aqr=attention_bias", "model.heads=2", "training.criterion.signal_weight=1")
 KEYS = {"mean", "std", "min", "max", "max_over_mean", "clamped", "drawn", "relative_change"}
 
 
@@ -66,9 +68,10 @@ def test_a_fit_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert logged(tmp_path, f"aqr/{key}")[0] == pytest.approx(value.item(), rel=1e-6), key
 
     written = from_json(tmp_path / "map_statistics.json")
-    assert set(written) == {"bev", "camera"}
+    assert set(written) == {"bev", "camera", "attention"}
+    assert 0 < written["attention"]["mean"] < 1
     for name, values in written.items():
-        assert set(values) >= KEYS
+        assert set(values) >= KEYS if name != "attention" else set(values) == {"mean", "std", "min", "max"}
         for key, value in values.items():
             looks = logged(tmp_path, f"aqr/{name}/{key}").values()
             one = {"max": max, "min": min}.get(key.split("_")[0], lambda items: sum(items) / len(items))
@@ -256,6 +259,29 @@ def test_maps_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert written["camera"]["max"] == pytest.approx(max(one.max().item() for one in drawn), rel=1e-5)
     assert written["camera"]["mean"] == pytest.approx(sum(one.mean().item() for one in drawn) / 2, rel=1e-5)
     assert list(logged(tmp_path, "aqr/val/camera/mean").values()) == [pytest.approx(written["camera"]["mean"])]
+
+
+@pytest.mark.parametrize(("form", "of"), [(("aqr.stop_gradient=true",), "weights"), (BIAS, "beta")])
+def test_an_evaluation_finds_damage_over_all_its_batches(
+    form: tuple[str, ...], of: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = small_module(*form, metric=NoMetric()).eval()
+    if of == "beta":
+        torch.nn.init.normal_(cast(Any, module.model.aqr).beta_head.weight)
+    monitor = AQRMonitor(tmp_path, every_n_steps=3)
+    trainer = quiet_trainer(logger=CSVLogger(tmp_path, "csv", ""), callbacks=[monitor])
+    trainer.validate(module, damaged_frames(3), verbose=False)
+    said, broken = [], []
+    for batch in damaged_frames(3):
+        with torch.no_grad():
+            output = cast(Any, module.model(batch).aqr)
+        sees = torch.ones_like(output.lidar_lost, dtype=torch.bool) if of == "beta" else output.bev_seen
+        said.append((output.beta if of == "beta" else output.weights)[..., 0][sees])
+        broken.append(output.lidar_lost[sees] > 0.5)
+    high, low = torch.cat(said)[~torch.cat(broken)], torch.cat(said)[torch.cat(broken)]
+    expected = (high[:, None] > low).float().mean().item()  # pairs in order; there are no ties
+    assert list(logged(tmp_path, f"aqr/val/{of}/auc_lidar").values()) == [pytest.approx(expected, abs=1e-6)]
+    assert f"{expected:.4g}" in capsys.readouterr().out
 
 
 def test_an_evaluation_within_training_is_logged_beside_it(tmp_path: Path) -> None:

@@ -99,48 +99,77 @@ BROKEN = 0.5
 
 
 @torch.no_grad()
-def bias_statistics(output: BiasOutput) -> dict[str, Tensor]:
-    """Numbers of beta over the queries of a batch, padding aside; how many there are waits for the device.
+def beta_values(output: BiasOutput) -> dict[str, Tensor]:
+    """Every beta of a batch, padding aside, in a row; how many there are waits for the device.
 
     Returns:
-        ``mean``, ``std``, ``min`` and ``max``; where the damage is known also the mean at queries whose LiDAR,
-        whose cameras or neither of them are broken (``lidar_broken``, ``camera_broken``, ``whole``). With a beta
-        for each camera the numbers are those of the cameras that see a query.
+        ``all``; where the damage is known also those at queries whose LiDAR, whose cameras or neither of them are
+        broken (``lidar_broken``, ``camera_broken``, ``whole``; a state that no query is in is left out). With a
+        beta for each camera they are those of the cameras that see a query.
     """
-    beta = output.beta
+    beta, camera = output.beta, output.camera_lost
     counts = torch.ones_like(beta, dtype=torch.bool) if output.draws is None else output.draws[..., None]
     counts = counts.expand_as(beta)
-    if beta.shape[-1] > 1 and output.seen is not None:
-        counts = counts & output.seen
-    values = beta[counts]
-    if not len(values):
-        return {}
-    numbers = {"mean": values.mean(), "std": values.std(correction=0), "min": values.min(), "max": values.max()}
-    if output.lidar_lost is not None and output.camera_lost is not None and output.seen is not None:
-        camera = output.camera_lost
-        if beta.shape[-1] == 1:
+    if output.seen is not None and camera is not None:
+        if beta.shape[-1] > 1:
+            counts = counts & output.seen
+        else:
             camera = mean_seen(camera, output.seen)[..., None]
-        lidar = output.lidar_lost[..., None].expand_as(beta)[counts] > BROKEN
-        camera = camera[counts] > BROKEN
-        for name, state in (("lidar_broken", lidar), ("camera_broken", camera), ("whole", ~lidar & ~camera)):
-            numbers[name] = values[state].mean()  # NaN where there is none
-    return numbers
+    lidar = None if output.lidar_lost is None else output.lidar_lost[..., None].expand_as(beta)
+    return _by_state(beta, counts, lidar, camera)
 
 
 @torch.no_grad()
-def detection_of_damage(output: AQROutput | BiasOutput) -> dict[str, Tensor]:
-    """How well AQR tells what is broken: the area under the ROC curve, per sensor.
+def share_values(share: Tensor, output: AQROutput | BiasOutput) -> dict[str, Tensor]:
+    """The LiDAR's share of the attention by state of the sensors, as :func:`beta_values`.
 
-    Over the queries that the sensor sees, with damage above one half as what is to be found, and as the score the
-    weight that the sensor is denied. Nothing where all are broken or none, or where the damage is not known.
+    Args:
+        share: (batch, matching query).
+        output: of the same batch; its matching queries come last.
+    """
+    lidar, camera = output.lidar_lost, output.camera_lost
+    if isinstance(output, BiasOutput) and camera is not None and output.seen is not None:
+        camera = mean_seen(camera, output.seen)
+    rows = slice(-share.shape[1], None)
+    lidar, camera = (None if lost is None else lost[:, rows] for lost in (lidar, camera))
+    return _by_state(share, torch.ones_like(share, dtype=torch.bool), lidar, camera)
+
+
+def _by_state(values: Tensor, counts: Tensor, lidar: Tensor | None, camera: Tensor | None) -> dict[str, Tensor]:
+    """Those of ``values`` that count, in all and by what is broken; all of one shape."""
+    parts = {"all": values[counts]}
+    if lidar is not None and camera is not None:
+        lidar_broken, camera_broken = lidar > BROKEN, camera > BROKEN
+        states = {
+            "lidar_broken": lidar_broken,
+            "camera_broken": camera_broken,
+            "whole": ~lidar_broken & ~camera_broken,
+        }
+        parts |= {name: values[counts & state] for name, state in states.items()}
+    return {name: part for name, part in parts.items() if len(part)}
+
+
+def spread(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``mean``, ``std``, ``min`` and ``max`` of ``all``, and the mean of each other part under its name."""
+    if "all" not in parts:
+        return {}
+    values = parts["all"]
+    whole = {"mean": values.mean(), "std": values.std(correction=0), "min": values.min(), "max": values.max()}
+    return whole | {name: part.mean() for name, part in parts.items() if name != "all"}
+
+
+@torch.no_grad()
+def doubts(output: AQROutput | BiasOutput) -> dict[str, tuple[Tensor, Tensor]]:
+    """How much AQR doubts each sensor, and whether it is broken there.
+
+    Returns:
+        ``lidar`` and ``camera``: over the queries that the sensor sees, padding aside, the weight that it is
+        denied (query,) and whether its damage is above one half, bool. Nothing where the damage is not known.
     """
     if output.lidar_lost is None or output.camera_lost is None:
         return {}
-    lidar, camera, every = (
-        output.lidar_lost,
-        output.camera_lost,
-        torch.ones_like(output.lidar_lost, dtype=torch.bool),
-    )
+    lidar, camera = output.lidar_lost, output.camera_lost
+    every = torch.ones_like(lidar, dtype=torch.bool)
     if isinstance(output, AQROutput):
         of_lidar, of_camera = output.weights.unbind(-1)
         rows = {
@@ -158,12 +187,26 @@ def detection_of_damage(output: AQROutput | BiasOutput) -> dict[str, Tensor]:
         else:
             rows = {"lidar": (mean_seen(beta, seen), lidar, seen.any(dim=-1)), "camera": (-beta, camera, seen)}
     found = {}
-    for name, (doubt, broken, counts) in rows.items():
+    for name, (doubt, lost, counts) in rows.items():
         if output.draws is not None:
             counts = counts & (output.draws if counts.dim() == 2 else output.draws[..., None])
-        truth = (broken[counts] > BROKEN).long()
-        if 0 < int(truth.sum()) < len(truth):
-            # Ranks: a sigmoid, which torchmetrics takes of scores beyond [0, 1], makes ties of high ones.
-            rank = doubt[counts].unique(return_inverse=True)[1].double()
-            found[f"auc_{name}"] = binary_auroc(rank / len(rank), truth)
+        found[name] = (doubt[counts].float(), lost[counts] > BROKEN)
     return found
+
+
+def detection_of_damage(found: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """How well AQR tells what is broken: ``auc_lidar`` and ``auc_camera``, the areas under the ROC curves.
+
+    Args:
+        found: as of :func:`doubts`.
+
+    Returns:
+        Scalars; nothing for a sensor that is broken at all queries or at none.
+    """
+    areas = {}
+    for name, (doubt, broken) in found.items():
+        if 0 < int(broken.sum()) < len(broken):
+            # Ranks: a sigmoid, which torchmetrics takes of scores beyond [0, 1], makes ties of high ones.
+            rank = doubt.unique(return_inverse=True)[1].double()
+            areas[f"auc_{name}"] = binary_auroc(rank / len(rank), broken.long())
+    return areas

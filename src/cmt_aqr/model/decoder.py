@@ -78,6 +78,32 @@ class Attention(nn.Module):
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
+    @torch.no_grad()
+    def share(self, query: Tensor, key: Tensor, members: Tensor, bias: TokenBias | None = None) -> Tensor:
+        """How much of each query's attention goes to some of the tokens, mean over the heads: (batch, query).
+
+        Membership is what is attended to, so that no (query, token) tensor is made. In the type of the weights
+        whatever autocast says.
+
+        Args:
+            query: as of :meth:`forward`, like ``key`` and ``bias``.
+            key: likewise.
+            members: (token,) bool.
+            bias: likewise.
+        """
+        weights, biases = self.in_proj_weight.chunk(3)[:2], self.in_proj_bias.chunk(3)[:2]
+        with torch.autocast(query.device.type, enabled=False):
+            q, k = (
+                self._split(linear(tokens.to(weight.dtype), weight, bias))
+                for tokens, weight, bias in zip((query, key), weights, biases, strict=True)
+            )
+            value = members.to(k.dtype)[:, None].expand_as(k)
+            if bias is None:
+                attended = functional.scaled_dot_product_attention(q, k, value)
+            else:
+                attended = biased_attention(q, k, value, bias.beta, bias.groups, bias.factors)
+        return attended[..., 0].mean(dim=1)
+
 
 class DecoderLayer(nn.Module):
     """Self attention, cross attention, feed-forward; each added to its input, then normalised."""

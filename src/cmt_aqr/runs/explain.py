@@ -37,6 +37,12 @@ def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     given = next((item for item in overrides if key in item), key)
     groups = [item for item in overrides if "/" not in item and "." not in item.split("=")[0] and key not in item]
     known = list(flatten(_composed(config_name, groups)))
+    option = _option_with(config_name, key)
+    if option is not None:
+        return (
+            f"{given}: {key} is a key of {option}: give {option}, too, or +{given} where a checkpoint brings "
+            "that along"
+        )
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
     hint = f"did you mean {' or '.join(near)}?" if near else f"keys there are {', '.join(siblings[:20])}"
@@ -58,6 +64,15 @@ def _missing_plugin(name: str, overrides: list[str]) -> str:
     if name not in _PLUGINS:
         return f"{name}: Hydra has no launcher or sweeper of this name; docs/sweeps.md lists them"
     return f"{given}: this needs an extra that is not installed: {_PLUGINS[name]}"
+
+
+def _option_with(config_name: str, key: str) -> str | None:
+    """``group=option``, of the first option with which there is such a key."""
+    group = key.partition(".")[0]
+    for option in GlobalHydra.instance().config_loader().get_group_options(group):
+        if key in flatten(_composed(config_name, [f"{group}={option}"])):
+            return f"{group}={option}"
+    return None
 
 
 def _composed(config_name: str, overrides: list[str]) -> DictConfig:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cmt_aqr.aqr.statistics import detection_of_damage, used_weights
+from cmt_aqr.aqr.statistics import detection_of_damage, doubts, used_weights
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import nan_to_null, null_to_nan, read_json, write_json, write_table
 from cmt_aqr.outputs import AQROutput, aqr_output
@@ -73,7 +73,7 @@ class WhatAQRSaid(pl.Callback):
             for sensor, weights in used_weights(said).items():
                 self._sums[sensor] += float(weights.double().sum())
                 self._counts[sensor] += weights.numel()
-        for name, value in detection_of_damage(said).items():
+        for name, value in detection_of_damage(doubts(said)).items():
             self._sums[name] += float(value)
             self._counts[name] += 1
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection, PolyCollection
-from matplotlib.colors import ListedColormap, TwoSlopeNorm
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
@@ -41,6 +41,9 @@ _EDGES = np.array(((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4
 _BEV_OPACITY, _CAMERA_OPACITY = 0.75, 0.55
 """Of the strongest colours of a map."""
 
+_LOST = LinearSegmentedColormap.from_list("lost", [(0.85, 0.1, 0.75, 0.0), (0.85, 0.1, 0.75, _CAMERA_OPACITY)])
+"""Of what faults broke: nothing shows nothing."""
+
 _NEAREST = 0.1
 """Metres in front of a camera that all corners of a box must be to be drawn, as in the devkit."""
 
@@ -67,12 +70,14 @@ class QueryBeta:
     Attributes:
         places: (query, 3), metres, LiDAR frame.
         beta: (query,), above 0 where a query prefers the LiDAR.
-        lidar_lost: (query,) what faults broke of the LiDAR there, or ``None``: not known.
+        lost: (query,) what faults broke there, 0 to 1, of ``LiDAR`` and ``cameras``; empty: not known.
+        cells: (view, row, column) the same of the images as stored, or ``None``.
     """
 
     places: Tensor
     beta: Tensor
-    lidar_lost: Tensor | None = None
+    lost: Mapping[str, Tensor] = field(default_factory=dict)
+    cells: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ def see_through(strongest: float) -> ListedColormap:
 
 def bev_picture(scene: Scene) -> Figure:
     """The frame from above: points, boxes, and the BEV map before and after the clamp."""
-    panels = 2 if scene.bev is not None or (scene.beta is not None and scene.beta.lidar_lost is not None) else 1
+    panels = 2 if scene.bev is not None else 1 if scene.beta is None else 1 + len(scene.beta.lost)
     figure = Figure(figsize=(1.2 + 6.6 * panels, 7.7), layout="constrained")
     axes: Sequence[Axes] = figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
     title = f"{scene.title}: from above" if scene.beta is not None else _title(scene, "from above", scene.bev)
@@ -184,18 +189,18 @@ def bev_picture(scene: Scene) -> Figure:
 
 
 def _draw_beta(figure: Figure, axes: Sequence[Axes], said: QueryBeta) -> None:
-    """Queries as dots: what they said, and beside it what faults broke of the LiDAR there."""
+    """Queries as dots: what they said, and beside it what faults broke of each sensor there."""
     x, y = said.places[:, 0].numpy(), said.places[:, 1].numpy()
     most = max(float(said.beta.abs().max()), 0.1)
-    dots = axes[0].scatter(x, y, c=said.beta.numpy(), cmap="RdBu_r", vmin=-most, vmax=most, s=26, edgecolors="0.4")
+    dots = axes[0].scatter(
+        x, y, c=said.beta.numpy(), cmap="RdBu_r", vmin=-most, vmax=most, s=26, edgecolors="0.4", zorder=3
+    )
     axes[0].set_title("beta of each query: red reads the LiDAR, blue the cameras", fontsize=10)
     figure.colorbar(dots, ax=axes[0], shrink=0.7, label="beta")
-    if said.lidar_lost is not None:
-        axes[1].set_title("what faults broke of the LiDAR at each query", fontsize=10)
-        dots = axes[1].scatter(
-            x, y, c=said.lidar_lost.numpy(), cmap="Greys", vmin=0, vmax=1, s=26, edgecolors="0.4"
-        )
-        figure.colorbar(dots, ax=axes[1], shrink=0.7, label="share lost")
+    for axis, (sensor, lost) in zip(axes[1:], said.lost.items(), strict=True):
+        axis.set_title(f"what faults broke of the {sensor} at each query", fontsize=10)
+        dots = axis.scatter(x, y, c=lost.numpy(), cmap="Greys", vmin=0, vmax=1, s=26, edgecolors="0.4", zorder=3)
+        figure.colorbar(dots, ax=axis, shrink=0.7, label="share lost")
 
 
 def camera_picture(scene: Scene) -> Figure:
@@ -210,7 +215,10 @@ def camera_picture(scene: Scene) -> Figure:
     height, width = scene.image_size
     row_height = 14.2 / 3 * height / width + 0.25
     figure = Figure(figsize=(15.6, 1.1 + blocks * (2 * row_height + 0.35)), layout="constrained")
-    figure.suptitle(_title(scene, "cameras", scene.camera), fontsize=13, fontweight="bold")
+    what = _title(scene, "cameras", scene.camera)
+    if scene.beta is not None and scene.beta.cells is not None:
+        what = f"{scene.title}: cameras, and what faults broke of them (magenta)"
+    figure.suptitle(what, fontsize=13, fontweight="bold")
     parts = list(figure.subfigures(blocks, 1, squeeze=False)[:, 0])
     if scene.camera is None:
         _draw_cameras(parts[0], scene, None)
@@ -277,6 +285,9 @@ def _draw_cameras(part: Figure | SubFigure, scene: Scene, weights: Tensor | None
         view = CAMERAS.index(camera)
         if scene.images is not None:
             axis.imshow(scene.images[view], extent=scene.image_extent, interpolation="antialiased")
+        if scene.beta is not None and scene.beta.cells is not None:
+            lost = scene.beta.cells[view].numpy()
+            axis.imshow(lost, cmap=_LOST, vmin=0, vmax=1, extent=scene.image_extent, aspect="auto", zorder=3)
         if weights is not None and scene.camera is not None:
             edges = image_edges((weights.shape[1], weights.shape[2]), scene.image_size)
             _paint(axis, edges, weights[view], scene.camera, strongest=_CAMERA_OPACITY)

@@ -40,7 +40,7 @@ class PictureSettings:
         frames: numbers in the split, from 0, or sample tokens; ``None``: a few over the whole split.
         split: which split the frames are of; ``None``: the one of the evaluation.
         min_score: detections scored lower are not drawn.
-        dpi: pixels per inch; the pictures are 14 to 16 inches wide.
+        dpi: pixels per inch; the pictures are 8 to 21 inches wide.
         out: folder of the pictures; made where it is absent.
     """
 
@@ -90,6 +90,8 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
     if settings.split is not None:
         OmegaConf.update(config, "data.eval_split", settings.split)
     OmegaConf.update(config, "data.limit_eval_frames", None)
+    if OmegaConf.select(config, "data.damage") is None and OmegaConf.select(config, "aqr.beta") is not None:
+        OmegaConf.update(config, "data.damage", True, force_add=True)  # to be shown beside what queries say
     checkpoint = read_checkpoint(Path(config.ckpt_path))
     data: NuScenesDataModule = build_data(config, evaluating=True)
     data.prepare_data()
@@ -151,19 +153,23 @@ def make_scene(module: DetectorModule, data: NuScenesDataModule, number: int, mi
         min_score=min_score,
         bev=pairs.get("bev"),
         camera=pairs.get("camera"),
-        beta=_beta(said) if isinstance(said, BiasOutput) else None,
+        beta=_beta(said, frame) if isinstance(said, BiasOutput) else None,
     )
 
 
-def _beta(said: BiasOutput) -> QueryBeta:
+def _beta(said: BiasOutput, frame: Frame) -> QueryBeta:
     """What the queries of the one frame said; of a beta per camera the mean of those that see a query, turned."""
     assert said.places is not None
     beta = said.beta[..., 0]
     if said.beta.shape[-1] > 1:
         views = torch.ones_like(said.beta, dtype=torch.bool) if said.seen is None else said.seen
         beta = -mean_seen(said.beta, views)
-    lost = None if said.lidar_lost is None else said.lidar_lost[0].cpu()
-    return QueryBeta(said.places[0].cpu(), beta[0].cpu(), lost)
+    lost = {}
+    if said.lidar_lost is not None and said.camera_lost is not None and said.seen is not None:
+        cameras = mean_seen(said.camera_lost, said.seen)
+        lost = {"LiDAR": said.lidar_lost[0].cpu(), "cameras": cameras[0].cpu()}
+    cells = None if frame.damage is None else frame.damage.cameras
+    return QueryBeta(said.places[0].cpu(), beta[0].cpu(), lost, cells)
 
 
 def draw(scene: Scene, stem: Path, dpi: int) -> list[Path]:

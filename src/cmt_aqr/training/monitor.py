@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,126 +10,55 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.trainer.states import TrainerFn
-from rich.table import Table
 from torch import Tensor
 
 from cmt_aqr.aqr import AQR, AttentionBias
-from cmt_aqr.aqr.statistics import bias_statistics, detection_of_damage, output_statistics, used_weights
+from cmt_aqr.aqr.statistics import (
+    beta_values,
+    detection_of_damage,
+    doubts,
+    output_statistics,
+    share_values,
+    spread,
+    used_weights,
+)
 from cmt_aqr.checks import require_above_zero, require_count, require_folder
 from cmt_aqr.files import write_json
+from cmt_aqr.model.cmt import CMT
 from cmt_aqr.outputs import BiasOutput, aqr_output
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.curves import EPOCH
+from cmt_aqr.training.watched import ATTENTION, BETA, MAPS, WEIGHTS, AttentionWatch, Summary, scalars, times
 
 log = logging.getLogger(__name__)
 
-MAPS = ("bev", "camera")
-BETA = "beta"
 GRADIENT = "generator_gradient"
 FILE = "map_statistics.json"
 
 
-class Summary:
-    """Numbers of several looks in one: the highest of what is called max, the lowest of min, else the mean."""
-
-    def __init__(
-        self, looks: int = 0, counts: dict[str, int] | None = None, numbers: dict[str, float] | None = None
-    ) -> None:
-        self.looks = looks
-        self.counts = dict(counts or {})
-        self.numbers = dict(numbers or {})
-
-    def add(self, numbers: dict[str, float]) -> None:
-        """Take in the numbers of one more look; what is not finite stays out."""
-        self.looks += 1
-        for key, value in numbers.items():
-            if not math.isfinite(value):
-                continue
-            known = self.numbers.setdefault(key, value)
-            self.counts[key] = self.counts.get(key, 0) + 1
-            kind = key.rpartition("/")[2].partition("_")[0]
-            if kind in ("max", "min"):
-                self.numbers[key] = max(known, value) if kind == "max" else min(known, value)
-            else:
-                self.numbers[key] = known + (value - known) / self.counts[key]
-
-    def state(self) -> dict[str, Any]:
-        """What makes an equal one."""
-        return {"looks": self.looks, "counts": dict(self.counts), "numbers": dict(self.numbers)}
-
-    def by_map(self) -> dict[str, dict[str, float]]:
-        """The maps' numbers and beta's: ``{"bev": {"mean": ...}, "camera": {...}}``."""
-        return {
-            name: {
-                key.removeprefix(f"{name}/"): value
-                for key, value in self.numbers.items()
-                if key.startswith(f"{name}/")
-            }
-            for name in (*MAPS, BETA)
-            if f"{name}/mean" in self.numbers
-        }
-
-    def table(self, title: str) -> Table:
-        """The maps' numbers, or beta's, for rich to print."""
-        every = self.by_map()
-        shown = _OF_BETA if BETA in every else _OF_MAPS
-        table = Table(title=title, title_justify="left")
-        table.add_column("")
-        for heading in shown.values():
-            table.add_column(heading, justify="right")
-        for name, numbers in every.items():
-            table.add_row(name, *(_shown(key, numbers.get(key, math.nan)) for key in shown))
-        return table
-
-
-_OF_MAPS = {
-    "mean": "mean",
-    "std": "std",
-    "min": "min",
-    "max": "max",
-    "max_over_mean": "max/mean",
-    "clamped": "clamped",
-    "drawn": "drawn on",
-    "relative_change": "change",
-}
-
-_OF_BETA = {
-    "mean": "mean",
-    "std": "std",
-    "min": "min",
-    "max": "max",
-    "lidar_broken": "LiDAR broken",
-    "camera_broken": "camera broken",
-    "whole": "both whole",
-    "auc_lidar": "AUC LiDAR",
-    "auc_camera": "AUC camera",
-}
-
-
-def _shown(key: str, value: float) -> str:
-    return f"{value:.1%}" if key in ("clamped", "drawn", "relative_change") else f"{value:.4g}"
-
-
 class AQRMonitor(pl.Callback):
-    """Looks at AQR's maps every N steps, and at the first step of every epoch.
+    """Looks at what AQR does every N steps, and at the first step of every epoch.
 
-    A look computes :func:`~cmt_aqr.aqr.statistics.output_statistics` of the batch, the generator's gradient
-    norm before clipping, and the distribution of the weights that drew. Between looks nothing is computed and
-    nothing synchronises with the device. Of several processes the first one looks, at its own share of the batch.
-    Without AQR it does nothing.
+    A look computes :func:`~cmt_aqr.aqr.statistics.output_statistics` of the batch and the distribution of the
+    weights that drew, or of a bias in the attention the distribution of beta by what is broken; the LiDAR's share
+    of the attention in the last decoder layer, and the generator's gradient norm before clipping. Between looks
+    nothing is computed and nothing synchronises with the device. Of several processes the first one looks, at its
+    own share of the batch. Without AQR it does nothing.
 
     Logged at each look: ``aqr/bev/mean`` and so on, ``aqr/camera/...``, ``aqr/weights/lidar_mean``,
-    ``lidar_std``, ``camera_mean``, ``camera_std``, ``aqr/generator_gradient``, and for TensorBoard the
-    histograms ``aqr/weights/lidar`` and ``aqr/weights/camera``. At the end of an epoch the same numbers under
-    ``aqr/epoch/``, and of an evaluation under ``aqr/val/``: means over the looks, but the highest ``max``,
-    ``max_over_mean`` and ``max_after`` and the lowest ``min``. ``map_statistics.json`` keeps the last epoch's,
-    or the evaluation's where nothing is trained.
+    ``lidar_std``, ``camera_mean``, ``camera_std``, or ``aqr/beta/...``; ``aqr/attention/...`` for a model of both
+    sensors, ``aqr/generator_gradient``, and for TensorBoard the histograms ``aqr/weights/lidar`` and
+    ``aqr/weights/camera``, or ``aqr/beta/histogram/all`` and those by what is broken. At the end of an epoch the
+    same numbers under ``aqr/epoch/``, and of an evaluation under ``aqr/val/``: means over the looks, but the
+    highest ``max``, ``max_over_mean`` and ``max_after`` and the lowest ``min``; an evaluation's ``auc_...`` are
+    over all its batches. ``map_statistics.json`` keeps the last epoch's, or the evaluation's where nothing is
+    trained.
 
     Args:
         folder: where ``map_statistics.json`` goes.
         every_n_steps: steps from one look to the next; in evaluation, batches.
         max_over_mean_limit: a map whose max/mean is higher is warned of, once; ``None``: never.
-        histogram_bins: bins of the weights' histograms over [0, 1].
+        histogram_bins: bins of the histograms.
 
     Raises:
         SettingError: for values out of range.
@@ -160,11 +88,14 @@ class AQRMonitor(pl.Callback):
         self._step: int | None = None
         self._seen = False
         self._found: dict[str, Tensor] = {}
-        self._weights: dict[str, Tensor] = {}
+        self._values: dict[str, Tensor] = {}
+        self._attention: AttentionWatch | None = None
+        self._doubts: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Drop a look that an exception broke off."""
+        """Drop what an exception broke off."""
         self._forget()
+        self._doubts = {}
 
     # A look in training: from the start of a batch to the end of the batch that takes the optimiser's step.
 
@@ -225,8 +156,9 @@ class AQRMonitor(pl.Callback):
         """Print the last epoch's numbers."""
         if self._last_epoch is not None:
             epoch, summary = self._last_epoch
-            title = f"{_title(summary)}, epoch {epoch} (looked at {_times(summary.looks)})"
+            title = f"{summary.title}, epoch {epoch} (looked at {times(summary.looks)})"
             console().print(summary.table(title))
+            _print_areas(summary)
             if GRADIENT in summary.numbers:
                 console().print(f"Gradient norm of the weight generator: {summary.numbers[GRADIENT]:.4g}")
 
@@ -253,23 +185,31 @@ class AQRMonitor(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Look."""
+        """Look; what tells how well damage is found is kept of every batch, where the damage is known."""
         if self._step is not None:
             self._see(pl_module, outputs)
-            self._evaluation.add(_numbers(self._found))
+            self._evaluation.add(scalars(self._found))
             self._forget()
+        if aqr_of(pl_module) is not None and trainer.is_global_zero and not trainer.sanity_checking:
+            for sensor, pair in doubts(aqr_output(outputs["aqr"])).items():
+                self._doubts.setdefault(sensor, []).append((pair[0].cpu(), pair[1].cpu()))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the evaluation's numbers; where nothing was trained, print and write them, too."""
         if self._evaluation.looks == 0:
             return
+        prefix = BETA if isinstance(aqr_of(pl_module), AttentionBias) else WEIGHTS
+        every = {name: _joined(pairs) for name, pairs in self._doubts.items()}
+        self._evaluation.numbers |= scalars(_named(prefix, detection_of_damage(every)))
+        self._doubts = {}
         step = max(trainer.global_step - 1, 0)
         self._log(trainer, "aqr/val", self._evaluation.numbers, step, trainer.current_epoch)
         if trainer.state.fn == TrainerFn.VALIDATING and self._last_epoch is None:
             self._write(self._evaluation)
-            looks = _times(self._evaluation.looks)
-            title = f"{_title(self._evaluation)}, evaluation (looked at {looks})"
+            looks = times(self._evaluation.looks)
+            title = f"{self._evaluation.title}, evaluation (looked at {looks})"
             console().print(self._evaluation.table(title))
+            _print_areas(self._evaluation)
         self._evaluation = Summary()
 
     def state_dict(self) -> dict[str, Any]:
@@ -289,6 +229,8 @@ class AQRMonitor(pl.Callback):
     def _look(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
         if aqr_of(module) is not None and trainer.is_global_zero:
             self._step, self._seen = step, False
+            model = module.model
+            self._attention = AttentionWatch(model) if isinstance(model, CMT) else None
 
     def _see(self, module: pl.LightningModule, outputs: Any) -> None:
         """Take the numbers of a batch that is looked at from what the step returned."""
@@ -297,35 +239,51 @@ class AQRMonitor(pl.Callback):
             return
         self._seen = True
         output = aqr_output(outputs["aqr"])
-        prefix = BETA if isinstance(output, BiasOutput) else "weights"
-        self._found |= {f"{prefix}/{key}": value for key, value in detection_of_damage(output).items()}
         if isinstance(output, BiasOutput):
-            self._found |= {f"{BETA}/{key}": value for key, value in bias_statistics(output).items()}
+            values = beta_values(output)
+            self._found |= _named(BETA, spread(values) | detection_of_damage(doubts(output)))
+            self._values = _named(f"{BETA}/histogram", values)
         elif isinstance(aqr, AQR):
             self._found |= output_statistics(output, aqr.renderer.background)
-            self._weights = used_weights(output)
+            self._found |= _named(WEIGHTS, detection_of_damage(doubts(output)))
+            self._values = _named(WEIGHTS, used_weights(output))
+        share = None if self._attention is None else self._attention.share
+        if share is not None:
+            self._found |= _named(ATTENTION, spread(share_values(share, output)))
 
     def _finish(self, trainer: pl.Trainer) -> None:
         """Log and sum up a look in training; here the device is waited for."""
-        numbers, step = _numbers(self._found), self._step or 0
-        for sensor, weights in self._weights.items():
-            if len(weights):
-                numbers[f"weights/{sensor}_mean"] = weights.mean().item()
-                numbers[f"weights/{sensor}_std"] = weights.std(correction=0).item()
+        step = self._step or 0
+        for name, values in self._values.items():
+            if name.startswith(WEIGHTS) and len(values):
+                self._found |= {f"{name}_mean": values.mean(), f"{name}_std": values.std(correction=0)}
+        numbers = scalars(self._found)
         self._epoch.add(numbers)
         self._log(trainer, "aqr", numbers, step, trainer.current_epoch)
-        edges = torch.linspace(0, 1, self.histogram_bins + 1).tolist()
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                for sensor, weights in self._weights.items():
-                    if len(weights):
-                        values = weights.float().cpu()
-                        logger.experiment.add_histogram(f"aqr/weights/{sensor}", values, step, bins=edges)
+                self._log_histograms(logger, step)
         self._warn(numbers, step)
         self._forget()
 
+    def _log_histograms(self, logger: TensorBoardLogger, step: int) -> None:
+        """Of the weights over [0, 1], of beta over what it reaches to either side of 0."""
+        for name, on_device in self._values.items():
+            values = on_device.float().cpu()
+            values = values[values.isfinite()]  # the loss' guard speaks of others
+            if len(values):
+                low, high = 0.0, 1.0
+                if name.startswith(BETA):
+                    high = max(values.abs().max().item(), 1e-3)
+                    low = -high
+                edges = torch.linspace(low, high, self.histogram_bins + 1).tolist()
+                logger.experiment.add_histogram(f"aqr/{name}", values, step, bins=edges)
+
     def _forget(self) -> None:
-        self._step, self._found, self._weights = None, {}, {}
+        self._step, self._found, self._values = None, {}, {}
+        if self._attention is not None:
+            self._attention.end()
+            self._attention = None
 
     def _warn(self, numbers: dict[str, float], step: int) -> None:
         for name in MAPS:
@@ -366,21 +324,23 @@ def is_epoch_open(checkpoint: dict[str, Any]) -> bool:
     return state is not None and state["epoch"]["looks"] > 0
 
 
+def _joined(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Doubts and truths of several batches in one row each."""
+    doubt, broken = zip(*pairs, strict=True)
+    return torch.cat(doubt), torch.cat(broken)
+
+
+def _print_areas(summary: Summary) -> None:
+    if told := summary.areas():
+        console().print(told, highlight=False)
+
+
+def _named(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With a prefix to their names."""
+    return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
 def aqr_of(module: pl.LightningModule) -> AQR | AttentionBias | None:
     """The module's AQR; ``None`` for plain CMT."""
     aqr = getattr(getattr(module, "model", None), "aqr", None)
     return aqr if isinstance(aqr, AQR | AttentionBias) else None
-
-
-def _numbers(found: dict[str, Tensor]) -> dict[str, float]:
-    """The scalars on the host, in one transfer."""
-    values = torch.stack([value.to(torch.float32) for value in found.values()]).tolist() if found else []
-    return dict(zip(found, values, strict=True))
-
-
-def _title(summary: Summary) -> str:
-    return "AQR's beta" if BETA in summary.by_map() else "AQR's maps before the clamp"
-
-
-def _times(looks: int) -> str:
-    return "once" if looks == 1 else f"{looks} times"
