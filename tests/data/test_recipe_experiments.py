@@ -110,11 +110,11 @@ def test_a_few_steps(small_root: Path, cache: Path) -> None:
     loader = data.train_dataloader()
     optimizer = torch.optim.AdamW(module.parameters(), config.optimizer.lr)
     losses = []
-    for number, batch in zip(range(3), loader, strict=False):
+    for number, batch in zip(range(2), loader, strict=False):
         assert len(batch.tokens) == config.data.batch_size
         loss = module.training_step(data.finish(batch), number)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert len(losses) == 3 and all(torch.tensor(losses).isfinite())
+    assert len(losses) == 2 and all(torch.tensor(losses).isfinite())
