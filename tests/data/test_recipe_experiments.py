@@ -66,7 +66,6 @@ def test_each_part_is_there_or_not(small_root: Path, cache: Path, left_out: str 
     assert (blind > 0, deaf > 0) == ((left_out != "masked_modal"),) * 2
     turned = {round(float(frame.lidar2global[0, 0]), 4) for frame in frames[::FRAMES]}
     assert len(turned) == 8  # another scene augmentation in each epoch
-    assert any(frame.image_mask is not None for frame in frames)
 
 
 @pytest.mark.parametrize("left_out", WITHOUT)
@@ -100,6 +99,7 @@ def test_arms_take_as_many_steps_with_and_without_the_fade() -> None:
 
 def test_the_sweep_is_of_these() -> None:
     sweep = OmegaConf.load(CONF / "sweep" / "recipe_ablation.yaml")
+    assert "name" not in sweep  # the arms' own names tell them apart in the tables
     assert sweep.hydra.sweeper.params.experiment.split(",") == [WHOLE, *(f"{WHOLE}_without_{n}" for n in WITHOUT)]
     assert len(set(str(sweep.hydra.sweeper.params.seed).split(","))) == 3
 
