@@ -50,6 +50,7 @@ READ = [
     ),  # refused later
     ("train", ["experiment=overfit", "+data.make.samples_per_scene=3", "-m", "seed=1,2"]),
     ("fault_study", ["folder=x", "+override.data.num_workers=4", "+eval_fault@conditions.either=fog_or_night"]),
+    ("fault_study", ["folder=x", "~eval_fault@conditions.fog", "+eval_fault@conditions.blind=mome/view_drop"]),
 ]
 
 

@@ -37,10 +37,10 @@ def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     given = next((item for item in overrides if key in item), key)
     groups = [item for item in overrides if "/" not in item and "." not in item.split("=")[0] and key not in item]
     known = list(flatten(_composed(config_name, groups)))
-    option = _option_with(config_name, key)
-    if option is not None:
+    owner = _option_with(config_name, key)
+    if owner is not None:
         return (
-            f"{given}: {key} is a key of {option}: give {option}, too, or +{given} where a checkpoint brings "
+            f"{given}: {key} is a key of {owner}: give {owner}, too, or +{given} where a checkpoint brings "
             "that along"
         )
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
