@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from cmt_aqr.aqr import AttentionBias
 from cmt_aqr.aqr.statistics import beta_values, detection_of_damage, doubts, share_values, spread
-from cmt_aqr.errors import SettingError
 from cmt_aqr.ops.biased_attention import biased_attention
 from cmt_aqr.outputs import BiasOutput
 from cmt_aqr.runs.configuration import build_data
@@ -268,7 +267,7 @@ def test_what_is_read_off_beta() -> None:
         "auc_camera": 1.0,
     }
     certain = output.replace(beta=torch.tensor([[-19.0, -18.5, -18.0, 19.0]])[..., None])
-    assert detection_of_damage(certain)["auc_lidar"] == 1.0  # though a sigmoid makes 1 of all of them
+    assert detection_of_damage(doubts(certain))["auc_lidar"] == 1.0  # though a sigmoid makes 1 of all of them
     padded = output.replace(beta=-beta, draws=torch.tensor([[True, True, True, False]]))
     assert {name: float(value) for name, value in detection_of_damage(doubts(padded)).items()} == {
         "auc_lidar": 0.0
@@ -286,14 +285,8 @@ def test_what_is_read_off_beta() -> None:
     }
 
 
-def test_high_doubts_are_told_apart() -> None:
-    found = {"lidar": (torch.tensor([30.0, 40.0, 50.0]), torch.tensor([False, True, True]))}
-    assert float(detection_of_damage(found)["auc_lidar"]) == 1.0
-    assert detection_of_damage({"lidar": (torch.ones(2), torch.tensor([True, True]))}) == {}
-
-
 def test_an_oracle_without_damage_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"data\.damage=true"):
+    with pytest.raises(UserError, match=r"data\.damage=true"):
         small_module(*BIAS, "aqr.beta=oracle").model(small_batch(1))
 
 

@@ -4,7 +4,7 @@ import torch
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.geometry import encode_boxes
-from cmt_aqr.structures import QueryOutputs
+from cmt_aqr.outputs import QueryOutputs
 from tests.helpers.builders import box, outputs_of
 
 

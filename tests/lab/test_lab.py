@@ -151,5 +151,5 @@ def test_one_sensor_alone(sensor: str) -> None:
 
 @pytest.mark.parametrize("override", ["data.val_split=mini_val", "data.resampling=cbgs"])
 def test_what_is_of_real_data_is_refused(override: str) -> None:
-    with pytest.raises(UserError, match="data=lab"):
+    with pytest.raises(UserError, match="laboratory has"):
         data(override)

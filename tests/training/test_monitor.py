@@ -298,9 +298,9 @@ def test_an_evaluation_within_training_is_logged_beside_it(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"every_n_steps": 0}, "callbacks.aqr_monitor.every_n_steps=0: must be a whole number of at least 1"),
-        ({"histogram_bins": 1.5}, "callbacks.aqr_monitor.histogram_bins=1.5: must be a whole number"),
-        ({"max_over_mean_limit": -1}, "callbacks.aqr_monitor.max_over_mean_limit=-1: must be a number above 0"),
+        ({"every_n_steps": 0}, "every_n_steps=0: must be a whole number of 1 or more"),
+        ({"histogram_bins": 1.5}, "histogram_bins=1.5: must be a whole number"),
+        ({"max_over_mean_limit": -1}, "max_over_mean_limit=-1: must be a number above 0"),
     ],
 )
 def test_a_value_out_of_range_is_refused_in_one_sentence(settings: dict, sentence: str, tmp_path: Path) -> None:
