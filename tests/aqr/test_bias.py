@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from cmt_aqr.aqr import AttentionBias
 from cmt_aqr.aqr.statistics import beta_values, detection_of_damage, doubts, share_values, spread
+from cmt_aqr.errors import UserError
 from cmt_aqr.ops.biased_attention import biased_attention
 from cmt_aqr.outputs import BiasOutput
 from cmt_aqr.runs.configuration import build_data
