@@ -24,7 +24,7 @@ from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.evaluation import metric as metric_module
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import evaluate_boxes
-from cmt_aqr.evaluation.table import print_metrics, read_metrics, write_metrics
+from cmt_aqr.evaluation.table import metrics_table
 from cmt_aqr.outputs import Detections
 from cmt_aqr.structures import Frame
 from tests.evaluation.test_official import assert_equal_to
@@ -267,7 +267,7 @@ def test_part_of_a_split_says_so(truth: GroundTruth, frames: list[Frame]) -> Non
     assert part["mAP"] <= len(names) / 10 + 1e-6
     assert part["AP/car"] == pytest.approx(1.0)
     console = Console(file=io.StringIO(), width=120)
-    print_metrics(part, console=console)
+    console.print(metrics_table(part))
     assert "frames: 1 of 3" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -342,11 +342,3 @@ def test_two_processes_make_the_devkits_number(
     for rank in range(2):
         assert "no frame of split mini_val" in torch.load(tmp_path / f"error{rank}.pt")
     assert (tmp_path / "results_nusc.json").is_file()
-
-
-def test_metrics_go_to_disk_and_back(tmp_path: Path) -> None:
-    metrics = {"mAP": 0.25, "AOE/traffic_cone": math.nan}
-    path = write_metrics(metrics, tmp_path / "run" / "metrics.json")
-    assert "null" in path.read_text(encoding="utf-8")
-    assert "NaN" not in path.read_text(encoding="utf-8")
-    assert read_metrics(path) == pytest.approx(metrics, nan_ok=True)

@@ -175,7 +175,8 @@ def test_velocities_are_the_objects_own(nusc: NuScenes, scenes: list[Scene]) -> 
             continue
         index, number = object_index(nusc, scenes, annotation)
         time = seconds(index, nusc.get("sample", annotation["sample_token"])["timestamp"])
-        expected = scenes[index].velocities_at(time)[number]
+        (before, _), (after, _) = (scenes[index].boxes_at(time + lag) for lag in (-1e-3, 1e-3))
+        expected = ((after - before) / 2e-3)[number, :2]
         # Differences look ahead or behind at the ends of a track: a bend or acceleration shows a little.
         ends = not annotation["prev"] or not annotation["next"]
         np.testing.assert_allclose(velocity, expected, atol=0.25 if ends else 0.02)
@@ -187,7 +188,7 @@ def test_velocities_are_the_objects_own(nusc: NuScenes, scenes: list[Scene]) -> 
             assert heading @ expected > 0.99 * speed
             moving += 1
         elif names and names[0] != "cycle.with_rider":
-            assert speed == 0
+            assert speed == pytest.approx(0, abs=1e-6)
     assert moving > 50
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cmt_aqr.evaluation.table import read_metrics
 from cmt_aqr.files import read_record
 from tests.helpers.commands import arguments, environment
-from tests.helpers.ran import from_json
+from tests.helpers.ran import from_json, metrics_of
 
 pytestmark = pytest.mark.system
 
@@ -38,7 +37,7 @@ def test_a_run_in_a_locale_without_letters(small_root: Path, tmp_path: Path) -> 
     assert record["status"] == "complete" and "тест" in " ".join(record["overrides"])
     assert "name: тест" in (folder / "config.yaml").read_text(encoding="utf-8")
     run("evaluate", f"ckpt_path='{folder}'", f"hydra.run.dir='{folder}/noch einmal'", "write_results=true")
-    first, again = (read_metrics(place / "metrics.json") for place in (folder, folder / "noch einmal"))
+    first, again = (metrics_of(place) for place in (folder, folder / "noch einmal"))
     assert first["frames"] == again["frames"] == 3
     run("report", f"sweep_dir='{folder}'")
     assert "тест" in (folder / "report.html").read_text(encoding="utf-8")

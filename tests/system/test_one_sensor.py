@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cmt_aqr.evaluation.table import read_metrics
 from tests.data.test_one_sensor import without
 from tests.helpers.commands import finished
+from tests.helpers.ran import metrics_of
 
 pytestmark = pytest.mark.system
 
@@ -19,5 +19,5 @@ def test_a_run_needs_one_sensor(model: str, off: str, absent: str, small_root: P
     without(small_root, tmp_path / "data", absent, records=True)
     finished(tmp_path, "train", f"model={model}", off, "trainer.max_steps=1", "hydra.run.dir=run")
     finished(tmp_path, "evaluate", "ckpt_path=run", "hydra.run.dir=again")
-    first, again = (read_metrics(tmp_path / run / "metrics.json") for run in ("run", "again"))
+    first, again = (metrics_of(tmp_path / run) for run in ("run", "again"))
     assert first["frames"] == again["frames"] == 3

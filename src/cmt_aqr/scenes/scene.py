@@ -101,15 +101,6 @@ class Scene:
         x, y, heading = self.road.place(s, d)
         return np.stack((x, y, 0.5 * self.sizes[:, 2]), axis=1), heading + self.motion[:, 5]
 
-    def velocities_at(self, time: float) -> Array:
-        """Velocities (object, 2) in the global frame, m/s."""
-        s, d = advance(self.motion, np.array(time))
-        along = (self.motion[:, 2] + self.motion[:, 4] * time) * (1 - self.road.curvature * d)
-        across = self.motion[:, 3]
-        heading = self.road.heading + self.road.curvature * s
-        cosine, sine = np.cos(heading), np.sin(heading)
-        return np.stack((cosine * along - sine * across, sine * along + cosine * across), axis=1)
-
     def ego_at(self, time: float) -> tuple[Array, float]:
         """Position (3,) and heading of the ego vehicle in the global frame."""
         speed, acceleration, sway, frequency = self.ego_motion

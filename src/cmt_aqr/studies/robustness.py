@@ -16,8 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.evaluation.table import nan_to_null, null_to_nan
-from cmt_aqr.files import check_folder, read_json, write_json
+from cmt_aqr.files import check_folder, nan_to_null, null_to_nan, read_json, write_json
 from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.processes import run_task

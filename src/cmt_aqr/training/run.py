@@ -20,8 +20,8 @@ from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.tables import is_annotated
 from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.evaluation.metric import NuScenesMetric
-from cmt_aqr.evaluation.table import metrics_table, write_metrics, write_metrics_csv
-from cmt_aqr.files import remove_partial
+from cmt_aqr.evaluation.table import metrics_table
+from cmt_aqr.files import nan_to_null, remove_partial, write_json, write_table
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.image import ImageBranch
 from cmt_aqr.runs.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
@@ -301,7 +301,7 @@ def load_checkpoint_weights(
 
 
 def report(trainer: pl.Trainer, module: DetectorModule, folder: Path) -> dict[str, float]:
-    """Print the table of metrics and write ``metrics.json``, on one process, where there are any."""
+    """Print the metrics and write ``metrics.json`` and ``metrics.csv``, on one process, where there are any."""
     if module.evaluated is None:
         raise RuntimeError("the run ended without an evaluation")
     _, metrics = module.evaluated
@@ -309,7 +309,7 @@ def report(trainer: pl.Trainer, module: DetectorModule, folder: Path) -> dict[st
         return metrics
     if trainer.is_global_zero:
         console().print(metrics_table(metrics))
-        path = write_metrics(metrics, folder / "metrics.json")
-        write_metrics_csv(metrics, folder / "metrics.csv")
-        console().print(f"Metrics are in {path}; the run's folder is {folder}", soft_wrap=True)
+        write_json(folder / "metrics.json", nan_to_null(metrics))
+        write_table(folder / "metrics.csv", [nan_to_null(metrics)])
+        console().print(f"Metrics are in {folder / 'metrics.json'}; the run's folder is {folder}", soft_wrap=True)
     return metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -216,23 +216,19 @@ def save_safetensors(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise WeightsError(f"target={path}: expected a name that ends in .safetensors")
-    # Cloned, because safetensors refuses tensors that share memory.
-    tensors = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()
-    }
-    return _write(path, lambda temporary: save_file(tensors, temporary, metadata=dict(metadata or {})))
+    return _write(path, state, lambda tensors, to: save_file(tensors, to, metadata=dict(metadata or {})))
 
 
 def save_pickled(state: Mapping[str, Tensor], path: str | Path) -> Path:
     """Write ``{"state_dict": state}`` with ``torch.save``, as the official tools read it; atomically."""
-    path = Path(path)
+    return _write(Path(path), state, lambda tensors, to: torch.save({"state_dict": tensors}, to))
+
+
+def _write(path: Path, state: Mapping[str, Tensor], write: Callable[[dict[str, Tensor], Path], None]) -> Path:
+    # Cloned, because safetensors refuses tensors that share memory.
     tensors = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()
     }
-    return _write(path, lambda temporary: torch.save({"state_dict": tensors}, temporary))
-
-
-def _write(path: Path, write: Any) -> Path:
     with written_at_once(path) as partial:
-        write(partial)
+        write(tensors, partial)
     return path

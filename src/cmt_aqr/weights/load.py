@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -72,31 +71,21 @@ class LoadReport:
             table.add_row(module, *numbers, "starts fresh" if module in self.fresh else "")
         return table
 
-    def print(self, console: Console | None = None) -> None:
-        """Show the table."""
-        (console or Console()).print(self.table())
-
 
 KINDS = ("loaded", "missing", "unexpected", "wrong_shape")
 
 
-def load_weights(
-    model: nn.Module,
-    weights: str | Path | Mapping[str, Tensor],
-    allow: Sequence[str] = (),
-) -> LoadReport:
+def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor]) -> LoadReport:
     """Load a checkpoint, official or ours, or a backbone's weights, into ``model``.
 
     A module counts as loaded when all of it was. A CMT checkpoint leaves AQR as it was made, a backbone-only
-    file all but the backbone; anything else that the file does not cover must be allowed by name. What the
-    file has and the model has not is reported, and an error only within a module that the model has.
-    Where this raises, the model is as it was.
+    file all but the backbone; anything else that the file does not cover is an error. What the file has and
+    the model has not is reported, and an error only within a module that the model has. Where this raises, the
+    model is as it was.
 
     Args:
         model: a CMT model, or any module whose names start with ``image.``, ``lidar.``, ``head.``, ...
         weights: a file, or a state dict.
-        allow: modules (``image``, ``image.neck``, ``head.task``, ...) that may be missing, incomplete or of
-            another shape.
 
     Returns:
         The report; print its :meth:`LoadReport.table`.
@@ -128,7 +117,7 @@ def load_weights(
         unexpected=tuple(name for name in translated if name not in own),
         wrong_shape=wrong_shape,
     )
-    _check(report, {module_of(name) for name in own}, tuple(allow))
+    _check(report, {module_of(name) for name in own})
     model.load_state_dict(fitting, strict=False)
     return report
 
@@ -167,18 +156,8 @@ def _backbone_name(name: str, known: set[str]) -> str:
     return name
 
 
-def _check(report: LoadReport, modules: set[str], allow: tuple[str, ...]) -> None:
+def _check(report: LoadReport, modules: set[str]) -> None:
     """Refuse what would leave a module half loaded, or the model untouched."""
-
-    def allowed(module: str) -> bool:
-        return any(module == entry or module.startswith(f"{entry}.") for entry in allow)
-
-    counts = report.counts()
-    for entry in allow:
-        if not any(module == entry or module.startswith(f"{entry}.") for module in (*counts, *modules)):
-            raise WeightsError(
-                f"allow={entry!r} names no module; there are {', '.join(sorted(modules | set(counts)))}"
-            )
     if not report.loaded:
         raise WeightsError(
             f"weights={report.source}: nothing of it fits the model; it has e.g. "
@@ -186,16 +165,15 @@ def _check(report: LoadReport, modules: set[str], allow: tuple[str, ...]) -> Non
             f"{', '.join(report.missing[:3]) or 'the same names with other shapes'}"
         )
     backbone_only = {module_of(name) for name in report.loaded} == {BACKBONE}
-    for module, count in counts.items():
-        if module not in modules or allowed(module):
+    for module, count in report.counts().items():
+        if module not in modules:
             continue
         if count["wrong_shape"]:
             name = next(name for name in report.wrong_shape if module_of(name) == module)
             theirs, ours = report.wrong_shape[name]
             raise WeightsError(
                 f"weights={report.source}: {count['wrong_shape']} parameters of {module} have another shape, "
-                f"e.g. {name} {list(theirs)}, the model {list(ours)}; use the model that the file is of, or "
-                f"allow={module!r} to start them fresh"
+                f"e.g. {name} {list(theirs)}, the model {list(ours)}; use the model that the file is of"
             )
         whole = count["missing"] and not count["loaded"] and not count["unexpected"]
         if whole and (module in FRESH or backbone_only):
@@ -205,5 +183,5 @@ def _check(report: LoadReport, modules: set[str], allow: tuple[str, ...]) -> Non
             raise WeightsError(
                 f"weights={report.source}: of {module}, {count['loaded']} parameters were found, "
                 f"{count['missing']} are missing and {count['unexpected']} unknown, e.g. {names[0]}; use the "
-                f"model that the file is of, or allow={module!r} to accept it"
+                "model that the file is of"
             )
