@@ -17,7 +17,6 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.outputs import AQROutput
 from cmt_aqr.runs.configuration import build
 from cmt_aqr.runs.folder import Run
-from cmt_aqr.studies import fault_study
 from cmt_aqr.studies.fault_study import (
     CHECKPOINT,
     differences,
@@ -86,7 +85,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
     """Configurations that were evaluated; an evaluation costs nothing and depends on condition, name and seed."""
     seen: list[DictConfig] = []
 
-    def measure(config: DictConfig, watching: list[Any]) -> tuple[None, SimpleNamespace]:
+    def measure(config: DictConfig, _: object, watching: list[Any]) -> tuple[None, SimpleNamespace]:
         seen.append(config)
         if config.name == "ours":
             output = vars(weighing([0.5, 0.7], [0.2, 0.6], [True, False]))
@@ -97,7 +96,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[DictConfig]:
             reached += 0.02
         return None, SimpleNamespace(evaluated=(3, {"mAP": reached, "NDS": reached / 2, "mAVE": math.nan}))
 
-    monkeypatch.setattr(fault_study, "measure", measure)
+    monkeypatch.setattr("cmt_aqr.studies.evaluating.measure", measure)
     return seen
 
 

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import logging
+import itertools
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from torchmetrics import MeanMetric
 
 from cmt_aqr.aqr.statistics import detection_of_damage, doubts, used_weights
 from cmt_aqr.errors import UserError
-from cmt_aqr.files import nan_to_null, null_to_nan, read_json, write_json, write_table
+from cmt_aqr.files import nan_to_null, write_json, write_table
 from cmt_aqr.outputs import AQROutput, aqr_output
 from cmt_aqr.runs.checkpoints import read_checkpoint, saved_config
 from cmt_aqr.runs.configuration import check_config
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.folder import Run, find_runs
+from cmt_aqr.studies.evaluating import keep_metrics, kept_metrics, measured, told, under_condition
 from cmt_aqr.studies.records import spread
 from cmt_aqr.studies.region import BrokenRegion
-from cmt_aqr.training.run import measure
 
 CLEAN = "clean"
 """The condition without a fault."""
@@ -59,8 +59,7 @@ class WhatAQRSaid(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._sums = dict.fromkeys((*WEIGHTS, *FOUND_OUT), 0.0)
-        self._counts = dict.fromkeys((*WEIGHTS, *FOUND_OUT), 0)
+        self._means = {name: MeanMetric().set_dtype(torch.float64) for name in (*WEIGHTS, *FOUND_OUT)}
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
@@ -71,18 +70,14 @@ class WhatAQRSaid(pl.Callback):
         said = aqr_output(outputs["aqr"])
         if isinstance(said, AQROutput):
             for sensor, weights in used_weights(said).items():
-                self._sums[sensor] += float(weights.double().sum())
-                self._counts[sensor] += weights.numel()
+                self._means[sensor].update(weights.cpu())
         for name, value in detection_of_damage(doubts(said)).items():
-            self._sums[name] += float(value)
-            self._counts[name] += 1
+            self._means[name].update(value.cpu())
 
     def means(self) -> dict[str, float]:
         """By the names in :data:`WEIGHTS` and :data:`FOUND_OUT`."""
-        return {
-            name: self._sums[key] / self._counts[key] if self._counts[key] else math.nan
-            for key, name in (WEIGHTS | FOUND_OUT).items()
-        }
+        means = {name: self._means[key] for key, name in (WEIGHTS | FOUND_OUT).items()}
+        return {name: float(mean.compute()) if mean.update_called else math.nan for name, mean in means.items()}
 
 
 def study(config: DictConfig) -> pd.DataFrame:
@@ -165,22 +160,13 @@ def study_runs(folder: Path) -> tuple[list[Run], list[Run]]:
 
 
 def _evaluate_all(config: DictConfig, runs: Sequence[Run]) -> pd.DataFrame:
-    """Every run under every condition, with a progress bar on stderr."""
-    # Lightning introduces itself anew for every evaluation.
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    """Every run under every condition."""
     rows = []
-    with Progress(*columns, console=console(stderr=True)) as bar:
-        task = bar.add_task("Evaluations", total=len(runs) * len(config.conditions))
-        for run in runs:
-            named = {"variant": str(run.config["name"]), "seed": int(run.config["seed"])}
-            for name, condition in config.conditions.items():
-                bar.update(task, description=f"{_title(run)}, {name}")
-                merged = evaluation_config(run, condition, config.override, config.seed)
-                metrics = evaluate_run(merged, run, str(name), config.refresh)
-                rows.append({**named, "condition": str(name), **metrics, "folder": str(run.folder)})
-                bar.advance(task)
+    both = list(itertools.product(runs, config.conditions.items()))
+    for run, (name, condition) in told(both, lambda pair: f"{_title(pair[0])}, {pair[1][0]}"):
+        merged = evaluation_config(run, condition, config.override, config.seed)
+        named = {"variant": str(run.config["name"]), "seed": int(run.config["seed"]), "condition": str(name)}
+        rows.append({**named, **evaluate_run(merged, run, str(name), config.refresh), "folder": str(run.folder)})
     return pd.DataFrame(rows)
 
 
@@ -203,18 +189,8 @@ def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, see
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"override={override} does not fit {run.folder / 'config.yaml'}: {reason}") from error
-    changes: dict[str, Any] = {
-        "ckpt_path": str(run.folder / CHECKPOINT),
-        "weights": None,
-        "eval_fault": condition,
-        "data.seed": seed,
-        "data.damage": True,
-        "callbacks": {},  # they would write into a run's folder
-        "logger": {},
-        "trainer.enable_progress_bar": False,
-    }
-    for key, value in changes.items():
-        OmegaConf.update(config, key, value, merge=False, force_add=True)
+    checkpoint = str(run.folder / CHECKPOINT)
+    config = under_condition(config, condition, seed, ckpt_path=checkpoint, weights=None, data__damage=True)
     check_config(config)
     return config
 
@@ -235,19 +211,12 @@ def evaluate_run(config: DictConfig, run: Run, condition: str, refresh: bool = F
         "checkpoint_sha256": hashlib.sha256((run.folder / CHECKPOINT).read_bytes()).hexdigest(),
         **{group: OmegaConf.to_container(config[group]) for group in ("eval_fault", "data", "evaluation")},
     }
-    kept = read_json(path)
-    if (
-        kept.get("made_from") == made_from
-        and kept["metrics"].keys() >= {REGION, *WEIGHTS.values()}
-        and not refresh
-    ):
-        return null_to_nan(kept["metrics"])
+    kept = kept_metrics(path, made_from)
+    if kept is not None and kept.keys() >= {REGION, *WEIGHTS.values()} and not refresh:
+        return kept
     said, region = WhatAQRSaid(), BrokenRegion()
-    _, module = measure(config, watching=[said, region])
-    if module.evaluated is None:
-        raise RuntimeError("the evaluation gave no metrics")
-    metrics = module.evaluated[1] | said.means() | {REGION: region.mean_precision()}
-    write_json(path, {"made_from": made_from, "metrics": nan_to_null(metrics)})
+    metrics = measured(config, watching=[said, region]) | said.means() | {REGION: region.mean_precision()}
+    keep_metrics(path, made_from, metrics)
     return metrics
 
 

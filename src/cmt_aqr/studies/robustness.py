@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 import re
-import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +13,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.files import check_folder, nan_to_null, null_to_nan, read_json, write_json
+from cmt_aqr.files import check_folder
 from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.processes import run_task
 from cmt_aqr.runs.resuming import checkpoint_path, configuration_to_evaluate
 from cmt_aqr.runs.saved import below, override_keys
+from cmt_aqr.studies.evaluating import keep_metrics, kept_metrics, measured, told, under_condition
 from cmt_aqr.studies.published import CLEAN
-from cmt_aqr.studies.robustness_progress import TimeLeft
 from cmt_aqr.studies.robustness_tables import Row, report
 
 OWN = (
@@ -292,17 +289,7 @@ class Evaluation:
     @functools.cached_property
     def config(self) -> DictConfig:
         """The configuration to evaluate."""
-        config = self.model.config.copy()
-        changes: dict[str, Any] = {
-            "eval_fault": self.condition.fault,
-            "data.seed": self.seed,
-            "callbacks": {},
-            "logger": {},
-            "trainer.enable_progress_bar": False,
-        }
-        for key, value in changes.items():
-            OmegaConf.update(config, key, value, merge=False, force_add=True)
-        return config
+        return under_condition(self.model.config, self.condition.fault, self.seed)
 
     def check(self) -> None:
         """Refuse settings of the condition that cannot be, before anything is evaluated."""
@@ -328,13 +315,12 @@ class Evaluation:
 
     def kept(self) -> dict[str, float] | None:
         """The metrics of an earlier call, if it evaluated the same."""
-        kept = read_json(self.path)
-        return null_to_nan(kept["metrics"]) if kept.get("made_from") == self.stamp() else None
+        return kept_metrics(self.path, self.stamp())
 
     def evaluate(self, overrides: Sequence[str]) -> None:
         """Evaluate in this process or in one for each device, and keep the metrics."""
-        metrics = run_task(measured, self.config, self.path.parent, list(overrides))
-        write_json(self.path, {"made_from": self.stamp(), "metrics": nan_to_null(metrics)})
+        metrics = run_task(evaluated, self.config, self.path.parent, list(overrides))
+        keep_metrics(self.path, self.stamp(), metrics)
 
     def row(self, evaluations: Sequence[Evaluation]) -> Row | None:
         """What the tables say of it; ``None`` where it is not evaluated yet."""
@@ -356,38 +342,14 @@ class Evaluation:
 
 def evaluate_all(evaluations: Sequence[Evaluation], overrides: Sequence[str], refresh: bool) -> None:
     """Evaluate what is not kept, and tell how far it is."""
-    _be_quiet()
     to_do = [one for one in evaluations if not one.spared and (refresh or one.kept() is None)]
     done = sum(not one.spared for one in evaluations) - len(to_do)
     if done:
         console(stderr=True).print(f"{done} conditions were evaluated before; refresh=true evaluates them again")
-    for evaluation in _with_time_left(to_do):
+    for evaluation in told(to_do, lambda one: f"{one.model.name}, {one.condition}"):
         evaluation.evaluate(overrides)
 
 
-def _with_time_left(evaluations: Sequence[Evaluation]) -> Iterator[Evaluation]:
-    screen = console(stderr=True)
-    clock = TimeLeft(len(evaluations))
-    for number, evaluation in enumerate(evaluations):
-        begin = time.monotonic()
-        screen.print(f"{number + 1} of {len(evaluations)}{clock}: {evaluation.model.name}, {evaluation.condition}")
-        yield evaluation
-        clock.took(time.monotonic() - begin)
-
-
-def _be_quiet() -> None:
-    """Lightning introduces itself anew for every evaluation."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for told in (".*does not have many workers.*", ".*command is available on your system but is not used.*"):
-        warnings.filterwarnings("ignore", message=told)
-
-
-def measured(config: DictConfig, folder: Path, overrides: Sequence[str]) -> dict[str, float]:
-    """The official metrics of a checkpoint under the configuration's ``eval_fault``: a task of ``run_task``."""
-    from cmt_aqr.training.run import measure
-
-    _be_quiet()
-    _, module = measure(config, overrides)
-    if module.evaluated is None:
-        raise RuntimeError("the evaluation gave no metrics")
-    return module.evaluated[1]
+def evaluated(config: DictConfig, folder: Path, overrides: Sequence[str]) -> dict[str, float]:
+    """The official metrics of a checkpoint: a task of ``run_task``, by whichever process."""
+    return measured(config, overrides)
