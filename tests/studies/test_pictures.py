@@ -121,7 +121,7 @@ def test_the_map_of_a_query_is_coloured_at_its_pixel_in_its_own_view() -> None:
     figure = camera_picture(scene(camera=pair(weights)))
     axes = [axis for axis in figure.axes if axis.get_title()]
     assert [axis.get_title() for axis in axes] == 2 * [
-        name.removeprefix("CAM_").replace("_", " ").lower() for row in ARRANGEMENT for name in row
+        name.removeprefix("CAM_").replace("_", " ").lower() for name in ARRANGEMENT
     ]
     picture = rendered(figure)
     for axis in axes:

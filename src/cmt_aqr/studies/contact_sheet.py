@@ -15,26 +15,23 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.constants import CAMERAS
-from cmt_aqr.data.augmentation import ImageProcessing, apply_transforms
 from cmt_aqr.data.datamodule import NuScenesDataModule
-from cmt_aqr.data.dataset import FrameDataset, SampleKey, frame_generator
 from cmt_aqr.data.selection import frame_numbers
 from cmt_aqr.errors import UserError
-from cmt_aqr.files import check_folder, writing
+from cmt_aqr.files import check_folder
 from cmt_aqr.geometry import box_corners
 from cmt_aqr.runs.configuration import build_data, check_config
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.resuming import configuration_to_evaluate
 from cmt_aqr.runs.saved import below, override_keys
 from cmt_aqr.structures import Frame
-from cmt_aqr.studies.pictures import ARRANGEMENT, TRUTH_COLOUR
+from cmt_aqr.studies.pictures import ARRANGEMENT, TRUTH_COLOUR, name_of, save
 from cmt_aqr.studies.robustness import conditions_of
-from cmt_aqr.studies.visualize import PictureSettings
+from cmt_aqr.studies.visualize import PictureSettings, struck_frame
 
 OWN = ("frames", "split", "min_score", "dpi", "out", "suite", "conditions", "severities", "name")
 """Keys of the command, which a checkpoint's configuration does not get."""
 
-_CAMERAS = tuple(camera for row in ARRANGEMENT for camera in row)
 _ROW = 1.2
 """Inches from row to row."""
 
@@ -66,13 +63,11 @@ def contact_sheets(config: DictConfig, settings: PictureSettings, overrides: Seq
         numbers = frame_numbers(data, settings.frames or (0,)) if numbers is None else numbers
         data.setup("validate")
         for number in numbers:
-            shown.setdefault(number, []).append((str(condition), struck_frame(data.dataset("val"), number)))
+            shown.setdefault(number, []).append((str(condition), struck_frame(data.dataset("val"), number)[0]))
     suites = "_".join(str(suite) for suite in config.conditions)
     for number, rows in shown.items():
         path = settings.out / f"{data.val_split}_{number:04d}_{suites}.png"
-        with writing("out", settings.out):
-            settings.out.mkdir(parents=True, exist_ok=True)
-            sheet(rows, list(base.data.point_range)).savefig(path, dpi=settings.dpi)
+        save(sheet(rows, list(base.data.point_range)), path, settings.dpi)
         written.append(path)
     console().print("\n".join(["Wrote", *(f"  {path}" for path in written)]), soft_wrap=True, highlight=False)
     return written
@@ -98,13 +93,6 @@ def _configuration(config: DictConfig, settings: PictureSettings, overrides: Seq
     return base
 
 
-def struck_frame(dataset: FrameDataset, number: int) -> Frame:
-    """A frame as the condition leaves it, before its images are resized."""
-    faults = [step for step in dataset.transforms if not isinstance(step, ImageProcessing)]
-    random = frame_generator(dataset.seed, SampleKey(epoch=0, frame=number))
-    return apply_transforms(dataset.reader.read(number), faults, random)
-
-
 def sheet(rows: Sequence[tuple[str, Frame]], point_range: Sequence[float]) -> Figure:
     """Conditions down; points with annotated boxes and the six images across.
 
@@ -119,8 +107,8 @@ def sheet(rows: Sequence[tuple[str, Frame]], point_range: Sequence[float]) -> Fi
         _draw_points(axes[0], frame, point_range)
         axes[0].set_ylabel(name.rpartition("/")[2].replace(", severity", ""), fontsize=7)
         _draw_images(axes[1:], frame)
-    for axis, title in zip(grid[0], ("points", *_CAMERAS), strict=True):
-        axis.set_title(title.removeprefix("CAM_").replace("_", " ").lower(), fontsize=8)
+    for axis, title in zip(grid[0], ("points", *ARRANGEMENT), strict=True):
+        axis.set_title(name_of(title), fontsize=8)
     return figure
 
 
@@ -134,7 +122,7 @@ def _draw_points(axis: Axes, frame: Frame, point_range: Sequence[float]) -> None
 
 
 def _draw_images(axes: Sequence[Axes], frame: Frame) -> None:
-    for axis, camera in zip(axes, _CAMERAS, strict=True):
+    for axis, camera in zip(axes, ARRANGEMENT, strict=True):
         axis.set(xticks=[], yticks=[])
         if frame.images is None:
             axis.set_axis_off()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,18 +23,22 @@ from torch import Tensor
 
 from cmt_aqr.aqr.statistics import map_statistics
 from cmt_aqr.constants import CAMERAS
+from cmt_aqr.files import writing
 from cmt_aqr.geometry import BEVGrid, box_corners, pixel_of_cell, project_to_images
 
 ARRANGEMENT = (
-    ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
-    ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"),
+    *("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
+    *("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"),
 )
-"""Where nuScenes shows its cameras."""
+"""Where nuScenes shows its cameras: two rows of three."""
 
 TRUTH_COLOUR = "#12d46a"
 FOUND_COLOUR = "#ffc400"
 TRUTH_STYLE: dict[str, Any] = {"colors": TRUTH_COLOUR, "linestyles": "solid", "linewidths": 1.8}
 FOUND_STYLE: dict[str, Any] = {"colors": FOUND_COLOUR, "linestyles": (0, (3.5, 1.2)), "linewidths": 1.2}
+
+Styled = Sequence[tuple[Tensor, dict[str, Any]]]
+"""Boxes (box, 9), LiDAR frame, and how their lines look."""
 
 _EDGES = np.array(((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)))
 """Edges of a box, as pairs of :func:`~cmt_aqr.geometry.box_corners`."""
@@ -114,6 +119,11 @@ class Scene:
     camera: MapPair | None = None
     beta: QueryBeta | None = None
 
+    @property
+    def boxes(self) -> Styled:
+        """Annotated and detected ones."""
+        return (self.truth, TRUTH_STYLE), (self.found, FOUND_STYLE)
+
 
 def bev_edges(grid: BEVGrid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Borders of the BEV cells in metres, LiDAR frame: x of the columns, y of the rows, one more than cells."""
@@ -174,7 +184,7 @@ def bev_picture(scene: Scene) -> Figure:
     title = f"{scene.title}: from above" if scene.beta is not None else _title(scene, "from above", scene.bev)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     for axis in axes:
-        _draw_from_above(axis, scene)
+        draw_from_above(axis, scene.points, scene.boxes, scene.grid.point_range)
     axes[0].set_ylabel("y, forward (m)")
     if scene.bev is not None:
         x, y = bev_edges(scene.grid)
@@ -246,11 +256,11 @@ def _versions(targets: Sequence, maps: MapPair) -> list[tuple]:
     return list(zip(targets, (before, after), (maps.before, maps.after), strict=True))
 
 
-def _draw_from_above(axis: Axes, scene: Scene) -> None:
-    x0, y0, _, x1, y1, _ = scene.grid.point_range
-    points = scene.points[:, :2].numpy()
+def draw_from_above(axis: Axes, points: Tensor, styled: Styled, point_range: Sequence[float]) -> None:
+    """Points (point, >= 2), boxes with their headings, and the car, over x0, y0, z0, x1, y1, z1 in metres."""
+    x0, y0, _, x1, y1, _ = point_range
     axis.scatter(points[:, 0], points[:, 1], s=0.7, c="#3a3a3a", linewidths=0, alpha=0.7, zorder=2)
-    for boxes, style in ((scene.truth, TRUTH_STYLE), (scene.found, FOUND_STYLE)):
+    for boxes, style in styled:
         corners = box_corners(boxes)[:, :4, :2]
         front = corners[:, :2].mean(dim=1)
         heading = torch.stack((boxes[:, :2], front), dim=1).numpy()
@@ -280,23 +290,46 @@ def _draw_from_above(axis: Axes, scene: Scene) -> None:
 def _draw_cameras(part: Figure | SubFigure, scene: Scene, weights: Tensor | None) -> list[Axes]:
     """The six images, with a map (view, row, column) over them if one is given; returns their axes."""
     grid = part.subplots(2, 3, squeeze=False)
-    height, width = scene.image_size
-    for axis, camera in zip(grid.flat, [name for row in ARRANGEMENT for name in row], strict=True):
+    for axis, camera in zip(grid.flat, ARRANGEMENT, strict=True):
         view = CAMERAS.index(camera)
-        if scene.images is not None:
-            axis.imshow(scene.images[view], extent=scene.image_extent, interpolation="antialiased")
+        image = None if scene.images is None else scene.images[view]
+        lidar2img = scene.lidar2img[view]
+        draw_camera(axis, camera, image, scene.boxes, lidar2img, scene.image_size, scene.image_extent)
         if scene.beta is not None and scene.beta.cells is not None:
             lost = scene.beta.cells[view].numpy()
             axis.imshow(lost, cmap=_LOST, vmin=0, vmax=1, extent=scene.image_extent, aspect="auto", zorder=3)
         if weights is not None and scene.camera is not None:
             edges = image_edges((weights.shape[1], weights.shape[2]), scene.image_size)
             _paint(axis, edges, weights[view], scene.camera, strongest=_CAMERA_OPACITY)
-        for boxes, style in ((scene.truth, TRUTH_STYLE), (scene.found, FOUND_STYLE)):
-            lines = box_lines(boxes, scene.lidar2img[view], scene.image_size)
-            axis.add_collection(LineCollection(list(lines), zorder=4, path_effects=_halo(style), **style))
-        axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
-        axis.set_title(camera.removeprefix("CAM_").replace("_", " ").lower(), fontsize=9, pad=2)
     return list(grid.flat)
+
+
+def draw_camera(
+    axis: Axes,
+    camera: str,
+    image: NDArray[np.uint8] | None,
+    styled: Styled,
+    lidar2img: Tensor,
+    size: tuple[int, int],
+    extent: tuple[float, float, float, float] | None = None,
+) -> None:
+    """An image (row, column, 3), RGB, under its camera's name, and boxes over it.
+
+    lidar2img (4, 4) and ``size``, height and width, are of the axis' pixels; ``extent`` is where in them the left,
+    right, bottom and top edges of the image lie.
+    """
+    if image is not None:
+        axis.imshow(image, extent=extent, interpolation="antialiased")
+    for boxes, style in styled:
+        lines = box_lines(boxes, lidar2img, size)
+        axis.add_collection(LineCollection(list(lines), zorder=4, path_effects=_halo(style), **style))
+    axis.set(xlim=(0, size[1]), ylim=(size[0], 0), xticks=[], yticks=[], aspect="equal")
+    axis.set_title(name_of(camera), fontsize=9, pad=2)
+
+
+def name_of(camera: str) -> str:
+    """A camera's name for people, as ``back left``."""
+    return camera.removeprefix("CAM_").replace("_", " ").lower()
 
 
 def box_lines(boxes: Tensor, lidar2img: Tensor, image_size: tuple[int, int]) -> NDArray[np.float32]:
@@ -359,3 +392,14 @@ def _legend(figure: Figure, scene: Scene, ego: bool) -> None:
 def _halo(style: dict[str, Any]) -> list[withStroke]:
     """A dark rim, so that a line shows on every ground."""
     return [withStroke(linewidth=style["linewidths"] + 1.1, foreground="#202020", alpha=0.6)]
+
+
+def save(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a picture into the folder ``out=`` of a command, which is made where it is absent.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with writing("out", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=dpi)

@@ -5,17 +5,12 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import torch
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from omegaconf import DictConfig
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
 from cmt_aqr.checks import require_whole
 from cmt_aqr.constants import CAMERAS, CLASSES
@@ -24,18 +19,18 @@ from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.dataset import FrameDataset, SampleKey
 from cmt_aqr.data.make_database import sizes_of
 from cmt_aqr.errors import UserError
-from cmt_aqr.files import check_folder, writing
-from cmt_aqr.geometry import box_corners
+from cmt_aqr.files import check_folder
 from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
-from cmt_aqr.structures import Frame
 from cmt_aqr.studies.pictures import (
     ARRANGEMENT,
     FOUND_COLOUR,
     FOUND_STYLE,
     TRUTH_COLOUR,
     TRUTH_STYLE,
-    box_lines,
+    draw_camera,
+    draw_from_above,
+    save,
 )
 
 
@@ -96,9 +91,7 @@ def show_frames(config: DictConfig, folder: Path) -> Path:
     keys = list(itertools.islice(loader.frame_sampler, config.count))
     figure = sheet(data.dataset("train"), keys, [float(value) for value in data.point_range])
     path = out / "frames.png"
-    with writing("out", out):
-        out.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=config.dpi)
+    save(figure, path, config.dpi)
     console().print(f"Wrote {path}", soft_wrap=True, highlight=False)
     return path
 
@@ -118,9 +111,19 @@ def sheet(dataset: FrameDataset, keys: list[SampleKey], point_range: list[float]
         pasted = ", ".join(f"{count} {name}" for name, count in names.items()) or "nothing"
         which = f"frame {key.frame} ({frame.token[:8]}), time {key.repeat + 1} in epoch {key.epoch}"
         part.suptitle(f"{which}; pasted: {pasted}")
-        _from_above(left.subplots(), frame, own, point_range)
-        for axis, camera in zip(right.subplots(2, 3).flat, itertools.chain(*ARRANGEMENT), strict=True):
-            _camera(axis, frame, own, camera)
+        mine = frame.boxes[:own][frame.box_points[:own] > 0]
+        boxes, axis = ((mine, TRUTH_STYLE), (frame.boxes[own:], FOUND_STYLE)), left.subplots()
+        points = frame.points[:: max(1, len(frame.points) // 60_000)]
+        draw_from_above(axis, points, boxes, point_range)
+        axis.set_ylabel("y, forward (m)")
+        for axis, camera in zip(right.subplots(2, 3).flat, ARRANGEMENT, strict=True):
+            view = CAMERAS.index(camera)
+            if frame.images is None:
+                axis.set_axis_off()
+                continue
+            image = frame.images[view].flip(0).permute(1, 2, 0).numpy()
+            size = (image.shape[0], image.shape[1])
+            draw_camera(axis, camera, image, boxes, frame.lidar2img[view].float(), size)
     figure.legend(
         handles=[
             Line2D([], [], color=TRUTH_COLOUR, linewidth=2.5, label="the frame's own boxes with LiDAR points"),
@@ -131,38 +134,3 @@ def sheet(dataset: FrameDataset, keys: list[SampleKey], point_range: list[float]
         frameon=False,
     )
     return figure
-
-
-def _boxes(frame: Frame, own: int) -> list[tuple[Tensor, dict[str, Any]]]:
-    """The frame's own boxes, and those pasted, each with its style."""
-    mine = frame.boxes[:own][frame.box_points[:own] > 0]
-    return [(mine, TRUTH_STYLE), (frame.boxes[own:], FOUND_STYLE)]
-
-
-def _from_above(axis: Axes, frame: Frame, own: int, point_range: list[float]) -> None:
-    points = frame.points[:: max(1, len(frame.points) // 60_000), :2].numpy()
-    axis.scatter(points[:, 0], points[:, 1], s=0.4, c="#3a3a3a", linewidths=0, alpha=0.6)
-    for boxes, style in _boxes(frame, own):
-        corners = box_corners(boxes)[:, :4, :2]
-        front = corners[:, :2].mean(dim=1)
-        colours = {"edgecolors": style["colors"], "linewidths": style["linewidths"]}
-        axis.add_collection(PolyCollection(list(corners.numpy()), facecolors="none", **colours))
-        heading = torch.stack((boxes[:, :2], front), dim=1).numpy()
-        axis.add_collection(LineCollection(list(heading), colors=style["colors"], linewidths=1.0))
-    x0, y0, _, x1, y1, _ = point_range
-    axis.set(xlim=(x0, x1), ylim=(y0, y1), aspect="equal", xlabel="x, to the right (m)", ylabel="y, forward (m)")
-
-
-def _camera(axis: Axes, frame: Frame, own: int, camera: str) -> None:
-    axis.set(xticks=[], yticks=[])
-    axis.set_title(camera.removeprefix("CAM_").replace("_", " ").lower(), fontsize=9, pad=2)
-    if frame.images is None:
-        axis.text(0.5, 0.5, "not read", ha="center", transform=axis.transAxes)
-        return
-    view = CAMERAS.index(camera)
-    height, width = frame.images.shape[-2:]
-    axis.imshow(frame.images[view].flip(0).permute(1, 2, 0).numpy(), interpolation="antialiased")
-    for boxes, style in _boxes(frame, own):
-        lines = box_lines(boxes, frame.lidar2img[view].float(), (height, width))
-        axis.add_collection(LineCollection(list(lines), **style))
-    axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.random import Generator
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
@@ -15,18 +16,18 @@ from cmt_aqr.checks import is_whole, require_fraction, require_whole
 from cmt_aqr.data.augmentation import ImageProcessing, apply_transforms
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.datamodule import NuScenesDataModule
-from cmt_aqr.data.dataset import SampleKey, frame_generator
+from cmt_aqr.data.dataset import FrameDataset, SampleKey, frame_generator
 from cmt_aqr.data.selection import frame_numbers
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.decoding import decode
-from cmt_aqr.files import check_folder, writing
+from cmt_aqr.files import check_folder
 from cmt_aqr.outputs import AQROutput, BiasOutput, mean_seen
 from cmt_aqr.runs.checkpoints import read_checkpoint
 from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.precision import device_type
 from cmt_aqr.structures import Frame
-from cmt_aqr.studies.pictures import MapPair, QueryBeta, Scene, bev_picture, camera_picture
+from cmt_aqr.studies.pictures import MapPair, QueryBeta, Scene, bev_picture, camera_picture, save
 from cmt_aqr.training.clamp import renderer_of
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.run import build_module, restore
@@ -106,9 +107,7 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
     bar = track(numbers, description="Drawing frames", console=screen, disable=not screen.is_terminal)
     for number in bar:
         scene = make_scene(module, data, number, settings.min_score)
-        with writing("out", settings.out):
-            settings.out.mkdir(parents=True, exist_ok=True)
-            written.extend(draw(scene, settings.out / f"{data.val_split}_{number:04d}", settings.dpi))
+        written.extend(draw(scene, settings.out / f"{data.val_split}_{number:04d}", settings.dpi))
     for note in _notes(module):
         screen.print(note)
     screen.print("\n".join(["Wrote", *(f"  {path}" for path in written)]), soft_wrap=True, highlight=False)
@@ -119,11 +118,8 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
 def make_scene(module: DetectorModule, data: NuScenesDataModule, number: int, min_score: float) -> Scene:
     """Read a frame of ``val_split``, let the model see it, and gather what there is to draw."""
     dataset = data.dataset("val")
-    # Sensor faults change what is drawn, too; the processing for the network does not.
-    faults = [step for step in dataset.transforms if not isinstance(step, ImageProcessing)]
+    stored, random = struck_frame(dataset, number)
     processing = [step for step in dataset.transforms if isinstance(step, ImageProcessing)]
-    random = frame_generator(dataset.seed, SampleKey(epoch=0, frame=number))
-    stored = apply_transforms(dataset.reader.read(number), faults, random)
     frame = apply_transforms(stored, processing, random)
 
     predictions = module.model(data.finish(collate([frame]).to(module.device)))
@@ -157,6 +153,13 @@ def make_scene(module: DetectorModule, data: NuScenesDataModule, number: int, mi
     )
 
 
+def struck_frame(dataset: FrameDataset, number: int) -> tuple[Frame, Generator]:
+    """A frame as sensor faults leave it, before its images are resized, and the generator for what is left."""
+    faults = [step for step in dataset.transforms if not isinstance(step, ImageProcessing)]
+    random = frame_generator(dataset.seed, SampleKey(epoch=0, frame=number))
+    return apply_transforms(dataset.reader.read(number), faults, random), random
+
+
 def _beta(said: BiasOutput, frame: Frame) -> QueryBeta:
     """What the queries of the one frame said; of a beta per camera the mean of those that see a query, turned."""
     assert said.places is not None
@@ -180,7 +183,7 @@ def draw(scene: Scene, stem: Path, dpi: int) -> list[Path]:
     written = []
     for name, picture in pictures.items():
         path = stem.with_name(f"{stem.name}_{name}.png")
-        picture(scene).savefig(path, dpi=dpi)
+        save(picture(scene), path, dpi)
         written.append(path)
     return written
 
