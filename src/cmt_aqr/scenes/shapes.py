@@ -1,28 +1,22 @@
 """What the objects look like: sizes, parts, colours, reflectance.
 
-An object is a handful of cuboids in its annotated box, which they touch on all six sides: the box is the
-shape's tight bound. Fronts differ from backs, so that a heading can be learnt. Typical sizes follow what
-nuScenes' annotations show of each class; each class has signature colours of its own, so that pictures alone
-tell classes apart.
+An object is a handful of cuboids in its annotated box, which they touch on all six sides: the box is the shape's
+tight bound.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Colour = tuple[int, int, int]
-
-GLASS: Colour = (38, 48, 62)
-TYRE: Colour = (26, 26, 28)
-METAL: Colour = (95, 98, 104)
-HEADLIGHT: Colour = (250, 248, 225)
-TAILLIGHT: Colour = (150, 12, 18)
-SKIN: Colour = (205, 150, 120)
-WHITE: Colour = (238, 238, 234)
 
 PAINT = "paint"
 """Stands for the object's own colour in a part."""
@@ -41,8 +35,8 @@ class Part:
 
     low: tuple[float, float, float]
     high: tuple[float, float, float]
-    colour: Colour | str = PAINT
-    loss: float = 0.05
+    colour: Colour | str
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -63,237 +57,24 @@ class Kind:
     category: str
     size: tuple[float, float, float]
     spread: float
-    paints: tuple[Colour, ...]
+    paints: Sequence[Colour]
     intensity: float
     parts: tuple[Part, ...]
 
 
-def _wheels(rear: float, front: float, half: float, top: float) -> tuple[Part, ...]:
-    """Two axles as wide as the box, standing on the ground; ``half`` is half a wheel's length."""
-    return (
-        Part((rear - half, -0.5, -0.5), (rear + half, 0.5, top), TYRE, 0.2),
-        Part((front - half, -0.5, -0.5), (front + half, 0.5, top), TYRE, 0.2),
-    )
+def _read_kinds() -> dict[str, Kind]:
+    held = yaml.safe_load(Path(__file__).with_name("kinds.yaml").read_text(encoding="utf-8"))
+    colours = {name: tuple(colour) for name, colour in held["colours"].items()} | {PAINT: PAINT}
+
+    def kind(parts: list[tuple[Any, Any, str, float]], **values: Any) -> Kind:
+        made = tuple(Part(tuple(low), tuple(high), colours[colour], loss) for low, high, colour, loss in parts)
+        return Kind(**values, parts=made)
+
+    return {name: kind(**values) for name, values in held["kinds"].items()}
 
 
-def _lamps(low: float, high: float, half_width: float = 0.44) -> tuple[Part, ...]:
-    """A white bar at the very front and a red one at the very back, from height ``low`` to ``high``."""
-    return (
-        Part((0.485, -half_width, low), (0.5, half_width, high), HEADLIGHT, 0.1),
-        Part((-0.5, -half_width, low), (-0.485, half_width, high), TAILLIGHT, 0.1),
-    )
-
-
-_CYCLE = (
-    Part((-0.5, -0.09, -0.5), (-0.14, 0.09, 0.0), TYRE, 0.25),
-    Part((0.18, -0.09, -0.5), (0.5, 0.09, 0.0), TYRE, 0.25),
-    Part((-0.38, -0.16, -0.2), (0.3, 0.16, 0.2)),
-    Part((0.2, -0.5, 0.3), (0.3, 0.5, 0.5), METAL, 0.2),
-    Part((0.2, -0.1, 0.0), (0.3, 0.1, 0.3), METAL, 0.2),
-    Part((-0.36, -0.22, 0.2), (-0.06, 0.22, 0.32), TYRE, 0.1),
-)
-
-_RIDDEN = (
-    Part((-0.5, -0.09, -0.5), (-0.14, 0.09, -0.15), TYRE, 0.25),
-    Part((0.18, -0.09, -0.5), (0.5, 0.09, -0.15), TYRE, 0.25),
-    Part((-0.38, -0.2, -0.3), (0.3, 0.2, 0.0)),
-    Part((0.2, -0.5, 0.02), (0.3, 0.5, 0.1), METAL, 0.2),
-    Part((-0.3, -0.4, 0.0), (0.0, 0.4, 0.32), (70, 62, 56)),
-    Part((-0.2, -0.2, 0.32), (0.02, 0.2, 0.5), SKIN),
-)
-
-KINDS: dict[str, Kind] = {
-    "car": Kind(
-        "car",
-        "vehicle.car",
-        (4.62, 1.95, 1.73),
-        0.06,
-        ((178, 30, 40), (36, 78, 185)),
-        32,
-        (
-            Part((-0.485, -0.49, -0.34), (0.485, 0.49, 0.06)),
-            Part((-0.4, -0.43, 0.06), (0.2, 0.43, 0.42), GLASS, 0.35),
-            Part((-0.36, -0.42, 0.42), (0.1, 0.42, 0.5)),
-            *_wheels(-0.3, 0.3, 0.07, -0.12),
-            *_lamps(-0.12, 0.0),
-        ),
-    ),
-    "truck": Kind(
-        "truck",
-        "vehicle.truck",
-        (6.94, 2.52, 2.84),
-        0.08,
-        ((122, 66, 165),),
-        40,
-        (
-            Part((-0.485, -0.5, -0.22), (0.16, 0.5, 0.5)),
-            Part((0.22, -0.46, -0.3), (0.485, 0.46, 0.06)),
-            Part((0.22, -0.44, 0.06), (0.46, 0.44, 0.26), GLASS, 0.35),
-            Part((-0.48, -0.3, -0.32), (0.48, 0.3, -0.22), METAL),
-            *_wheels(-0.3, 0.32, 0.07, -0.18),
-            *_lamps(-0.28, -0.2),
-        ),
-    ),
-    "construction_vehicle": Kind(
-        "construction_vehicle",
-        "vehicle.construction",
-        (6.4, 2.75, 3.2),
-        0.1,
-        ((232, 188, 22),),
-        46,
-        (
-            Part((-0.5, -0.5, -0.5), (0.12, -0.28, -0.2), TYRE, 0.15),
-            Part((-0.5, 0.28, -0.5), (0.12, 0.5, -0.2), TYRE, 0.15),
-            Part((-0.5, -0.42, -0.22), (0.1, 0.42, 0.12)),
-            Part((-0.25, -0.1, 0.12), (0.08, 0.34, 0.44), GLASS, 0.3),
-            Part((-0.1, -0.3, 0.1), (0.3, -0.14, 0.5)),
-            Part((0.28, -0.3, -0.2), (0.4, -0.14, 0.42)),
-            Part((0.32, -0.4, -0.5), (0.5, 0.4, -0.18), METAL),
-        ),
-    ),
-    "bus": Kind(
-        "bus",
-        "vehicle.bus.rigid",
-        (11.0, 2.94, 3.47),
-        0.05,
-        ((36, 150, 62),),
-        38,
-        (
-            Part((-0.49, -0.48, -0.36), (0.49, 0.48, 0.5)),
-            Part((-0.46, -0.5, 0.05), (0.42, 0.5, 0.34), GLASS, 0.35),
-            Part((0.49, -0.44, -0.08), (0.5, 0.44, 0.36), GLASS, 0.35),
-            Part((-0.5, -0.44, -0.3), (-0.49, 0.44, -0.16), TAILLIGHT, 0.1),
-            *_wheels(-0.28, 0.32, 0.05, -0.22),
-        ),
-    ),
-    "trailer": Kind(
-        "trailer",
-        "vehicle.trailer",
-        (12.0, 2.9, 3.8),
-        0.06,
-        ((206, 206, 212),),
-        42,
-        (
-            Part((-0.49, -0.5, -0.18), (0.4, 0.5, 0.5)),
-            Part((-0.46, -0.3, -0.26), (0.5, 0.3, -0.18), METAL),
-            Part((-0.42, -0.48, -0.5), (-0.18, 0.48, -0.22), TYRE, 0.2),
-            Part((0.24, -0.3, -0.5), (0.27, 0.3, -0.24), METAL, 0.1),
-            Part((-0.5, -0.44, -0.3), (-0.49, 0.44, -0.2), TAILLIGHT, 0.1),
-        ),
-    ),
-    "barrier": Kind(
-        "barrier",
-        "movable_object.barrier",
-        (0.52, 2.5, 1.0),
-        0.06,
-        ((52, 196, 204),),
-        75,
-        (
-            Part((-0.5, -0.5, -0.5), (0.5, 0.5, -0.2)),
-            Part((-0.25, -0.48, -0.2), (0.25, 0.48, 0.2)),
-            Part((-0.18, -0.48, 0.2), (0.18, 0.48, 0.5), WHITE),
-        ),
-    ),
-    "motorcycle": Kind(
-        "motorcycle",
-        "vehicle.motorcycle",
-        (2.1, 0.78, 1.45),
-        0.06,
-        ((205, 36, 152),),
-        28,
-        _CYCLE,
-    ),
-    "motorcycle_ridden": Kind(
-        "motorcycle",
-        "vehicle.motorcycle",
-        (2.1, 0.8, 1.72),
-        0.06,
-        ((205, 36, 152),),
-        28,
-        _RIDDEN,
-    ),
-    "bicycle": Kind(
-        "bicycle",
-        "vehicle.bicycle",
-        (1.7, 0.6, 1.25),
-        0.06,
-        ((150, 222, 36),),
-        22,
-        _CYCLE,
-    ),
-    "bicycle_ridden": Kind(
-        "bicycle",
-        "vehicle.bicycle",
-        (1.7, 0.62, 1.75),
-        0.06,
-        ((150, 222, 36),),
-        22,
-        _RIDDEN,
-    ),
-    "pedestrian": Kind(
-        "pedestrian",
-        "human.pedestrian.adult",
-        (0.72, 0.67, 1.77),
-        0.07,
-        ((212, 150, 116),),
-        18,
-        (
-            Part((-0.12, -0.3, -0.5), (0.16, -0.04, -0.05), (58, 54, 62)),
-            Part((-0.3, 0.04, -0.5), (-0.02, 0.3, -0.05), (58, 54, 62)),
-            Part((-0.24, -0.42, -0.05), (0.2, 0.42, 0.34)),
-            Part((0.0, -0.5, 0.0), (0.5, -0.38, 0.12)),
-            Part((-0.2, 0.38, -0.08), (0.1, 0.5, 0.28)),
-            Part((-0.5, -0.26, 0.04), (-0.24, 0.26, 0.3), (84, 44, 40)),
-            Part((-0.16, -0.18, 0.34), (0.18, 0.18, 0.5)),
-        ),
-    ),
-    "traffic_cone": Kind(
-        "traffic_cone",
-        "movable_object.trafficcone",
-        (0.42, 0.42, 1.05),
-        0.08,
-        ((245, 108, 16),),
-        110,
-        (
-            Part((-0.5, -0.5, -0.5), (0.5, 0.5, -0.42)),
-            Part((-0.36, -0.36, -0.42), (0.36, 0.36, -0.1)),
-            Part((-0.27, -0.27, -0.1), (0.27, 0.27, 0.15), WHITE),
-            Part((-0.18, -0.18, 0.15), (0.18, 0.18, 0.5)),
-        ),
-    ),
-    "building": Kind(
-        "",
-        "",
-        (22.0, 11.0, 9.0),
-        0.0,
-        ((146, 122, 100), (120, 118, 116), (132, 98, 84), (160, 150, 132)),
-        24,
-        (Part((-0.5, -0.5, -0.5), (0.5, 0.5, 0.5)),),
-    ),
-    "pole": Kind(
-        "",
-        "",
-        (0.22, 0.22, 6.5),
-        0.1,
-        (METAL,),
-        30,
-        (Part((-0.5, -0.5, -0.5), (0.5, 0.5, 0.5), METAL),),
-    ),
-    "tree": Kind(
-        "",
-        "",
-        (3.0, 3.0, 6.0),
-        0.12,
-        ((62, 92, 48), (74, 98, 58)),
-        12,
-        (
-            Part((-0.06, -0.06, -0.5), (0.06, 0.06, 0.0), (88, 70, 56)),
-            Part((-0.5, -0.4, -0.05), (0.5, 0.4, 0.3), loss=0.3),
-            Part((-0.3, -0.5, 0.0), (0.3, 0.5, 0.5), loss=0.3),
-        ),
-    ),
-}
-"""Every kind of object, by name."""
+KINDS = _read_kinds()
+"""Every kind of object, by name: those of ``kinds.yaml``."""
 
 
 @dataclass(frozen=True)
