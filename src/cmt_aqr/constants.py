@@ -32,9 +32,6 @@ POINT_FEATURES = 5
 BOX_SIZE = 9
 """x, y, z, l, w, h, yaw, vx, vy: see :mod:`cmt_aqr.geometry.boxes`."""
 
-CODE_SIZE = 10
-"""cx, cy, log l, log w, cz, log h, sin yaw, cos yaw, vx, vy: the regression code."""
-
 ERRORS: dict[str, str] = {
     "trans_err": "ATE",
     "scale_err": "ASE",

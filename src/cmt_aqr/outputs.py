@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,24 +44,6 @@ class Signal(TensorStructure):
     logits: Tensor
     target: Tensor
     counts: Tensor
-
-
-class Routed(Protocol):
-    """What AQR gives to the decoder, in either form."""
-
-    @property
-    def bias(self) -> TokenBias | None:
-        """Added to the logits of the cross attention."""
-        ...
-
-    @property
-    def signal(self) -> Signal | None:
-        """What it should have said; ``None`` where the damage is not known."""
-        ...
-
-    def applied(self, sensors: Sensors) -> Sensors:
-        """The sensors as the decoder reads them."""
-        ...
 
 
 @dataclass(frozen=True)

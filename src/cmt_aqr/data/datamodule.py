@@ -191,7 +191,6 @@ class NuScenesDataModule(LightningDataModule):
         self._finishing = Finishing(image_mean, image_std)
         self._datasets: dict[str, FrameDataset] = {}
         self._objects: ObjectDatabase | None = None
-        self._start: tuple[int, int] | None = None
 
     def prepare_data(self) -> None:
         """Index the splits and cache their ground truth, once a machine; then the tables are let go of."""
@@ -313,13 +312,6 @@ class NuScenesDataModule(LightningDataModule):
             raise DataError(f"the {name} data is not set up: call setup() first")
         return self._datasets[name]
 
-    def set_position(self, epoch: int, batches_done: int) -> None:
-        """Let the next training loader start after ``batches_done`` batches of ``epoch``.
-
-        Lightning's own checkpoints carry the loader's position and need no call; this is for everyone else.
-        """
-        self._start = (epoch, batches_done)
-
     def _loader(self, name: str) -> FrameLoader:
         dataset = self.dataset(name)
         training = name == "train"
@@ -335,11 +327,7 @@ class NuScenesDataModule(LightningDataModule):
             resampled=resampled,
         )
         pin_memory = torch.cuda.is_available()
-        loader = FrameLoader(dataset, sampler, self.num_workers, pin_memory, self.mask_per_frame)
-        if training and self._start is not None:
-            loader.set_position(*self._start)
-            self._start = None
-        return loader
+        return FrameLoader(dataset, sampler, self.num_workers, pin_memory, self.mask_per_frame)
 
     def _resampled(self, dataset: FrameDataset) -> NDArray[np.int64] | None:
         """Numbers of the frames of an epoch; ``None``: all, once."""

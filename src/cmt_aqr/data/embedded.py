@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.files import check_folder, writing
-from cmt_aqr.scenes import make_dataset
+from cmt_aqr.scenes import Settings, make_dataset
 
 DEFAULT_ROOT = Path("data/synthetic")
 """Where data are made without being asked for, as in ``conf/data/synthetic.yaml``."""
@@ -33,7 +32,7 @@ class EmbeddedDataModule(NuScenesDataModule):
         if not isinstance(make or {}, Mapping):
             raise SettingError(f"make={make}: must be settings, as in make.scenes=10")
         self.make = {key: value for key, value in (make or {}).items() if value is not None}
-        known = inspect.signature(make_dataset).parameters.keys() - {"out"}
+        known = {"workers", "overwrite", "progress", *Settings.__dataclass_fields__}
         for key in self.make.keys() - known:
             raise SettingError(f"make.{key}: there is no such setting; there are {', '.join(sorted(known))}")
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_only
 
 from cmt_aqr.constants import CLASSES
@@ -18,14 +17,6 @@ RESAMPLINGS = ("none", "cbgs")
 
 _STREAM = 0xCB65
 """Keeps these draws apart from others of the same seed."""
-
-
-class _Choice(Protocol):
-    """A numpy generator, of the new kind or the old."""
-
-    def choice(self, a: NDArray[np.int64], size: int) -> ArrayLike:
-        """``size`` of ``a``, with replacement."""
-        ...
 
 
 def resampled_frames(index: FrameIndex, resampling: str, seed: int) -> NDArray[np.int64] | None:
@@ -59,7 +50,9 @@ def classes_of_frames(index: FrameIndex) -> NDArray[np.bool_]:
     return present
 
 
-def balanced_frames(present: NDArray[np.bool_], random: _Choice) -> NDArray[np.int64]:
+def balanced_frames(
+    present: NDArray[np.bool_], random: np.random.Generator | np.random.RandomState
+) -> NDArray[np.int64]:
     """Draw equally many frames for each class from those that have it (CBGS, Zhu et al., arXiv 1908.09492).
 
     As in mmdet3d's ``CBGSDataset``: with n_c frames of class c and N their sum, N / 10 frames are drawn for each

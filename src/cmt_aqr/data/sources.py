@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmt_aqr.structures import Frame, Returns
+
+if TYPE_CHECKING:
+    from cmt_aqr.data.reading import FrameReader
 
 _LOWEST_RING, _RING_STEP, _RINGS = -0.5353, 0.023275, 32
 """Elevation in radians of nuScenes' ring 0, from ring to ring, and how many there are."""
@@ -60,16 +63,6 @@ def with_more_points(frame: Frame, more: Tensor) -> Frame:
     return frame.replace(points=points, returns=joined)
 
 
-class _Reader(Protocol):
-    """What is asked of a :class:`~cmt_aqr.data.reading.FrameReader`."""
-
-    def scene(self, frame: int) -> bytes: ...
-
-    def read_points(self, frame: int) -> tuple[Tensor, Returns | None]: ...
-
-    def read_view(self, frame: int, view: int) -> Tensor: ...
-
-
 class StoredFrame:
     """The files of a frame: a :class:`~cmt_aqr.structures.FrameSource`.
 
@@ -78,7 +71,7 @@ class StoredFrame:
         number: of the frame in it.
     """
 
-    def __init__(self, reader: _Reader, number: int) -> None:
+    def __init__(self, reader: FrameReader, number: int) -> None:
         self.reader = reader
         self.number = number
 

@@ -11,16 +11,15 @@ from rich.table import Table
 from cmt_aqr.constants import CLASSES, ERRORS
 
 
-def metrics_table(metrics: Mapping[str, float], title: str = "nuScenes detection") -> Group:
+def metrics_table(metrics: Mapping[str, float]) -> Group:
     """Tables of the summary and of each class, for rich to print.
 
     Args:
         metrics: of :func:`cmt_aqr.evaluation.official.evaluate_boxes`.
-        title: above the first table. How many frames were evaluated stands behind it.
     """
     frames, total = int(metrics["frames"]), int(metrics["frames_of_split"])
     means = [f"m{name}" for name in ERRORS.values()]
-    summary = Table(title=f"{title}, frames: {frames} of {total}", title_justify="left")
+    summary = Table(title=f"nuScenes detection, frames: {frames} of {total}", title_justify="left")
     for name in ("mAP", "NDS", *means):
         summary.add_column(name, justify="right")
     summary.add_row(*(_number(metrics[name]) for name in ("mAP", "NDS", *means)))

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -39,16 +40,10 @@ DESCRIPTION_FILE = "synthetic.json"
 def make_dataset(
     out: Path | str,
     *,
-    scenes: int = 10,
-    seed: int = 0,
-    samples_per_scene: int = 20,
-    sweep_rate: int = 10,
-    azimuth_resolution: float = 0.4,
-    image_width: int = 400,
-    jpeg_quality: int = 90,
     workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    **settings: Any,
 ) -> None:
     """Write a synthetic data set in the nuScenes v1.0 format.
 
@@ -58,31 +53,16 @@ def make_dataset(
 
     Args:
         out: folder to write, the devkit's ``dataroot``.
-        scenes: number of scenes; up to 10 make a ``v1.0-mini``, more a ``v1.0-trainval``, with names from
-            the devkit's splits, about a fifth for validation.
-        seed: of all that is random.
-        samples_per_scene: keyframes of a scene, two a second.
-        sweep_rate: LiDAR sweeps per second, an even number.
-        azimuth_resolution: degrees between columns of the LiDAR.
-        image_width: pixels; the height is 9/16 of it.
-        jpeg_quality: of the pictures.
         workers: processes; ``None`` takes one per core available, 1 works in this process.
         overwrite: replace a synthetic data set that is already there.
         progress: show a progress bar, and a table at the end.
+        **settings: those of :class:`~cmt_aqr.scenes.settings.Settings`.
 
     Raises:
         SettingError: a setting is out of its range, or the folder is there and may not be replaced.
         UserError: the folder cannot be made.
     """
-    settings = Settings(
-        scenes=scenes,
-        seed=seed,
-        samples_per_scene=samples_per_scene,
-        sweep_rate=sweep_rate,
-        azimuth_resolution=azimuth_resolution,
-        image_width=image_width,
-        jpeg_quality=jpeg_quality,
-    )
+    wanted = Settings(**settings)
     if workers is not None:
         require_count("workers", workers)
     require_flag("overwrite", overwrite)
@@ -95,15 +75,15 @@ def make_dataset(
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        rows = _record(settings, partial, workers or _available_cores(), progress)
-        _write_tables(settings, partial, rows)
+        rows = _record(wanted, partial, workers or _available_cores(), progress)
+        _write_tables(wanted, partial, rows)
         # Somebody else may have written there meanwhile.
         _check_target(out, overwrite)
         _put_in_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if progress:
-        _report(settings, out, rows, time.perf_counter() - began)
+        _report(wanted, out, rows, time.perf_counter() - began)
 
 
 def _check_target(out: Path, overwrite: bool) -> None:

@@ -27,7 +27,8 @@ class Settings:
     """Everything that decides the content of a synthetic data set. Same settings, same bytes.
 
     Attributes:
-        scenes: number of scenes, 2 or more, so that there is one to train on and one to evaluate on.
+        scenes: number of scenes, 2 or more: up to 10 make a ``v1.0-mini``, more a ``v1.0-trainval``, with names
+            from the devkit's splits, about a fifth for validation.
         seed: any integer from 0 on.
         samples_per_scene: keyframes of a scene, two a second.
         sweep_rate: LiDAR sweeps per second, an even number: every keyframe interval has half of them.
