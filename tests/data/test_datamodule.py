@@ -116,13 +116,6 @@ def test_values_out_of_range_are_named(tmp_path: Path, changes: dict[str, Any], 
         datamodule(tmp_path, tmp_path, **changes)
 
 
-def test_check_names_what_is_wrong(small_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="split nonsense is unknown"):
-        datamodule(small_root, tmp_path, val_split="nonsense").check()
-    with pytest.raises(DataError, match=r"data\.root=.*nowhere is not a folder"):
-        datamodule(tmp_path / "nowhere", tmp_path).check()
-
-
 @pytest.mark.parametrize("load", [load_index, load_ground_truth])
 def test_a_cache_folder_that_cannot_be_made_is_named(load: Any, small_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -67,13 +66,6 @@ def test_in_evaluation_every_rank_has_a_frame() -> None:
     assert {len(sampler) for sampler in samplers} == {1}
 
 
-def test_evaluation_is_the_same_in_every_epoch() -> None:
-    sampler = FrameSampler(4, 2, training=False)
-    expected = list(sampler)
-    sampler.set_epoch(7)
-    assert list(sampler) == expected
-
-
 def test_generator_depends_on_every_part_of_the_key() -> None:
     keys = [SampleKey(0, 0), SampleKey(1, 0), SampleKey(0, 1), SampleKey(0, 0, 1)]
     draws = [frame_generator(0, key).random() for key in keys] + [frame_generator(1, keys[0]).random()]
@@ -124,15 +116,6 @@ def test_goes_on_in_the_middle_of_an_epoch(small_root: Path, tmp_path: Path, wor
     assert [digest(batch) for batch in resumed] == expected[1][2:]
     resumed.frame_sampler.set_epoch(2)
     assert [digest(batch) for batch in resumed] == expected[2]
-
-
-def test_position_at_the_end_of_an_epoch_is_the_next_epoch(small_root: Path, tmp_path: Path) -> None:
-    loader = training_loader(small_root, tmp_path, 0)
-    list(loader)
-    resumed = training_loader(small_root, tmp_path, 0)
-    resumed.load_state_dict({**loader.state_dict(), "epoch": 0, "batches_done": 3})
-    assert resumed.frame_sampler.epoch == 1
-    assert len(list(resumed.frame_sampler)) == 3
 
 
 def test_position_in_other_batches_is_refused(small_root: Path, tmp_path: Path) -> None:
@@ -200,15 +183,6 @@ def test_lightning_goes_on_with_the_same_batches(small_root: Path, tmp_path: Pat
         assert fit(small_root, tmp_path, 0, ckpt=path) == expected[step:]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_error_while_reading_arrives_as_one_sentence(small_root: Path, tmp_path: Path, workers: int) -> None:
-    loader = training_loader(small_root, tmp_path, workers)
-    loader.dataset.reader.root = tmp_path / "elsewhere"  # type: ignore[attr-defined]
-    with pytest.raises(DataError, match="cannot be read") as caught:
-        list(loader)
-    assert "\n" not in str(caught.value)
-
-
 def test_cached_frames_stay_as_read(small_root: Path, tmp_path: Path) -> None:
     def frames(cache_frames: bool) -> list[Frame]:
         data = datamodule(small_root, tmp_path, cache_frames=cache_frames, **AUGMENTED)
@@ -240,15 +214,6 @@ def test_collate_keeps_counts_and_order(small_root: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="images in 2 of 3 frames"):
         collate([*frames[:2], frames[2].replace(images=None)])
     assert collate([frame.replace(images=None) for frame in frames]).images is None
-
-
-def test_shuffle_is_close_to_uniform() -> None:
-    sampler = FrameSampler(5, 5, training=True)
-    first = []
-    for epoch in range(500):
-        sampler.set_epoch(epoch)
-        first.append(next(iter(sampler)).frame)
-    assert np.bincount(first, minlength=5).min() > 60
 
 
 def printed_by(*arguments: str) -> str:

@@ -14,7 +14,6 @@ from PIL import Image
 from cmt_aqr.constants import CAMERAS, LIDAR
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import load_index
-from cmt_aqr.data.points import read_points
 from cmt_aqr.data.reading import FrameReader, read_image
 from cmt_aqr.geometry import project_to_images
 from tests.helpers.shared_data import KEYFRAME, needs_keyframe
@@ -135,16 +134,6 @@ def test_missing_files_are_named(copied: FrameReader) -> None:
     sweep.unlink()
     with pytest.raises(DataError, match=f"{sweep.name} cannot be read"):
         copied.read(0)
-
-
-@pytest.mark.parametrize("size", [0, 1, 19, 39, 50])
-def test_truncated_points_are_refused(tmp_path: Path, size: int) -> None:
-    path = tmp_path / "sweep.pcd.bin"
-    path.write_bytes(bytes(size))
-    with pytest.raises(DataError, match=rf"sweep\.pcd\.bin is truncated: {size} bytes"):
-        read_points(path)
-    path.write_bytes(bytes(40))
-    assert read_points(path).shape == (2, 5)
 
 
 def test_unreadable_images_are_refused(tmp_path: Path) -> None:

@@ -26,15 +26,6 @@ def random_points(counts: tuple[int, ...]) -> torch.Tensor:
     return torch.rand(sum(counts), 5, generator=generator) * torch.tensor([12.8, 12.8, 4, 1, 1]) - 6.4
 
 
-def test_shapes_and_gradients() -> None:
-    branch = LidarBranch(GRID, **TINY)
-    features = branch(random_points((400, 300)), (400, 300))
-    assert features.shape == (2, branch.out_channels, *GRID.bev_shape)
-    features.square().mean().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in branch.parameters())
-    assert all(p.grad.abs().max() > 0 for p in branch.parameters() if p.ndim > 1)
-
-
 def test_samples_do_not_mix_in_eval_mode() -> None:
     branch = LidarBranch(GRID, **TINY).eval()
     points = random_points((400, 0, 300))
@@ -42,24 +33,6 @@ def test_samples_do_not_mix_in_eval_mode() -> None:
         together = branch(points, (400, 0, 300))
         for sample, own in enumerate(points.split((400, 0, 300))):
             torch.testing.assert_close(together[sample], branch(own, (len(own),))[0], rtol=1e-4, atol=1e-5)
-
-
-def test_points_move_features_along_the_right_axes() -> None:
-    """A cluster at large x and small y answers in the last columns of the first rows."""
-    branch = LidarBranch(GRID, **TINY).eval()
-    points = torch.tensor([[5.9, -5.9, 0.0, 1.0, 0.0]]) + 0.2 * torch.rand(200, 5)
-    with torch.no_grad():
-        dense = branch.encoder(*_encoder_input(branch, points))
-    rows, columns = dense[0].abs().sum(0).nonzero().unbind(1)
-    assert rows.max() <= 1
-    assert columns.min() >= GRID.bev_shape[1] - 2
-
-
-def _encoder_input(branch: LidarBranch, points: torch.Tensor) -> tuple:
-    from cmt_aqr.ops.sparse import Sites
-
-    voxels = branch.voxelize(points, (len(points),))
-    return voxels.features, Sites(voxels.coords, branch.grid.sparse_shape, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -116,45 +116,6 @@ def test_strided_answers_at_exactly_the_sites_reached(mode: tuple) -> None:
         assert torch.equal(out_sites.coords, reached[:, 0].nonzero())
 
 
-@pytest.mark.parametrize("corner", [(0, 0, 0), (6, 5, 8), (0, 5, 0), (6, 0, 8), (3, 2, 4)])
-def test_a_single_site_at_the_border(corner: tuple[int, int, int]) -> None:
-    sites = Sites(torch.tensor([[1, *corner]]), (7, 6, 9), 3)
-    rulebook = sites.submanifold
-    assert (rulebook.neighbours != 1).nonzero().tolist() == [[13, 0]], "its own neighbour only"
-    features = torch.ones(1, 2, dtype=torch.float64)
-    weight = torch.randn(3, 3, 3, 2, 2, dtype=torch.float64)
-    for mode in ("submanifold", STRIDED[0], STRIDED[1]):
-        compare_with_dense(features, weight, sites, mode, 1e-12)
-
-
-def test_rows_do_not_wrap_round() -> None:
-    """The last cell of a row, layer or sample is no neighbour of the first cell of the next."""
-    shape = (2, 3, 4)
-    ends = torch.tensor([[0, 0, 0, 3], [0, 0, 1, 0], [0, 0, 2, 3], [0, 1, 0, 0], [0, 1, 2, 3], [1, 0, 0, 0]])
-    rulebook = Sites(ends, shape, 2).submanifold
-    pairs = {(o, int(i)) for row in rulebook.neighbours for o, i in enumerate(row) if i < len(ends)}
-    expected = {
-        (a, b)
-        for a in range(len(ends))
-        for b in range(len(ends))
-        if ends[a, 0] == ends[b, 0] and (ends[a, 1:] - ends[b, 1:]).abs().max() <= 1
-    }
-    assert pairs == expected
-
-
-def test_samples_do_not_mix() -> None:
-    sites = random_sites((5, 8, 8), 3, 0.2)
-    features = torch.randn(len(sites), 4)
-    weight = torch.randn(3, 3, 3, 4, 4)
-    together = sparse_convolution(features, weight, sites.submanifold)
-    for sample in range(3):
-        own = sites.coords[:, 0] == sample
-        coords = sites.coords[own].clone()
-        coords[:, 0] = 0
-        alone = sparse_convolution(features[own], weight, Sites(coords, sites.shape, 1).submanifold)
-        torch.testing.assert_close(together[own], alone, rtol=1e-5, atol=1e-5)
-
-
 def test_no_site_at_all(path: str) -> None:
     sites = Sites(torch.zeros(0, 4, dtype=torch.int64), (5, 8, 8), 2)
     x = SparseTensor(torch.zeros(0, 3, requires_grad=True), sites)

@@ -113,25 +113,3 @@ def test_the_fullest_frame_pads_the_others_and_their_maps_stay(draw: str) -> Non
     assert near < 1
     if draw == "all":
         assert output.draws is not None and output.draws.sum(1).tolist() == [2 + 20, 18 + 20]
-
-
-def test_queries_outside_every_view_leave_the_camera_maps_as_they_are() -> None:
-    """Half of the learned queries are moved high above the cameras: the maps are those of the other half."""
-    module = small_module("model.queries=40").eval()
-    fewer = small_module("model.queries=20").eval()
-    state = module.model.state_dict()
-    with torch.no_grad():
-        module.model.head.reference_points[20:] = torch.tensor([0.5, 0.5, 1.0])
-    state = {**module.model.state_dict()}
-    state["head.reference_points"] = state["head.reference_points"][:20]
-    fewer.model.load_state_dict(state)
-    batch = small_batch(0)
-    with torch.no_grad():
-        all_of_them, seen_only = module.model(batch).aqr, fewer.model(batch).aqr
-    assert not all_of_them.camera_seen[:, 20:].any() and all_of_them.camera_seen[:, :20].any()
-    torch.testing.assert_close(all_of_them.image_map_raw, seen_only.image_map_raw, rtol=1e-5, atol=1e-7)
-    with torch.no_grad():
-        module.model.head.reference_points[20:] = torch.tensor([0.55, 0.55, 0.0])
-        below = module.model(batch).aqr
-    assert not torch.equal(below.weights, all_of_them.weights)
-    assert torch.equal(below.image_map_raw, all_of_them.image_map_raw)

@@ -172,11 +172,6 @@ def test_a_high_maximum_is_warned_of_once_for_each_map_with_its_numbers(
         )
 
 
-def test_nothing_is_warned_of_in_a_usual_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fit(tmp_path, small_module(), 2, AQRMonitor(tmp_path, every_n_steps=1))
-    assert not [record for record in caplog.records if record.name == "cmt_aqr.training.monitor"]
-
-
 def test_a_gradient_of_exactly_zero_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """With a residual weight of 1 the maps change nothing, so nothing comes back to the generator."""
     monitor = AQRMonitor(tmp_path, every_n_steps=1)

@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from cmt_aqr.training.optimization import (
-    MODULES,
     Multipliers,
     OneCycle,
     OptimizerSettings,
@@ -34,16 +33,6 @@ def test_every_parameter_has_one_module() -> None:
     assert module_of("aqr.generator.output.weight") == "aqr_weight_generator"
     with pytest.raises(KeyError, match=r"stray\.weight"):
         module_of("stray.weight")
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [({"backbone": 1.0}, "no such module"), ({"transformer": -1.0}, "0 .frozen. or more")],
-)
-def test_bad_multipliers_are_refused(values: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Multipliers(lr=values)
-    assert "transformer" in MODULES
 
 
 def test_one_cycle_goes_up_and_down_with_beta_against_it() -> None:

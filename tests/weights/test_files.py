@@ -64,10 +64,6 @@ def test_safetensors_round_trip_also_of_shared_and_strided_tensors(tmp_path: Pat
     assert [p.name for p in path.parent.iterdir()] == ["w.safetensors"], "no temporary file stays"
 
 
-def test_pickled_round_trip(tmp_path: Path) -> None:
-    assert_is_state(read_state_dict(save_pickled(STATE, tmp_path / "w.pth")))
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_pickle_does_not_run(tmp_path: Path, zipped: bool) -> None:
     marker = tmp_path / "ran"
