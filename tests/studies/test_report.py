@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
-from cmt_aqr.errors import UserError
 from cmt_aqr.runs.folder import find_runs
 from cmt_aqr.studies.figures import learning_curves, overview, thinned
 from cmt_aqr.studies.records import find_axes
@@ -264,11 +263,6 @@ def test_the_csv_file_holds_what_the_folders_hold(tmp_path: Path) -> None:
     assert failed["error"] == 'loss is "nan", step 3'
     assert (failed["renderer.max_weight_clamp"], failed["renderer"]) == ("2.0", "recommended")
     assert failed["NDS"] == failed["wall_time_s"] == failed["aqr/bev/mean"] == ""
-
-
-def test_no_setting_of_that_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"x=width: .*these do: renderer.max_weight_clamp"):
-        make_report(write_grid(tmp_path), x="width")
 
 
 @pytest.mark.system
