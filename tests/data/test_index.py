@@ -73,18 +73,12 @@ def check_against_devkit(tables: NuScenes, index: FrameIndex) -> None:
         assert velocities, "no box moves: the velocities were not tested"
 
 
-def test_agrees_with_devkit_on_synthetic_data(small_root: Path, tmp_path: Path) -> None:
-    index = load_index(small_root, "v1.0-mini", "mini_train", tmp_path)
-    assert len(index) == 3
-    check_against_devkit(NuScenes("v1.0-mini", str(small_root), verbose=False), index)
-
-
-@needs_keyframe
-def test_agrees_with_devkit_on_real_keyframe(tmp_path: Path) -> None:
-    index = load_index(KEYFRAME, "v1.0-mini", "mini_train", tmp_path)
-    assert len(index) == 1
-    assert len(index.boxes) == 68
-    check_against_devkit(NuScenes("v1.0-mini", str(KEYFRAME), verbose=False), index)
+@pytest.mark.parametrize(("keyframe", "frames"), [(False, 3), pytest.param(True, 1, marks=needs_keyframe)])
+def test_agrees_with_devkit(small_root: Path, tmp_path: Path, keyframe: bool, frames: int) -> None:
+    root = KEYFRAME if keyframe else small_root
+    index = load_index(root, "v1.0-mini", "mini_train", tmp_path)
+    assert len(index) == frames and (len(index.boxes) == 68 or not keyframe)
+    check_against_devkit(NuScenes("v1.0-mini", str(root), verbose=False), index)
 
 
 def test_sweeps_follow_the_devkit_back_in_time(small_root: Path, tmp_path: Path) -> None:

@@ -70,15 +70,11 @@ def check_projection(tables: NuScenes, reader: FrameReader, frame: int) -> None:
             np.testing.assert_allclose(pixels[0, view][seen].T.numpy(), expected[:2], atol=0.05)
 
 
-def test_projection_agrees_with_devkit(small_root: Path, tmp_path: Path) -> None:
-    check_projection(
-        NuScenes("v1.0-mini", str(small_root), verbose=False), reader_of(small_root, tmp_path, sweeps=0), 1
-    )
-
-
-@needs_keyframe
-def test_projection_agrees_with_devkit_on_real_keyframe(tmp_path: Path) -> None:
-    check_projection(NuScenes("v1.0-mini", str(KEYFRAME), verbose=False), reader_of(KEYFRAME, tmp_path), 0)
+@pytest.mark.parametrize(("keyframe", "frame"), [(False, 1), pytest.param(True, 0, marks=needs_keyframe)])
+def test_projection_agrees_with_devkit(small_root: Path, tmp_path: Path, keyframe: bool, frame: int) -> None:
+    root = KEYFRAME if keyframe else small_root
+    tables = NuScenes("v1.0-mini", str(root), verbose=False)
+    check_projection(tables, reader_of(root, tmp_path, sweeps=0), frame)
 
 
 def test_images_are_bgr_in_camera_order(small_root: Path, tmp_path: Path) -> None:

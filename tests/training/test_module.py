@@ -60,18 +60,15 @@ def at_epoch(epoch: int) -> pl.Trainer:
     return cast(pl.Trainer, SimpleNamespace(current_epoch=epoch))
 
 
-def test_a_run_that_goes_on_within_a_stage_has_the_stage_s_clamp() -> None:
-    module = detector("renderer.max_weight_clamp=9.0")
-    schedule = ClampSchedule({0: 2.5, 6: 2.0, 16: 1.5})
-    for epoch, clamp in ((9, 2.0), (16, 1.5), (5, 2.5)):
-        schedule.on_train_start(at_epoch(epoch), module)
-        assert renderer_of(module).max_weight_clamp == clamp
+LINE = ((3, 2.25), (11, 1.75), (16, 1.5), (30, 1.5))
+STAGES = ((9, 2.0), (16, 1.5), (5, 2.5), (6, 2.0), (15, 2.0))
 
 
-def test_a_run_that_goes_on_between_two_milestones_stands_on_the_line() -> None:
+@pytest.mark.parametrize(("mode", "expected"), [("step", STAGES), ("linear", LINE)])
+def test_a_run_that_goes_on_has_the_clamp_of_its_epoch(mode: str, expected: tuple) -> None:
     module = detector("renderer.max_weight_clamp=9.0")
-    schedule = ClampSchedule({0: 2.5, 6: 2.0, 16: 1.5}, mode="linear")
-    for epoch, clamp in ((3, 2.25), (11, 1.75), (16, 1.5), (30, 1.5)):
+    schedule = ClampSchedule({0: 2.5, 6: 2.0, 16: 1.5}, mode=mode)
+    for epoch, clamp in expected:
         schedule.on_train_start(at_epoch(epoch), module)
         assert renderer_of(module).max_weight_clamp == clamp
         schedule.on_train_epoch_start(at_epoch(epoch + 1), module)
