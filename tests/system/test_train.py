@@ -38,7 +38,7 @@ def test_a_run_leaves_what_it_did_in_its_folder(trained: tuple[Path, str]) -> No
     assert any(row["val/NDS"] and float(row["val/NDS"]) == pytest.approx(metrics["NDS"], abs=1e-6) for row in rows)
     assert list((folder / "tensorboard").glob("events.*"))
     maps = from_json(folder / "map_statistics.json")
-    assert set(maps) == {"bev", "camera"} and "AQR's maps before the clamp, epoch 0" in printed
+    assert set(maps) == {"bev", "camera", "attention"} and "AQR's maps before the clamp, epoch 0" in printed
     assert any(row["aqr/generator_gradient"] and float(row["aqr/generator_gradient"]) > 0 for row in rows)
 
 
