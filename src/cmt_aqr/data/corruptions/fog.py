@@ -115,7 +115,8 @@ class FogEchoes:
         factor = echo_range[entry[echo]] / np.where(shown == 0, 1, shown)
         points = frame.points.clone()
         rows = torch.from_numpy(echo)
-        points[rows, :3] = lidars[rows] + torch.from_numpy(factor)[:, None] * away[rows]
+        moved = lidars.index_select(0, rows) + torch.from_numpy(factor)[:, None] * away.index_select(0, rows)
+        points[:, :3].index_copy_(0, rows, moved)
         points[:, 3] = torch.from_numpy(np.maximum(soft, hard))
         return frame.replace(points=points)
 
@@ -190,8 +191,8 @@ class FogHaze(EachPicture):
         haze = self.haze(height, width, random)
         foggy = np.empty((3, height, width), dtype=np.uint8)
         planes = planes_of(picture)
-        for top in range(0, height, BAND):
-            rows = slice(top, top + BAND)
+        for top in range(0, height, 4 * BAND):
+            rows = slice(top, top + 4 * BAND)
             # min(gain x + h, 255) t + 127.5 (1 - t) as min(scale x, most) + rest, for all channels alike.
             t = clear[rows]
             scale, hazy = cv2.multiply(t, gain), cv2.multiply(t, haze[rows], scale=255 * self.strength * gain)

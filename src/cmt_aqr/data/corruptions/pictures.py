@@ -52,11 +52,6 @@ class EachPicture:
         raise NotImplementedError
 
 
-def whole(values: NDArray[np.float32]) -> Picture:
-    """Values of 0 or more as pixels, cut off below the point and at 255, as the suites' converters do."""
-    return at_most_white(values).astype(np.uint8)
-
-
 def floor(values: NDArray[np.float32], result: NDArray[np.uint8]) -> None:
     """Values of 0 or more as pixels, cut off below the point and at 255, in one pass.
 
@@ -66,11 +61,6 @@ def floor(values: NDArray[np.float32], result: NDArray[np.uint8]) -> None:
     """
     # OpenCV rounds; without a little more, a whole number that came out just below would lose one.
     cv2.convertScaleAbs(values, result, 1, DOWN)
-
-
-def at_most_white(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Values cut off at 255."""
-    return np.asarray(cv2.threshold(values, 255, 255, cv2.THRESH_TRUNC)[1], dtype=np.float32)
 
 
 def planes_of(picture: Picture) -> list[NDArray[np.uint8]]:
