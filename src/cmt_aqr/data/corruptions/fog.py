@@ -195,13 +195,15 @@ class FogHaze(EachPicture):
             rows = slice(top, top + 4 * BAND)
             # min(gain x + h, 255) t + 127.5 (1 - t) as min(scale x, most) + rest, for all channels alike.
             t = clear[rows]
-            scale, hazy = cv2.multiply(t, gain), cv2.multiply(t, haze[rows], scale=255 * self.strength * gain)
+            scale, hazy = t * np.float32(gain), cv2.multiply(t, haze[rows], scale=255 * self.strength * gain)
             most, rest = cv2.addWeighted(t, 255, hazy, -1, 0), cv2.addWeighted(t, -127.5, hazy, 1, 127.5)
             for plane, result in zip(planes, foggy, strict=True):
                 shade = plane[rows].astype(np.float32)
-                shade = cv2.min(cv2.multiply(shade, scale, shade), most, shade)
-                floor(cv2.add(shade, rest, shade), result[rows])
-        return picture_of(foggy)
+                cv2.multiply(shade, scale, shade)
+                cv2.min(shade, most, shade)
+                cv2.add(shade, rest, shade)
+                floor(shade, result[rows])
+        return picture_of(list(foggy))
 
     def haze(self, height: int, width: int, random: Generator) -> NDArray[np.float32]:
         """f (1 - 0.8 a)(1 + 0.5 b), (height, width)."""
