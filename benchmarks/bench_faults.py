@@ -1,6 +1,6 @@
 """How much longer a frame takes to read with each sensor failure than without.
 
-The claim: at most 3 times, but for motion blur, fog and snow over whole pictures (4 to 5.5 times). The rival is
+The claim: at most 3 times, but for motion blur and fog over whole pictures (3.1 to 3.3 times). The rival is
 the clean frame: files read and decoded, sweeps merged, images resized. One process and one thread, as a loader's
 worker has. Times are processor seconds, the least of several, clean and struck in turns.
 

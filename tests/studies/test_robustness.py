@@ -11,6 +11,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from cmt_aqr.data.errors import DataError
 from cmt_aqr.errors import UserError
 from cmt_aqr.studies import robustness as module
 from cmt_aqr.studies.published import PUBLISHED
@@ -102,10 +103,11 @@ class Evaluated:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.fail_at: int | None = None
+        self.fail_with: BaseException = KeyboardInterrupt()
 
     def __call__(self, task: Any, config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
         if len(self.asked) == self.fail_at:
-            raise KeyboardInterrupt
+            raise self.fail_with
         fused = config.data.cameras
         name = next((key for key in config.eval_fault if key not in ("_target_", "share", "severity")), "clean")
         self.asked.append(f"{'fused' if fused else 'lidar'} {name}")
@@ -152,6 +154,20 @@ def test_conditions_are_evaluated_once_and_a_killed_one_again(
     assert len(evaluated.asked) == 36
     run(two, out, "seed=1", "data.sweeps=1")
     assert len(evaluated.asked) == 48
+
+
+def test_data_that_a_condition_cannot_strike_are_told_with_its_key(
+    two: list[str], tmp_path: Path, evaluated: Evaluated
+) -> None:
+    evaluated.fail_at, evaluated.fail_with = 2, DataError("its points have no ring")
+    with pytest.raises(UserError, match=r"mome/lidar_drop: .* no ring; conditions\.mome\.lidar_drop=null"):
+        run(two, tmp_path / "out")
+    evaluated.fail_at = None
+    run(two, tmp_path / "out", "conditions.mome.lidar_drop=null")
+    assert len(evaluated.asked) == 6 + 4 and "lidar_drop" not in " ".join(evaluated.asked)
+    evaluated.fail_at, evaluated.fail_with = 10, DataError("no such file")
+    with pytest.raises(DataError, match=r"^no such file$"):
+        run(two, tmp_path / "other")  # the clean frames: no condition is to blame
 
 
 def test_parts_share_the_work_and_the_last_makes_the_tables(

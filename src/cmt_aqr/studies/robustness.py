@@ -319,7 +319,13 @@ class Evaluation:
 
     def evaluate(self, overrides: Sequence[str]) -> None:
         """Evaluate in this process or in one for each device, and keep the metrics."""
-        metrics = run_task(evaluated, self.config, self.path.parent, list(overrides))
+        try:
+            metrics = run_task(evaluated, self.config, self.path.parent, list(overrides))
+        except UserError as error:  # data without rings or annotations, which some conditions need
+            if self.condition.name == CLEAN:
+                raise
+            left_out = f"conditions.{self.condition.suite}.{self.condition.name}=null"
+            raise UserError(f"{self.condition}: {error}; {left_out} leaves it out") from error
         keep_metrics(self.path, self.stamp(), metrics)
 
     def row(self, evaluations: Sequence[Evaluation]) -> Row | None:

@@ -210,7 +210,7 @@ def test_echoes_of_fog_are_the_integral_s_largest_value(alpha: float) -> None:
 def test_fog_dims_points_or_moves_them_to_its_echo() -> None:
     frame, fog = driving(), FogEchoes(0.06, 0.05)
     points = fog(frame, generator()).points
-    draws = generator().random(len(points))
+    draws = generator().random(len(points), np.float32)
     echoes, strengths = echo_table(0.06)
     own, moved = own_frames(frame), own_frames(frame.replace(points=points))
     kinds = set()

@@ -12,11 +12,12 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.integrate import simpson
 
-from cmt_aqr.data.corruptions.files import in_own_frames, returns_of, to_keyframe
+from cmt_aqr.data.corruptions.files import returns_of
 from cmt_aqr.data.corruptions.pictures import (
+    BAND,
     EachPicture,
     Picture,
-    at_most_white,
+    floor,
     picture_of,
     planes_of,
     random_bytes,
@@ -39,7 +40,7 @@ _LIGHT = 299_792_458.0
 
 
 @functools.cache
-def echo_table(alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def echo_table(alpha: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The strongest echo of fog in front of a target, by the target's range in steps of 0.1 m.
 
     The power that fog sends back at range R, over (aperture, pulse power and backscattering coefficient):
@@ -72,7 +73,7 @@ def echo_table(alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     place = np.maximum.accumulate(np.where(response >= best, np.arange(count), 0))
     targets = np.arange(count + 1) / PER_METRE
     last = np.searchsorted(ranges, targets, side="right") - 1
-    return ranges[place[last]] - PULSE * _LIGHT / 2, best[last]
+    return (ranges[place[last]] - PULSE * _LIGHT / 2).astype(np.float32), best[last].astype(np.float32)
 
 
 class FogEchoes:
@@ -99,22 +100,24 @@ class FogEchoes:
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
         """Dim and move points."""
-        own = in_own_frames(frame)
-        r = own.norm(dim=1).double().numpy()
-        intensity = frame.points[:, 3].double().numpy()
-        echo_range, strength = echo_table(self.alpha)
-        entry = np.minimum(np.rint(r * PER_METRE).astype(np.int64), FARTHEST * PER_METRE)
-        hard = np.rint(np.exp(-2 * self.alpha * r) * intensity)
-        soft = strength[entry] * intensity * r**2 * self.beta / TARGET
-        shown = random.random(len(r)) * 2 * self.noise + r - self.noise
-        echo = soft > hard
-        factor = np.where(echo, echo_range[entry] / np.where(echo, r, 1) * r / np.where(shown == 0, 1, shown), 1)
-        points = frame.points.clone()
-        chosen = torch.from_numpy(np.flatnonzero(echo))
         returns = returns_of(frame)
-        moved = own[chosen] * torch.from_numpy(factor[echo].astype(np.float32))[:, None]
-        points[chosen, :3] = to_keyframe(moved, returns.replace(sweep=returns.sweep[chosen]))
-        points[:, 3] = torch.from_numpy(np.where(echo, soft, hard).astype(np.float32))
+        lidars = returns.motions[:, :3, 3].float().index_select(0, returns.sweep.int())  # at each point's return
+        away = frame.points[:, :3] - lidars
+        r = away.norm(dim=1).numpy()
+        intensity = frame.points[:, 3].numpy()
+        echo_range, strength = echo_table(self.alpha)
+        entry = np.minimum(np.rint(r * PER_METRE), FARTHEST * PER_METRE).astype(np.int32)
+        hard = np.rint(np.exp(np.float32(-2 * self.alpha) * r) * intensity)
+        soft = strength[entry] * intensity * r**2 * np.float32(self.beta / TARGET)
+        drawn = random.random(len(r), np.float32)
+        echo = np.flatnonzero(soft > hard)
+        shown = drawn[echo] * np.float32(2 * self.noise) + r[echo] - np.float32(self.noise)
+        factor = echo_range[entry[echo]] / np.where(shown == 0, 1, shown)
+        points = frame.points.clone()
+        rows = torch.from_numpy(echo)
+        moved = lidars.index_select(0, rows) + torch.from_numpy(factor)[:, None] * away.index_select(0, rows)
+        points[:, :3].index_copy_(0, rows, moved)
+        points[:, 3] = torch.from_numpy(np.maximum(soft, hard))
         return frame.replace(points=points)
 
 
@@ -185,16 +188,22 @@ class FogHaze(EachPicture):
         brightest = float(picture.max()) / 255
         gain = brightest / (brightest + self.strength)
         clear = self.clear(height, width, random)
-        haze = self.haze(height, width, random) * np.float32(255 * self.strength * gain)
-        grey = (1 - clear) * np.float32(127.5)
-        foggy = []
-        for plane in planes_of(picture):
-            shade = np.asarray(cv2.scaleAdd(plane.astype(np.float32), gain, haze), dtype=np.float32)
-            shade = at_most_white(shade)
-            shade *= clear
-            shade += grey
-            foggy.append(shade.astype(np.uint8))
-        return picture_of(foggy)
+        haze = self.haze(height, width, random)
+        foggy = np.empty((3, height, width), dtype=np.uint8)
+        planes = planes_of(picture)
+        for top in range(0, height, 4 * BAND):
+            rows = slice(top, top + 4 * BAND)
+            # min(gain x + h, 255) t + 127.5 (1 - t) as min(scale x, most) + rest, for all channels alike.
+            t = clear[rows]
+            scale, hazy = t * np.float32(gain), cv2.multiply(t, haze[rows], scale=255 * self.strength * gain)
+            most, rest = cv2.addWeighted(t, 255, hazy, -1, 0), cv2.addWeighted(t, -127.5, hazy, 1, 127.5)
+            for plane, result in zip(planes, foggy, strict=True):
+                shade = plane[rows].astype(np.float32)
+                cv2.multiply(shade, scale, shade)
+                cv2.min(shade, most, shade)
+                cv2.add(shade, rest, shade)
+                floor(shade, result[rows])
+        return picture_of(list(foggy))
 
     def haze(self, height: int, width: int, random: Generator) -> NDArray[np.float32]:
         """f (1 - 0.8 a)(1 + 0.5 b), (height, width)."""
@@ -209,17 +218,21 @@ class FogHaze(EachPicture):
 
     def clear(self, height: int, width: int, random: Generator) -> NDArray[np.float32]:
         """t, (height, width)."""
-        away, near = _distances(height, width, self.beta)
-        drawn = random_bytes((height, width), random)
-        return near * np.exp(away * (np.float32(1) + drawn * np.float32(0.25 / 256)))
+        still, drawn = _distances(height, width, self.beta)
+        clear = random_bytes((height, width), random).astype(np.float32)
+        for top in range(0, height, 2 * BAND):
+            rows = slice(top, top + 2 * BAND)
+            part = cv2.multiply(clear[rows], drawn[rows], clear[rows])
+            cv2.exp(cv2.add(part, still[rows], part), part)
+        return clear
 
 
 @functools.lru_cache(maxsize=16)
-def _distances(height: int, width: int, beta: float) -> tuple[NDArray[np.float32], np.float32]:
-    """-2 beta rho, and exp(-beta sqrt(max(height, width)))."""
+def _distances(height: int, width: int, beta: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """-beta d without U (height, width), and what a step of 1/256 of U adds to it."""
     top, bottom, left, right = int(0.65 * height), int(0.99 * height), int(0.1 * width), int(0.85 * width)
     rows, columns = np.arange(height)[:, None], np.arange(width)
     down = np.maximum(0, np.maximum(rows - bottom, top - rows))
     across = np.maximum(0, np.maximum(columns - right, left - columns))
-    rho = np.hypot(down, across)
-    return (-2 * beta * rho).astype(np.float32), np.float32(math.exp(-beta * math.sqrt(max(height, width))))
+    away = -2 * beta * np.hypot(down, across)
+    return (away - beta * math.sqrt(max(height, width))).astype(np.float32), (away / 1024).astype(np.float32)

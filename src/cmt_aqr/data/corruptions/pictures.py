@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -52,14 +52,15 @@ class EachPicture:
         raise NotImplementedError
 
 
-def whole(values: NDArray[np.float32]) -> Picture:
-    """Values of 0 or more as pixels, cut off below the point and at 255, as the suites' converters do."""
-    return at_most_white(values).astype(np.uint8)
+def floor(values: NDArray[np.float32], result: NDArray[np.uint8]) -> None:
+    """Values of 0 or more as pixels, cut off below the point and at 255, in one pass.
 
-
-def at_most_white(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Values cut off at 255."""
-    return np.asarray(cv2.threshold(values, 255, 255, cv2.THRESH_TRUNC)[1], dtype=np.float32)
+    Args:
+        values: of any shape.
+        result: of the same shape, filled in.
+    """
+    # OpenCV rounds; without a little more, a whole number that came out just below would lose one.
+    cv2.convertScaleAbs(values, result, 1, DOWN)
 
 
 def planes_of(picture: Picture) -> list[NDArray[np.uint8]]:
@@ -71,6 +72,9 @@ def picture_of(planes: Sequence[NDArray[np.uint8]]) -> Picture:
     """The picture of channels (height, width)."""
     return np.asarray(cv2.merge(planes), dtype=np.uint8)
 
+
+DOWN = 1e-4 - 0.5
+"""What turns rounding into cutting off below the point."""
 
 LEVELS = 256
 """Equally likely outcomes that stand for a distribution of what a pixel becomes."""
@@ -183,29 +187,36 @@ class Blur(EachPicture):
         return -np.ceil(line - 0.5).astype(np.int64)
 
     def change(self, picture: Picture, random: Generator, view: int) -> Picture:
-        """Add the shifted pictures up."""
-        return self.blurred(picture, random.uniform(*self.degrees), np.empty_like(picture))
+        """Add the shifted pictures up, cut off below the point."""
+        result = np.empty_like(picture)
+        for rows, sums in self.blurred(picture, random.uniform(*self.degrees)):
+            floor(sums, result[rows])
+        return result
 
-    def blurred(self, picture: NDArray, degrees: float, result: NDArray) -> NDArray:
-        """Blur a picture (height, width) or (height, width, channel) in a direction.
+    def blurred(self, picture: NDArray, degrees: float) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Blur a picture in a direction, some rows at a time.
 
         Args:
-            picture: uint8 or float32, 0 or more.
+            picture: (height, width) or (height, width, channel), uint8 or float32.
             degrees: the direction.
-            result: of the picture's shape, filled in; cut off below the point where its type has no fractions.
+
+        Yields:
+            Rows, and what they become, float32; the array is used again for the next.
         """
-        width = picture.shape[1] * (picture.shape[2] if picture.ndim == 3 else 1)
+        height, width = picture.shape[:2]
         edge = len(self.weights)
-        padded = cv2.copyMakeBorder(picture, edge, edge, edge, edge, cv2.BORDER_REPLICATE).astype(np.float32)
-        flat, rows = padded.reshape(len(padded), -1), result.reshape(len(result), -1)
-        taps = list(zip(self.offsets(degrees).tolist(), self.weights.tolist(), strict=True))
-        height = max(1, BAND * 4800 // width)
-        sums = np.empty((height, width), dtype=np.float32)
-        for top in range(0, len(rows), height):
-            band = sums[: len(rows) - top]
-            band[:] = 1e-4  # or what rounding makes of a whole number would be cut off to the one below
-            for (down, right), weight in taps:
-                first, left = top + edge - down, (edge - right) * (width // picture.shape[1])
-                cv2.scaleAdd(flat[first : first + len(band), left : left + width], weight, band, band)
-            rows[top : top + height] = band
-        return result
+        padded = cv2.copyMakeBorder(picture, edge, edge, edge, edge, cv2.BORDER_REPLICATE)
+        offsets, tap = np.unique(self.offsets(degrees), axis=0, return_inverse=True)  # some fall into one pixel
+        weights = np.bincount(tap.ravel(), self.weights)
+        # A weighted mean, tap after tap: OpenCV has no sum of weighted bytes in one pass, but this.
+        taps = list(zip(offsets.tolist(), (weights / np.cumsum(weights)).tolist(), strict=True))
+        band = np.empty(
+            (min(BAND * 4800 * len(picture) // picture.size + 1, height), *picture.shape[1:]), np.float32
+        )
+        for top in range(0, height, len(band)):
+            sums = band[: height - top]
+            sums[:] = 0
+            for (down, right), share in taps:
+                first, left = top + edge - down, edge - right
+                cv2.accumulateWeighted(padded[first : first + len(sums), left : left + width], sums, share)
+            yield slice(top, top + len(sums)), sums

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from cmt_aqr.data.corruptions.pictures import Blur, EachPicture, Picture, picture_of, planes_of, whole
+from cmt_aqr.data.corruptions.pictures import DOWN, Blur, EachPicture, Picture
 
 
 class Snow(EachPicture):
@@ -38,26 +38,27 @@ class Snow(EachPicture):
         self.blur = Blur(sigma=radius, radius=radius, degrees=(-135.0, -45.0))
 
     def change(self, picture: Picture, random: Generator, view: int) -> Picture:
-        """Let it snow on a picture."""
-        layer = self.layer(picture.shape[0], picture.shape[1], random)
-        flakes = layer + cv2.rotate(layer, cv2.ROTATE_180)
-        share = 0.9 * (1 - self.keep)
-        grey = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)).astype(np.float32)
-        pale = np.asarray(cv2.addWeighted(grey, 1.5, grey, 0.0, 127.5))
-        snowy = []
-        for plane in planes_of(picture):
-            value = plane.astype(np.float32)
-            lit = cv2.addWeighted(value, 0.9 * self.keep, np.asarray(cv2.max(value, pale)), share, 0.0)
-            snowy.append(whole(np.asarray(cv2.add(lit, flakes), dtype=np.float32)))
-        return picture_of(snowy)
+        """Let it snow on a picture.
 
-    def layer(self, height: int, width: int, random: Generator) -> NDArray[np.float32]:
-        """Flakes (height, width), whole steps in 0..255."""
+        All in bytes: the flakes are whole steps, so that cutting the rest off below the point before or after
+        they are added is the same; and of the two under ``max`` each is cut off by itself.
+        """
+        layer = self.layer(picture.shape[0], picture.shape[1], random)
+        flakes = cv2.add(layer, cv2.rotate(layer, cv2.ROTATE_180))
+        grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+        pale = 0.9 * (1 - self.keep)
+        lit = cv2.addWeighted(picture, 0.9 * self.keep, grey, 1.5 * pale, 127.5 * pale + DOWN)
+        cv2.max(lit, cv2.convertScaleAbs(picture, None, 0.9, DOWN), lit)
+        return np.asarray(cv2.add(lit, cv2.cvtColor(flakes, cv2.COLOR_GRAY2BGR), lit), dtype=np.uint8)
+
+    def layer(self, height: int, width: int, random: Generator) -> NDArray[np.uint8]:
+        """Flakes (height, width), of 255."""
         rows, columns = math.ceil(height / self.zoom), math.ceil(width / self.zoom)
         small = np.float32(self.mean) + np.float32(0.3) * random.standard_normal((rows, columns), np.float32)
         large = cv2.resize(small, (columns * self.zoom, rows * self.zoom))[:height, :width]
         flakes = cv2.threshold(large, self.threshold, 0, cv2.THRESH_TOZERO)[1]
-        flakes = np.asarray(cv2.threshold(flakes, 1, 1, cv2.THRESH_TRUNC)[1], dtype=np.float32)
-        blurred = self.blur.blurred(flakes, random.uniform(*self.blur.degrees), np.empty_like(flakes))
-        blurred *= 255
-        return np.rint(blurred, out=blurred)
+        flakes = np.asarray(cv2.threshold(flakes, 1, 1, cv2.THRESH_TRUNC, flakes)[1], dtype=np.float32)
+        layer = np.empty((height, width), dtype=np.uint8)
+        for band, blurred in self.blur.blurred(flakes, random.uniform(*self.blur.degrees)):
+            cv2.convertScaleAbs(blurred, layer[band], 255)
+        return layer
