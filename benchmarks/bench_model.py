@@ -7,9 +7,10 @@
 The frame is the first of the data under --root (nuScenes format, with its own sweep only), or a random one where
 there is none. Times are medians, in seconds, after one call that does not count; batch 1. Weights are fresh: they
 do not change what is computed. Freed memory is kept, as in training and evaluation. A training step is the forward
-pass with denoising queries, the losses and the backward pass; what is computed again in the backward pass counts
-there. With --aqr both a model without AQR and one with it take turns in one process, so that the speed of the
-machine, which changes with its other work, is the same for both; peak memory is then of the two together.
+pass with denoising queries, the losses, the backward pass, clipping and AdamW; what is computed again in the
+backward pass counts there. Beside a part's time stands what it keeps in memory for the backward pass. With
+--aqr both a model without AQR and one with it take turns in one process, so that the speed of the machine, which
+changes with its other work, is the same for both; peak memory is then of the two together.
 """
 
 from __future__ import annotations
@@ -159,7 +160,10 @@ class Clock:
     def __init__(self, model: CMT, device: torch.device) -> None:
         self.device = device
         self.spent: dict[str, float] = {}
+        self.kept: dict[str, int] = {}
         self._start: dict[str, float] = {}
+        self._inside = [REST]
+        self._weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
         for name in PARTS:
             part = getattr(model, name)
             if isinstance(part, nn.Module):
@@ -173,10 +177,29 @@ class Clock:
         return time.perf_counter()
 
     def _enter(self, name: str) -> None:
+        self._inside.append(name)
         self._start[name] = self.now()
 
     def _leave(self, name: str) -> None:
         self.spent[name] = self.spent.get(name, 0.0) + self.now() - self._start[name]
+        self._inside.pop()
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Add up, by part, the bytes that autograd keeps for the backward pass; weights do not count."""
+        seen = set(self._weights)
+        self.kept = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                part = self._inside[-1]
+                self.kept[part] = self.kept.get(part, 0) + storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            yield
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -217,7 +240,9 @@ def measure(
         print(f"\n{title}, {name}: {statistics.median(totals):.3f} s, {spread}")
         for part in runs[name][0]:
             if part not in ("total", "cpu"):
-                print(f"  {part:<10} {statistics.median(run[part] for run in runs[name]):7.3f} s")
+                kept = contenders[name].clock.kept.get(part)
+                memory = "" if kept is None else f"  {kept / 1e9:.2f} GB kept"
+                print(f"  {part:<10} {statistics.median(run[part] for run in runs[name]):7.3f} s{memory}")
         cpu = statistics.median(run["cpu"] for run in runs[name])
         print(f"  all CPU threads together {cpu:.3f} s of computing")
     print(f"  peak memory {peak_memory(device):.2f} GB{'' if device.type == 'cuda' else ' (process)'}")
@@ -262,21 +287,26 @@ class Contender:
         return step
 
     def training(self, batch: Batch) -> Callable[[], None]:
-        """Forward pass with denoising queries, losses, backward pass."""
+        """Forward pass with denoising queries, losses, backward pass, clipping and AdamW."""
         model, clock = self.model.train(), self.clock
         criterion = Criterion().to(batch.points.device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
         queries, point_range = len(model.head.reference_points), tuple(model.head.point_range)
 
         def step() -> None:
             targets = Denoising()(batch, queries, point_range)
-            with clock.forward():
-                predictions = model(batch, None if targets is None else targets.queries)
-            with clock.part("criterion"):
-                losses = criterion(predictions, batch, targets)
+            with clock.keeping():
+                with clock.forward():
+                    predictions = model(batch, None if targets is None else targets.queries)
+                with clock.part("criterion"):
+                    losses = criterion(predictions, batch, targets)
             with clock.part("backward"):
                 torch.stack(list(losses.values())).sum().backward()
+            with clock.part("optimizer"):
+                nn.utils.clip_grad_norm_(model.parameters(), 35.0)
+                optimizer.step()
             # Here and not before the next step, so that no other model's gradients stay in the memory.
-            model.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
 
         return step
 

@@ -214,6 +214,11 @@ def test_collate_keeps_counts_and_order(small_root: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="images in 2 of 3 frames"):
         collate([*frames[:2], frames[2].replace(images=None)])
     assert collate([frame.replace(images=None) for frame in frames]).images is None
+    alone = collate(frames[:1])  # megabytes that are not copied
+    assert alone.images is not None and frames[0].images is not None
+    assert torch.equal(alone.images[0], batch.images[0])
+    assert alone.images.data_ptr() == frames[0].images.data_ptr()
+    assert alone.points.data_ptr() == frames[0].points.data_ptr() and alone.points.shape == frames[0].points.shape
 
 
 def printed_by(*arguments: str) -> str:

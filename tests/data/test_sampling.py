@@ -21,10 +21,9 @@ from cmt_aqr.data.database import DESCRIPTION, ENTRIES, patches_path, points_pat
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.dataset import SampleKey
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.paste import paste_patches, points_inside
+from cmt_aqr.data.paste import points_inside
 from cmt_aqr.data.sampling import ObjectSampler, Sampling
-from cmt_aqr.data.views import patches_of
-from cmt_aqr.errors import SettingError, UserError
+from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import points_in_boxes
 from cmt_aqr.structures import Frame
 from tests.data.test_loading import digest
@@ -213,33 +212,6 @@ def test_points_inside_are_those_of_a_plain_search() -> None:
     assert not len(points_inside(points, boxes[:0])[0]) and not len(points_inside(points[:0], boxes)[0])
 
 
-def test_which_camera_a_patch_is_from_may_be_put_right() -> None:
-    """A box before two cameras, nearer to the first; and one whose third corner alone is off the picture."""
-    ahead = np.array(((0, -100, 0, 0), (0, 0, -100, 0), (1, 0, 0, 0), (0, 0, 0, 1)), dtype=np.float64)
-    ahead[:2] += np.outer((80, 45), ahead[2])
-    far = ahead.copy()
-    far[:, 3] += (80 * 10, 45 * 10, 10, 0)  # ten metres behind
-    box = np.array([[8, 0, 0, 2, 2, 2, 0, 0, 0]], dtype=np.float32)
-    cameras, size = np.stack((ahead, far)), (90, 160)
-    assert patches_of(box, cameras, size).views.tolist() == [1]
-    assert patches_of(box, cameras, size, camera="largest").views.tolist() == [0]
-    box[0, 1] = 6.0  # its left side leaves the first picture
-    assert patches_of(box, cameras[:1], size).views.tolist() == [-1]
-    assert patches_of(box, cameras[:1], size, behind="any_corner").views.tolist() == [0]
-
-
-def test_a_share_of_the_patch_is_seen() -> None:
-    images = np.full((1, 90, 160, 3), 101, dtype=np.uint8)
-    camera = np.array([((80, -100, 0, 0), (45, 0, -100, 0), (1, 0, 0, 0), (0, 0, 0, 1))], dtype=np.float64)
-    box = np.array([[8, 0, 0, 2, 2, 2, 0, 0, 0]], dtype=np.float32)
-    patch = np.full((5, 5, 3), 200, dtype=np.uint8)
-    values = {
-        blend: np.unique(paste_patches(images, camera, box, [patch], blend)).tolist() for blend in (0.25, 0.5, 1.0)
-    }
-    assert values == {0.25: [101, 125], 0.5: [101, 150], 1.0: [101, 200]}
-    assert paste_patches(images, camera, box, [None]) is images
-
-
 # Making the database
 
 
@@ -402,27 +374,3 @@ def test_other_settings_are_another_database(data: NuScenesDataModule, small_roo
     with pytest.raises(DataError, match="was made with min_points=5, and min_points=6 is asked for"):
         settings = Sampling(processes=1, min_points=6, database=folder_of(data))
         datamodule(small_root, cache, sampling=settings, sweeps=3).setup("fit")
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"goals": {"tram": 2}}, "goals.tram"),
-        ({"goals": {"car": -1}}, "goals.car=-1"),
-        ({"rate": -1}, "rate=-1"),
-        ({"blend": 0.0}, "blend=0.0"),
-        ({"min_points": 0}, "min_points=0"),
-        ({"until_epoch": 1.5}, "until_epoch=1.5"),
-        ({"processes": 0}, "processes=0"),
-        ({"patch_camera": "first"}, "patch_camera=first: must be one of last, largest"),
-        ({"patch_behind": "no"}, "patch_behind=no"),
-    ],
-)
-def test_values_out_of_range_are_named(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(SettingError, match=sentence):
-        Sampling(**settings)
-
-
-def test_sampling_needs_lidar(small_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="data/sampling=none"):
-        datamodule(small_root, tmp_path, sampling=Sampling(), lidar=False)

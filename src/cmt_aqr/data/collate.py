@@ -30,7 +30,7 @@ def collate(frames: Sequence[Frame], mask_per_frame: bool = False) -> Batch:
     damages = [frame.damage for frame in frames if frame.damage is not None]
     return Batch(
         tokens=tuple(frame.token for frame in frames),
-        points=torch.cat([frame.points for frame in frames]),
+        points=_joined([frame.points for frame in frames]),
         point_counts=tuple(len(frame.points) for frame in frames),
         images=_side_by_side(with_images) if with_images else None,
         lidar2img=torch.stack([frame.lidar2img for frame in frames]).float(),
@@ -46,8 +46,18 @@ def collate(frames: Sequence[Frame], mask_per_frame: bool = False) -> Batch:
     )
 
 
+def _joined(points: Sequence[Tensor]) -> Tensor:
+    """Points of all frames, (point, 5); those of a single frame as they are: megabytes that need no copy."""
+    return points[0] if len(points) == 1 else torch.cat(list(points))
+
+
 def _side_by_side(images: Sequence[Tensor]) -> Tensor:
-    """Images (batch, view, 3, height, width) that keep the channel last in memory, as they have it."""
+    """Images (batch, view, 3, height, width) that keep the channel last in memory, as they have it.
+
+    Those of a single frame are not copied, either.
+    """
+    if len(images) == 1:
+        return images[0].unsqueeze(0)
     return torch.stack([image.permute(0, 2, 3, 1) for image in images]).permute(0, 1, 4, 2, 3)
 
 
