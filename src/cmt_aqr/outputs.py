@@ -53,6 +53,7 @@ class BiasOutput(TensorStructure):
     Attributes:
         beta: (batch, query, group), see :class:`TokenBias`; denoising queries first.
         groups: (token, group).
+        said: (batch, query, group), what the generator said; ``None``: beta itself.
         factors: (layer, head), or ``None``.
         draws: (batch, query) bool: False for padding among the denoising queries; ``None``: there is none.
         lidar_lost: (batch, query) what faults broke of the LiDAR at the query, 0 to 1; ``None``: not known.
@@ -63,6 +64,7 @@ class BiasOutput(TensorStructure):
 
     beta: Tensor
     groups: Tensor
+    said: Tensor | None = None
     factors: Tensor | None = None
     draws: Tensor | None = None
     lidar_lost: Tensor | None = None
@@ -77,7 +79,7 @@ class BiasOutput(TensorStructure):
 
     @property
     def signal(self) -> Signal | None:
-        """Beta through a sigmoid: 1/2 where neither sensor is to be preferred, 1 for the group that it favours."""
+        """What was said, through a sigmoid: 1/2 prefers neither sensor, 1 the group that beta favours."""
         if self.lidar_lost is None or self.camera_lost is None or self.seen is None:
             return None
         if self.beta.shape[-1] == 1:
@@ -87,7 +89,7 @@ class BiasOutput(TensorStructure):
             target, counts = 0.5 + 0.5 * (self.lidar_lost[..., None] - self.camera_lost), self.seen
         if self.draws is not None:
             counts = counts & self.draws[..., None]
-        return Signal(self.beta, target, counts)
+        return Signal(self.beta if self.said is None else self.said, target, counts)
 
     def applied(self, sensors: Sensors) -> Sensors:
         """The sensors as they are."""

@@ -1,5 +1,6 @@
 """A bias per query in the decoder's attention: its operator, its controls, its signal."""
 
+import math
 from typing import Any
 
 import pytest
@@ -137,8 +138,8 @@ def set_beta(module: DetectorModule, value: float) -> None:
 
 @pytest.mark.parametrize(("value", "lost"), [(-20.0, "lidar"), (20.0, "camera")])
 def test_beta_takes_the_decoder_off_a_sensor(value: float, lost: str) -> None:
-    module, batch = small_module(*BIAS, "aqr.limit=1000").eval(), small_batch(2)
-    set_beta(module, 10 * value)
+    module, batch = small_module(*BIAS).eval(), small_batch(2)
+    set_beta(module, value)
     other = batch.replace(images=torch.zeros_like(batch.images)) if lost == "camera" else batch  # type: ignore[arg-type]
     if lost == "lidar":
         other = batch.replace(points=torch.zeros_like(batch.points))
@@ -183,11 +184,12 @@ def test_the_controls() -> None:
     assert torch.equal(shuffled, output_of(batch, "aqr.beta=shuffled").beta)
     oracle = output_of(batch, "aqr.beta=oracle")
     assert oracle.lidar_lost is not None and oracle.seen is not None
-    expected = 20 * (0.25 * oracle.seen.any(dim=-1) - oracle.lidar_lost)
-    assert torch.allclose(oracle.beta[..., 0], expected) and len(oracle.beta.unique()) > 1
+    lidar = torch.where(oracle.lidar_lost == 1, -200.0, (1 - oracle.lidar_lost).log())  # log of what is left
+    camera = torch.where(oracle.seen, math.log(0.75), 0.0)
+    assert torch.allclose(oracle.beta[..., 0], lidar - camera.amin(dim=-1)) and len(oracle.beta.unique()) > 1
     per_view = output_of(batch, "aqr.beta=oracle", "aqr.groups=views")
     assert per_view.camera_lost is not None
-    assert torch.allclose(per_view.beta, 20 * (oracle.lidar_lost[..., None] - per_view.camera_lost))
+    assert torch.allclose(per_view.beta, camera - lidar[..., None])
 
 
 @pytest.mark.parametrize("control", ["oracle", "zero"])

@@ -58,7 +58,7 @@ def test_an_object_is_in_its_cells_and_nowhere_else() -> None:
     seen_there = torch.zeros(images[:, :, 0].shape, dtype=torch.bool)
     size = (24, 96)
     for frame, boxes in enumerate(shown.boxes_of_each()):
-        column, row = ((boxes[:, :2] + 36) / 3).long().unbind(-1)
+        column, row = ((boxes[:, :2] + 18) / 3).long().unbind(-1)
         there[frame, row, column] = True
         pixels, _, seen = project_to_images(boxes[None, :, :3], shown.lidar2img[frame, None], size)
         cells = (pixels[0] / 8).long()

@@ -36,8 +36,9 @@ class AttentionBias(nn.Module):
         groups: ``sensors``: one beta, on the LiDAR's tokens; ``views``: one on the tokens of each camera.
         beta: ``learned``; or a control: ``oracle``, what the faults' damage says, ``zero``, the generator is there
             and says nothing, ``shuffled``, every query gets what another one of its frame learned.
-        limit: beta stays within +-limit, by limit tanh(x / limit).
-        oracle_strength: the oracle's beta where one sensor is gone and the other whole.
+        strength: beta for each unit of what the generator says, which is a log odds where the signal teaches it.
+            CMT's own evidence, log S_L - log S_C, is counted in tens; so must beta be to turn it over.
+        limit: beta stays within +-limit, by limit tanh(x / limit); the oracle's where a sensor is gone.
         health: let queries know the mean and the highest features of each sensor's whole map, too.
         per_layer_and_head: learn factors of beta for each of these many decoder layers and heads; ``None``: 1.
         stop_gradient: look at features without changing them.
@@ -51,8 +52,8 @@ class AttentionBias(nn.Module):
         generator: WindowReader,
         groups: str = "sensors",
         beta: str = "learned",
-        limit: float = 20.0,
-        oracle_strength: float = 20.0,
+        strength: float = 20.0,
+        limit: float = 200.0,
         health: bool = False,
         per_layer_and_head: tuple[int, int] | None = None,
         stop_gradient: bool = True,
@@ -60,14 +61,14 @@ class AttentionBias(nn.Module):
         super().__init__()
         require_choice("groups", groups, GROUPS)
         require_choice("beta", beta, BETA)
+        require_above_zero("strength", strength)
         require_above_zero("limit", limit)
-        require_above_zero("oracle_strength", oracle_strength)
         require_flag("health", health)
         require_flag("stop_gradient", stop_gradient)
         self.per_view = groups == "views"
         self.beta = beta
+        self.strength = strength
         self.limit = limit
-        self.oracle_strength = oracle_strength
         self.stop_gradient = stop_gradient
         self.generator = generator
         channels = generator.embed_dims
@@ -84,7 +85,9 @@ class AttentionBias(nn.Module):
 
     def unread(self) -> dict[str, str]:
         """Settings that have no effect, and the setting because of which."""
-        return {} if self.beta == "oracle" else {"oracle_strength": f"aqr.beta={self.beta}"}
+        if self.beta == "zero":
+            return dict.fromkeys(("strength", "limit"), "aqr.beta=zero")
+        return {"strength": "aqr.beta=oracle"} if self.beta == "oracle" else {}
 
     def forward(self, queries: Queries, sensors: Sensors) -> BiasOutput:
         """Weigh.
@@ -102,10 +105,10 @@ class AttentionBias(nn.Module):
         lidar_lost, camera_lost, seen = damage_at(queries, sensors)
         with torch.autocast(queries.embedding.device.type, enabled=False):
             if self.beta == "oracle":
-                beta = self._oracle(lidar_lost, camera_lost, seen)
+                said = beta = self._oracle(lidar_lost, camera_lost, seen)
             else:
-                on_bev, on_images = place(queries, sensors)
-                beta = self._learned(queries, sensors, on_bev, on_images)
+                said = self._said(queries, sensors, *place(queries, sensors))
+                beta = self.limit * torch.tanh(said * (self.strength / self.limit))
             if self.beta == "zero":
                 beta = torch.zeros_like(beta)
             if self.beta == "shuffled":
@@ -113,6 +116,7 @@ class AttentionBias(nn.Module):
         return BiasOutput(
             beta=beta,
             groups=sensors.token_groups(self.per_view),
+            said=said,
             factors=self.factors,
             draws=queries.draws,
             lidar_lost=lidar_lost,
@@ -121,7 +125,7 @@ class AttentionBias(nn.Module):
             places=queries.places.detach(),
         )
 
-    def _learned(
+    def _said(
         self, queries: Queries, sensors: Sensors, on_bev: Placement | None, on_images: Placement | None
     ) -> Tensor:
         """(batch, query, group) from the generator."""
@@ -130,8 +134,7 @@ class AttentionBias(nn.Module):
         if hasattr(self, "lidar_health") and on_images is not None:
             found = found + self._health(looked_at, on_images.inside)
         said = self.beta_head(found)
-        said = said.to(torch.promote_types(said.dtype, torch.float32))
-        return self.limit * torch.tanh(said / self.limit)
+        return said.to(torch.promote_types(said.dtype, torch.float32))
 
     def _health(self, sensors: Sensors, inside: Tensor) -> Tensor:
         """(batch, query, channel) from the whole maps; of the cameras the mean over those that see the query."""
@@ -144,12 +147,16 @@ class AttentionBias(nn.Module):
         return lidar[:, None] + share @ cameras
 
     def _oracle(self, lidar_lost: Tensor | None, camera_lost: Tensor | None, seen: Tensor | None) -> Tensor:
-        """(batch, query, group) from the damage: away from what is broken."""
+        """(batch, query, group), log w_L - log w_C with w what is left of a sensor: away from what is broken."""
         if lidar_lost is None or camera_lost is None or seen is None:
             raise UserError("aqr.beta=oracle reads what faults broke: give data.damage=true")
+        lidar = self._log_left(lidar_lost)[..., None]
         if self.per_view:
-            return self.oracle_strength * (lidar_lost[..., None] - camera_lost)
-        return self.oracle_strength * (mean_seen(camera_lost, seen) - lidar_lost)[..., None]
+            return self._log_left(camera_lost) - lidar
+        return lidar - self._log_left(mean_seen(camera_lost, seen))[..., None]
+
+    def _log_left(self, lost: Tensor) -> Tensor:
+        return (1 - lost).clamp(min=0).log().clamp(min=-self.limit)
 
     def _shuffled(self, beta: Tensor, denoising: int) -> Tensor:
         """Beta of another query of the same kind; in evaluation always the same one's."""

@@ -28,15 +28,15 @@ GROUP_OF = torch.tensor([next(n for n, group in enumerate(GROUPS) if label in gr
 _SIZES = np.array(((5.0, 2.1, 2.0), (9.0, 2.8, 3.2), (1.9, 0.8, 1.4), (0.7, 0.7, 1.4), (0.6, 2.4, 1.0)))
 """Length, width and height of a group in metres."""
 
-_REACH = np.array((33.0, 33.0, 30.0, 27.0, 27.0))
-"""Metres from the car within which objects of a group stand; the official evaluation looks a little farther."""
+REACH = 16.5
+"""Metres from the car within which objects stand."""
 
 _SPEEDS = np.array((6.0, 5.0, 4.0, 1.2, 0.0))
 """Highest speed of a group, m/s; cones stand."""
 
 _STILL = (CLASSES.index("traffic_cone"),)
 
-_NEAREST, _APART = 4.0, 3.5
+_NEAREST, _APART = 3.0, 3.0
 """Metres from the car, and between the middles of two objects."""
 
 _GROUND = -1.8
@@ -76,7 +76,7 @@ def draw_boxes(random: np.random.Generator, objects: tuple[int, int]) -> tuple[T
     count = int(random.integers(objects[0], objects[1] + 1))
     labels = random.integers(len(CLASSES), size=count)
     group = GROUP_OF.numpy()[labels]
-    xy = np.array(list(_places(random, _REACH[group])))
+    xy = np.array(list(_places(random, count)))
     kept = np.isfinite(xy[:, 0])
     labels, group, xy = labels[kept], group[kept], xy[kept]
     count = len(labels)
@@ -91,11 +91,11 @@ def draw_boxes(random: np.random.Generator, objects: tuple[int, int]) -> tuple[T
     return torch.from_numpy(boxes).float(), torch.from_numpy(labels)
 
 
-def _places(random: np.random.Generator, reach: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-    """(2,) for each object, evenly over the ring from the nearest distance to its reach; NaN: none was free."""
+def _places(random: np.random.Generator, count: int) -> Iterator[NDArray[np.float64]]:
+    """(2,) for each object, evenly over the ring from the nearest distance to the reach; NaN: none was free."""
     taken = np.zeros((0, 2))
-    for far in reach:
-        distance = np.sqrt(random.uniform(_NEAREST**2, far**2, 8))
+    for _ in range(count):
+        distance = np.sqrt(random.uniform(_NEAREST**2, REACH**2, 8))
         angle = random.uniform(-math.pi, math.pi, 8)
         tries = distance[:, None] * np.stack((np.cos(angle), np.sin(angle)), axis=1)
         free = (np.linalg.norm(tries[:, None] - taken, axis=2) > _APART).all(axis=1)

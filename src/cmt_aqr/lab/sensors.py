@@ -16,6 +16,9 @@ from cmt_aqr.lab.scenes import GROUP_OF, GROUPS
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.structures import Batch, Sensors, Views, sample_index
 
+_WAVES = (0.1, 0.25)
+"""Of the places that cameras show, radians per metre."""
+
 
 @dataclass(frozen=True)
 class Signatures:
@@ -202,7 +205,7 @@ class LabCamera(SimulatedMaps):
         depth_error: float = 0.05,
         hidden: float = 0.3,
     ) -> None:
-        super().__init__(len(CLASSES) + 7, channels, outputs, noise, broken_noise)
+        super().__init__(len(CLASSES) + 7 + 4 * len(_WAVES), channels, outputs, noise, broken_noise)
         self.stride = stride
         self.fading = fading
         self.clutter = clutter
@@ -247,9 +250,11 @@ class LabCamera(SimulatedMaps):
         turned = 2 * headings(batch.boxes[:, 6] - bearing)
         of_box = torch.cat((2 * fine, turned, batch.boxes[:, 5:6].log()), dim=1)[:, None].expand(-1, views, -1)
         ratio = (shown_depth / depth.clamp(min=1))[..., None]
-        place_shown = ratio * batch.boxes[:, None, :2] / 18  # along the ray, so far off as the distance is
+        place_shown = ratio * batch.boxes[:, None, :2]  # along the ray, so far off as the distance is
+        waves = place_shown[..., None] * place_shown.new_tensor(_WAVES)
+        waves = torch.cat((waves.sin(), waves.cos()), dim=-1).flatten(-2)  # as queries know their places
         values = torch.cat(
-            (of_box, place_shown, shown_depth.log()[..., None] - 2.5, torch.ones_like(ratio)), dim=-1
+            (of_box, waves, place_shown / 18, shown_depth.log()[..., None] - 2.5, torch.ones_like(ratio)), dim=-1
         )
         strength = seen * hides * torch.exp(-depth.clamp(min=0) / self.fading)
         shown = self._with_false(
