@@ -44,8 +44,10 @@ def make_dataset(
     samples_per_scene: int = 20,
     sweep_rate: int = 10,
     azimuth_resolution: float = 0.4,
+    beams: int = 32,
     image_width: int = 400,
     jpeg_quality: int = 90,
+    annotated_range: float = 60.0,
     workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -64,8 +66,10 @@ def make_dataset(
         samples_per_scene: keyframes of a scene, two a second.
         sweep_rate: LiDAR sweeps per second, an even number.
         azimuth_resolution: degrees between columns of the LiDAR.
+        beams: rings of the LiDAR, so many of 32.
         image_width: pixels; the height is 9/16 of it.
         jpeg_quality: of the pictures.
+        annotated_range: metres from the ego vehicle up to which objects have boxes.
         workers: processes; ``None`` takes one per core available, 1 works in this process.
         overwrite: replace a synthetic data set that is already there.
         progress: show a progress bar, and a table at the end.
@@ -80,8 +84,10 @@ def make_dataset(
         samples_per_scene=samples_per_scene,
         sweep_rate=sweep_rate,
         azimuth_resolution=azimuth_resolution,
+        beams=beams,
         image_width=image_width,
         jpeg_quality=jpeg_quality,
+        annotated_range=annotated_range,
     )
     if workers is not None:
         require_count("workers", workers)
