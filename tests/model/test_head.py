@@ -1,10 +1,7 @@
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
-from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry import BEVGrid
 from cmt_aqr.model.head import Head
 from cmt_aqr.model.positions import ray_points, sine_embedding
@@ -116,21 +113,6 @@ def test_each_layer_has_its_own_task_weights() -> None:
     before, after = head(decoded)["center"], head(changed)["center"]
     assert torch.equal(before[[0, 2]], after[[0, 2]]) and not torch.allclose(before[1], after[1])
     assert before.shape == (3, 2, 5, 2)
-
-
-def test_queries_start_between_the_heights_given_and_elsewhere_as_before() -> None:
-    def start(**settings: Any) -> Tensor:
-        torch.manual_seed(0)
-        head = Head(GRID, embed_dims=32, queries=200, bev_channels=None, cameras=False, **settings)
-        return head.to_metres(head.reference_points.detach())
-
-    usual, low = start(), start(start_heights=[-1.8, 0.2])
-    assert torch.equal(usual[:, :2], low[:, :2])
-    assert usual[:, 2].max() > 1
-    assert low[:, 2].min() >= -1.8 - 1e-5 and low[:, 2].max() <= 0.2 + 1e-5
-    for wrong in ([0.2, -1.8], [-100.0, 0.0]):
-        with pytest.raises(SettingError, match="start_heights"):
-            start(start_heights=wrong)
 
 
 def test_logits_start_at_the_prior() -> None:

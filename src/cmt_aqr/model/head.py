@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmt_aqr.checks import require, require_odd, require_range
+from cmt_aqr.checks import require_odd
 from cmt_aqr.geometry import BEVGrid, inverse_sigmoid, pixel_of_cell, project_to_images
 from cmt_aqr.model.positions import depth_bins, position_embedding, ray_points, sine_embedding, tell_apart
 from cmt_aqr.model.task import TaskHead
@@ -34,12 +34,6 @@ class Head(nn.Module):
         task_hidden: hidden channels of the task head, a layer.
         task_kernel: width of the task head's convolutions along the queries.
         prior: class probability that the logits start at.
-        start_heights: lowest and highest z in metres, LiDAR frame, at which learned queries start; ``None``: the
-            whole range, as published. A query looks at the pixels onto which its place falls, and in a short run
-            from nothing one that starts high up only ever sees the sky.
-
-    Raises:
-        SettingError: ``start_heights`` is no [low, high] within the range.
     """
 
     low: Tensor
@@ -61,7 +55,6 @@ class Head(nn.Module):
         task_hidden: int = 64,
         task_kernel: int = 1,
         prior: float = 0.1,
-        start_heights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.grid = grid
@@ -77,10 +70,7 @@ class Head(nn.Module):
             "ray_depths", depth_bins(depths, nearest_depth, grid.point_range[3]), persistent=False
         )
         self._bev_sines: Tensor | None = None
-        points = torch.rand(queries, 3)
-        if start_heights is not None:
-            points[:, 2] = self._unit_heights(points[:, 2], start_heights)
-        self.reference_points = nn.Parameter(points)
+        self.reference_points = nn.Parameter(torch.rand(queries, 3))
         self.bev_embedding = position_embedding(2 * embed_dims, embed_dims, embed_dims)
         if bev_channels is not None:
             self.shared_conv = nn.Sequential(
@@ -94,13 +84,6 @@ class Head(nn.Module):
         self.task = TaskHead(embed_dims, layers, classes, task_hidden, task_kernel, prior)
         self._bev_positions: tuple[object, Tensor] | None = None
         self._start_embeddings()
-
-    def _unit_heights(self, share: Tensor, heights: Sequence[float]) -> Tensor:
-        """Heights (query,) in the unit range, a share of the way from the lowest in metres to the highest."""
-        low, high = require_range("start_heights", heights)
-        bottom, top = self.grid.point_range[2], self.grid.point_range[5]
-        require(bottom <= low and high <= top, "start_heights", heights, f"within {bottom} to {top}, the range")
-        return (low + share * (high - low) - bottom) / (top - bottom)
 
     def _start_embeddings(self, scale: float = 2.0) -> None:
         """Let both embeddings tell places apart from the first step on."""
