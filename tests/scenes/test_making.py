@@ -1,6 +1,7 @@
 """Making the data set: the same bytes from the same seed, nothing half made, nothing overwritten unasked."""
 
 import filecmp
+import math
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,25 @@ def test_what_is_there_is_replaced_only_on_demand(tmp_path: Path, root: Path) ->
     assert (tmp_path / "mine" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
 
 
+def annotated(root: Path) -> dict[str, float]:
+    """Metres from the ego vehicle to the centre of every annotation, by token."""
+    names = ("sample_annotation", "sample_data", "ego_pose")
+    annotations, recordings, poses = (from_json(root / VERSION / f"{name}.json") for name in names)
+    place = {row["token"]: row["translation"][:2] for row in poses}
+    ego = {row["sample_token"]: place[row["ego_pose_token"]] for row in recordings if row["width"] == 0}
+    return {row["token"]: math.dist(row["translation"][:2], ego[row["sample_token"]]) for row in annotations}
+
+
+def test_what_stands_beyond_the_annotated_range_is_drawn_without_a_box(tmp_path: Path) -> None:
+    tiny = {"samples_per_scene": 2, "sweep_rate": 2, "azimuth_resolution": 4.0, "image_width": 160}
+    far, near = tmp_path / "far", tmp_path / "near"
+    make(far, **tiny)
+    make(near, **tiny, annotated_range=20.0)
+    assert annotated(near) == {token: metres for token, metres in annotated(far).items() if metres < 20}
+    recorded = [str(file) for file in files_of(far) if file.suffix in (".jpg", ".bin")]
+    assert filecmp.cmpfiles(far, near, recorded, shallow=False)[0] == recorded
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -90,6 +110,10 @@ def test_what_is_there_is_replaced_only_on_demand(tmp_path: Path, root: Path) ->
         ("azimuth_resolution", "fine"),
         ("image_width", 401),
         ("jpeg_quality", 0),
+        ("beams", 1),
+        ("beams", 33),
+        ("annotated_range", 9),
+        ("annotated_range", "far"),
         ("workers", 0),
         ("overwrite", "maybe"),
     ],

@@ -18,7 +18,7 @@ from shapely.geometry import Polygon
 from shapely.strtree import STRtree
 
 from cmt_aqr.constants import CAMERAS, CLASSES, LIDAR
-from cmt_aqr.scenes import Scene, build_scene, sensors
+from cmt_aqr.scenes import Scene, Settings, build_scene, sensors
 from cmt_aqr.scenes.shapes import KINDS
 from cmt_aqr.scenes.tables import TABLE_NAMES
 from tests.scenes.made import (
@@ -238,6 +238,18 @@ def test_shapes_fill_their_boxes() -> None:
         assert np.min([part.low for part in kind.parts], axis=0).tolist() == [-0.5] * 3
         assert np.max([part.high for part in kind.parts], axis=0).tolist() == [0.5] * 3
         assert all(low < high for part in kind.parts for low, high in zip(part.low, part.high, strict=True))
+
+
+@pytest.mark.parametrize(("beams", "rings"), [(32, list(range(32))), (8, [0, 4, 9, 13, 18, 22, 27, 31])])
+def test_a_lidar_of_fewer_beams_keeps_the_numbers_and_slopes_of_its_rings(beams: int, rings: list[int]) -> None:
+    settings = Settings(beams=beams, azimuth_resolution=4.0)
+    mount = sensors.build_rig(settings)[LIDAR]
+    x, y, z, _, ring = sensors.scan(
+        build_scene(settings, 0), mount, 0.0, settings, np.random.default_rng(0)
+    ).points.T
+    assert np.unique(ring).tolist() == rings
+    slope = np.rad2deg(np.arctan2(z, np.hypot(x, y)))
+    assert np.allclose(slope, -30.67 + ring * (10.67 + 30.67) / 31, atol=1e-3)
 
 
 def test_sweeps_see_standing_objects_where_they_stand(nusc: NuScenes) -> None:

@@ -19,9 +19,6 @@ from cmt_aqr.scenes.settings import KEYFRAME_RATE, Settings
 from cmt_aqr.scenes.shapes import KINDS
 from cmt_aqr.scenes.tables import Row, Tables, floats, token
 
-ANNOTATION_RANGE = 60.0
-"""Metres from the ego vehicle; nothing farther away is annotated."""
-
 _EPOCH = 1_704_103_200_000_000
 _SCENE_SPACING = 120_000_000
 _MICROSECONDS = 1_000_000
@@ -101,7 +98,7 @@ class Recorder:
 
     def _scan(self, sample: int, timestamp: int, is_key_frame: bool) -> NDArray[np.float32]:
         time, mount = self._seconds(timestamp), self.rig[LIDAR]
-        scan = sensors.scan(self.scene, mount, time, self.settings.columns, self._random(LIDAR, timestamp))
+        scan = sensors.scan(self.scene, mount, time, self.settings, self._random(LIDAR, timestamp))
         file = self._add_data(mount, sample, timestamp, is_key_frame, "pcd", ".pcd.bin")
         file.write_bytes(np.ascontiguousarray(scan.points, "<f4").tobytes())
         return scan.points
@@ -163,7 +160,7 @@ class Recorder:
         """Add the annotations of a keyframe: every object near enough, seen or not, with true counts."""
         centres, headings = self.scene.boxes_at(time)
         ego, _ = self.scene.ego_at(time)
-        near = np.hypot(*(centres - ego)[:, :2].T) < ANNOTATION_RANGE
+        near = np.hypot(*(centres - ego)[:, :2].T) < self.settings.annotated_range
         annotated = np.flatnonzero(near & (np.array(self.scene.labels) != ""))
         pose = sensors.pose_of(self.scene, self.rig[LIDAR], time)
         counts = count_points(

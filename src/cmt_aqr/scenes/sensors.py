@@ -21,7 +21,7 @@ from cmt_aqr.scenes import raycast
 from cmt_aqr.scenes.layout import BIKE_LANES, LANES, SIDEWALKS
 from cmt_aqr.scenes.raycast import Array, Hits, Rays
 from cmt_aqr.scenes.scene import Scene
-from cmt_aqr.scenes.settings import Settings
+from cmt_aqr.scenes.settings import RINGS, Settings
 
 MAX_RANGE = 70.0
 """Metres; the LiDAR gets no returns from farther away (HDL-32E data sheet)."""
@@ -29,7 +29,7 @@ MAX_RANGE = 70.0
 DRAW_RANGE = 110.0
 """Metres; the cameras draw nothing farther away."""
 
-ELEVATIONS = np.deg2rad(np.linspace(-30.67, 10.67, 32))
+ELEVATIONS = np.deg2rad(np.linspace(-30.67, 10.67, RINGS))
 """Of the rings, lowest first (HDL-32E data sheet: +10.67 to -30.67 degrees, equally spaced)."""
 
 RANGE_NOISE = 0.02
@@ -134,15 +134,15 @@ def pose_of(scene: Scene, mount: Mount, time: float) -> Pose:
 
 
 @cache
-def _lidar_rays(columns: int) -> Rays:
+def _lidar_rays(rings: tuple[int, ...], columns: int) -> Rays:
     """Unit directions (3, ring, column) in the LiDAR frame."""
     azimuth = 2 * np.pi * np.arange(columns) / columns
-    elevation = ELEVATIONS[:, None]
+    elevation = ELEVATIONS[list(rings), None]
     return np.stack(
         (
             np.cos(elevation) * np.cos(azimuth),
             np.cos(elevation) * np.sin(azimuth),
-            np.broadcast_to(np.sin(elevation), (len(ELEVATIONS), columns)),
+            np.broadcast_to(np.sin(elevation), (len(rings), columns)),
         )
     ).astype(np.float32)
 
@@ -160,14 +160,14 @@ class Scan:
     owners: NDArray[np.int32]
 
 
-def scan(scene: Scene, mount: Mount, time: float, columns: int, random: Generator) -> Scan:
+def scan(scene: Scene, mount: Mount, time: float, settings: Settings, random: Generator) -> Scan:
     """Measure with the LiDAR.
 
     Args:
         scene: what is there.
         mount: the LiDAR.
         time: seconds after the first keyframe.
-        columns: rays of one ring.
+        settings: how many rings and columns.
         random: noise and losses.
 
     Returns:
@@ -177,9 +177,10 @@ def scan(scene: Scene, mount: Mount, time: float, columns: int, random: Generato
     centres, headings = scene.boxes_at(time)
     corners = pose.to_sensor(raycast.box_corners(centres, headings, scene.sizes))
     near = np.hypot(*(centres - pose.position)[:, :2].T) - scene.sizes[:, 0] < MAX_RANGE
-    beams = _lidar_rays(columns)
+    rings, columns = np.array(settings.rings), settings.columns
+    beams = _lidar_rays(tuple(settings.rings), columns)
     rays = np.einsum("ij,jrc->irc", pose.rotation.astype(np.float32), beams)
-    windows = raycast.lidar_windows(corners, ELEVATIONS, columns)
+    windows = raycast.lidar_windows(corners, ELEVATIONS[rings], columns)
     hits = raycast.cast(rays, pose.position, centres, headings, scene.solids, windows, near)
     ground = _ground_distance(rays, pose.position)
     on_ground = ground < hits.distance
@@ -188,13 +189,13 @@ def scan(scene: Scene, mount: Mount, time: float, columns: int, random: Generato
     # The ground, met at a grazing angle, returns less and less of the far rays.
     loss = np.where(on_ground, 0.05 + 0.6 * np.square(distance / MAX_RANGE), scene.solids.loss[part])
     returned = (distance < MAX_RANGE) & (random.random(distance.shape, np.float32) > loss)
-    ring, column = np.nonzero(returned)
+    row, column = np.nonzero(returned)
     distance, part = distance[returned], part[returned]
     distance = distance + RANGE_NOISE * random.standard_normal(len(distance), np.float32)
     spread = random.standard_normal(len(distance), np.float32)
     mean = np.where(part < 0, np.float32(9), scene.solids.intensity[part])
     intensity = np.clip(mean * (1 + 0.25 * spread), 0, 255)
-    points = np.column_stack((*(beams[:, ring, column] * distance), intensity, ring)).astype(np.float32)
+    points = np.column_stack((*(beams[:, row, column] * distance), intensity, rings[row])).astype(np.float32)
     owners = np.where(part < 0, np.int32(-1), scene.solids.owner[part])
     return Scan(points, owners)
 

@@ -12,6 +12,9 @@ GENERATOR_VERSION = 1
 KEYFRAME_RATE = 2
 """Keyframes per second, as in nuScenes."""
 
+RINGS = 32
+"""Rings of nuScenes' LiDAR."""
+
 ASPECT = (16, 9)
 """Width to height of nuScenes' images, 1600 x 900."""
 
@@ -33,8 +36,10 @@ class Settings:
         samples_per_scene: keyframes of a scene, two a second.
         sweep_rate: LiDAR sweeps per second, an even number: every keyframe interval has half of them.
         azimuth_resolution: degrees between two columns of the LiDAR.
+        beams: rings of the LiDAR: so many of its 32, spread from the lowest to the highest.
         image_width: pixels, a multiple of 16; the height is 9/16 of it and the intrinsics scale along.
         jpeg_quality: of the pictures, as OpenCV counts it.
+        annotated_range: metres from the ego vehicle; objects farther away are drawn but have no box.
 
     Raises:
         SettingError: a value is out of its range; the message names it and what is allowed.
@@ -45,13 +50,16 @@ class Settings:
     samples_per_scene: int = 20
     sweep_rate: int = 10
     azimuth_resolution: float = 0.4
+    beams: int = RINGS
     image_width: int = 400
     jpeg_quality: int = 90
+    annotated_range: float = 60.0
 
     def __post_init__(self) -> None:
         require_whole("scenes", self.scenes, 2, MOST_SCENES)
         require_whole("seed", self.seed, 0, 2**63 - 1)
         require_whole("samples_per_scene", self.samples_per_scene, 2, 80)
+        require_whole("beams", self.beams, 2, RINGS)
         require_whole("jpeg_quality", self.jpeg_quality, 30, 100)
         for name, low, high, unit in (
             ("sweep_rate", KEYFRAME_RATE, 20, KEYFRAME_RATE),
@@ -61,6 +69,7 @@ class Settings:
             fits = is_whole(value, low, high) and value % unit == 0
             require(fits, name, value, f"a multiple of {unit} from {low} to {high}")
         require_number("azimuth_resolution", self.azimuth_resolution, 0.1, 4)
+        require_number("annotated_range", self.annotated_range, 10, 60)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -71,6 +80,11 @@ class Settings:
     def columns(self) -> int:
         """Columns of the LiDAR: rays of one ring in one turn."""
         return round(360 / self.azimuth_resolution)
+
+    @property
+    def rings(self) -> list[int]:
+        """Numbers of the LiDAR's rings, of 0, the lowest, to 31."""
+        return [round(ring * (RINGS - 1) / (self.beams - 1)) for ring in range(self.beams)]
 
     @property
     def sweeps_per_keyframe(self) -> int:
