@@ -372,7 +372,7 @@ def _check_signal(config: DictConfig, evaluating: bool) -> None:
         raise UserError(f"data.damage=false contradicts {reader}, which reads what faults broke: drop one of them")
     if not weight or evaluating:
         return
-    if config.aqr is None or beta not in (None, "learned"):
+    if config.aqr is None or beta in ("oracle", "zero"):
         chosen = "aqr=none" if config.aqr is None else f"aqr.beta={beta}"
         raise UserError(
             f"training.criterion.signal_weight={weight} has no effect with {chosen}, which learns no weight: drop "
