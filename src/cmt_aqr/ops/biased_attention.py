@@ -28,13 +28,14 @@ def biased_attention(
 ) -> Tensor:
     """softmax(q k / sqrt(d) + beta groups') v, without a (query, token) tensor.
 
-    Wherever it runs, the bias can ride in channels of its own, because it is a product itself: q' = [q, sqrt(d) beta],
+    The bias can ride in channels of its own, because it is a product itself: q' = [q, sqrt(d) beta],
     k' = [k, groups], v' = [v, 0], all filled up to a multiple of 8, and q' k' / sqrt(d) is the sum. With beta = 0 the
     result is that of plain attention.
 
-    On a CPU 40 channels instead of 32 make attention a quarter dearer. There the tokens of one group, which lie side
-    by side, are attended to on their own and the results put together (:mod:`cmt_aqr.ops.split_attention`): the same
-    function up to rounding. Not so where beta is 0 everywhere, so that this stays plain attention to the last bit.
+    On a CPU 40 channels instead of 32 make attention a quarter dearer. There the tokens of one group, which lie
+    side by side, are attended to on their own and the results put together, see
+    :mod:`cmt_aqr.ops.split_attention`: the same function up to rounding. Where beta is 0 everywhere the channels
+    are taken, so that this stays plain attention to the last bit.
 
     In half precision with channels the groups are exact and beta is rounded like any query: to 2^-9 of itself in
     bfloat16 (0.04 at 20), to 2^-12 in float16, whose range ends where sqrt(d) beta times a factor exceeds 65504.
@@ -52,7 +53,9 @@ def biased_attention(
         (batch, head, query, d).
     """
     scale = 1 / math.sqrt(query.shape[-1])
-    added = beta[:, None] if factors is None else beta[:, None] * factors[:, None, None]  # (batch, head, query, group)
+    added = (
+        beta[:, None] if factors is None else beta[:, None] * factors[:, None, None]
+    )  # (batch, head, query, group)
     if _splits(query, dropout) and beta.any():
         sizes, members = _segments(groups)
         if len(sizes) <= _MOST_SEGMENTS:
@@ -78,7 +81,7 @@ def _segments(groups: Tensor) -> tuple[tuple[int, ...], Tensor]:
 def _with_channels(
     query: Tensor, key: Tensor, value: Tensor, added: Tensor, groups: Tensor, dropout: float, scale: float
 ) -> Tensor:
-    """The bias ``added`` (batch, head or 1, query, group), divided by ``scale`` already, in channels of its own."""
+    """The bias in channels; ``added`` is (batch, head or 1, query, group), divided by ``scale`` already."""
     batch, heads, count, channels = query.shape
     tokens = len(groups)
     fill = -(channels + groups.shape[-1]) % _ALIGNED

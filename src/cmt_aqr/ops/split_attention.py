@@ -1,7 +1,7 @@
 """Attention with a bias per query and segment of tokens, at the cost of plain attention, on a CPU.
 
 The softmax over all tokens is put together from one over each segment. With o_s what a query gets from segment s
-alone, l_s the logarithm of the sum of its exponentials (which the fused kernel knows), and b_s the query's bias there:
+alone, l_s the logarithm of the sum of its exponentials (which the fused kernel knows), b_s the query's bias there:
 
     l = log sum_s exp(l_s + b_s),    o = sum_s w_s o_s,    w_s = exp(l_s + b_s - l)
 
@@ -50,24 +50,25 @@ class _SplitAttention(torch.autograd.Function):
     ) -> Tensor:
         segments = zip(key.split(sizes, dim=2), value.split(sizes, dim=2), strict=True)
         alone, sums = zip(*(_forward(query, *segment, scale=scale) for segment in segments), strict=True)
-        biased = torch.stack(sums, dim=-1) + bias  # (batch, head, query, segment)
-        total = biased.logsumexp(dim=-1)
-        weights = (biased - total[..., None]).exp()
+        # In float64: a logarithm rounded to float32 is off by more than the sum itself.
+        biased = torch.stack(sums, dim=-1).double() + bias  # (batch, head, query, segment)
+        weights = biased.softmax(dim=-1).to(sums[0].dtype)
+        own = (biased.logsumexp(dim=-1, keepdim=True) - bias).to(sums[0].dtype)  # l - b_s
         parts = torch.stack(alone, dim=-2)  # (batch, head, query, segment, d)
         attended = (weights[..., None] * parts).sum(dim=-2).to(query.dtype)
         ctx.sizes, ctx.scale = sizes, scale
-        ctx.save_for_backward(query, key, value, bias, attended, total, weights, parts)
+        ctx.save_for_backward(query, key, value, bias, attended, own, weights, parts)
         return attended
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, bias, attended, total, weights, parts = ctx.saved_tensors
+        query, key, value, bias, attended, own, weights, parts = ctx.saved_tensors
         query_gradient = torch.zeros_like(query)
         key_gradient, value_gradient = _like_tokens(key), _like_tokens(value)
         segments = zip(
             *(tokens.split(ctx.sizes, dim=2) for tokens in (key, value, key_gradient, value_gradient)),
-            (total[..., None] - bias).unbind(-1),
+            own.unbind(-1),
             strict=True,
         )
         for keys, values, of_keys, of_values, sums in segments:

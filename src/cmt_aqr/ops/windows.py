@@ -46,7 +46,7 @@ def window_cells(cell: Tensor, map_size: tuple[int, int], window: int) -> tuple[
 
 
 def _along(middle: Tensor, length: int, window: int) -> tuple[Tensor, Tensor]:
-    """Of windows around ``middle`` (..., 1) on a line of ``length`` cells: the cells, and which are near enough."""
+    """Of windows around ``middle`` (..., 1) on a line of ``length`` cells: the cells, and which are near."""
     count = min(window, length)
     first = (middle - window // 2).clamp(0, length - count)
     place = first + torch.arange(count, device=middle.device)
