@@ -62,7 +62,10 @@ def test_a_bias_is_the_mask(
 
 
 def test_on_a_cpu_the_parts_are_attended_to_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is what it is for: without extra channels. But 0 is plain attention, and many parts are not worth it."""
+    """Through the two private operators of PyTorch that ``pyproject.toml`` bounds it for; without extra channels.
+
+    Not with a beta of 0, which is plain attention to the last bit, many parts, or dropout.
+    """
     q, k, v, beta, members, _ = parts(1)
     taken: list[tuple[int, ...]] = []
 

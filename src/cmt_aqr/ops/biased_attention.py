@@ -29,8 +29,8 @@ def biased_attention(
     """softmax(q k / sqrt(d) + beta groups') v, without a (query, token) tensor.
 
     The bias can ride in channels of its own, because it is a product itself: q' = [q, sqrt(d) beta],
-    k' = [k, groups], v' = [v, 0], all filled up to a multiple of 8, and q' k' / sqrt(d) is the sum. With beta = 0 the
-    result is that of plain attention.
+    k' = [k, groups], v' = [v, 0], all filled up to a multiple of 8, and q' k' / sqrt(d) is the sum. With beta = 0
+    the result is that of plain attention.
 
     On a CPU 40 channels instead of 32 make attention a quarter dearer. There the tokens of one group, which lie
     side by side, are attended to on their own and the results put together, see
