@@ -86,7 +86,8 @@ def test_on_a_cpu_the_parts_are_attended_to_alone(monkeypatch: pytest.MonkeyPatc
 def test_without_bias_it_is_plain_attention_to_the_last_bit(width: int) -> None:
     q, k, v, beta, members, _ = parts(1, width=width)
     plain = functional.scaled_dot_product_attention(q, k, v)
-    assert torch.equal(biased_attention(q, k, v, torch.zeros_like(beta), members), plain)
+    for learns in (False, True):
+        assert torch.equal(biased_attention(q, k, v, torch.zeros_like(beta, requires_grad=learns), members), plain)
 
 
 @pytest.mark.parametrize("groups", [1, 6])
