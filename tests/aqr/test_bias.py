@@ -12,6 +12,7 @@ from cmt_aqr.aqr import AttentionBias
 from cmt_aqr.aqr.statistics import beta_values, detection_of_damage, doubts, share_values, spread
 from cmt_aqr.errors import UserError
 from cmt_aqr.ops.biased_attention import biased_attention
+from cmt_aqr.ops.split_attention import split_attention
 from cmt_aqr.outputs import BiasOutput
 from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.structures import Batch
@@ -39,9 +40,18 @@ def parts(groups: int, dtype: torch.dtype = torch.float32, width: int = 8) -> tu
     return q, k.to(dtype), v.to(dtype), beta, members[:14, :groups], 1 + drawn(3, seed=4, dtype=dtype)
 
 
+def by_parts(monkeypatch: pytest.MonkeyPatch, where: bool) -> None:
+    """Attend to each group of tokens on its own, as on a CPU, or to all at once, as on a GPU."""
+    monkeypatch.setattr("cmt_aqr.ops.biased_attention._MOST_SEGMENTS", 8 if where else 0)
+
+
 @pytest.mark.parametrize("groups", [1, 6])
 @pytest.mark.parametrize("factored", [False, True])
-def test_extra_channels_are_the_mask(groups: int, factored: bool) -> None:
+@pytest.mark.parametrize("parts_alone", [False, True])
+def test_a_bias_is_the_mask(
+    groups: int, factored: bool, parts_alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_parts(monkeypatch, parts_alone)
     q, k, v, beta, members, factors = parts(groups)
     mask = (beta @ members.T)[:, None]
     if factored:
@@ -52,15 +62,39 @@ def test_extra_channels_are_the_mask(groups: int, factored: bool) -> None:
     )
 
 
+def test_on_a_cpu_the_parts_are_attended_to_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the two private operators of PyTorch that ``pyproject.toml`` bounds it for; without extra channels.
+
+    Not with a beta of 0, which is plain attention to the last bit, many parts, or dropout.
+    """
+    q, k, v, beta, members, _ = parts(1)
+    taken: list[tuple[int, ...]] = []
+
+    def noted(*inputs: Any) -> Tensor:
+        taken.append(inputs[4])
+        return split_attention(*inputs)
+
+    monkeypatch.setattr("cmt_aqr.ops.biased_attention.split_attention", noted)
+    biased_attention(q, k, v, beta, members)
+    assert taken == [(7, 7)]
+    for other in (torch.zeros_like(beta), beta):
+        biased_attention(q, k, v, other, torch.eye(2)[torch.arange(14) % 2][:, :1])
+    biased_attention(q, k, v, beta, members, dropout=0.1)
+    assert len(taken) == 1
+
+
 @pytest.mark.parametrize("width", [16, 24, 32, 64])
 def test_without_bias_it_is_plain_attention_to_the_last_bit(width: int) -> None:
     q, k, v, beta, members, _ = parts(1, width=width)
     plain = functional.scaled_dot_product_attention(q, k, v)
-    assert torch.equal(biased_attention(q, k, v, torch.zeros_like(beta), members), plain)
+    for learns in (False, True):
+        assert torch.equal(biased_attention(q, k, v, torch.zeros_like(beta, requires_grad=learns), members), plain)
 
 
 @pytest.mark.parametrize("groups", [1, 6])
-def test_its_gradients_are_right(groups: int) -> None:
+@pytest.mark.parametrize("parts_alone", [False, True])
+def test_its_gradients_are_right(groups: int, parts_alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_parts(monkeypatch, parts_alone)
     q, k, v, beta, members, factors = parts(groups, torch.float64)
     inputs = [value.requires_grad_() for value in (q, k, v, beta)]
     factors.requires_grad_()
@@ -68,14 +102,21 @@ def test_its_gradients_are_right(groups: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("height", [20.0, -20.0])
-def test_it_stays_finite_and_reads_the_other_sensor_alone(dtype: torch.dtype, height: float) -> None:
+@pytest.mark.parametrize("height", [20.0, -20.0, 300.0])
+@pytest.mark.parametrize("parts_alone", [False, True])
+def test_it_stays_finite_and_reads_the_other_sensor_alone(
+    dtype: torch.dtype, height: float, parts_alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_parts(monkeypatch, parts_alone)
     q, k, v, beta, members, _ = parts(1)
-    found = biased_attention(q.to(dtype), k.to(dtype), v.to(dtype), torch.full_like(beta, height), members)
+    q, k, v, beta = (
+        value.requires_grad_() for value in (q.to(dtype), k.to(dtype), v.to(dtype), torch.full_like(beta, height))
+    )
+    found = biased_attention(q, k, v, beta, members)
     chosen = members[:, 0] == (1 if height > 0 else 0)
     alone = functional.scaled_dot_product_attention(q, k[:, :, chosen], v[:, :, chosen])
-    assert found.isfinite().all()
-    torch.testing.assert_close(found.float(), alone, rtol=0, atol=0.03)
+    torch.testing.assert_close(found, alone, rtol=0, atol=0.03)
+    assert all(one.isfinite().all() for one in torch.autograd.grad(found.float().sum(), (q, k, v, beta)))
 
 
 def aqr_of(module: DetectorModule) -> AttentionBias:

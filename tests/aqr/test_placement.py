@@ -94,18 +94,20 @@ def test_no_point_around_the_real_rig_is_seen_by_more_views_than_the_generator_r
     assert seen.max() == 2
 
 
-def test_window_cells_are_cut_at_every_border() -> None:
-    rows, columns, window = 4, 6, 3
+@pytest.mark.parametrize("window", [1, 3, 5, 9])
+def test_window_cells_are_cut_at_every_border(window: int) -> None:
+    rows, columns, reach = 4, 6, window // 2
     column, row = torch.meshgrid(torch.arange(columns), torch.arange(rows), indexing="xy")
     cell = torch.stack((column, row), -1)
     index, exists = window_cells(cell, (rows, columns), window)
     assert index.min() >= 0 and index.max() < rows * columns
+    assert index.shape[-1] == min(window, rows) * min(window, columns)  # nothing that no query can see
     for y in range(rows):
         for x in range(columns):
             expected = {
                 r * columns + c
-                for r in range(y - 1, y + 2)
-                for c in range(x - 1, x + 2)
+                for r in range(y - reach, y + reach + 1)
+                for c in range(x - reach, x + reach + 1)
                 if 0 <= r < rows and 0 <= c < columns
             }
             kept = index[y, x][exists[y, x]].tolist()

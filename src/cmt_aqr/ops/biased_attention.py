@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cmt_aqr.ops.split_attention import split_attention
+
 _ALIGNED = 8
 """Channels per head that the fused kernels want a multiple of."""
+
+_MOST_SEGMENTS = 8
+"""Runs of tokens that are worth a kernel each; LiDAR and six cameras are 7."""
 
 
 def biased_attention(
@@ -23,18 +28,23 @@ def biased_attention(
 ) -> Tensor:
     """softmax(q k / sqrt(d) + beta groups') v, without a (query, token) tensor.
 
-    The bias is a product itself, so it rides in channels of its own: q' = [q, sqrt(d) beta], k' = [k, groups],
-    v' = [v, 0], all filled up to a multiple of 8, and q' k' / sqrt(d) is the sum. With beta = 0 the result is that
-    of plain attention.
+    The bias can ride in channels of its own, because it is a product itself: q' = [q, sqrt(d) beta],
+    k' = [k, groups], v' = [v, 0], all filled up to a multiple of 8, and q' k' / sqrt(d) is the sum. With beta = 0
+    the result is that of plain attention.
 
-    In half precision the groups are exact and beta is rounded like any query: to 2^-9 of itself in bfloat16 (0.04
-    at 20), to 2^-12 in float16, whose range ends where sqrt(d) beta times a factor exceeds 65504.
+    On a CPU 40 channels instead of 32 make attention a quarter dearer. There the tokens of one group, which lie
+    side by side, are attended to on their own and the results put together, see
+    :mod:`cmt_aqr.ops.split_attention`: the same function up to rounding. Where beta is 0 everywhere the channels
+    are taken, so that this stays plain attention to the last bit; or no bias, where nothing learns beta.
+
+    In half precision with channels the groups are exact and beta is rounded like any query: to 2^-9 of itself in
+    bfloat16 (0.04 at 20), to 2^-12 in float16, whose range ends where sqrt(d) beta times a factor exceeds 65504.
 
     Args:
         query: (batch, head, query, d).
         key: (batch, head, token, d).
         value: (batch, head, token, d).
-        beta: (batch, query, group), finite; rounded to the type of ``query``.
+        beta: (batch, query, group), finite.
         groups: (token, group), 0 or 1.
         factors: (head,) that multiply beta, or None.
         dropout: of the attention weights.
@@ -42,19 +52,51 @@ def biased_attention(
     Returns:
         (batch, head, query, d).
     """
+    scale = 1 / math.sqrt(query.shape[-1])
+    added = (
+        beta[:, None] if factors is None else beta[:, None] * factors[:, None, None]
+    )  # (batch, head, query, group)
+    known = _splits(query, dropout)
+    if known and not added.requires_grad and not beta.any():  # a control, or a fresh bias that is evaluated
+        return functional.scaled_dot_product_attention(query, key, value)
+    if known and beta.any():
+        sizes, members = _segments(groups)
+        if len(sizes) <= _MOST_SEGMENTS:
+            exact = torch.promote_types(query.dtype, torch.float32)
+            bias = added.to(exact) @ members.mT.to(exact)  # (batch, head, query, segment)
+            return split_attention(query, key, value, bias, sizes, scale)
+    return _with_channels(query, key, value, added / scale, groups, dropout, scale)
+
+
+def _splits(query: Tensor, dropout: float) -> bool:
+    """Whether tokens may be attended to in parts: where the host knows at once whether beta is 0."""
+    return query.device.type == "cpu" and dropout == 0 and query.numel() > 0 and not torch.compiler.is_compiling()
+
+
+def _segments(groups: Tensor) -> tuple[tuple[int, ...], Tensor]:
+    """Runs of tokens of the same groups: how many tokens each, and the groups of each (segment, group)."""
+    new = (groups[1:] != groups[:-1]).any(dim=-1).nonzero()[:, 0] + 1
+    starts = [0, *new.tolist()]
+    sizes = (stop - start for start, stop in zip(starts, [*starts[1:], len(groups)], strict=True))
+    return tuple(sizes), groups[starts]
+
+
+def _with_channels(
+    query: Tensor, key: Tensor, value: Tensor, added: Tensor, groups: Tensor, dropout: float, scale: float
+) -> Tensor:
+    """The bias in channels; ``added`` is (batch, head or 1, query, group), divided by ``scale`` already."""
     batch, heads, count, channels = query.shape
-    added = math.sqrt(channels) * beta[:, None]  # (batch, 1, query, group)
-    if factors is not None:
-        added = added * factors[:, None, None]
-    added = added.to(query.dtype).expand(batch, heads, count, -1)
-    tokens = groups.to(key.dtype).expand(batch, heads, -1, -1)
-    width = channels + groups.shape[-1]
-    fill = -width % _ALIGNED
+    tokens = len(groups)
+    fill = -(channels + groups.shape[-1]) % _ALIGNED
+    zeros = query.new_zeros(1, 1, 1, 1)
+    filled = (zeros.expand(batch, heads, count, fill), zeros.expand(batch, heads, tokens, fill))
+    added = added.to(query.dtype).expand(batch, heads, -1, -1)
+    of_tokens = groups.to(key.dtype).expand(batch, heads, -1, -1)
     attended = functional.scaled_dot_product_attention(
-        functional.pad(torch.cat((query, added), dim=-1), (0, fill)),
-        functional.pad(torch.cat((key, tokens), dim=-1), (0, fill)),
-        functional.pad(value, (0, width - channels + fill)),
+        torch.cat((query, added, filled[0]), dim=-1),
+        torch.cat((key, of_tokens, filled[1]), dim=-1),
+        functional.pad(value, (0, fill + groups.shape[-1])),
         dropout_p=dropout,
-        scale=1 / math.sqrt(channels),
+        scale=scale,
     )
     return attended[..., :channels]

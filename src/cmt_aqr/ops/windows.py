@@ -24,24 +24,33 @@ _GPU_BLOCK_BYTES = 256 * 2**20
 def window_cells(cell: Tensor, map_size: tuple[int, int], window: int) -> tuple[Tensor, Tensor]:
     """Cells of the square windows around some cells.
 
+    Where a map has fewer rows or columns than a window, the window has no more of them than the map; at a border
+    it is moved inwards and what lies too far from the middle does not exist.
+
     Args:
-        cell: (..., 2) int64, (column, row) of the middle cell.
+        cell: (..., 2) int64, (column, row) of the middle cell, a cell of the map.
         map_size: rows and columns of the map.
         window: odd number of cells along a side.
 
     Returns:
-        index (..., window * window) int64, row-major cell numbers, always valid numbers; exists
-        (..., window * window) bool, False for cells that the border of the map cuts off.
+        index (..., window cell) int64, row-major cell numbers, each at most once; exists (..., window cell) bool,
+        whether a cell lies within ``window // 2`` of the middle one. There are min(window, rows) *
+        min(window, columns) window cells.
     """
     rows, columns = map_size
-    offset = torch.arange(window, device=cell.device) - window // 2
-    column = cell[..., 0, None] + offset
-    row = cell[..., 1, None] + offset
-    column_exists = (column >= 0) & (column < columns)
-    row_exists = (row >= 0) & (row < rows)
-    index = row.clamp(0, rows - 1)[..., :, None] * columns + column.clamp(0, columns - 1)[..., None, :]
+    column, column_exists = _along(cell[..., 0, None], columns, window)
+    row, row_exists = _along(cell[..., 1, None], rows, window)
+    index = row[..., :, None] * columns + column[..., None, :]
     exists = row_exists[..., :, None] & column_exists[..., None, :]
     return index.flatten(-2), exists.flatten(-2)
+
+
+def _along(middle: Tensor, length: int, window: int) -> tuple[Tensor, Tensor]:
+    """Of windows around ``middle`` (..., 1) on a line of ``length`` cells: the cells, and which are near."""
+    count = min(window, length)
+    first = (middle - window // 2).clamp(0, length - count)
+    place = first + torch.arange(count, device=middle.device)
+    return place, (place - middle).abs() <= window // 2
 
 
 def window_scores(queries: Tensor, table: Tensor, index: Tensor) -> Tensor:

@@ -1,0 +1,90 @@
+"""Attention with a bias per query and segment of tokens, at the cost of plain attention, on a CPU.
+
+The softmax over all tokens is put together from one over each segment. With o_s what a query gets from segment s
+alone, l_s the logarithm of the sum of its exponentials (which the fused kernel knows), b_s the query's bias there:
+
+    l = log sum_s exp(l_s + b_s),    o = sum_s w_s o_s,    w_s = exp(l_s + b_s - l)
+
+The kernel's own backward pass needs a token's share exp(logit + b_s - l) = exp(logit - (l - b_s)) and o, so it is
+given l - b_s for a segment's l_s, and o for its result. With g the gradient of o, that of b_s is w_s g (o_s - o).
+
+No public function of PyTorch gives l_s on a CPU; ``pyproject.toml`` bounds its version for the two operators here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def split_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, sizes: tuple[int, ...], scale: float
+) -> Tensor:
+    """softmax(scale q k + bias of the token's segment) v.
+
+    Args:
+        query: (batch, head, query, d), on a CPU, like all of these.
+        key: (batch, head, token, d).
+        value: (batch, head, token, d).
+        bias: (batch, head or 1, query, segment), finite; float64 if ``query`` is, or else float32.
+        sizes: tokens of each segment, at least one; their sum is the number of tokens.
+        scale: of the products.
+
+    Returns:
+        (batch, head, query, d). Differentiable once, in everything but ``scale``.
+    """
+    result: Tensor = _SplitAttention.apply(query, key, value, bias, sizes, scale)
+    return result
+
+
+class _SplitAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, sizes: tuple[int, ...], scale: float
+    ) -> Tensor:
+        segments = zip(key.split(sizes, dim=2), value.split(sizes, dim=2), strict=True)
+        alone, sums = zip(*(_forward(query, *segment, scale=scale) for segment in segments), strict=True)
+        # In float64: a logarithm rounded to float32 is off by more than the sum itself.
+        biased = torch.stack(sums, dim=-1).double() + bias  # (batch, head, query, segment)
+        weights = biased.softmax(dim=-1).to(sums[0].dtype)
+        own = (biased.logsumexp(dim=-1, keepdim=True) - bias).to(sums[0].dtype)  # l - b_s
+        parts = torch.stack(alone, dim=-2)  # (batch, head, query, segment, d)
+        attended = (weights[..., None] * parts).sum(dim=-2).to(query.dtype)
+        ctx.sizes, ctx.scale = sizes, scale
+        ctx.save_for_backward(query, key, value, bias, attended, own, weights, parts)
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, bias, attended, own, weights, parts = ctx.saved_tensors
+        query_gradient = torch.zeros_like(query)
+        key_gradient, value_gradient = _like_tokens(key), _like_tokens(value)
+        segments = zip(
+            *(tokens.split(ctx.sizes, dim=2) for tokens in (key, value, key_gradient, value_gradient)),
+            own.unbind(-1),
+            strict=True,
+        )
+        for keys, values, of_keys, of_values, sums in segments:
+            found = _backward(
+                gradient, query, keys, values, attended, sums, 0.0, False, scale=ctx.scale
+            )  # of query, keys and values
+            query_gradient += found[0]
+            of_keys.copy_(found[1])
+            of_values.copy_(found[2])
+        bias_gradient = None
+        if ctx.needs_input_grad[3]:
+            along = (gradient[..., None, :] * (parts - attended[..., None, :])).sum(dim=-1, dtype=bias.dtype)
+            bias_gradient = (weights * along).sum_to_size(bias.shape)
+        return query_gradient, key_gradient, value_gradient, bias_gradient, None, None
+
+
+def _like_tokens(tokens: Tensor) -> Tensor:
+    """Room for a gradient of (batch, head, token, d), laid out as the projections are: (batch, token, head, d)."""
+    return torch.empty_like(tokens.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
