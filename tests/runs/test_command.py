@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.runs.command import check_overrides, check_paths, join_first_process
+from cmt_aqr.runs.command import check_overrides, check_paths, join_first_process, print_help
 from cmt_aqr.runs.command_line import readable
 from cmt_aqr.runs.configuration import build, clamp_given
 from cmt_aqr.runs.explain import flatten
@@ -32,6 +33,24 @@ def test_good_overrides_pass() -> None:
     check_overrides(CONF, "train", ["-m", "renderer.max_weight_clamp=1.5,2.0", "renderer=base,recommended"])
     check_overrides(CONF, "train", ["clamp_schedule.milestones={0:2.0,3:1.0}", "~callbacks.learning_rate"])
     check_overrides(CONF, "train", ["--cfg", "job", "aqr=none"])
+
+
+def test_help_copies_the_plugins_configurations_only_to_compose(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Hydra prints it, each of a hundred groups takes a copy, and the command three times as long."""
+    copies: list[int] = []
+
+    def copied(store: ConfigStore, memo: dict[int, object]) -> ConfigStore:
+        copies.append(1)
+        return store
+
+    monkeypatch.setattr(ConfigStore, "__deepcopy__", copied, raising=False)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    assert print_help(CONF, "train", ["--help"], Path(__file__))
+    assert 1 <= len(copies) <= 3
+    assert "eval_fault/mome: " in capsys.readouterr().out
+    assert not print_help(CONF, "train", ["--cfg", "job"], Path(__file__))
 
 
 def test_options_within_a_folder_are_named() -> None:

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import read_record
 from cmt_aqr.runs import processes
-from cmt_aqr.runs.cluster import outside_environment
+from cmt_aqr.runs.cluster import outside_environment, starter
 from cmt_aqr.runs.processes import Job, Processes, correct_record, processes_to_start
 from tests.helpers import process_tasks
 from tests.helpers.commands import ROOT
@@ -116,4 +116,5 @@ def test_srun_counts_with_several_tasks_only(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SLURM_NNODES", "2")
     outside = outside_environment()
     assert outside is not None
-    assert (outside.name, outside.rank, outside.world_size, outside.address) == ("srun", 1, 2, "node7")
+    found = (outside.global_rank(), outside.world_size(), outside.main_address)
+    assert (starter(), *found) == ("srun", 1, 2, "node7")

@@ -1,9 +1,9 @@
-"""Processes that torchrun, srun or the user started: who they are, and the one folder they share."""
+"""Processes that torchrun or srun started, as Lightning describes them, and the one folder they share."""
 
 from __future__ import annotations
 
+import functools
 import os
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,76 +11,47 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_fabric.plugins import ClusterEnvironment
 
-
-@dataclass(frozen=True)
-class Outside:
-    """What started this process as one of several.
-
-    Attributes:
-        name: of the launcher, for messages.
-        rank: of this process among all.
-        world_size: number of processes.
-        address: host of the first process.
-        port: where the processes find each other there.
-    """
-
-    name: str
-    rank: int
-    world_size: int
-    address: str
-    port: int
+_FOLDER = "cmt_aqr/run_folder"
 
 
-def outside_environment() -> Outside | None:
-    """What started this process as one of several; ``None`` where it was started alone.
+def outside_environment() -> ClusterEnvironment | None:
+    """What torchrun or srun started this process as; ``None`` where it was started alone.
 
     Srun's environment counts only if it started several tasks: a job with one task starts its own processes.
     """
-    variables = os.environ
     # Asked first, so that a plain command does not load Lightning before it knows that its arguments are fine.
-    if "TORCHELASTIC_RUN_ID" in variables:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
         from lightning_fabric.plugins.environments import TorchElasticEnvironment
 
-        return _read("torchrun", TorchElasticEnvironment())
-    if int(variables.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in variables:
+        return TorchElasticEnvironment()
+    if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
         from lightning_fabric.plugins.environments import SLURMEnvironment
 
-        if SLURMEnvironment.detect():
-            return _read("srun", SLURMEnvironment())
+        return SLURMEnvironment() if SLURMEnvironment.detect() else None
     return None
 
 
-def _read(name: str, environment: ClusterEnvironment) -> Outside:
-    return Outside(
-        name=name,
-        rank=environment.global_rank(),
-        world_size=environment.world_size(),
-        address=environment.main_address,
-        port=environment.main_port,
-    )
+def starter() -> str:
+    """The command that started the processes of :func:`outside_environment`, for messages."""
+    return "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "srun"
 
 
-_FOLDER = "cmt_aqr/run_folder"
-_stores: list[Any] = []
-"""Kept, because the first process may be the one that serves it, and PyTorch's process group uses it, too."""
-
-
-def share_folder(outside: Outside, folder: Path) -> None:
+def share_folder(folder: Path) -> None:
     """Tell the other processes which folder the first one made; theirs would have other times in their names."""
-    _store(outside).set(_FOLDER, str(folder))
+    _store().set(_FOLDER, str(folder))
 
 
-def shared_folder(outside: Outside) -> Path:
+def shared_folder() -> Path:
     """The first process' folder; waits until it is known."""
-    return Path(_store(outside).get(_FOLDER).decode())
+    return Path(_store().get(_FOLDER).decode())
 
 
-def _store(outside: Outside) -> Any:
+@functools.cache  # kept, because the first process may serve it, and PyTorch's process group uses it, too
+def _store() -> Any:
     """The key-value store at which the processes find each other."""
     from torch.distributed import rendezvous
 
-    if not _stores:
-        url = f"tcp://{outside.address}:{outside.port}"
-        meeting = rendezvous(url, outside.rank, outside.world_size, timeout=timedelta(minutes=10))
-        _stores.append(next(iter(meeting))[0])
-    return _stores[0]
+    outside = outside_environment()
+    assert outside is not None
+    url = f"tcp://{outside.main_address}:{outside.main_port}"
+    return next(rendezvous(url, outside.global_rank(), outside.world_size(), timeout=timedelta(minutes=10)))[0]

@@ -19,7 +19,7 @@ from typing import Any
 
 import hydra
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_automatic_config_search_path
+from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 from cmt_aqr.runs import sweep, sweep_job
-from cmt_aqr.runs.cluster import outside_environment, share_folder, shared_folder
+from cmt_aqr.runs.cluster import outside_environment, share_folder, shared_folder, starter
 from cmt_aqr.runs.command_line import home_written_out, in_order, read_arguments, to_type, use_utf8
 from cmt_aqr.runs.explain import explain
 from cmt_aqr.runs.threads import sleep_while_waiting
@@ -65,8 +65,8 @@ def command(
         @functools.wraps(function)
         def job(config: DictConfig) -> Any:
             outside = outside_environment()
-            if outside is not None and outside.rank == 0:
-                share_folder(outside, Path(HydraConfig.get().runtime.output_dir))
+            if outside is not None and outside.global_rank() == 0:
+                share_folder(Path(HydraConfig.get().runtime.output_dir))
             if sweep_job.in_sweep():
                 return sweep_job.run(quietly, config)
             try:
@@ -82,11 +82,14 @@ def command(
             try:
                 join_first_process(sys.argv)
                 sys.argv[1:] = in_order(sys.argv[1:])
-                check_overrides(config_dir, config_name, sys.argv[1:], Path(inspect.getfile(function)))
+                script = Path(inspect.getfile(function))
+                check_overrides(config_dir, config_name, sys.argv[1:], script)
             except UserError as error:
                 if _full_errors():
                     raise
                 sys.exit(f"error: {error}")
+            if print_help(config_dir, config_name, sys.argv[1:], script):
+                return
             try:
                 hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(job)()
             finally:  # also where the sweep was stopped
@@ -170,11 +173,11 @@ def join_first_process(arguments: list[str]) -> None:
     sweep = [item for item in arguments if item in ("-m", "--multirun") or item.startswith("sweep=")]
     if sweep:
         raise UserError(
-            f"{sweep[0]} does not go with {outside.name}: start the sweep without, and each run starts its own "
+            f"{sweep[0]} does not go with {starter()}: start the sweep without, and each run starts its own "
             "processes"
         )
-    if outside.rank > 0:
-        quoted = str(shared_folder(outside)).replace("\\", r"\\").replace("'", r"\'")
+    if outside.global_rank() > 0:
+        quoted = str(shared_folder()).replace("\\", r"\\").replace("'", r"\'")
         arguments += [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
 
 
@@ -201,7 +204,7 @@ def check_overrides(
     """
     flags, overrides = read_arguments(arguments)
     _check_flags(flags, overrides)
-    if flags.hydra_help or flags.shell_completion:
+    if flags.help or flags.hydra_help or flags.shell_completion:
         return
     config_name = flags.config_name or config_name
     try:
@@ -225,7 +228,7 @@ def check_overrides(
         refuse_unread(configs[0], config_name, first)
     finally:
         GlobalHydra.instance().clear()
-    looking = flags.help or flags.cfg is not None or flags.info is not None
+    looking = flags.cfg is not None or flags.info is not None
     several = not looking and (flags.multirun or configs[0].hydra.mode == RunMode.MULTIRUN)
     if swept and not several:
         item = swept[0]
@@ -235,6 +238,25 @@ def check_overrides(
         )
     if not looking:
         _check_folder_of_results(configs[0], several)
+
+
+def print_help(config_dir: Path, config_name: str, arguments: Sequence[str], script: Path) -> bool:
+    """Print what ``--help`` or ``--hydra-help`` asks for, as Hydra does, but in a third of the time.
+
+    Hydra lists the options of a hundred groups, and for each copies all configurations of its plugins first.
+
+    Returns:
+        Whether it was asked for.
+    """
+    flags, _ = read_arguments(arguments)
+    if not (flags.help or flags.hydra_help):
+        return False
+    asked = _initialize(flags, config_dir, script)
+    asked.config_loader.get_group_options = asked.config_loader.repository.get_group_options
+    show = asked.app_help if flags.help else asked.hydra_help
+    show(flags.config_name or config_name, get_args_parser(), flags)
+    GlobalHydra.instance().clear()
+    return True
 
 
 def _check_flags(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -261,7 +283,7 @@ def _check_flags(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise UserError("--shell-completion: takes one of install, uninstall and query, as in -sc install=bash")
 
 
-def _initialize(flags: argparse.Namespace, config_dir: Path, script: Path | None) -> None:
+def _initialize(flags: argparse.Namespace, config_dir: Path, script: Path | None) -> Hydra:
     """Let Hydra look for configurations where it will look when it runs."""
     GlobalHydra.instance().clear()
     search = create_automatic_config_search_path(
@@ -272,7 +294,7 @@ def _initialize(flags: argparse.Namespace, config_dir: Path, script: Path | None
     if flags.config_dir:
         anchor = SearchPathQuery(provider="schema")
         search.prepend("command-line", f"file://{Path(flags.config_dir).absolute()}", anchor)
-    Hydra.create_main_hydra2(task_name="check", config_search_path=search)
+    return Hydra.create_main_hydra2(task_name="check", config_search_path=search)
 
 
 def _resolve(config: DictConfig, part: str | None) -> None:

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from pytorch_lightning.strategies import ParallelStrategy
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import read_record, record_failure
-from cmt_aqr.runs.cluster import outside_environment
+from cmt_aqr.runs.cluster import outside_environment, starter
 from cmt_aqr.runs.loggers import finish_loggers
 from cmt_aqr.runs.precision import build_trainer
 from cmt_aqr.runs.stopping import ENDING, Stopped, is_others
@@ -148,14 +148,14 @@ def processes_to_start(config: DictConfig) -> int:
         trainer = build_trainer(config, logger=False, enable_checkpointing=False)
     wanted = trainer.num_devices * trainer.num_nodes
     if environment is not None:
-        if environment.world_size != wanted:
+        if environment.world_size() != wanted:
             raise UserError(
-                f"{environment.name} started {environment.world_size} processes, but trainer.devices="
+                f"{starter()} started {environment.world_size()} processes, but trainer.devices="
                 f"{config.trainer.get('devices')} with {trainer.num_nodes} machines makes {wanted}: give "
                 "trainer=ddp, trainer.devices=<processes per machine> and +trainer.num_nodes=<machines>"
             )
         return 0
-    if not isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+    if not isinstance(trainer.strategy, ParallelStrategy):
         return 0
     if trainer.num_nodes > 1:
         raise UserError(
