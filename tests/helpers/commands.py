@@ -33,6 +33,13 @@ def torchrun(*overrides: str) -> list[str]:
     return [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *script]
 
 
+def torchrun_on_one_of_two(port: int, *overrides: str) -> list[str]:
+    """The command line of a machine of two, with one process each, that meet at a port of this machine."""
+    python, *script = arguments("train", *overrides)
+    meeting = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}"]
+    return [python, "-m", "torch.distributed.run", *meeting, *script]
+
+
 def resuming(checkpoint: Path, folder: Path, *overrides: str) -> list[str]:
     """The command line that resumes from a checkpoint, whose configuration comes with it, in a folder."""
     return [*arguments("train")[:2], f"ckpt_path={checkpoint}", f"hydra.run.dir={folder}", *overrides]

@@ -1,5 +1,7 @@
 """Two processes, as one: in a sweep, killed and resumed, started by torchrun, and evaluating."""
 
+import socket
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -9,7 +11,17 @@ import torch
 from cmt_aqr.files import null_to_nan, read_record
 from cmt_aqr.scenes import make_dataset
 from tests.evaluation.test_metric import assert_equal_to, evaluation_of
-from tests.helpers.commands import PAIR, arguments, finished, resuming, run_line, start, torchrun
+from tests.helpers.commands import (
+    PAIR,
+    arguments,
+    environment,
+    finished,
+    resuming,
+    run_line,
+    start,
+    torchrun,
+    torchrun_on_one_of_two,
+)
 from tests.helpers.ran import assert_same_end, checkpoint_of, logged, metrics_of, wait_for_step
 
 pytestmark = pytest.mark.system
@@ -112,13 +124,35 @@ def single(folder: Path) -> Path:
     return folder / "single"
 
 
-def test_two_processes_of_torchrun_are_one_with_twice_the_batch(folder: Path, single: Path) -> None:
+@pytest.fixture(scope="module")
+def pair(folder: Path) -> Path:
+    """A run of two processes that torchrun started, in the folder that it chose."""
     done = run_line(folder, torchrun(*EQUAL, *PAIR, "data.batch_size=1", "name=pair"))
     assert done.returncode == 0, done.stderr
     # One run folder, though each process has its own clock.
-    (day,) = (folder / "outputs").iterdir()
-    (pair,) = day.iterdir()
-    assert pair.name.endswith("_pair")
+    (pair,) = (folder / "outputs").glob("*/*_pair")
+    return pair
+
+
+def test_two_machines_are_two_processes_of_one(folder: Path, pair: Path) -> None:
+    """As docs/distributed.md has it, with both torchrun agents on this machine."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    one = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "+trainer.num_nodes=2"]
+    line = torchrun_on_one_of_two(port, *EQUAL, *one, "data.batch_size=1", "name=machines")
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(line, cwd=folder, env=environment(), encoding="utf-8", **both) as other:  # type: ignore[call-overload]
+        done = run_line(folder, line)
+        printed, _ = other.communicate(timeout=60)
+    assert (done.returncode, other.returncode) == (0, 0), (done.stderr, printed)
+    (machines,) = (folder / "outputs").glob("*/*_machines")
+    assert len(logged(machines, "train/loss")) == 9
+    assert logged(machines, "train/loss") == logged(pair, "train/loss")
+    assert_same_end(machines, pair)
+
+
+def test_two_processes_of_torchrun_are_one_with_twice_the_batch(pair: Path, single: Path) -> None:
     for key in ("train/loss", "train/loss_cls", "train/loss_bbox"):
         alone, together = logged(single, key), logged(pair, key)
         assert len(alone) == 9
