@@ -12,13 +12,12 @@ from torch import Tensor
 from cmt_aqr.aqr import place_on_bev, place_on_images
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.geometry import BEVGrid
+from cmt_aqr.studies.drawing import ARRANGEMENT, box_lines
 from cmt_aqr.studies.pictures import (
-    ARRANGEMENT,
     MapPair,
     Scene,
     bev_edges,
     bev_picture,
-    box_lines,
     camera_picture,
     colour_scale,
     image_edges,

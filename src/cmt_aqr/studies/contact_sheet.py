@@ -25,7 +25,7 @@ from cmt_aqr.runs.console import console
 from cmt_aqr.runs.resuming import configuration_to_evaluate
 from cmt_aqr.runs.saved import below, override_keys
 from cmt_aqr.structures import Frame
-from cmt_aqr.studies.pictures import ARRANGEMENT, TRUTH_COLOUR, name_of, save
+from cmt_aqr.studies.drawing import ARRANGEMENT, TRUTH_COLOUR, name_of, save
 from cmt_aqr.studies.robustness import conditions_of
 from cmt_aqr.studies.visualize import PictureSettings, struck_frame
 

@@ -22,7 +22,7 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
-from cmt_aqr.studies.pictures import (
+from cmt_aqr.studies.drawing import (
     ARRANGEMENT,
     FOUND_COLOUR,
     FOUND_STYLE,

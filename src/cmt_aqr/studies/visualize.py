@@ -27,7 +27,8 @@ from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.precision import device_type
 from cmt_aqr.structures import Frame
-from cmt_aqr.studies.pictures import MapPair, QueryBeta, Scene, bev_picture, camera_picture, save
+from cmt_aqr.studies.drawing import save
+from cmt_aqr.studies.pictures import MapPair, QueryBeta, Scene, bev_picture, camera_picture
 from cmt_aqr.training.clamp import renderer_of
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.run import build_module, restore

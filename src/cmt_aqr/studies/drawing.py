@@ -1,0 +1,126 @@
+"""What all pictures of a frame draw alike: boxes and points from above, boxes in a camera's image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmt_aqr.files import writing
+from cmt_aqr.geometry import box_corners, project_to_images
+
+ARRANGEMENT = (
+    *("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
+    *("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"),
+)
+"""Where nuScenes shows its cameras: two rows of three."""
+
+TRUTH_COLOUR = "#12d46a"
+FOUND_COLOUR = "#ffc400"
+TRUTH_STYLE: dict[str, Any] = {"colors": TRUTH_COLOUR, "linestyles": "solid", "linewidths": 1.8}
+FOUND_STYLE: dict[str, Any] = {"colors": FOUND_COLOUR, "linestyles": (0, (3.5, 1.2)), "linewidths": 1.2}
+
+Styled = Sequence[tuple[Tensor, dict[str, Any]]]
+"""Boxes (box, 9), LiDAR frame, and how their lines look."""
+
+_EDGES = np.array(((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)))
+"""Edges of a box, as pairs of :func:`~cmt_aqr.geometry.box_corners`."""
+
+_NEAREST = 0.1
+"""Metres in front of a camera that all corners of a box must be to be drawn, as in the devkit."""
+
+
+def draw_from_above(axis: Axes, points: Tensor, styled: Styled, point_range: Sequence[float]) -> None:
+    """Points (point, >= 2), boxes with their headings, and the car, over x0, y0, z0, x1, y1, z1 in metres."""
+    x0, y0, _, x1, y1, _ = point_range
+    axis.scatter(points[:, 0], points[:, 1], s=0.7, c="#3a3a3a", linewidths=0, alpha=0.7, zorder=2)
+    for boxes, style in styled:
+        corners = box_corners(boxes)[:, :4, :2]
+        front = corners[:, :2].mean(dim=1)
+        heading = torch.stack((boxes[:, :2], front), dim=1).numpy()
+        outline = PolyCollection(
+            list(corners.numpy()),
+            facecolors="none",
+            edgecolors=style["colors"],
+            linestyles=style["linestyles"],
+            linewidths=style["linewidths"],
+            zorder=4,
+            path_effects=_halo(style),
+        )
+        axis.add_collection(outline)
+        axis.add_collection(LineCollection(list(heading), colors=style["colors"], linewidths=1.2, zorder=4))
+    size = (x1 - x0) / 45
+    ego = Polygon(
+        ((0, 1.2 * size), (-0.7 * size, -0.8 * size), (0, -0.4 * size), (0.7 * size, -0.8 * size)),
+        facecolor="black",
+        edgecolor="white",
+        zorder=5,
+    )
+    axis.add_patch(ego)
+    axis.set(xlim=(x0, x1), ylim=(y0, y1), aspect="equal", xlabel="x, to the right (m)")
+    axis.tick_params(labelsize=9)
+
+
+def draw_camera(
+    axis: Axes,
+    camera: str,
+    image: NDArray[np.uint8] | None,
+    styled: Styled,
+    lidar2img: Tensor,
+    size: tuple[int, int],
+    extent: tuple[float, float, float, float] | None = None,
+) -> None:
+    """An image (row, column, 3), RGB, under its camera's name, and boxes over it.
+
+    lidar2img (4, 4) and ``size``, height and width, are of the axis' pixels; ``extent`` is where in them the left,
+    right, bottom and top edges of the image lie.
+    """
+    if image is not None:
+        axis.imshow(image, extent=extent, interpolation="antialiased")
+    for boxes, style in styled:
+        lines = box_lines(boxes, lidar2img, size)
+        axis.add_collection(LineCollection(list(lines), zorder=4, path_effects=_halo(style), **style))
+    axis.set(xlim=(0, size[1]), ylim=(size[0], 0), xticks=[], yticks=[], aspect="equal")
+    axis.set_title(name_of(camera), fontsize=9, pad=2)
+
+
+def name_of(camera: str) -> str:
+    """A camera's name for people, as ``back left``."""
+    return camera.removeprefix("CAM_").replace("_", " ").lower()
+
+
+def box_lines(boxes: Tensor, lidar2img: Tensor, image_size: tuple[int, int]) -> NDArray[np.float32]:
+    """Edges (line, 2, 2) in pixels of the boxes (box, 9) that one camera sees, a corner in the image or more.
+
+    A box with a corner behind the camera is left out, as in the devkit.
+    """
+    corners = box_corners(boxes).reshape(1, -1, 3)
+    pixels, depth, seen = project_to_images(corners, lidar2img[None, None], image_size)
+    kept = (depth.view(-1, 8) > _NEAREST).all(dim=1) & seen.view(-1, 8).any(dim=1)
+    return pixels.view(-1, 8, 2)[kept][:, _EDGES].reshape(-1, 2, 2).numpy()
+
+
+def _halo(style: dict[str, Any]) -> list[withStroke]:
+    """A dark rim, so that a line shows on every ground."""
+    return [withStroke(linewidth=style["linewidths"] + 1.1, foreground="#202020", alpha=0.6)]
+
+
+def save(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a picture into the folder ``out=`` of a command, which is made where it is absent.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with writing("out", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=dpi)
