@@ -53,6 +53,16 @@ def test_help_copies_the_plugins_configurations_only_to_compose(
     assert not print_help(CONF, "train", ["--cfg", "job"], Path(__file__))
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
+def test_the_help_of_every_command_shows_how_it_is_called(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    assert print_help(CONF, name, ["--help"], Path(f"{name}.py"))
+    shown = capsys.readouterr().out
+    assert f"/{name}.py" in shown and "powered by Hydra" not in shown
+
+
 def test_options_within_a_folder_are_named() -> None:
     for given, one in (
         ("eval_fault=mome/fov6", "mome/fov60"),

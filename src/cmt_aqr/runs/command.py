@@ -295,7 +295,7 @@ def _initialize(flags: argparse.Namespace, config_dir: Path, script: Path | None
     if flags.config_dir:
         anchor = SearchPathQuery(provider="schema")
         search.prepend("command-line", f"file://{Path(flags.config_dir).absolute()}", anchor)
-    return Hydra.create_main_hydra2(task_name="check", config_search_path=search)
+    return Hydra.create_main_hydra2(task_name=script.stem if script else "check", config_search_path=search)
 
 
 def _resolve(config: DictConfig, part: str | None) -> None:
