@@ -63,6 +63,14 @@ def test_the_help_of_every_command_shows_how_it_is_called(
     assert f"/{name}.py" in shown and "powered by Hydra" not in shown
 
 
+@pytest.mark.parametrize("override", ["seed=${sed}", "seed=${seed}", "optimizer={lr:${optimizer.lr}}"])
+def test_what_an_override_refers_to_must_be_there(override: str) -> None:
+    check_overrides(CONF, "train", ["seed=${model.layers}", "hydra.run.dir=outputs/${now:%H}_${hydra:job.name}"])
+    with pytest.raises(UserError) as error:
+        check_overrides(CONF, "train", [override])
+    assert str(error.value).startswith(override)
+
+
 def test_options_within_a_folder_are_named() -> None:
     for given, one in (
         ("eval_fault=mome/fov6", "mome/fov60"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import inspect
 import itertools
@@ -27,7 +26,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cmt_aqr.errors import UserError
@@ -36,6 +35,7 @@ from cmt_aqr.runs import sweep, sweep_job
 from cmt_aqr.runs.cluster import outside_environment, share_folder, shared_folder, starter
 from cmt_aqr.runs.command_line import home_written_out, in_order, read_arguments, to_type, use_utf8
 from cmt_aqr.runs.explain import explain
+from cmt_aqr.runs.references import check_references, resolvable, resolve
 from cmt_aqr.runs.threads import sleep_while_waiting
 from cmt_aqr.runs.unread import refuse_unread
 
@@ -213,7 +213,7 @@ def check_overrides(
         first, *others = combinations
         configs = [hydra.compose(config_name, singles, return_hydra_config=True) for singles in (first, *others)]
         if flags.resolve and flags.cfg:
-            _resolve(configs[0], flags.cfg)
+            resolve(configs[0], flags.cfg)
     except (HydraException, OmegaConfBaseException) as error:
         advice = "; --cfg all --resolve has Hydra's part with what it refers to" if flags.cfg == "hydra" else ""
         raise UserError(explain(error, config_name, overrides) + advice) from error
@@ -225,6 +225,7 @@ def check_overrides(
         options = ", ".join(GlobalHydra.instance().config_loader().get_group_options(group))
         raise UserError(f"{emptied}: must be one of {options}; a single key below it may be null") from error
     else:
+        check_references(configs[0], first)
         refuse_unread(configs[0], config_name, first)
     finally:
         GlobalHydra.instance().clear()
@@ -237,7 +238,8 @@ def check_overrides(
             f"to give it as one text, type {to_type(item)}, and as a list {shlex.quote(_as_list(item))}"
         )
     if not looking:
-        _check_folder_of_results(configs[0], several)
+        with resolvable(configs[0]):
+            _check_folder_of_results(configs[0], several)
 
 
 def print_help(config_dir: Path, config_name: str, arguments: Sequence[str], script: Path) -> bool:
@@ -296,21 +298,6 @@ def _initialize(flags: argparse.Namespace, config_dir: Path, script: Path | None
         anchor = SearchPathQuery(provider="schema")
         search.prepend("command-line", f"file://{Path(flags.config_dir).absolute()}", anchor)
     return Hydra.create_main_hydra2(task_name=script.stem if script else "check", config_search_path=search)
-
-
-def _resolve(config: DictConfig, part: str | None) -> None:
-    """Resolve a configuration as ``--cfg PART --resolve`` does, for the errors that this may have."""
-    HydraConfig.instance().set_config(config)
-    try:
-        shown = copy.deepcopy(config)
-        OmegaConf.set_readonly(shown.hydra, False)
-        with open_dict(shown):
-            for key in [str(key) for key in shown]:
-                if (part == "job" and key == "hydra") or (part == "hydra" and key != "hydra"):
-                    del shown[key]
-        OmegaConf.resolve(shown)
-    finally:
-        HydraConfig.instance().cfg = None
 
 
 def _check_folder_of_results(config: DictConfig, several: bool) -> None:
