@@ -252,7 +252,8 @@ def print_help(config_dir: Path, config_name: str, arguments: Sequence[str], scr
     if not (flags.help or flags.hydra_help):
         return False
     asked = _initialize(flags, config_dir, script)
-    asked.config_loader.get_group_options = asked.config_loader.repository.get_group_options
+    loader: Any = asked.config_loader
+    loader.get_group_options = loader.repository.get_group_options
     show = asked.app_help if flags.help else asked.hydra_help
     show(flags.config_name or config_name, get_args_parser(), flags)
     GlobalHydra.instance().clear()
