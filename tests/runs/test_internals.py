@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from packaging.requirements import Requirement
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.strategies import launchers
 
 ROOT = Path(__file__).resolve().parents[2]
 USED = {
@@ -36,6 +37,7 @@ def test_a_trainer_has_it(name: str) -> None:
 def test_what_else_is_private() -> None:
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     assert trainer._signal_connector.received_sigterm is False
+    assert hasattr(launchers, "_SubprocessScriptLauncher")
     assert hasattr(ExperimentWriter, "_check_log_dir_exists")
     assert hasattr(lightning_fabric.utilities.types, "_PATH")
     # By this, Lightning tells optimisers that take the loss' scale out of gradients themselves.

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.strategies import ParallelStrategy
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import read_record, record_failure
@@ -155,7 +155,7 @@ def processes_to_start(config: DictConfig) -> int:
                 "trainer=ddp, trainer.devices=<processes per machine> and +trainer.num_nodes=<machines>"
             )
         return 0
-    if not isinstance(trainer.strategy, ParallelStrategy):
+    if not isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
         return 0
     if trainer.num_nodes > 1:
         raise UserError(
