@@ -116,6 +116,12 @@ def test_the_lidar_knows_the_group_and_the_camera_the_class() -> None:
     assert torch.equal(bev, bev_of_other) and not torch.equal(images, images_of_other)
 
 
+@pytest.mark.parametrize("objects", ["5", "[9,5]", "[1.5,3]"])
+def test_the_number_of_objects_is_a_range(objects: str) -> None:
+    with pytest.raises(UserError, match=r"^data\.objects="):
+        data(f"data.objects={objects}")
+
+
 def test_scenes_depend_on_seed_split_and_number_alone() -> None:
     made = data(stage="fit")
     first, second = made.dataset("train"), data(stage="fit").dataset("train")

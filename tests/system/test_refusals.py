@@ -52,7 +52,7 @@ MISTAKES = [
     (["aqr=attention_bias", "renderer.max_weight_clamp=2.0"], ["renderer.max_weight_clamp", "aqr=attention_bias"]),
     (["aqr=attention_bias", "modulator=aggressive"], ["modulator", "aqr=attention_bias"]),
     (["aqr=attention_bias", "clamp_schedule=progressive"], ["clamp_schedule", "aqr=attention_bias"]),
-    (["aqr=attention_bias", "aqr.beta=oracle", "aqr.strength=3"], ["aqr.strength=3", "aqr.beta=oracle"]),
+    (["aqr=attention_bias", "aqr.beta=oracle", "aqr.strength=3"], ["aqr.strength=3", "with aqr.beta=oracle"]),
     (["aqr.beta=oracle"], ["aqr.beta=oracle", "aqr=attention_bias"]),
     (["aqr=attention_bias", "aqr.beta=best"], ["aqr.beta=best", "oracle"]),
     (["aqr=attention_bias", "aqr.limit=0"], ["aqr.limit=0", "above 0"]),

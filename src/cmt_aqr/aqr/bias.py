@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from cmt_aqr.aqr.generator import WindowReader
 from cmt_aqr.aqr.looking import damage_at, looking, place
-from cmt_aqr.aqr.placement import Placement
 from cmt_aqr.checks import require_above_zero, require_choice, require_flag
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.errors import UserError
@@ -86,8 +85,8 @@ class AttentionBias(nn.Module):
     def unread(self) -> dict[str, str]:
         """Settings that have no effect, and the setting because of which."""
         if self.beta == "zero":
-            return dict.fromkeys(("strength", "limit"), "aqr.beta=zero")
-        return {"strength": "aqr.beta=oracle"} if self.beta == "oracle" else {}
+            return dict.fromkeys(("strength", "limit"), "beta=zero")
+        return {"strength": "beta=oracle"} if self.beta == "oracle" else {}
 
     def forward(self, queries: Queries, sensors: Sensors) -> BiasOutput:
         """Weigh.
@@ -107,7 +106,7 @@ class AttentionBias(nn.Module):
             if self.beta == "oracle":
                 said = beta = self._oracle(lidar_lost, camera_lost, seen)
             else:
-                said = self._said(queries, sensors, *place(queries, sensors))
+                said = self._said(queries, sensors)
                 beta = self.limit * torch.tanh(said * (self.strength / self.limit))
             if self.beta == "zero":
                 beta = torch.zeros_like(beta)
@@ -125,10 +124,9 @@ class AttentionBias(nn.Module):
             places=queries.places.detach(),
         )
 
-    def _said(
-        self, queries: Queries, sensors: Sensors, on_bev: Placement | None, on_images: Placement | None
-    ) -> Tensor:
+    def _said(self, queries: Queries, sensors: Sensors) -> Tensor:
         """(batch, query, group) from the generator."""
+        on_bev, on_images = place(queries, sensors)
         looked_at, embedding = looking(queries, sensors, self.stop_gradient)
         found = self.generator.read(embedding, looked_at, on_bev, on_images)  # (batch, query, channel)
         if hasattr(self, "lidar_health") and on_images is not None:

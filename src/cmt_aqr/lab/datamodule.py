@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,8 @@ class LabDataModule(NuScenesDataModule):
         require_count("train_frames", train_frames)
         require_count("eval_frames", eval_frames)
         require_whole("scene_seed", scene_seed)
-        fits = len(objects) == 2 and all(map(is_whole, objects)) and objects[0] <= objects[1]
-        require(fits, "objects", list(objects), "[least, most], whole numbers")
+        fits = isinstance(objects, Sequence) and len(objects) == 2 and all(map(is_whole, objects))
+        require(fits and objects[0] <= objects[1], "objects", objects, "[least, most], whole numbers")
         self.sizes = dict(zip(SPLITS, (train_frames, eval_frames), strict=True))
         self.objects = objects
         self.scene_seed = scene_seed
