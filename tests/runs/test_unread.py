@@ -21,6 +21,9 @@ UNREAD = [
     ("train", "+max_epochs=3", "max_epochs"),
     ("train", "+model.extra={a: 1}", "model.extra"),
     ("train", f"+model.mine._target_={EARLY}", "model.mine"),
+    ("train", "+data.train_transforms.lost.cameras=1", "+data.train_transforms.lost._target_"),
+    ("train", "+data.sampling.until_epoch=3", "data.sampling is null"),
+    ("train", "+data.image_augmentation.grid_mask.per_frame=true", "data.image_augmentation.grid_mask is null"),
     ("evaluate", "+evaluation.nms=true", "evaluation.nms"),
     ("report", "+colour=red", "colour"),
     ("make_dataset", "+scene=3", "did you mean scenes"),
@@ -44,6 +47,7 @@ READ = [
     ("train", ["clamp_schedule=progressive", "+clamp_schedule.milestones.20=1.0"]),
     ("train", ["+mine=0.1", "optimizer.lr=${mine}"]),
     ("train", ["+mine={rate: 0.1}", "optimizer.lr=${mine.rate}"]),
+    ("train", ["+mine.rate=0.1", "optimizer.lr=${mine.rate}"]),
     (
         "train",
         ["+optimizer.betas=[0.9,0.99]", "+lr_mult.encoder=1", "+training.denoising.noise=1"],
@@ -57,3 +61,17 @@ READ = [
 @pytest.mark.parametrize(("script", "overrides"), READ, ids=[" ".join(case[1]) for case in READ])
 def test_a_key_that_something_reads_is_taken(script: str, overrides: list[str]) -> None:
     check_overrides(CONF, script, overrides)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "override", "part"),
+    [
+        ("aqr=none", "+aqr.beta=oracle", "aqr"),
+        ("aqr=none", "+aqr.generator.depth=2", "aqr"),
+        ("model=tiny_camera", "+model.network.lidar.norm_momentum=0.1", "model.network.lidar"),
+        ("model=tiny_lidar", "+model.network.image.backbone=resnet10t", "model.network.image"),
+    ],
+)
+def test_a_part_that_is_off_takes_no_settings(chosen: str, override: str, part: str) -> None:
+    with pytest.raises(UserError, match=rf"^\{override.split('=')[0]}.*: {part} is null here"):
+        check_overrides(CONF, "train", [chosen, override])

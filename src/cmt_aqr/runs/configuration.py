@@ -121,6 +121,9 @@ def build_data(config: DictConfig, evaluating: bool = False) -> Any:
         config: the whole configuration.
         evaluating: whether ``data.eval_split`` is all that is read.
     """
+    for name, chosen in (("train_fault", "fault"), ("eval_fault", "eval_fault")):
+        if name in config.data:
+            raise UserError(f"data.{name}: nothing reads it, so it would change nothing: choose {chosen}=")
     train_fault, eval_fault = (build(config.get(group)) for group in ("fault", "eval_fault"))
     damage = OmegaConf.select(config, "data.damage")
     data = build(

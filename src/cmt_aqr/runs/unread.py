@@ -20,6 +20,9 @@ _READ_WHOLE = ("optimizer", "lr_mult", "training.denoising", "override", "hydra"
 _BUILT = ("callbacks", "logger", "fault", "eval_fault", "conditions")
 """Groups of parts by name: each that has a class is built."""
 
+_MAPPINGS = ("clamp_schedule.milestones", "data.make", "data.train_transforms", "data.eval_transforms")
+"""Null by default, and no part: what is given is the value."""
+
 _TARGET = "_target_"
 
 _REFERENCES = re.compile(r"\$\{(?:[\w.]+:)?([^${}]*)\}")
@@ -43,7 +46,10 @@ def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]
     for item in overrides:
         key = override_keys([item])[0]
         chosen = "@" in item.partition("=")[0] or options(key.replace(".", "/"))
-        if not item.startswith("+") or chosen or below(key, _READ_WHOLE) or _is_read(config, key, overrides):
+        if not item.startswith("+") or chosen or below(key, _READ_WHOLE):
+            continue
+        _refuse_part_that_is_off(config, item, key, overrides)
+        if _is_read(config, key, overrides):
             continue
         if item.startswith("++"):  # which may be of a key that is there
             others = hydra.compose(config_name, [other for other in overrides if other != item])
@@ -55,6 +61,27 @@ def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]
         if "class" in key.rpartition(".")[2]:
             hint = "; the classes are nuScenes' ten, whose metric knows no others"
         raise UserError(f"{item}: nothing reads {key}, so it would change nothing: drop it{hint}")
+
+
+def _refuse_part_that_is_off(config: DictConfig, item: str, key: str, overrides: Sequence[str]) -> None:
+    """Refuse a setting of a part that is null here: without its class nothing would be built from it."""
+    added = {override_keys([other])[0] for other in overrides if other.startswith("+")}
+    handed_on = _references(OmegaConf.to_container(config, resolve=False))
+    names = key.split(".")
+    built = False  # whether the part lies in another one that is built
+    for depth in range(1, len(names)):
+        place = ".".join(names[:depth])
+        part = _at(config, place)
+        if not isinstance(part, DictConfig) or below(place, _BUILT):
+            return
+        new = all(any(below(other, [f"{place}.{name}"]) for other in added) for name in map(str, part))
+        is_part = place not in _MAPPINGS and (built or place in handed_on)
+        if is_part and new and _TARGET not in part:
+            raise UserError(
+                f"{item}: {place} is null here, so nothing reads its settings: choose one of its options, or give "
+                f"its class, too, +{place}.{_TARGET}=..."
+            )
+        built = built or _TARGET in part
 
 
 def _is_read(config: DictConfig, key: str, overrides: Sequence[str]) -> bool:
