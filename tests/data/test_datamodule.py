@@ -1,5 +1,6 @@
 """The data module from its configuration, and what it refuses."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from cmt_aqr.data.index import load_index
 from cmt_aqr.data.masking import MaskModality
 from cmt_aqr.data.tables import open_tables
 from cmt_aqr.errors import UserError
+from cmt_aqr.runs.configuration import build_data
 from tests.helpers.composed import composed
 from tests.helpers.small_data import datamodule
 
@@ -122,3 +124,17 @@ def test_a_cache_folder_that_cannot_be_made_is_named(load: Any, small_root: Path
     cache = tmp_path / "file" / "cache"
     with pytest.raises(UserError, match=rf"data\.cache_dir={cache}: "):
         load(small_root, "v1.0-mini", "mini_val", cache)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("data.image_augmentation={resize: [1, 1]}", "data.image_augmentation="),
+        ("data.sampling={until_epoch: 3}", "data.sampling="),
+        ("+data.eval_transforms.lost={cameras: 1}", "data.eval_transforms.lost="),
+        ("+data.train_fault.share=1", "data.train_fault"),
+    ],
+)
+def test_a_part_without_a_class_is_refused(override: str, named: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(named)}"):
+        build_data(composed(override))
