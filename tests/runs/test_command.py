@@ -14,7 +14,6 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.runs.command import check_overrides, check_paths, join_first_process, print_help
 from cmt_aqr.runs.command_line import readable
 from cmt_aqr.runs.configuration import build, clamp_given
-from cmt_aqr.runs.explain import flatten
 from cmt_aqr.runs.saved import override_keys, with_overrides
 from tests.helpers.composed import composed as composed_as_trained
 
@@ -234,11 +233,6 @@ def test_what_is_no_path_is_refused(value: object) -> None:
         OmegaConf.update(config, key, value)
         with pytest.raises(UserError, match=f"{key}=.*must be a path"):
             check_paths(config)
-
-
-def test_flatten_names_groups_leaves_and_numbers_but_resolves_nothing() -> None:
-    config = OmegaConf.create({"a": {"b": 1, 3: 2.5}, "c": "${nothing}", "d": None})
-    assert list(flatten(config)) == ["a", "a.b", "a.3", "c", "d"]
 
 
 def test_override_keys_and_whether_the_clamp_is_among_them() -> None:
