@@ -37,8 +37,8 @@ def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     given = next((item for item in overrides if key in item), key)
     groups = [item for item in overrides if "/" not in item and "." not in item.split("=")[0] and key not in item]
     known = _keys(config_name, groups)
-    if key in known and (within := re.search(r"full_key: (\S+)", text)):  # the value is a mapping with a new key
-        key = within.group(1)
+    if key in known:  # and what is given is a mapping with a key that is not
+        key = str(getattr(error.__cause__, "full_key", key))
     owner = _option_with(config_name, key)
     if owner is not None:
         return (
