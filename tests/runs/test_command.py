@@ -1,20 +1,22 @@
 """Explaining mistakes in overrides, and putting a checkpoint's configuration together with later ones."""
 
+import os
 import shlex
+import warnings
 from pathlib import Path
 
 import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.runs.command import check_overrides, check_paths, join_first_process, print_help
+from cmt_aqr.runs.command import check_overrides, check_paths, hide_noise, join_first_process, print_help
 from cmt_aqr.runs.command_line import readable
 from cmt_aqr.runs.configuration import build, clamp_given
-from cmt_aqr.runs.explain import flatten
 from cmt_aqr.runs.saved import override_keys, with_overrides
 from tests.helpers.composed import composed as composed_as_trained
 
@@ -89,6 +91,37 @@ def test_a_mistyped_key_names_its_neighbour_and_how_to_add_one() -> None:
 
 def test_an_unlikely_key_gets_the_keys_of_its_place() -> None:
     assert "optimizer.lr, optimizer.weight_decay" in refusal("optimizer.qqqqqqqqqqqqqqqqqqqqqq=1")
+
+
+@pytest.mark.parametrize("override", ["optimizer={lrr:1}", "optimizer.lrr=1"])
+def test_a_key_within_a_value_is_named_and_not_the_one_that_is_there(override: str) -> None:
+    said = refusal(override)
+    assert said.startswith(f"{override}: ") and "no key optimizer.lrr " in said and "optimizer.lr or" in said
+
+
+@pytest.mark.parametrize("override", ["severities={mome:null}", "severities.mome=[1]"])
+def test_a_group_without_keys_is_said_to_have_none(override: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_overrides(CONF, "robustness", ["suite=mome", override])
+    assert "no key severities.mome in" in str(refused.value) and "severities has none" in str(refused.value)
+
+
+@pytest.mark.parametrize("job", [None, "1234"])
+def test_srun_is_a_matter_of_slurm_s_jobs(
+    job: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Lightning says on every machine with Slurm that srun is there and not used."""
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    if job is not None:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        hide_noise()
+        SLURMEnvironment.detect()
+    assert ["srun" in str(one.message) for one in told] == ([] if job is None else [True])
 
 
 def test_an_unknown_option_names_the_options_also_within_a_sweep() -> None:
@@ -234,11 +267,6 @@ def test_what_is_no_path_is_refused(value: object) -> None:
         OmegaConf.update(config, key, value)
         with pytest.raises(UserError, match=f"{key}=.*must be a path"):
             check_paths(config)
-
-
-def test_flatten_names_groups_leaves_and_numbers_but_resolves_nothing() -> None:
-    config = OmegaConf.create({"a": {"b": 1, 3: 2.5}, "c": "${nothing}", "d": None})
-    assert list(flatten(config)) == ["a", "a.b", "a.3", "c", "d"]
 
 
 def test_override_keys_and_whether_the_clamp_is_among_them() -> None:

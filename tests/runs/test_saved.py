@@ -1,5 +1,6 @@
 """Overrides on a checkpoint reach what is built, of new checkpoints and of old ones."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,7 +8,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.configuration import build, build_data, check_config
-from cmt_aqr.runs.saved import check_evaluation, check_for_evaluation, current_names, links, with_overrides
+from cmt_aqr.runs.resuming import changes
+from cmt_aqr.runs.saved import (
+    below,
+    check_evaluation,
+    check_for_evaluation,
+    current_names,
+    links,
+    with_overrides,
+)
+from cmt_aqr.runs.tree import at, nodes, unresolved
 from tests.helpers.commands import SMALL
 from tests.helpers.composed import composed
 
@@ -180,3 +190,47 @@ def test_an_old_checkpoint_asks_for_no_data(
     old = saved(True)
     old["data"]["make"] = make
     assert with_overrides(old, composed(*overrides), overrides).data.make == expected
+
+
+BEFORE = {
+    "pytorch_lightning.Trainer": "lightning.Trainer",
+    "pytorch_lightning.callbacks": "lightning.pytorch.callbacks",
+    "cmt_aqr.runs.checkpoints": "cmt_aqr.training.checkpoints",
+    "cmt_aqr.runs.curves": "cmt_aqr.training.curves",
+    "cmt_aqr.runs.progress": "cmt_aqr.visual.progress",
+    "cmt_aqr.training.summary": "cmt_aqr.visual.summary",
+    "cmt_aqr.data.masking": "cmt_aqr.data.augmentation",
+}
+"""Where classes stood before the rooms were rebuilt, by where they stand now."""
+
+SINCE = (
+    *("callbacks.plan", "aqr.stop_gradient", "model.network.aqr.stop_gradient"),
+    *("training.criterion.signal_weight", "training.denoising._target_"),
+    *("optimizer._target_", "lr_mult._target_", "lr_mult._convert_", "data.sampling", "data.resampling"),
+    *("data.damage", "data.exact_lidar2img", "data.half_points", "data.half_size_images"),
+    "data.replace_empty_frames",
+)
+"""Keys that have come since."""
+
+
+def targets(config: DictConfig) -> dict[str, str]:
+    return {key: name for key, name in nodes(unresolved(config)) if key.endswith("_target_")}
+
+
+def test_a_checkpoint_of_before_the_rebuilding_is_evaluated_and_resumed() -> None:
+    written = json.dumps(saved(True))
+    for now, then in BEFORE.items():
+        written = written.replace(now, then)
+    old = json.loads(written)
+    old["data"]["make"] = {"scenes": 10, "seed": 0}
+    for key in SINCE:
+        place, _, name = key.rpartition(".")
+        del at(old, place)[name]
+    now = composed(*BASE, *FOLDERS)
+    config = with_overrides(old, now, [])
+    check_config(config, evaluating=True)
+    assert type(build(config.optimizer)) is type(build(now.optimizer))
+    assert build(config.lr_mult) == build(now.lr_mult)
+    assert targets(config) == {key: name for key, name in targets(now).items() if not below(key, SINCE[:1])}
+    changed = {change.key: change.refusal for change in changes(old, config)}
+    assert changed == {"data.make.scenes": None, "data.make.seed": None}

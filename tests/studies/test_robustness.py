@@ -76,6 +76,7 @@ def test_severities_and_conditions_that_are_asked_for() -> None:
             r"conditions\.multicorrupt\.missingcamera: .*severity=4: .* 1 to 3",
         ),
         ("severities.multicorrupt=3", r"severities.multicorrupt=3: must be a list"),
+        ("severities=3", "severities=3: must be lists by suite"),
         ("+severities.mome=[1]", "severities.mome: this suite is not chosen"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -124,6 +124,8 @@ def hide_noise() -> None:
     warnings.filterwarnings("ignore", message=r"It is recommended to use `self.log\(.*sync_dist=True")
     # DDP's remark on 1 x 1 convolutions, whose two ways to lay out memory are the same.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    if "SLURM_JOB_ID" not in os.environ:  # on a machine that has Slurm, outside of its jobs
+        warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
     # Lightning's own use of a class that PyTorch is about to replace.
     warnings.filterwarnings("ignore", message=r"`?isinstance\(treespec, LeafSpec\)")
 

@@ -17,7 +17,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from cmt_aqr.checks import is_count, is_whole, require, require_number, require_whole
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.errors import SettingError, UserError
-from cmt_aqr.runs.saved import current_names, override_keys
+from cmt_aqr.runs.saved import below, current_names, links, override_keys
+from cmt_aqr.runs.tree import unresolved
 
 
 def build(config: DictConfig | None, **arguments: Any) -> Any:
@@ -31,7 +32,7 @@ def build(config: DictConfig | None, **arguments: Any) -> Any:
         **arguments: of the constructor, besides.
     """
     # Before Hydra resolves interpolations, also those of other parts that this one is interpolated from.
-    written = None if config is None else OmegaConf.to_container(config._get_root(), resolve=False)
+    written = None if config is None else unresolved(config._get_root())
     try:
         return hydra.utils.instantiate(_current(config), **arguments)
     except InstantiationException as error:
@@ -60,12 +61,9 @@ def in_terms_of_keys(said: str, place: str, written: Any = None) -> str:
 
 def _source(written: Any, key: str) -> str:
     """The key that a key's value is interpolated from, or the key itself."""
-    names, node = key.split("."), written
-    for depth, name in enumerate(names, 1):
-        node = node.get(name) if isinstance(node, dict) else None
-        other = re.fullmatch(r"\$\{(\w[\w.]*)\}", node) if isinstance(node, str) else None
-        if other is not None:
-            return _source(written, ".".join((other[1], *names[depth:])))
+    for target, source in links(written):
+        if below(key, [target]):
+            return _source(written, source + key.removeprefix(target))
     return key
 
 

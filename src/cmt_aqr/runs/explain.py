@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cmt_aqr.runs.command_line import no_such_option
+from cmt_aqr.runs.saved import below
+from cmt_aqr.runs.tree import nodes, unresolved
 
 
 def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
@@ -36,16 +36,21 @@ def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     key = unknown.group(1).lstrip("+~").split("@")[0]
     given = next((item for item in overrides if key in item), key)
     groups = [item for item in overrides if "/" not in item and "." not in item.split("=")[0] and key not in item]
-    known = list(flatten(_composed(config_name, groups)))
+    known = _keys(config_name, groups)
+    if key in known:  # and what is given is a mapping with a key that is not
+        key = str(getattr(error.__cause__, "full_key", key))
     owner = _option_with(config_name, key)
     if owner is not None:
         return (
             f"{given}: {key} is a key of {owner}: give {owner}, too, or +{given} where a checkpoint brings "
             "that along"
         )
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    place = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == place]
+    near = difflib.get_close_matches(key, [name for name in known if not below(key, [name])], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"keys there are {', '.join(siblings[:20])}"
+    if place in known and not siblings:
+        hint = f"{place} has none here"
     return f"{given}: there is no key {key} in the configuration; {hint} (+{given} adds a new key)"
 
 
@@ -70,25 +75,15 @@ def _option_with(config_name: str, key: str) -> str | None:
     """``group=option``, of the first option with which there is such a key."""
     group = key.partition(".")[0]
     for option in GlobalHydra.instance().config_loader().get_group_options(group):
-        if key in flatten(_composed(config_name, [f"{group}={option}"])):
+        if key in _keys(config_name, [f"{group}={option}"]):
             return f"{group}={option}"
     return None
 
 
-def _composed(config_name: str, overrides: list[str]) -> DictConfig:
+def _keys(config_name: str, overrides: list[str]) -> list[str]:
+    """Those of the configuration with some overrides, or without where these do not compose."""
     try:
-        return hydra.compose(config_name, overrides)
+        config = hydra.compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException):
-        return hydra.compose(config_name)
-
-
-def flatten(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all keys of a configuration, groups and leaves."""
-    for key in config.keys():  # noqa: SIM118  # items() would resolve interpolations
-        name = f"{prefix}{key!s}"
-        yield name
-        child = config._get_node(key)
-        if isinstance(child, DictConfig) and not (
-            child._is_none() or child._is_missing() or child._is_interpolation()
-        ):
-            yield from flatten(child, f"{name}.")
+        config = hydra.compose(config_name)
+    return [key for key, _ in nodes(unresolved(config))]

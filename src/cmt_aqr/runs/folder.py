@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from cmt_aqr.files import RECORD, null_to_nan
+from cmt_aqr.runs.tree import at
 
 COMPLETE, FAILED, STOPPED, NEW = "complete", "failed", "stopped", "new"
 
@@ -180,11 +181,7 @@ class Run:
                 return value
         if key in self.choices:
             return _plain(self.choices[key])
-        node: Any = self.config
-        for part in key.split("."):
-            if not isinstance(node, dict) or part not in node:
-                return None
-            node = node[part]
+        node = at(self.config, key, default={})
         return None if isinstance(node, dict) else _plain(node)
 
     @property

@@ -34,6 +34,7 @@ from cmt_aqr.runs.cluster import outside_environment, starter
 from cmt_aqr.runs.loggers import finish_loggers
 from cmt_aqr.runs.precision import build_trainer
 from cmt_aqr.runs.stopping import ENDING, Stopped, is_others
+from cmt_aqr.runs.tree import unresolved
 
 Metrics = dict[str, float]
 Task = Callable[[DictConfig, Path, list[str]], Metrics]
@@ -117,10 +118,7 @@ def run_task(task: Task, config: DictConfig, folder: Path, overrides: list[str])
 def _sendable_config() -> DictConfig | None:
     """Hydra's configuration without its schema's classes: those of a launcher's plugin may be loaded twice."""
     config: Any = HydraConfig.instance().cfg
-    if config is None:
-        return None
-    plain: Any = OmegaConf.to_container(config, resolve=False)
-    return OmegaConf.create(plain)
+    return None if config is None else OmegaConf.create(unresolved(config))
 
 
 def run_here(task: Task, config: DictConfig, folder: Path, overrides: list[str]) -> Metrics:

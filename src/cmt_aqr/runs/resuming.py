@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from cmt_aqr.runs.saved import (
     override_keys,
     with_overrides,
 )
+from cmt_aqr.runs.tree import nodes, unresolved
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ def changes(saved: Mapping[str, Any], config: DictConfig) -> list[Change]:
     """Values that differ, by dotted key; a value on one side only is ``None`` on the other."""
     old, new = (_leaves_of(one) for one in (OmegaConf.create(current_names(saved)), config))
     # What is interpolated from another key changes with it, and is told once.
-    copies = [target for target, _ in links(OmegaConf.to_container(config, resolve=False))]  # type: ignore[arg-type]
+    copies = [target for target, _ in links(unresolved(config))]
     return [
         Change(key, old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
@@ -229,21 +230,16 @@ def _is_class_given_since(key: str, old: Mapping[str, Any]) -> bool:
 
 
 def _leaves_of(config: DictConfig) -> dict[str, Any]:
-    """Values by dotted key, without those that belong to a command."""
+    """Values by dotted key, without those that belong to a command.
+
+    And without ``_convert_``: how Hydra hands a node on, which versions differ in.
+    """
     training = config.copy()
     with open_dict(training):
         for name in OWN:
             training.pop(name, None)
-    return dict(_leaves(OmegaConf.to_container(training, resolve=True)))
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, child in value.items():
-            if key != "_convert_":  # how Hydra hands a node on, which versions differ in
-                yield from _leaves(child, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value
+    found = nodes(OmegaConf.to_container(training, resolve=True))
+    return {key: value for key, value in found if not isinstance(value, dict) and not key.endswith("_convert_")}
 
 
 def changes_table(changed: Sequence[Change]) -> Table:

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
+from cmt_aqr.runs.tree import at, nodes, unresolved
 
 _LINK = re.compile(r"\$\{(?:oc\.select:)?(\w[\w.]*)(?:,[^}]*)?\}")
 """A value that is another key's, named from the top."""
@@ -71,18 +72,18 @@ def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Se
             "experiment= with ckpt_path=: the checkpoint brings its configuration along; drop experiment=, and "
             "override single values or groups"
         )
-    plain: Any = OmegaConf.to_container(composed, resolve=False)
+    plain = unresolved(composed)
     config = _linked(OmegaConf.create(current_names(saved)), plain, keys)
     for key in _ONCE_BUILT_BY_HAND:
-        own = _at(OmegaConf.to_container(config, resolve=False), key)
-        if own is None or _at(plain, key) is None:
+        own = at(unresolved(config), key)
+        if own is None or at(plain, key) is None:
             continue
-        OmegaConf.update(config, key, {**_built_as(_at(plain, key)), **own}, merge=False)
-    if _at(saved, "data.make") == _ONCE_MADE:
+        OmegaConf.update(config, key, {**_built_as(at(plain, key)), **own}, merge=False)
+    if at(saved, "data.make") == _ONCE_MADE:
         OmegaConf.update(config, "data.make", dict.fromkeys(_ONCE_MADE), merge=False)
     # weights= started the run that the checkpoint resumes; it must not be loaded again.
     for key in ["ckpt_path", "weights", "name", *keys]:
-        OmegaConf.update(config, key, _at(plain, key), merge=False, force_add=True)
+        OmegaConf.update(config, key, at(plain, key), merge=False, force_add=True)
     for override in overrides:
         if override.startswith("~"):
             _delete(config, override_keys([override])[0])
@@ -115,18 +116,10 @@ def current_names(config: Any) -> Any:
     return config
 
 
-def links(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys whose value is another key's, with that key, from outside to inside.
-
-    Args:
-        plain: a configuration, not resolved.
-        prefix: in front of its keys.
-    """
-    for name, value in plain.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            yield from links(value, f"{key}.")
-        elif isinstance(value, str) and (found := _LINK.fullmatch(value)):
+def links(tree: Any) -> Iterator[tuple[str, str]]:
+    """Dotted keys whose value is another key's, with that key, from outside to inside; nothing is resolved."""
+    for key, value in nodes(tree):
+        if isinstance(value, str) and (found := _LINK.fullmatch(value)):
             yield key, found[1]
 
 
@@ -135,9 +128,9 @@ def _linked(config: DictConfig, composed: Mapping[str, Any], overridden: Sequenc
 
     Checkpoints of versions before 2026-11-25 hold their configuration resolved.
     """
-    plain = OmegaConf.to_container(config, resolve=False)
+    plain = unresolved(config)
     for target, source in links(composed):
-        value = _at(plain, target)
+        value = at(plain, target)
         if isinstance(value, str) and _LINK.fullmatch(value):
             continue
         own, other = (OmegaConf.select(config, key) for key in (target, source))
@@ -152,15 +145,6 @@ def _linked(config: DictConfig, composed: Mapping[str, Any], overridden: Sequenc
                 f"give {target}, too"
             )
     return config
-
-
-def _at(plain: Any, key: str) -> Any:
-    """The value at a dotted key, not resolved; ``None`` where there is none."""
-    for name in key.split("."):
-        if not isinstance(plain, Mapping):
-            return None
-        plain = plain.get(name, plain.get(int(name)) if name.isdecimal() else None)
-    return plain
 
 
 _NO_EVALUATION: dict[tuple[str, ...], str] = {

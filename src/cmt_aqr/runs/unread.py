@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.saved import below, override_keys
+from cmt_aqr.runs.tree import at, nodes, unresolved
 
 _READ_WHOLE = ("optimizer", "lr_mult", "training.denoising", "override", "hydra")
 """What is handed on with all its keys, which refuses those that it does not know."""
@@ -26,6 +27,7 @@ _MAPPINGS = ("clamp_schedule.milestones", "data.make", "data.train_transforms", 
 _TARGET = "_target_"
 
 _REFERENCES = re.compile(r"\$\{(?:[\w.]+:)?([^${}]*)\}")
+"""Keys that values are interpolated from."""
 
 
 def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]) -> None:
@@ -53,9 +55,9 @@ def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]
             continue
         if item.startswith("++"):  # which may be of a key that is there
             others = hydra.compose(config_name, [other for other in overrides if other != item])
-            if OmegaConf.select(others, key, default=_TARGET, throw_on_missing=False) is not _TARGET:
+            if at(unresolved(others), key, default=_TARGET) is not _TARGET:
                 continue
-        known = [name for name in _names(config) if not below(name, [key])]
+        known = [name for name, _ in nodes(unresolved(config)) if not below(name, [key])]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         hint = f"; did you mean {near[0]}?" if near else ""
         if "class" in key.rpartition(".")[2]:
@@ -93,8 +95,9 @@ def _is_read(config: DictConfig, key: str, overrides: Sequence[str]) -> bool:
         if isinstance(node, DictConfig) and _TARGET in node:
             mine = below(f"{place}.{_TARGET}", [*added]) and not below(place, _BUILT)
             return not mine  # a class where no part is looked for is not built
-    plain = OmegaConf.to_container(config, resolve=False)
-    return any(below(key, [source]) or below(source, [key]) for source in _references(plain))
+    written = str(unresolved(config))
+    references = {part.strip() for found in _REFERENCES.findall(written) for part in found.split(",")} - {""}
+    return any(below(key, [source]) or below(source, [key]) for source in references)
 
 
 def _at(config: DictConfig, key: str) -> Any:
@@ -102,26 +105,3 @@ def _at(config: DictConfig, key: str) -> Any:
         return OmegaConf.select(config, key, throw_on_resolution_failure=False)
     except ValueError:  # an interpolation without its resolver
         return None
-
-
-def _references(plain: Any) -> set[str]:
-    """Keys that values are interpolated from."""
-    if isinstance(plain, dict):
-        return set().union(*map(_references, plain.values()))
-    if isinstance(plain, list):
-        return set().union(*map(_references, plain))
-    if not isinstance(plain, str):
-        return set()
-    return {part.strip() for found in _REFERENCES.findall(plain) for part in found.split(",")} - {""}
-
-
-def _names(config: DictConfig) -> list[str]:
-    def walk(plain: Any, prefix: str) -> list[str]:
-        if not isinstance(plain, dict):
-            return []
-        found = []
-        for name, value in plain.items():
-            found += [f"{prefix}{name}", *walk(value, f"{prefix}{name}.")]
-        return found
-
-    return walk(OmegaConf.to_container(config, resolve=False), "")

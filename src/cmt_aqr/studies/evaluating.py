@@ -43,8 +43,7 @@ def measured(
     """The official metrics of a checkpoint under the configuration's ``eval_fault``."""
     # Lightning introduces itself anew for every evaluation.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for told in (".*does not have many workers.*", ".*command is available on your system but is not used.*"):
-        warnings.filterwarnings("ignore", message=told)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     _, module = measure(config, overrides, watching=watching)
     if module.evaluated is None:
         raise RuntimeError("the evaluation gave no metrics")

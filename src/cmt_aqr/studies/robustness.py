@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,9 @@ def conditions_of(config: DictConfig) -> list[Condition]:
     Raises:
         UserError: severities of a suite that has none or is not chosen, or one that there is not.
     """
-    severities = config.severities
+    severities = {} if config.severities is None else config.severities
+    if not isinstance(severities, Mapping):
+        raise UserError(f"severities={severities}: must be lists by suite, as in severities.multicorrupt=[1,3]")
     unknown = [name for name in severities if name not in config.conditions]
     if unknown:
         raise UserError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cmt_aqr.aqr import AQR
 from cmt_aqr.constants import CAMERAS
@@ -36,6 +36,7 @@ from cmt_aqr.runs.resuming import check_callbacks
 from cmt_aqr.runs.saved import below, override_keys
 from cmt_aqr.runs.stopping import Stopped, StopSignals
 from cmt_aqr.runs.threads import threads_for
+from cmt_aqr.runs.tree import unresolved
 from cmt_aqr.training.finite import NotFiniteError
 from cmt_aqr.training.logged import check_monitors
 from cmt_aqr.training.module import DetectorModule
@@ -198,7 +199,7 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
     """The LightningModule of a configuration, with fresh weights."""
     samples = config.data.batch_size * config.trainer.accumulate_grad_batches * processes
     # Not resolved: an override on the checkpoint must reach what is interpolated from its key.
-    written_out: Any = OmegaConf.to_container(config, resolve=False)
+    written_out = unresolved(config)
     denoising = build(config.training.denoising)
     model = build(config.model.network)
     check_feature_shapes(model, config.model.image_size)
