@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmt_aqr.aqr.placement import Placement
-from cmt_aqr.checks import require, require_count, require_number, require_odd
+from cmt_aqr.checks import require, require_count, require_flag, require_number, require_odd
 from cmt_aqr.ops.devices import masks_are_free
 from cmt_aqr.ops.windows import window_cells, window_scores, window_sum
 from cmt_aqr.structures import Sensors
@@ -71,7 +71,8 @@ class WindowAttention(nn.Module):
     """Multi-head cross attention (Vaswani et al., NeurIPS 2017) of each query over its own few cells.
 
     One softmax runs over all window cells that a query has in both sensors, as CMT's cross attention runs
-    over both sensors' cells. A query without any cell gets 0 before the output projection. There is no key
+    over both sensors' cells; with ``split_heads`` the first half of the heads sees the LiDAR's cells alone, the
+    second half the cameras'. A query without any cell gets 0 before the output projection. There is no key
     bias: it adds the same to every score of a query, which the softmax does not see.
 
     Keys are never projected. With q the projected query and x a cell, q . (W_k x) = (W_k^T q) . x, so each
@@ -79,9 +80,10 @@ class WindowAttention(nn.Module):
     weighted sum.
     """
 
-    def __init__(self, embed_dims: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, embed_dims: int, num_heads: int, dropout: float, split_heads: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.split_heads = split_heads
         self.dropout = dropout
         self.query_proj = nn.Linear(embed_dims, embed_dims)
         self.key_proj = nn.Linear(embed_dims, embed_dims, bias=False)
@@ -102,6 +104,8 @@ class WindowAttention(nn.Module):
 
         scores = torch.cat([windows.scores(folded) for windows in sensors], dim=-1)
         exists = torch.cat([windows.exists.flatten(1) for windows in sensors], dim=-1)[:, None]
+        if self.split_heads and len(sensors) > 1:
+            exists = exists & self._own_cells(sensors, exists.device)
         # The smallest finite number instead of -inf: a query without cells then gets 0 below, not NaN.
         lowest = torch.finfo(scores.dtype).min
         attention = scores.masked_fill(~exists, lowest).softmax(dim=-1) * exists
@@ -115,13 +119,21 @@ class WindowAttention(nn.Module):
         values = values + attention.sum(dim=-1, keepdim=True) * value_bias
         return self.out_proj(values.flatten(1))
 
+    def _own_cells(self, sensors: list[_Windows], device: torch.device) -> Tensor:
+        """(head, cell), whether the cell is of the sensor that the head looks at."""
+        lidar, camera = (windows.exists[0].numel() for windows in sensors)
+        first = torch.arange(self.num_heads, device=device) < self.num_heads // 2
+        return first[:, None] == (torch.arange(lidar + camera, device=device) < lidar)
+
 
 class WeightGeneratorLayer(nn.Module):
     """One decoder layer without self attention: cross attention, norm, FFN, norm."""
 
-    def __init__(self, embed_dims: int, num_heads: int, feedforward_dims: int, dropout: float) -> None:
+    def __init__(
+        self, embed_dims: int, num_heads: int, feedforward_dims: int, dropout: float, split_heads: bool = False
+    ) -> None:
         super().__init__()
-        self.attention = WindowAttention(embed_dims, num_heads, dropout)
+        self.attention = WindowAttention(embed_dims, num_heads, dropout, split_heads)
         self.attention_norm = nn.LayerNorm(embed_dims)
         self.ffn = nn.Sequential(
             nn.Linear(embed_dims, feedforward_dims),
@@ -158,6 +170,8 @@ class WindowReader(nn.Module):
         max_views: views that a query reads in at most. Where more see it, those in which it stands nearest to
             the middle of the image. In nuScenes' rig at most two cameras see a point. ``None``: every view.
             (Drawing is not limited: a query draws in each view that sees it.)
+        split_heads: half of the heads look at the LiDAR alone, half at the cameras alone. In one softmax over both
+            the sensor with the larger logits is all that is seen.
 
     Raises:
         SettingError: a value is out of range.
@@ -173,6 +187,7 @@ class WindowReader(nn.Module):
         bev_window: int = 5,
         image_window: int = 15,
         max_views: int | None = 2,
+        split_heads: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -188,12 +203,15 @@ class WindowReader(nn.Module):
         require_odd("image_window", image_window)
         if max_views is not None:
             require_count("max_views", max_views)
+        require_flag("split_heads", split_heads)
+        require(not split_heads or num_heads % 2 == 0, "split_heads", split_heads, f"false with {num_heads} heads")
         self.embed_dims = embed_dims
         self.bev_window = bev_window
         self.image_window = image_window
         self.max_views = max_views
         self.layers = nn.ModuleList(
-            WeightGeneratorLayer(embed_dims, num_heads, feedforward_dims, dropout) for _ in range(depth)
+            WeightGeneratorLayer(embed_dims, num_heads, feedforward_dims, dropout, split_heads)
+            for _ in range(depth)
         )
 
     def read(
@@ -297,6 +315,7 @@ class WeightGenerator(WindowReader):
         image_window: likewise.
         bias_init: of the last linear layer; 1.5 makes the first weights sigmoid(1.5) = 0.82.
         max_views: likewise.
+        split_heads: likewise.
 
     Raises:
         ValueError: a value is out of range; the sentence names its configuration key.
@@ -313,9 +332,18 @@ class WeightGenerator(WindowReader):
         image_window: int = 15,
         bias_init: float = 1.5,
         max_views: int | None = 2,
+        split_heads: bool = False,
     ) -> None:
         super().__init__(
-            embed_dims, num_heads, feedforward_dims, depth, dropout, bev_window, image_window, max_views
+            embed_dims,
+            num_heads,
+            feedforward_dims,
+            depth,
+            dropout,
+            bev_window,
+            image_window,
+            max_views,
+            split_heads,
         )
         require_number("bias_init", bias_init)
         self.weight_head = nn.Linear(embed_dims, 2)

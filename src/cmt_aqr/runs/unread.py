@@ -27,7 +27,6 @@ _MAPPINGS = ("clamp_schedule.milestones", "data.make", "data.train_transforms", 
 _TARGET = "_target_"
 
 _REFERENCES = re.compile(r"\$\{(?:[\w.]+:)?([^${}]*)\}")
-"""Keys that values are interpolated from."""
 
 
 def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]) -> None:
@@ -68,7 +67,7 @@ def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]
 def _refuse_part_that_is_off(config: DictConfig, item: str, key: str, overrides: Sequence[str]) -> None:
     """Refuse a setting of a part that is null here: without its class nothing would be built from it."""
     added = {override_keys([other])[0] for other in overrides if other.startswith("+")}
-    handed_on = _references(OmegaConf.to_container(config, resolve=False))
+    handed_on = _references(config)
     names = key.split(".")
     built = False  # whether the part lies in another one that is built
     for depth in range(1, len(names)):
@@ -95,9 +94,13 @@ def _is_read(config: DictConfig, key: str, overrides: Sequence[str]) -> bool:
         if isinstance(node, DictConfig) and _TARGET in node:
             mine = below(f"{place}.{_TARGET}", [*added]) and not below(place, _BUILT)
             return not mine  # a class where no part is looked for is not built
+    return any(below(key, [source]) or below(source, [key]) for source in _references(config))
+
+
+def _references(config: DictConfig) -> set[str]:
+    """Keys that values are interpolated from."""
     written = str(unresolved(config))
-    references = {part.strip() for found in _REFERENCES.findall(written) for part in found.split(",")} - {""}
-    return any(below(key, [source]) or below(source, [key]) for source in references)
+    return {part.strip() for found in _REFERENCES.findall(written) for part in found.split(",")} - {""}
 
 
 def _at(config: DictConfig, key: str) -> Any:
