@@ -76,6 +76,13 @@ def dense(model: WeightGenerator, scene: dict, bev: bool, image: bool) -> tuple[
     key, value = torch.cat(keys, 1), torch.cat(values, 1)
     allowed = allowed_cells(scene, model, bev, image)
     reached = allowed.any(-1)
+    heads = model.layers[0].attention.num_heads
+    by_head = allowed[:, None].repeat(1, heads, 1, 1)
+    if model.layers[0].attention.split_heads and bev and image:
+        cells = keys[0].shape[1]
+        by_head[:, : heads // 2, :, cells:] = False
+        by_head[:, heads // 2 :, :, :cells] = False
+        reached = by_head.any(-1).all(dim=1)
     position = scene["query_embedding"]
     x = torch.zeros_like(position)
     for layer in model.layers:
@@ -88,9 +95,8 @@ def dense(model: WeightGenerator, scene: dict, bev: bool, image: bool) -> tuple[
             zero = torch.zeros_like(own.query_proj.bias)
             theirs.in_proj_bias.copy_(torch.cat((own.query_proj.bias, zero, own.value_proj.bias)))
             theirs.out_proj.load_state_dict(own.out_proj.state_dict())
-        mask = (~allowed | ~reached[..., None]).repeat_interleave(own.num_heads, dim=0)
-        mask[~reached.repeat_interleave(own.num_heads, dim=0)] = False  # else NaN; compared separately
-        attended = theirs(x + position, key, value, attn_mask=mask, need_weights=False)[0]
+        mask = ~by_head & reached[:, None, :, None]  # the rest would be NaN; it is compared separately
+        attended = theirs(x + position, key, value, attn_mask=mask.flatten(0, 1), need_weights=False)[0]
         x = F.layer_norm(x + attended, (model.embed_dims,), layer.attention_norm.weight, layer.attention_norm.bias)
         hidden = F.relu(F.linear(x, layer.ffn[0].weight, layer.ffn[0].bias))
         x = x + F.linear(hidden, layer.ffn[3].weight, layer.ffn[3].bias)
@@ -100,10 +106,11 @@ def dense(model: WeightGenerator, scene: dict, bev: bool, image: bool) -> tuple[
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize(("bev", "image"), [(True, True), (True, False), (False, True)])
-def test_equals_masked_attention_over_all_cells(depth: int, bev: bool, image: bool) -> None:
+@pytest.mark.parametrize("split_heads", [False, True])
+def test_equals_masked_attention_over_all_cells(depth: int, bev: bool, image: bool, split_heads: bool) -> None:
     scene = inputs(batch=2, queries=40)
     scene["reference_points"][:, 0] = torch.tensor((20.0, 0.0, 60.0))  # stands on no map at all
-    model = small_aqr({"depth": depth}).generator
+    model = small_aqr({"depth": depth, "split_heads": split_heads}).generator
     for parameter in model.parameters():  # biases and norms away from 0 and 1
         nn.init.normal_(parameter, std=0.4)
     expected, reached = dense(model, scene, bev, image)
@@ -113,6 +120,25 @@ def test_equals_masked_attention_over_all_cells(depth: int, bev: bool, image: bo
     assert (on_images.inside.sum(1) == 2).any() and not on_bev.inside.all()
     torch.testing.assert_close(result[reached], expected[reached], rtol=1e-5, atol=1e-5)
     assert torch.isfinite(result).all()
+
+
+def test_split_heads_see_the_cameras_however_loud_the_lidar_is() -> None:
+    scene = inputs(batch=1, queries=40)
+    scene["bev_position"] = scene["bev_position"] + 5.0
+    scene["image_features"].requires_grad_()
+    on_bev, on_images = placements(scene)
+    both = on_bev.inside.flatten() & on_images.inside.any(dim=1).flatten()
+    heard = []
+    for split_heads in (False, True):
+        torch.manual_seed(0)
+        model = small_aqr({"split_heads": split_heads}).generator
+        attention = model.layers[0].attention
+        nn.init.zeros_(attention.query_proj.weight)
+        nn.init.ones_(attention.query_proj.bias)
+        nn.init.eye_(attention.key_proj.weight)  # every query scores the LiDAR's cells higher than the cameras'
+        told = generate(model, scene)[0, both].sum()
+        heard.append(float(torch.autograd.grad(told, scene["image_features"])[0].abs().sum()))
+    assert heard[0] < 1e-3 * heard[1]
 
 
 def test_all_slots_as_on_a_gpu_give_what_the_filled_slots_give(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,6 +266,7 @@ def test_window_products_in_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None
         ({"dropout": 1.0}, r"dropout=1\.0: must be a number of 0 or more and below 1"),
         ({"bias_init": "high"}, r"bias_init=high: must be a number"),
         ({"max_views": 0}, r"max_views=0: must be a whole number of 1 or more"),
+        ({"num_heads": 1, "split_heads": True}, r"split_heads=true: must be false with 1 heads"),
         ({"embed_dims": True}, r"embed_dims=true: must be a whole number"),
     ],
 )
