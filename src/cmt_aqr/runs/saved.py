@@ -18,7 +18,7 @@ _ONCE_BUILT_BY_HAND = ("optimizer", "lr_mult", "training.denoising")
 """Groups that old checkpoints hold without the name of what to build from them."""
 
 _ONCE_MADE = {"scenes": 10, "seed": 0}
-"""``data.make`` of old checkpoints, then the default: nobody asked for data to be drawn at any ``data.root``."""
+"""``data.make`` of old checkpoints, then the default: nobody asked for data to be made at any ``data.root``."""
 
 _BEFORE = (
     ("lightning.pytorch.", "pytorch_lightning."),

@@ -53,7 +53,7 @@ FINISHED = ("record.json", "metrics.json", CHECKPOINT)
 
 
 class WhatAQRSaid(pl.Callback):
-    """Means over an evaluation: of the weights that draw, for each sensor, and of how well AQR finds damage.
+    """Means over an evaluation: of the rendered weights, for each sensor, and of how well AQR finds damage.
 
     NaN without AQR, for weights where it has none, and where nothing is broken.
     """

@@ -1,4 +1,4 @@
-"""What all pictures of a frame draw alike: boxes and points from above, boxes in a camera's image."""
+"""What all pictures of a frame show alike: boxes and points from above, boxes in a camera's image."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _EDGES = np.array(((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4
 """Edges of a box, as pairs of :func:`~cmt_aqr.geometry.box_corners`."""
 
 _NEAREST = 0.1
-"""Metres in front of a camera that all corners of a box must be to be drawn, as in the devkit."""
+"""Metres in front of a camera that all corners of a box must be to be shown, as in the devkit."""
 
 
-def draw_from_above(axis: Axes, points: Tensor, styled: Styled, point_range: Sequence[float]) -> None:
+def render_from_above(axis: Axes, points: Tensor, styled: Styled, point_range: Sequence[float]) -> None:
     """Points (point, >= 2), boxes with their headings, and the car, over x0, y0, z0, x1, y1, z1 in metres."""
     x0, y0, _, x1, y1, _ = point_range
     axis.scatter(points[:, 0], points[:, 1], s=0.7, c="#3a3a3a", linewidths=0, alpha=0.7, zorder=2)
@@ -71,7 +71,7 @@ def draw_from_above(axis: Axes, points: Tensor, styled: Styled, point_range: Seq
     axis.tick_params(labelsize=9)
 
 
-def draw_camera(
+def render_camera(
     axis: Axes,
     camera: str,
     image: NDArray[np.uint8] | None,
