@@ -21,11 +21,10 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 from cmt_aqr.geometry import box_corners
 from cmt_aqr.runs.configuration import build_data, check_config
-from cmt_aqr.runs.console import console
 from cmt_aqr.runs.resuming import configuration_to_evaluate
-from cmt_aqr.runs.saved import below, override_keys
+from cmt_aqr.runs.saved import without
 from cmt_aqr.structures import Frame
-from cmt_aqr.studies.rendering import ARRANGEMENT, TRUTH_COLOUR, name_of, save
+from cmt_aqr.studies.rendering import ARRANGEMENT, TRUTH_COLOUR, name_of, save, tell_written
 from cmt_aqr.studies.robustness import conditions_of
 from cmt_aqr.studies.visualize import PictureSettings, struck_frame
 
@@ -69,7 +68,7 @@ def contact_sheets(config: DictConfig, settings: PictureSettings, overrides: Seq
         path = settings.out / f"{data.val_split}_{number:04d}_{suites}.png"
         save(sheet(rows, list(base.data.point_range)), path, settings.dpi)
         written.append(path)
-    console().print("\n".join(["Wrote", *(f"  {path}" for path in written)]), soft_wrap=True, highlight=False)
+    tell_written(written)
     return written
 
 
@@ -79,10 +78,7 @@ def _configuration(config: DictConfig, settings: PictureSettings, overrides: Seq
         base = config.copy()
         check_config(base, evaluating=True)
     else:
-        pairs = zip(overrides, override_keys(overrides), strict=True)
-        base = configuration_to_evaluate(
-            config, [item for item, key in pairs if not below(key, OWN)], settings.out
-        )
+        base = configuration_to_evaluate(config, without(overrides, OWN), settings.out)
     changes: dict[str, Any] = {"data.limit_eval_frames": None, "data.num_workers": 0, "data.cache_frames": False}
     if settings.split is not None:
         changes["data.eval_split"] = settings.split

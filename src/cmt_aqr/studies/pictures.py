@@ -21,11 +21,10 @@ from cmt_aqr.constants import CAMERAS
 from cmt_aqr.geometry import BEVGrid, pixel_of_cell
 from cmt_aqr.studies.rendering import (
     ARRANGEMENT,
-    FOUND_COLOUR,
     FOUND_STYLE,
-    TRUTH_COLOUR,
     TRUTH_STYLE,
     Styled,
+    box_handles,
     render_camera,
     render_from_above,
 )
@@ -285,17 +284,10 @@ def _colour_bar(figure: Figure | SubFigure, axes: Sequence[Axes], maps: MapPair,
 
 
 def _legend(figure: Figure, scene: Scene, ego: bool) -> None:
-    handles = [
-        Line2D([], [], color=TRUTH_COLOUR, linewidth=2.5, label=f"ground truth ({len(scene.truth)} boxes)"),
-        Line2D(
-            [],
-            [],
-            color=FOUND_COLOUR,
-            linewidth=2.5,
-            linestyle=FOUND_STYLE["linestyles"],
-            label=f"detections with a score of {scene.min_score:g} or more ({len(scene.found)})",
-        ),
-    ]
+    handles = box_handles(
+        f"ground truth ({len(scene.truth)} boxes)",
+        f"detections with a score of {scene.min_score:g} or more ({len(scene.found)})",
+    )
     if ego:
         handles.append(Line2D([], [], color="black", marker="^", markersize=9, linestyle="none", label="the car"))
         if len(scene.points):

@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from cmt_aqr.files import writing
 from cmt_aqr.geometry import box_corners, project_to_images
+from cmt_aqr.runs.console import console
 
 ARRANGEMENT = (
     *("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
@@ -115,6 +117,14 @@ def _halo(style: dict[str, Any]) -> list[withStroke]:
     return [withStroke(linewidth=style["linewidths"] + 1.1, foreground="#202020", alpha=0.6)]
 
 
+def box_handles(truth: str, found: str) -> list[Line2D]:
+    """What a legend shows of both kinds of boxes, under these names."""
+    return [
+        Line2D([], [], color=style["colors"], linewidth=2.5, linestyle=style["linestyles"], label=label)
+        for style, label in ((TRUTH_STYLE, truth), (FOUND_STYLE, found))
+    ]
+
+
 def save(figure: Figure, path: Path, dpi: int) -> None:
     """Write a picture into the folder ``out=`` of a command, which is made where it is absent.
 
@@ -124,3 +134,8 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
     with writing("out", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=dpi)
+
+
+def tell_written(paths: Sequence[Path]) -> None:
+    """Print where pictures are, a line each."""
+    console().print("\n".join(["Wrote", *(f"  {path}" for path in paths)]), soft_wrap=True, highlight=False)

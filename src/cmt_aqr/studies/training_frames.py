@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from omegaconf import DictConfig
 from rich.progress import track
 from rich.table import Table
@@ -24,10 +23,9 @@ from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.studies.rendering import (
     ARRANGEMENT,
-    FOUND_COLOUR,
     FOUND_STYLE,
-    TRUTH_COLOUR,
     TRUTH_STYLE,
+    box_handles,
     render_camera,
     render_from_above,
     save,
@@ -125,10 +123,7 @@ def sheet(dataset: FrameDataset, keys: list[SampleKey], point_range: list[float]
             size = (image.shape[0], image.shape[1])
             render_camera(axis, camera, image, boxes, frame.lidar2img[view].float(), size)
     figure.legend(
-        handles=[
-            Line2D([], [], color=TRUTH_COLOUR, linewidth=2.5, label="the frame's own boxes with LiDAR points"),
-            Line2D([], [], color=FOUND_COLOUR, linewidth=2.5, linestyle=FOUND_STYLE["linestyles"], label="pasted"),
-        ],
+        handles=box_handles("the frame's own boxes with LiDAR points", "pasted"),
         loc="outside lower center",
         ncols=2,
         frameon=False,

@@ -28,7 +28,7 @@ from cmt_aqr.runs.console import console
 from cmt_aqr.runs.precision import device_type
 from cmt_aqr.structures import Frame
 from cmt_aqr.studies.pictures import MapPair, QueryBeta, Scene, bev_picture, camera_picture
-from cmt_aqr.studies.rendering import save
+from cmt_aqr.studies.rendering import save, tell_written
 from cmt_aqr.training.clamp import renderer_of
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.run import build_module, restore
@@ -111,7 +111,7 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
         written.extend(render(scene, settings.out / f"{data.val_split}_{number:04d}", settings.dpi))
     for note in _notes(module):
         screen.print(note)
-    screen.print("\n".join(["Wrote", *(f"  {path}" for path in written)]), soft_wrap=True, highlight=False)
+    tell_written(written)
     return written
 
 
