@@ -4,7 +4,7 @@
 
 The rival of each method is the obvious renderer: for each map and query, cut the method's kernel at the border of
 the map and add weight times kernel to a slice of the map (``direct``: take the larger of cell and weight). It is
-differentiable too, so forward and backward both compare, and it must draw the same maps, or nothing is timed.
+differentiable too, so forward and backward both compare, and it must render the same maps, or nothing is timed.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def compare_rendering(device: torch.device) -> None:
         rival = LOOPS[method](renderer)
 
         def vectorised(renderer: Renderer = renderer) -> Tensor:
-            return renderer.draw(weights, bev).sum() + renderer.draw(weights[:, None], images).sum()
+            return renderer.render(weights, bev).sum() + renderer.render(weights[:, None], images).sum()
 
         def looped(rival: Loop = rival) -> Tensor:
             return rival(weights, bev).sum() + rival(weights[:, None], images).sum()
 
         with torch.no_grad():
             differ = max(
-                (rival(values, where) - renderer.draw(values, where)).abs().max().item()
+                (rival(values, where) - renderer.render(values, where)).abs().max().item()
                 for values, where in ((weights, bev), (weights[:, None], images))
             )
         if differ > 1e-4:
@@ -152,7 +152,7 @@ def rig(device: torch.device) -> Tensor:
 
 
 Loop = Callable[[Tensor, Placement], Tensor]
-"""Weights and placement to maps, like :meth:`Renderer.draw`."""
+"""Weights and placement to maps, like :meth:`Renderer.render`."""
 
 
 def queries_of(weights: Tensor, where: Placement) -> Iterator[tuple[int, Tensor, Tensor, list[int]]]:
@@ -201,13 +201,13 @@ def loop_with(kernel_on: Callable[[Renderer, Tensor, Placement], Tensor]) -> Cal
     """The loop that adds one kernel a query: ``kernel_on`` makes it, (side, side), for weights and a placement."""
 
     def loop(renderer: Renderer) -> Loop:
-        def draw(weights: Tensor, where: Placement) -> Tensor:
+        def render(weights: Tensor, where: Placement) -> Tensor:
             maps, kernel = empty_maps(weights, where), kernel_on(renderer, weights, where)
             for number, weight, _, cell in queries_of(weights, where):
                 add_kernel(maps, number, weight, kernel, cell)
             return maps.view(*where.inside.shape[:-1], *where.map_size)
 
-        return draw
+        return render
 
     return loop
 
@@ -215,7 +215,7 @@ def loop_with(kernel_on: Callable[[Renderer, Tensor, Placement], Tensor]) -> Cal
 def loop_kernel_mean(renderer: Renderer) -> Loop:
     """Two Gaussians a query: one with its weight, one without."""
 
-    def draw(weights: Tensor, where: Placement) -> Tensor:
+    def render(weights: Tensor, where: Placement) -> Tensor:
         maps, kernel = empty_maps(weights, where), gaussian_kernel(renderer, weights, where)
         total = torch.zeros_like(maps)
         for number, weight, _, cell in queries_of(weights, where):
@@ -224,13 +224,13 @@ def loop_kernel_mean(renderer: Renderer) -> Loop:
         mean = torch.where(total > 0, maps / torch.where(total > 0, total, 1.0), 1.0)
         return mean.view(*where.inside.shape[:-1], *where.map_size)
 
-    return draw
+    return render
 
 
 def loop_bilinear(renderer: Renderer) -> Loop:
     """A patch of four cells a query."""
 
-    def draw(weights: Tensor, where: Placement) -> Tensor:
+    def render(weights: Tensor, where: Placement) -> Tensor:
         maps = empty_maps(weights, where)
         for number, weight, position, _ in queries_of(weights, where):
             first = position.floor()
@@ -241,19 +241,19 @@ def loop_bilinear(renderer: Renderer) -> Loop:
             maps[number, row : row + rows, column : column + columns] += weight * patch[:rows, :columns]
         return maps.view(*where.inside.shape[:-1], *where.map_size)
 
-    return draw
+    return render
 
 
 def loop_direct(renderer: Renderer) -> Loop:
     """The larger of cell and weight, query by query."""
 
-    def draw(weights: Tensor, where: Placement) -> Tensor:
+    def render(weights: Tensor, where: Placement) -> Tensor:
         maps = empty_maps(weights, where)
         for number, weight, _, (column, row) in queries_of(weights, where):
             maps[number, row, column] = torch.maximum(maps[number, row, column].clone(), weight)
         return maps.view(*where.inside.shape[:-1], *where.map_size)
 
-    return draw
+    return render
 
 
 LOOPS: dict[str, Callable[[Renderer], Loop]] = {

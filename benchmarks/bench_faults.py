@@ -4,7 +4,7 @@ The claim: at most 3 times, but for motion blur and fog over whole pictures (3.1
 the clean frame: files read and decoded, sweeps merged, images resized. One process and one thread, as a loader's
 worker has. Times are processor seconds, the least of several, clean and struck in turns.
 
-    python benchmarks/bench_faults.py                       draws a frame of nuScenes' size first (1 to 3 minutes)
+    python benchmarks/bench_faults.py                      renders a frame of nuScenes' size first (1 to 3 minutes)
     python benchmarks/bench_faults.py --root /data/nuscenes --version v1.0-mini --split mini_val
 """
 
@@ -73,7 +73,7 @@ def seconds(frames: FrameDataset, number: int) -> float:
 def main() -> None:
     """Measure in turns and print a table with ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", help="nuScenes data root; without it a frame is drawn")
+    parser.add_argument("--root", help="nuScenes data root; without it a frame is rendered")
     parser.add_argument("--version", default="v1.0-mini")
     parser.add_argument("--split", default="mini_val")
     parser.add_argument("--frame", type=int, default=2, help="its number in the split (2)")

@@ -5,7 +5,7 @@
 The frames are those of the published recipe voxel0100_r50_800x320: six pictures, resized, cropped, mirrored to
 800 x 320, and the points of a keyframe and ten sweeps, with scene augmentation, cut to the range. Where ROOT has
 fewer sweeps before a frame (a single keyframe has none), its own are read again. Without ROOT embedded data are
-drawn in pictures of 1600 x 900, which takes a minute.
+rendered in pictures of 1600 x 900, which takes a minute.
 
 The rival, below, is what mmdetection3d's and CMT's pipelines do in NumPy, OpenCV, PyTorch: ``imdecode``,
 resize in uint8, crop in float64, normalise in float32; sweeps moved in float64; points turned, scaled, shifted,

@@ -74,7 +74,7 @@ def main() -> None:
     given = parser.parse_args()
     steps = [f"trainer.max_steps={given.steps}", "data.limit_eval_frames=1", "logger=csv"]
     overrides = [*steps, *given.overrides]
-    seconds(1, False, ["trainer.max_steps=1", *overrides[1:]], 1200.0)  # draws the data, fills caches
+    seconds(1, False, ["trainer.max_steps=1", *overrides[1:]], 1200.0)  # makes the data, fills caches
     times: dict[tuple[int, bool], list[float]] = {}
     for _ in range(given.repeats):
         for rival in (True, False):

@@ -1,4 +1,4 @@
-"""Draw training frames as they are after objects were pasted into them, before any training."""
+"""Render training frames as they are after objects were pasted into them, before any training."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 @command(CONF, "show_frames")
 def main(config: DictConfig) -> None:
-    """Check the configuration and draw a contact sheet."""
+    """Check the configuration and render a contact sheet."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
     from cmt_aqr.runs.configuration import check_config
     from cmt_aqr.studies.training_frames import show_frames

@@ -1,4 +1,4 @@
-"""Draw AQR's maps, ground truth and detections of single frames, or a frame under every sensor failure."""
+"""Render AQR's maps, ground truth and detections of single frames, or a frame under every sensor failure."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 @command(CONF, "visualize")
 def main(config: DictConfig) -> None:
-    """Take the checkpoint's configuration, apply this command's overrides, draw."""
+    """Take the checkpoint's configuration, apply this command's overrides, render."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
     from cmt_aqr.runs.resuming import configuration_to_evaluate
     from cmt_aqr.studies.contact_sheet import contact_sheets

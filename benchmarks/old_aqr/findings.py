@@ -158,11 +158,11 @@ def on_scaled_range(points: Tensor, grid: BEVGrid) -> Placement:
 
 
 class DetachedRenderer(Renderer):
-    """The old renderer's effect on gradients: it read each weight as a Python number before drawing it."""
+    """The old renderer's effect on gradients: it read each weight as a Python number before rendering it."""
 
-    def draw(self, weights: Tensor, placement: Placement, draws: Tensor | None = None) -> Tensor:
+    def render(self, weights: Tensor, placement: Placement, draws: Tensor | None = None) -> Tensor:
         """The same maps, of numbers: nothing leads back to the weights."""
-        return super().draw(torch.tensor(weights.tolist(), dtype=weights.dtype), placement, draws)
+        return super().render(torch.tensor(weights.tolist(), dtype=weights.dtype), placement, draws)
 
 
 def camera_figures(placement: Placement, residual: float, **settings: object) -> tuple[float, float, float, float]:
@@ -174,9 +174,9 @@ def camera_figures(placement: Placement, residual: float, **settings: object) ->
         **settings: of the :class:`Renderer`.
     """
     weights = torch.full((1, 1, placement.inside.shape[-1]), WEIGHT)
-    _, drawn = Renderer(**settings)(weights, placement)  # type: ignore[arg-type]
-    gain = Modulator(residual_weight=residual).gain(drawn, "image")
-    return drawn.max().item(), drawn.mean().item(), drawn.std().item(), (gain - 1).abs().mean().item()
+    _, rendered = Renderer(**settings)(weights, placement)  # type: ignore[arg-type]
+    gain = Modulator(residual_weight=residual).gain(rendered, "image")
+    return rendered.max().item(), rendered.mean().item(), rendered.std().item(), (gain - 1).abs().mean().item()
 
 
 def _mean_over_draws(measure: Callable[[int], Sequence[float]], draws: int = _DRAWS) -> list[float]:
@@ -202,7 +202,7 @@ def pile_up(scene: MapScene) -> list[Row]:
         matching, _, padding = scene.queries(seed)
         figures = camera_figures(scene.on_images(matching), RESIDUAL, max_weight_clamp=None)[:3]
         never = torch.zeros(1, 1, PADDING, dtype=torch.bool)
-        nothing = Renderer().draw(torch.full((1, 1, PADDING), WEIGHT), scene.on_images(padding), never)
+        nothing = Renderer().render(torch.full((1, 1, PADDING), WEIGHT), scene.on_images(padding), never)
         return (*figures, figures[0], nothing.max().item(), figures[0])
 
     quantities = (
@@ -267,9 +267,9 @@ def leak(scene: MapScene) -> list[Row]:
         weights = torch.full(everything.inside.shape, WEIGHT)
         learned = (torch.arange(weights.shape[1]) < MATCHING)[None]
         renderer = Renderer()
-        old_training = renderer.draw(weights, everything)[0]
-        our_training = renderer.draw(weights, everything, learned)[0]
-        test = renderer.draw(weights[:, :MATCHING], scene.on_bev(matching))[0]
+        old_training = renderer.render(weights, everything)[0]
+        our_training = renderer.render(weights, everything, learned)[0]
+        test = renderer.render(weights[:, :MATCHING], scene.on_bev(matching))[0]
         return [
             value
             for training in (old_training, our_training)
@@ -293,17 +293,17 @@ def leak(scene: MapScene) -> list[Row]:
     return _rows(quantities, numbers[:5], numbers[5:])
 
 
-def _chance_that_box_is_higher(drawn: Tensor, box: Tensor) -> float:
+def _chance_that_box_is_higher(rendered: Tensor, box: Tensor) -> float:
     """Chance that a random cell with a box has a higher value than one without, ties half: 0.5 tells nothing.
 
     This is the area under the ROC curve, from the statistic of Mann and Whitney (1947).
     """
-    inside, outside = drawn[box].numpy(), drawn[~box].numpy()
+    inside, outside = rendered[box].numpy(), rendered[~box].numpy()
     return float(mannwhitneyu(inside, outside, method="asymptotic").statistic) / (len(inside) * len(outside))
 
 
 def offset(scene: MapScene) -> list[Row]:
-    """How far from its feature a query is drawn on the BEV map: along the map, and on the frame's boxes."""
+    """How far from its feature a query is rendered on the BEV map: along the map, and on the frame's boxes."""
     grid = scene.grid
     columns = grid.bev_shape[1]
     column = torch.arange(columns, dtype=torch.float64) + 0.5
@@ -320,7 +320,7 @@ def offset(scene: MapScene) -> list[Row]:
         return along, along * grid.cell_size[0], metres.mean().item(), metres.max().item(), elsewhere.mean().item()
 
     quantities = (
-        "farthest that a query is drawn from its feature along x (cells)",
+        "farthest that a query is rendered from its feature along x (cells)",
         "the same (m)",
         "from a box's feature cell to the cell of its map, mean (m)",
         "the same, largest (m)",
@@ -335,9 +335,9 @@ def background(scene: MapScene) -> list[Row]:
 
     def measure(placement: Placement, residual: float, **settings: object) -> tuple[float, ...]:
         weights = torch.full((1, 1, placement.inside.shape[-1]), WEIGHT)
-        unreached = Renderer(max_weight_clamp=None).draw(weights, placement) == 0
-        _, drawn = Renderer(**settings)(weights, placement)  # type: ignore[arg-type]
-        gain = Modulator(residual_weight=residual).gain(drawn, "image")
+        unreached = Renderer(max_weight_clamp=None).render(weights, placement) == 0
+        _, rendered = Renderer(**settings)(weights, placement)  # type: ignore[arg-type]
+        gain = Modulator(residual_weight=residual).gain(rendered, "image")
         change = (gain - 1).abs()
         return (
             unreached.double().mean().item(),

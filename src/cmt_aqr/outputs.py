@@ -164,9 +164,9 @@ class AQROutput(TensorStructure):
         """
         pairs = {"bev": (self.bev_map_raw, self.bev_map), "camera": (self.image_map_raw, self.image_map)}
         return {
-            name: (drawn, processed)
-            for name, (drawn, processed) in pairs.items()
-            if drawn is not None and processed is not None
+            name: (rendered, processed)
+            for name, (rendered, processed) in pairs.items()
+            if rendered is not None and processed is not None
         }
 
 

@@ -38,8 +38,8 @@ def test_map_of_one_query_peaks_in_its_own_cell_over_the_whole_map(method: str) 
     placement = place_on_bev(
         torch.cat((GOLDEN_GRID.metres_of(cells), torch.zeros(64, 1)), -1)[:, None], GOLDEN_GRID
     )
-    drawn, _ = Renderer(method)(torch.ones(64, 1), placement)
-    peak = drawn.flatten(1).argmax(1)
+    rendered, _ = Renderer(method)(torch.ones(64, 1), placement)
+    peak = rendered.flatten(1).argmax(1)
     expected = GOLDEN_GRID.cell_of(GOLDEN_GRID.metres_of(cells)).floor().long()
     assert peak.tolist() == (expected[:, 1] * columns + expected[:, 0]).tolist()
 

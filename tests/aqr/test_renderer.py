@@ -99,7 +99,7 @@ def test_equals_the_slow_version_borders_included(variant: dict, size: tuple[int
     renderer = Renderer(**variant)
     weights, placement = scattered(size=size)
     slow = slow_draw(renderer, weights, placement)
-    assert (renderer.draw(weights, placement) - slow).abs().max() < 1e-9
+    assert (renderer.render(weights, placement) - slow).abs().max() < 1e-9
     single = renderer(weights.float(), placement)[0]
     assert single.dtype == torch.float32
     assert (single.double() - slow).abs().max() < 1e-6
@@ -110,7 +110,7 @@ def test_many_queries_in_float32_at_the_published_size() -> None:
     for method in METHODS:
         renderer = Renderer(method)
         slow = slow_draw(renderer, weights, placement)
-        error = (renderer.draw(weights.float(), placement).double() - slow).abs().max()
+        error = (renderer.render(weights.float(), placement).double() - slow).abs().max()
         assert error < 1e-6 * slow.max(), method
 
 
@@ -146,11 +146,11 @@ def test_queries_outside_change_nothing_bit_for_bit(method: str) -> None:
 def test_maps_without_any_query(method: str) -> None:
     weights, placement = scattered()
     nobody = Placement(placement.position, torch.zeros_like(placement.inside), SIZE)
-    drawn, kept = Renderer(method)(weights, nobody)
+    rendered, kept = Renderer(method)(weights, nobody)
     background = 1.0 if method == "kernel_mean" else 0.0
-    assert (drawn == background).all() and (kept == background).all()
+    assert (rendered == background).all() and (kept == background).all()
     none_at_all = Placement(placement.position[:, :0], placement.inside[:, :0], SIZE)
-    assert (Renderer(method).draw(weights[:, :0], none_at_all) == background).all()
+    assert (Renderer(method).render(weights[:, :0], none_at_all) == background).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -159,8 +159,8 @@ def test_kernels_kept_from_an_evaluation_serve_training(method: str) -> None:
     weights, placement = scattered()
     renderer = Renderer(method, gaussian_sigma=0.77, distance_decay=0.77, max_weight_clamp=None)
     with torch.inference_mode():
-        evaluated = renderer.draw(weights, placement)
-    trained = renderer.draw(weights.requires_grad_(), placement)
+        evaluated = renderer.render(weights, placement)
+    trained = renderer.render(weights.requires_grad_(), placement)
     trained.square().sum().backward()
     assert weights.grad is not None and weights.grad.abs().sum() > 0
     assert torch.equal(evaluated, trained)
@@ -173,7 +173,7 @@ def test_order_of_the_queries_does_not_matter(method: str) -> None:
     shuffled = Placement(placement.position[:, order], placement.inside[:, order], SIZE)
     renderer = Renderer(method)
     torch.testing.assert_close(
-        renderer.draw(weights[:, order], shuffled), renderer.draw(weights, placement), rtol=0, atol=1e-14
+        renderer.render(weights[:, order], shuffled), renderer.render(weights, placement), rtol=0, atol=1e-14
     )
 
 
@@ -181,34 +181,34 @@ def test_views_are_maps_like_any_other() -> None:
     """Weights (batch, 1, query) broadcast over views (batch, view, query); one code path with the BEV map."""
     weights, placement = scattered(maps=6)
     views = Placement(placement.position.view(2, 3, 14, 2), placement.inside.view(2, 3, 14), SIZE)
-    drawn = Renderer().draw(weights[:2, None], views)
-    assert drawn.shape == (2, 3, *SIZE)
+    rendered = Renderer().render(weights[:2, None], views)
+    assert rendered.shape == (2, 3, *SIZE)
     for frame in range(2):
         for view in range(3):
             number = frame * 3 + view
             alone = Placement(placement.position[number], placement.inside[number], SIZE)
-            torch.testing.assert_close(drawn[frame, view], Renderer().draw(weights[frame], alone))
+            torch.testing.assert_close(rendered[frame, view], Renderer().render(weights[frame], alone))
 
 
 def test_worked_example_of_the_post_processing() -> None:
-    drawn = torch.tensor(
+    rendered = torch.tensor(
         [[0.0, 0.5, 0.8, 0.3], [1.2, 70.8, 45.3, 2.1], [0.3, 0.9, 0.6, 0.0], [0.4, 1.8, 0.7, 0.5]]
     )
     expected = torch.tensor(
         [[0.0, 0.5, 0.8, 0.3], [1.2, 1.5, 1.5, 1.5], [0.3, 0.9, 0.6, 0.0], [0.4, 1.5, 0.7, 0.5]]
     )
     renderer = Renderer(min_weight_threshold=0.01, max_weight_clamp=1.5)
-    assert torch.equal(renderer.post_process(drawn), expected)
+    assert torch.equal(renderer.post_process(rendered), expected)
 
 
 def test_threshold_and_the_switches_of_the_clamp() -> None:
-    drawn = torch.tensor([0.0, 0.0099, 0.01, 0.5, 3.0])
+    rendered = torch.tensor([0.0, 0.0099, 0.01, 0.5, 3.0])
     kept = torch.tensor([0.0, 0.0, 0.01, 0.5, 3.0])
-    assert torch.equal(Renderer(max_weight_clamp=None).post_process(drawn), kept)
-    assert torch.equal(Renderer(max_weight_clamp=None, clamp_mode="soft").post_process(drawn), kept)
-    assert torch.equal(Renderer(normalize_weights=False, max_weight_clamp=1.0).post_process(drawn), kept)
+    assert torch.equal(Renderer(max_weight_clamp=None).post_process(rendered), kept)
+    assert torch.equal(Renderer(max_weight_clamp=None, clamp_mode="soft").post_process(rendered), kept)
+    assert torch.equal(Renderer(normalize_weights=False, max_weight_clamp=1.0).post_process(rendered), kept)
     assert torch.equal(
-        Renderer(min_weight_threshold=0.0, max_weight_clamp=2.0).post_process(drawn), drawn.clamp(max=2.0)
+        Renderer(min_weight_threshold=0.0, max_weight_clamp=2.0).post_process(rendered), rendered.clamp(max=2.0)
     )
 
 
@@ -262,8 +262,8 @@ def test_kernel_size_is_odd() -> None:
 def test_sum_kernel_adds_up_to_the_weight_and_peak_kernel_peaks_at_it() -> None:
     middle = Placement(torch.tensor([[[10.0, 10.0]]]), torch.tensor([[True]]), (21, 21))
     weight = torch.tensor([[0.6]])
-    assert Renderer().draw(weight, middle).sum().item() == pytest.approx(0.6)
-    assert Renderer(kernel_normalization="peak").draw(weight, middle).max().item() == pytest.approx(0.6)
+    assert Renderer().render(weight, middle).sum().item() == pytest.approx(0.6)
+    assert Renderer(kernel_normalization="peak").render(weight, middle).max().item() == pytest.approx(0.6)
 
 
 def test_maps_are_float32_under_autocast() -> None:
@@ -271,10 +271,10 @@ def test_maps_are_float32_under_autocast() -> None:
     weights = weights.to(torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for method in METHODS:
-            drawn, kept = Renderer(method)(weights, placement)
-            assert drawn.dtype == kept.dtype == torch.float32
+            rendered, kept = Renderer(method)(weights, placement)
+            assert rendered.dtype == kept.dtype == torch.float32
             slow = slow_draw(Renderer(method), weights.double(), placement)
-            assert (drawn.double() - slow).abs().max() < 1e-6
+            assert (rendered.double() - slow).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(

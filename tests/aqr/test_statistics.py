@@ -8,16 +8,16 @@ from cmt_aqr.aqr.statistics import map_statistics, output_statistics, relative_c
 from tests.helpers.aqr_scenes import inputs, run, small_aqr
 
 
-def numbers(drawn: torch.Tensor, processed: torch.Tensor, background: float = 0.0) -> dict[str, float]:
-    return {key: value.item() for key, value in map_statistics(drawn, processed, background).items()}
+def numbers(rendered: torch.Tensor, processed: torch.Tensor, background: float = 0.0) -> dict[str, float]:
+    return {key: value.item() for key, value in map_statistics(rendered, processed, background).items()}
 
 
 @pytest.mark.parametrize("clamp_mode", ["hard", "soft"])
 def test_eight_cells_by_hand(clamp_mode: str) -> None:
-    drawn = torch.tensor([[0.0, 0.005, 0.5, 0.7], [0.0, 0.6, 2.0, 4.195]])
-    found = numbers(drawn, Renderer(max_weight_clamp=1.5, clamp_mode=clamp_mode).post_process(drawn))
+    rendered = torch.tensor([[0.0, 0.005, 0.5, 0.7], [0.0, 0.6, 2.0, 4.195]])
+    found = numbers(rendered, Renderer(max_weight_clamp=1.5, clamp_mode=clamp_mode).post_process(rendered))
     assert found["mean"] == pytest.approx(1.0)
-    assert found["std"] == pytest.approx(drawn.numpy().std(), rel=1e-6)
+    assert found["std"] == pytest.approx(rendered.numpy().std(), rel=1e-6)
     assert (found["min"], found["max"]) == (0.0, pytest.approx(4.195))
     assert found["max_over_mean"] == pytest.approx(4.195)
     assert found["clamped"] == 2 / 8  # what the threshold made 0 does not count

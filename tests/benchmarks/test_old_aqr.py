@@ -70,7 +70,7 @@ def test_every_defect_shows_and_is_gone(name: str, request: pytest.FixtureReques
 def test_numbers_instead_of_weights_draw_the_same_map_without_a_gradient(embedded: MapScene) -> None:
     placement = embedded.on_bev(embedded.queries(0)[0])
     weights = torch.rand(1, 900, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    ours, old = Renderer().draw(weights, placement), DetachedRenderer().draw(weights, placement)
+    ours, old = Renderer().render(weights, placement), DetachedRenderer().render(weights, placement)
     assert torch.equal(ours, old)
     assert ours.requires_grad and not old.requires_grad
 

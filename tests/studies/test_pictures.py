@@ -1,4 +1,4 @@
-"""What is drawn stands at the right metres and pixels, in the right colours."""
+"""What is rendered stands at the right metres and pixels, in the right colours."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,6 @@ from torch import Tensor
 from cmt_aqr.aqr import place_on_bev, place_on_images
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.geometry import BEVGrid
-from cmt_aqr.studies.drawing import ARRANGEMENT, box_lines
 from cmt_aqr.studies.pictures import (
     MapPair,
     Scene,
@@ -22,6 +21,7 @@ from cmt_aqr.studies.pictures import (
     colour_scale,
     image_edges,
 )
+from cmt_aqr.studies.rendering import ARRANGEMENT, box_lines
 from tests.helpers.aqr_scenes import GOLDEN_GRID, GRID, IMAGE_MAP, IMAGE_SIZE, rig
 from tests.helpers.builders import box
 
@@ -138,8 +138,8 @@ def test_both_versions_share_colours_that_are_neutral_at_1_and_show_the_clamp() 
     assert colour_scale(pair(weights, clamp=None)).vmax == 70.0
     assert colour_scale(pair(weights.clamp(max=1.0))).vmax == 2.0  # the clamp, where nothing reaches it
     figure = bev_picture(scene(bev=maps))
-    drawn = [axis.images[0] for axis in figure.axes[:2]]
-    assert drawn[0].norm.vmax == drawn[1].norm.vmax == 2.25
+    shown = [axis.images[0] for axis in figure.axes[:2]]
+    assert shown[0].norm.vmax == shown[1].norm.vmax == 2.25
     titles = [axis.get_title() for axis in figure.axes[:2]]
     assert "max 70," in titles[0] and "clamp at 1.5: max 1.5," in titles[1] and "1.6% of cells" in titles[1]
     assert "1.5 clamp" in [label.get_text() for label in figure.axes[2].get_yticklabels()]

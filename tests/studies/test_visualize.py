@@ -1,4 +1,4 @@
-"""From a model and a frame to what is drawn of it."""
+"""From a model and a frame to what is rendered of it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import project_to_images
 from cmt_aqr.structures import Frame
 from cmt_aqr.studies.pictures import bev_picture, camera_picture
-from cmt_aqr.studies.visualize import PictureSettings, draw, make_scene
+from cmt_aqr.studies.visualize import PictureSettings, make_scene, render
 from tests.helpers.small_data import datamodule, small_root
 from tests.helpers.small_detector import small_module
 
@@ -58,9 +58,9 @@ def test_pictures_of_each_kind_of_model(
     assert (len(scene.points) > 0) == lidar and (scene.images is not None) == cameras
     assert (scene.beta is not None) == ("aqr=attention_bias" in overrides)
     for name in maps:
-        drawn = getattr(scene, name)
-        assert drawn.clamp == 2.0 and drawn.after.max() <= 2.0
-    written = draw(scene, tmp_path / "mini_val_0001", dpi=40)
+        rendered = getattr(scene, name)
+        assert rendered.clamp == 2.0 and rendered.after.max() <= 2.0
+    written = render(scene, tmp_path / "mini_val_0001", dpi=40)
     assert [path.name for path in written] == [f"mini_val_0001_{name}.png" for name in pictures]
     for path in written:
         with Image.open(path) as picture:
@@ -69,7 +69,7 @@ def test_pictures_of_each_kind_of_model(
 
 
 @pytest.mark.parametrize("groups", ["sensors", "views"])
-def test_what_queries_say_is_drawn_beside_what_is_broken(small_root: Path, tmp_path: Path, groups: str) -> None:
+def test_what_queries_say_is_rendered_beside_what_is_broken(small_root: Path, tmp_path: Path, groups: str) -> None:
     def blinded(frame: Frame, _: np.random.Generator) -> Frame:
         """Without points on the right, and with one camera black."""
         assert frame.images is not None

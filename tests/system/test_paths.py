@@ -26,7 +26,7 @@ def test_relative_paths_mean_the_folder_of_the_command_with_chdir_too(run_folder
     assert names(run_folder / "отчёт") == {"report.html", "report.csv"}
 
 
-def test_a_mistyped_root_draws_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_mistyped_root_makes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     said = sentence(monkeypatch, tmp_path, "train", *SMALL, "data.root=data/syntetic")
     assert said.startswith("error: data.root=data/syntetic: ") and "data.make." in said
     assert "data" not in names(tmp_path)

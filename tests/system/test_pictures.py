@@ -11,7 +11,7 @@ from tests.system.test_refusals import sentence
 pytestmark = pytest.mark.system
 
 
-def test_a_checkpoint_s_frames_are_drawn(run_folder: Path, trained: tuple[Path, str]) -> None:
+def test_a_checkpoint_s_frames_are_rendered(run_folder: Path, trained: tuple[Path, str]) -> None:
     out = run_folder / "pictures"
     done = finished(run_folder, "visualize", f"ckpt_path={trained[0]}", "frames=[2]", f"out={out}")
     names = ["mini_val_0002_bev.png", "mini_val_0002_cameras.png"]

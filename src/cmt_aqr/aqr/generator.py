@@ -169,7 +169,7 @@ class WindowReader(nn.Module):
         image_window: odd number of image cells.
         max_views: views that a query reads in at most. Where more see it, those in which it stands nearest to
             the middle of the image. In nuScenes' rig at most two cameras see a point. ``None``: every view.
-            (Drawing is not limited: a query draws in each view that sees it.)
+            (Rendering is not limited: a query draws in each view that sees it.)
         split_heads: half of the heads look at the LiDAR alone, half at the cameras alone. In one softmax over both
             the sensor with the larger logits is all that is seen.
 

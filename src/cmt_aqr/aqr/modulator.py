@@ -1,4 +1,4 @@
-"""The modulator: a weight map changes the features it was drawn on."""
+"""The modulator: a weight map changes the features it was rendered on."""
 
 from __future__ import annotations
 

@@ -146,35 +146,35 @@ class Renderer(nn.Module):
             draws: (..., query) bool, queries that may draw; ``None``: all. Those outside a map never do.
 
         Returns:
-            the maps (..., row, column) as drawn, and after post-processing; float32 or better.
+            the maps (..., row, column) as rendered, and after post-processing; float32 or better.
         """
         dtype = torch.promote_types(weights.dtype, torch.float32)
         with torch.autocast(weights.device.type, enabled=False):
-            drawn = self.draw(weights.to(dtype), placement, draws)
-            return drawn, self.post_process(drawn)
+            rendered = self.render(weights.to(dtype), placement, draws)
+            return rendered, self.post_process(rendered)
 
-    def draw(self, weights: Tensor, placement: Placement, draws: Tensor | None = None) -> Tensor:
+    def render(self, weights: Tensor, placement: Placement, draws: Tensor | None = None) -> Tensor:
         """The maps (..., row, column) before post-processing, from weights (..., query)."""
         inside = placement.inside if draws is None else placement.inside & draws
         leading, count = inside.shape[:-1], inside.shape[-1]
         # A query that does not draw adds 0 to the cell that its position is kept in.
-        drawing = torch.where(inside, weights, 0.0)
+        counted = torch.where(inside, weights, 0.0)
         maps = math.prod(leading)
-        drawn = self.kernel(
-            drawing.reshape(maps, count),
+        rendered = self.kernel(
+            counted.reshape(maps, count),
             inside.reshape(maps, count),
             placement.position.reshape(maps, count, 2),
             placement.cell.reshape(maps, count, 2),
             placement.map_size,
         )
-        return drawn.view(*leading, *placement.map_size)
+        return rendered.view(*leading, *placement.map_size)
 
-    def post_process(self, drawn: Tensor) -> Tensor:
+    def post_process(self, rendered: Tensor) -> Tensor:
         """Threshold, then clamp if ``normalize_weights``: maps of any shape to maps of the same shape."""
-        kept = torch.where(drawn < self.min_weight_threshold, 0.0, drawn)
+        kept = torch.where(rendered < self.min_weight_threshold, 0.0, rendered)
         if not self.normalize_weights:
             return kept
-        limit = self.clamp_limit.to(drawn.dtype)
+        limit = self.clamp_limit.to(rendered.dtype)
         kept = kept.clamp(min=0)
         return torch.minimum(kept, limit) if self.clamp_mode == "hard" else soft_clamp(kept, limit)
 

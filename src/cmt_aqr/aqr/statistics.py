@@ -9,11 +9,11 @@ from torchmetrics.functional.classification import binary_auroc
 from cmt_aqr.outputs import AQROutput, BiasOutput, mean_seen
 
 
-def map_statistics(drawn: Tensor, processed: Tensor, background: float = 0.0) -> dict[str, Tensor]:
+def map_statistics(rendered: Tensor, processed: Tensor, background: float = 0.0) -> dict[str, Tensor]:
     """Numbers of a map over all its frames, views and cells.
 
     Args:
-        drawn: (..., row, column) as rendered, before threshold and clamp.
+        rendered: (..., row, column) as rendered, before threshold and clamp.
         processed: the same after post-processing.
         background: the rendered value where no query reaches, ``Renderer.background``.
 
@@ -22,20 +22,20 @@ def map_statistics(drawn: Tensor, processed: Tensor, background: float = 0.0) ->
         ``max``, ``max_over_mean`` (0 for a map of zeros), ``clamped`` (share of cells that the clamp lowered),
         ``drawn`` (share of cells that some query reaches); and after it ``mean_after`` and ``max_after``.
     """
-    drawn, processed = drawn.detach(), processed.detach()
-    std, mean = torch.std_mean(drawn, correction=0)
-    lowest, highest = torch.aminmax(drawn)
+    rendered, processed = rendered.detach(), processed.detach()
+    std, mean = torch.std_mean(rendered, correction=0)
+    lowest, highest = torch.aminmax(rendered)
     empty = mean <= 0
     # What the threshold made 0 was not clamped.
-    clamped = (processed < drawn) & (processed > 0)
+    clamped = (processed < rendered) & (processed > 0)
     return {
         "mean": mean,
         "std": std,
         "min": lowest,
         "max": highest,
         "max_over_mean": torch.where(empty, 0.0, highest / torch.where(empty, 1.0, mean)),
-        "clamped": clamped.to(drawn.dtype).mean(),
-        "drawn": (drawn != background).to(drawn.dtype).mean(),
+        "clamped": clamped.to(rendered.dtype).mean(),
+        "drawn": (rendered != background).to(rendered.dtype).mean(),
         "mean_after": processed.mean(),
         "max_after": processed.amax(),
     }
@@ -73,8 +73,8 @@ def output_statistics(output: AQROutput, background: float) -> dict[str, Tensor]
     }
     numbers: dict[str, Tensor] = {}
     with torch.autocast(output.weights.device.type, enabled=False):
-        for name, (drawn, processed) in output.maps().items():
-            for key, value in map_statistics(drawn, processed, background).items():
+        for name, (rendered, processed) in output.maps().items():
+            for key, value in map_statistics(rendered, processed, background).items():
                 numbers[f"{name}/{key}"] = value
             before, after = pairs[name]
             if before is not None and after is not None:

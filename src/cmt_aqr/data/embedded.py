@@ -49,8 +49,8 @@ class EmbeddedDataModule(NuScenesDataModule):
     def _make(self) -> None:
         if self.root != DEFAULT_ROOT and not self.make:
             raise DataError(
-                f"data.root={self.root}: there is no such folder, and embedded data are drawn unasked only at "
-                f"{DEFAULT_ROOT}: mend the path, or add data.make.scenes=10 to draw them there"
+                f"data.root={self.root}: there is no such folder, and embedded data are made unasked only at "
+                f"{DEFAULT_ROOT}: mend the path, or add data.make.scenes=10 to make them there"
             )
         check_folder("data.root", self.root)
         try:

@@ -332,7 +332,7 @@ def _check_contradictions(config: DictConfig, given: set[str]) -> None:
     if milestones and "renderer.max_weight_clamp" in given:
         raise UserError(
             f"renderer.max_weight_clamp={config.renderer.max_weight_clamp} contradicts the clamp schedule, which "
-            f"sets the clamp by epoch ({_plain(milestones)}): give one of them, or clamp_schedule=constant"
+            f"sets the clamp by epoch ({milestones}): give one of them, or clamp_schedule=constant"
         )
     if config.aqr is None or "renderer" not in config.aqr:
         chosen = "aqr=none" if config.aqr is None else "aqr=attention_bias"
@@ -384,7 +384,3 @@ def _check_signal(config: DictConfig, evaluating: bool) -> None:
             f"training.criterion.signal_weight={weight} would teach the features to shout where they are broken: "
             "give aqr.stop_gradient=true"
         )
-
-
-def _plain(config: Any) -> Any:
-    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config

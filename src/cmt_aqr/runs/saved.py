@@ -18,7 +18,7 @@ _ONCE_BUILT_BY_HAND = ("optimizer", "lr_mult", "training.denoising")
 """Groups that old checkpoints hold without the name of what to build from them."""
 
 _ONCE_MADE = {"scenes": 10, "seed": 0}
-"""``data.make`` of old checkpoints, then the default: nobody asked for data to be drawn at any ``data.root``."""
+"""``data.make`` of old checkpoints, then the default: nobody asked for data to be made at any ``data.root``."""
 
 _BEFORE = (
     ("lightning.pytorch.", "pytorch_lightning."),
@@ -45,6 +45,12 @@ def override_keys(overrides: Sequence[str]) -> list[str]:
         place = package.rpartition(":")[2]
         keys.append(group.replace("/", ".") if place in ("", "_global_", "_group_") else place)
     return keys
+
+
+def without(overrides: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The overrides but those of some keys, and of what stands below them."""
+    keys = override_keys(overrides)
+    return [item for item, key in zip(overrides, keys, strict=True) if not below(key, names)]
 
 
 def below(key: str, names: Sequence[str]) -> bool:
@@ -78,7 +84,8 @@ def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Se
         own = at(unresolved(config), key)
         if own is None or at(plain, key) is None:
             continue
-        OmegaConf.update(config, key, {**_built_as(at(plain, key)), **own}, merge=False)
+        built_as = {name: value for name, value in at(plain, key).items() if name in ("_target_", "_convert_")}
+        OmegaConf.update(config, key, built_as | own, merge=False)
     if at(saved, "data.make") == _ONCE_MADE:
         OmegaConf.update(config, "data.make", dict.fromkeys(_ONCE_MADE), merge=False)
     # weights= started the run that the checkpoint resumes; it must not be loaded again.
@@ -96,11 +103,6 @@ def _delete(config: DictConfig, key: str) -> None:
     parent = OmegaConf.select(config, part) if part else None
     if isinstance(parent, DictConfig):
         parent.pop(name, None)
-
-
-def _built_as(group: Mapping[str, Any]) -> dict[str, Any]:
-    """What Hydra reads in a group besides its settings."""
-    return {key: value for key, value in group.items() if key in ("_target_", "_convert_")}
 
 
 def current_names(config: Any) -> Any:
@@ -170,7 +172,6 @@ _NO_EVALUATION: dict[tuple[str, ...], str] = {
         "data.resampling",
         "data.sampling",
         "data.replace_empty_frames",
-        "data.half_points",
         "data.scene_augmentation",
         "data.image_augmentation",
         "data.min_points",

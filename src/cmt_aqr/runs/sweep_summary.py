@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -31,17 +32,17 @@ def summary_table(runs: Sequence[Run], title: str) -> Table:
         table.add_column(name, justify="right")
     for name in ("status", "reason"):
         table.add_column(name, overflow="fold")
-    best = max((results(run)["NDS"] for run in runs if results(run)), default=None)
-    for run in runs:
-        metrics, values, seconds = results(run), key_values(run.claimed), run.record.get("wall_time_s")
+    rows = _rows(runs)
+    best = max((row["NDS"] for row in rows if row["NDS"] is not None), default=None)
+    for row in rows:
         table.add_row(
-            run.name,
-            *(escape(values.get(key, "")) for key in keys),
-            *(f"{metrics[name]:.4f}" if metrics else "-" for name in ("mAP", "NDS")),
-            "-" if seconds is None else f"{seconds:.0f}",
-            run.outcome,
-            escape(_error(run) or ""),
-            style="bold" if metrics and metrics["NDS"] == best else None,
+            row["run"],
+            *(escape(row[key] or "") for key in keys),
+            *("-" if row[name] is None else f"{row[name]:.4f}" for name in ("mAP", "NDS")),
+            "-" if row["wall_time_s"] is None else f"{row['wall_time_s']:.0f}",
+            row["status"],
+            escape(row["error"] or ""),
+            style="bold" if row["NDS"] is not None and row["NDS"] == best else None,
         )
     return table
 
@@ -52,10 +53,15 @@ def write_summary(runs: Sequence[Run], path: Path) -> Path:
     Returns:
         ``path``.
     """
-    keys = swept_keys(runs)
-    rows = []
+    write_table(path, _rows(runs))
+    return path
+
+
+def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row for each run, with what it reached if it is complete: results that another run left do not count."""
+    keys, rows = swept_keys(runs), []
     for run in runs:
-        metrics, values = results(run), key_values(run.claimed)
+        metrics, values = run.metrics if run.outcome == COMPLETE else {}, key_values(run.claimed)
         rows.append(
             {
                 "run": run.name,
@@ -63,19 +69,9 @@ def write_summary(runs: Sequence[Run], path: Path) -> Path:
                 "mAP": metrics.get("mAP"),
                 "NDS": metrics.get("NDS"),
                 "wall_time_s": run.record.get("wall_time_s"),
-                "error": _error(run),
+                "error": run.error if run.outcome == FAILED else None,
                 **{key: values.get(key) for key in keys},
                 "overrides": " ".join(run.claimed),
             }
         )
-    write_table(path, rows)
-    return path
-
-
-def results(run: Run) -> dict[str, float]:
-    """The metrics of a complete run; those that another one left behind do not count."""
-    return run.metrics if run.outcome == COMPLETE else {}
-
-
-def _error(run: Run) -> str | None:
-    return run.error if run.outcome == FAILED else None
+    return rows

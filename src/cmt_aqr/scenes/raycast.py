@@ -164,7 +164,7 @@ def cast(
             parts = slice(solids.start[index], solids.start[index + 1])
             for begin, end in _around(column0, column1, width):
                 window = (slice(row0, row1), slice(begin, end))
-                silhouette[index] += _draw(
+                silhouette[index] += _render(
                     rays[(slice(None), *window)],
                     turn[index],
                     low[parts],
@@ -186,7 +186,7 @@ def _around(begin: int, end: int, width: int) -> list[tuple[int, int]]:
     return [(begin, end)]
 
 
-def _draw(
+def _render(
     rays: Rays,
     turn: Rays,
     low: Rays,

@@ -26,8 +26,8 @@ from cmt_aqr.scenes.settings import RINGS, Settings
 MAX_RANGE = 70.0
 """Metres; the LiDAR gets no returns from farther away (HDL-32E data sheet)."""
 
-DRAW_RANGE = 110.0
-"""Metres; the cameras draw nothing farther away."""
+RENDER_RANGE = 110.0
+"""Metres; the cameras see nothing farther away."""
 
 ELEVATIONS = np.deg2rad(np.linspace(-30.67, 10.67, RINGS))
 """Of the rings, lowest first (HDL-32E data sheet: +10.67 to -30.67 degrees, equally spaced)."""
@@ -247,7 +247,7 @@ def take_picture(
     pose = pose_of(scene, mount, time)
     centres, headings = scene.boxes_at(time)
     corners = pose.to_sensor(raycast.box_corners(centres, headings, scene.sizes))
-    near = np.hypot(*(centres - pose.position)[:, :2].T) < DRAW_RANGE
+    near = np.hypot(*(centres - pose.position)[:, :2].T) < RENDER_RANGE
     rays = np.einsum("ij,jrc->irc", pose.rotation.astype(np.float32), _camera_rays(mount.intrinsic, image_size))
     windows = raycast.camera_windows(corners, mount.intrinsic, image_size)
     hits = raycast.cast(rays, pose.position, centres, headings, scene.solids, windows, near)

@@ -39,7 +39,7 @@ class Settings:
         beams: rings of the LiDAR: so many of its 32, spread from the lowest to the highest.
         image_width: pixels, a multiple of 16; the height is 9/16 of it and the intrinsics scale along.
         jpeg_quality: of the pictures, as OpenCV counts it.
-        annotated_range: metres from the ego vehicle; objects farther away are drawn but have no box.
+        annotated_range: metres from the ego vehicle; objects farther away are rendered but have no box.
 
     Raises:
         SettingError: a value is out of its range; the message names it and what is allowed.
@@ -103,7 +103,7 @@ class Settings:
 
     def scene_names(self) -> list[str]:
         """Names of the scenes: names of the devkit's splits, training first, about a fifth for validation."""
-        # The devkit takes seconds to import, and the processes that draw the scenes do not need it.
+        # The devkit takes seconds to import, and the processes that render the scenes do not need it.
         from nuscenes.utils import splits
 
         validation = max(1, round(0.2 * self.scenes))

@@ -21,11 +21,10 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 from cmt_aqr.geometry import box_corners
 from cmt_aqr.runs.configuration import build_data, check_config
-from cmt_aqr.runs.console import console
 from cmt_aqr.runs.resuming import configuration_to_evaluate
-from cmt_aqr.runs.saved import below, override_keys
+from cmt_aqr.runs.saved import without
 from cmt_aqr.structures import Frame
-from cmt_aqr.studies.drawing import ARRANGEMENT, TRUTH_COLOUR, name_of, save
+from cmt_aqr.studies.rendering import ARRANGEMENT, TRUTH_COLOUR, name_of, save, tell_written
 from cmt_aqr.studies.robustness import conditions_of
 from cmt_aqr.studies.visualize import PictureSettings, struck_frame
 
@@ -37,7 +36,7 @@ _ROW = 1.2
 
 
 def contact_sheets(config: DictConfig, settings: PictureSettings, overrides: Sequence[str]) -> list[Path]:
-    """Draw a sheet for each frame that is asked for; the first one where none is.
+    """Render a sheet for each frame that is asked for; the first one where none is.
 
     Args:
         config: of ``conf/visualize.yaml`` with a suite. With ``ckpt_path`` the checkpoint's data count.
@@ -69,7 +68,7 @@ def contact_sheets(config: DictConfig, settings: PictureSettings, overrides: Seq
         path = settings.out / f"{data.val_split}_{number:04d}_{suites}.png"
         save(sheet(rows, list(base.data.point_range)), path, settings.dpi)
         written.append(path)
-    console().print("\n".join(["Wrote", *(f"  {path}" for path in written)]), soft_wrap=True, highlight=False)
+    tell_written(written)
     return written
 
 
@@ -79,17 +78,14 @@ def _configuration(config: DictConfig, settings: PictureSettings, overrides: Seq
         base = config.copy()
         check_config(base, evaluating=True)
     else:
-        pairs = zip(overrides, override_keys(overrides), strict=True)
-        base = configuration_to_evaluate(
-            config, [item for item, key in pairs if not below(key, OWN)], settings.out
-        )
+        base = configuration_to_evaluate(config, without(overrides, OWN), settings.out)
     changes: dict[str, Any] = {"data.limit_eval_frames": None, "data.num_workers": 0, "data.cache_frames": False}
     if settings.split is not None:
         changes["data.eval_split"] = settings.split
     for key, value in changes.items():
         OmegaConf.update(base, key, value)
     if not (base.data.cameras or base.data.lidar):
-        raise UserError("data.cameras=false and data.lidar=false: there is nothing to draw")
+        raise UserError("data.cameras=false and data.lidar=false: there is nothing to render")
     return base
 
 
@@ -98,21 +94,21 @@ def sheet(rows: Sequence[tuple[str, Frame]], point_range: Sequence[float]) -> Fi
 
     Args:
         rows: name of each condition and the frame under it.
-        point_range: x0, y0, z0, x1, y1, z1 in metres; what is drawn of the points.
+        point_range: x0, y0, z0, x1, y1, z1 in metres; what is rendered of the points.
     """
     layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.02)
     figure = Figure(figsize=(1.2 + 6 * 1.75, 0.35 + _ROW * len(rows)), layout=layout)
     grid = figure.subplots(len(rows), 7, squeeze=False, width_ratios=(1.0, *(1.6,) * 6))
     for (name, frame), axes in zip(rows, grid, strict=True):
-        _draw_points(axes[0], frame, point_range)
+        _render_points(axes[0], frame, point_range)
         axes[0].set_ylabel(name.rpartition("/")[2].replace(", severity", ""), fontsize=7)
-        _draw_images(axes[1:], frame)
+        _render_images(axes[1:], frame)
     for axis, title in zip(grid[0], ("points", *ARRANGEMENT), strict=True):
         axis.set_title(name_of(title), fontsize=8)
     return figure
 
 
-def _draw_points(axis: Axes, frame: Frame, point_range: Sequence[float]) -> None:
+def _render_points(axis: Axes, frame: Frame, point_range: Sequence[float]) -> None:
     points = frame.points[torch.isfinite(frame.points).all(dim=1)]
     axis.scatter(points[:, 0], points[:, 1], s=0.12, c="#1f3b63", linewidths=0, rasterized=True)
     outlines = list(box_corners(frame.boxes)[:, :4, :2].numpy())
@@ -121,7 +117,7 @@ def _draw_points(axis: Axes, frame: Frame, point_range: Sequence[float]) -> None
     axis.set(xticks=[], yticks=[])
 
 
-def _draw_images(axes: Sequence[Axes], frame: Frame) -> None:
+def _render_images(axes: Sequence[Axes], frame: Frame) -> None:
     for axis, camera in zip(axes, ARRANGEMENT, strict=True):
         axis.set(xticks=[], yticks=[])
         if frame.images is None:

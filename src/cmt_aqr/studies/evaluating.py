@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,19 +21,20 @@ from cmt_aqr.training.run import measure
 Item = TypeVar("Item")
 
 
-def under_condition(config: DictConfig, fault: Any, seed: int, **more: Any) -> DictConfig:
+def under_condition(
+    config: DictConfig, fault: Any, seed: int, more: Mapping[str, Any] | None = None
+) -> DictConfig:
     """A checkpoint's configuration, to evaluate it under a condition without writing into a run's folder.
 
     Args:
         config: of the checkpoint.
         fault: a choice of the group ``eval_fault``.
         seed: of the faults' noise.
-        **more: values by key, with dots as ``__``.
+        more: values by dotted key.
     """
     config = config.copy()
     fixed = {"callbacks": {}, "logger": {}, "trainer.enable_progress_bar": False}
-    given = {key.replace("__", "."): value for key, value in more.items()}
-    for key, value in {"eval_fault": fault, "data.seed": seed, **fixed, **given}.items():
+    for key, value in {"eval_fault": fault, "data.seed": seed, **fixed, **(more or {})}.items():
         OmegaConf.update(config, key, value, merge=False, force_add=True)
     return config
 
@@ -48,6 +50,12 @@ def measured(
     if module.evaluated is None:
         raise RuntimeError("the evaluation gave no metrics")
     return module.evaluated[1]
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def kept_metrics(path: Path, made_from: dict[str, Any]) -> dict[str, float] | None:

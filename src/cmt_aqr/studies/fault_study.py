@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from cmt_aqr.runs.checkpoints import read_checkpoint, saved_config
 from cmt_aqr.runs.configuration import check_config
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.folder import Run, find_runs
-from cmt_aqr.studies.evaluating import keep_metrics, kept_metrics, measured, told, under_condition
+from cmt_aqr.studies.evaluating import digest, keep_metrics, kept_metrics, measured, told, under_condition
 from cmt_aqr.studies.records import spread
 from cmt_aqr.studies.region import BrokenRegion
 
@@ -53,7 +52,7 @@ FINISHED = ("record.json", "metrics.json", CHECKPOINT)
 
 
 class WhatAQRSaid(pl.Callback):
-    """Means over an evaluation: of the weights that draw, for each sensor, and of how well AQR finds damage.
+    """Means over an evaluation: of the rendered weights, for each sensor, and of how well AQR finds damage.
 
     NaN without AQR, for weights where it has none, and where nothing is broken.
     """
@@ -189,8 +188,8 @@ def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, see
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"override={override} does not fit {run.folder / 'config.yaml'}: {reason}") from error
-    checkpoint = str(run.folder / CHECKPOINT)
-    config = under_condition(config, condition, seed, ckpt_path=checkpoint, weights=None, data__damage=True)
+    fixed = {"ckpt_path": str(run.folder / CHECKPOINT), "weights": None, "data.damage": True}
+    config = under_condition(config, condition, seed, fixed)
     check_config(config)
     return config
 
@@ -208,7 +207,7 @@ def evaluate_run(config: DictConfig, run: Run, condition: str, refresh: bool = F
     """
     path = run.folder / "faults" / f"{condition}.json"
     made_from = {
-        "checkpoint_sha256": hashlib.sha256((run.folder / CHECKPOINT).read_bytes()).hexdigest(),
+        "checkpoint_sha256": digest(run.folder / CHECKPOINT),
         **{group: OmegaConf.to_container(config[group]) for group in ("eval_fault", "data", "evaluation")},
     }
     kept = kept_metrics(path, made_from)

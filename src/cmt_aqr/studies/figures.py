@@ -32,7 +32,7 @@ BLUE, ORANGE, GREY = "#3b7dd8", "#e07b39", "#8a9099"
 MOST_PANELS = 12
 MOST_LINES = len(COLORS)
 CURVE_POINTS = 300
-"""Points of a learning curve that are drawn; more are averaged over neighbours."""
+"""Points of a learning curve that are shown; more are averaged over neighbours."""
 MANY = 8
 """More distinct numbers than this, nearly all of them different, were drawn from a range and not chosen."""
 

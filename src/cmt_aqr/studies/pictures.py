@@ -19,15 +19,14 @@ from torch import Tensor
 from cmt_aqr.aqr.statistics import map_statistics
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.geometry import BEVGrid, pixel_of_cell
-from cmt_aqr.studies.drawing import (
+from cmt_aqr.studies.rendering import (
     ARRANGEMENT,
-    FOUND_COLOUR,
     FOUND_STYLE,
-    TRUTH_COLOUR,
     TRUTH_STYLE,
     Styled,
-    draw_camera,
-    draw_from_above,
+    box_handles,
+    render_camera,
+    render_from_above,
 )
 
 _BEV_OPACITY, _CAMERA_OPACITY = 0.75, 0.55
@@ -75,7 +74,7 @@ class Scene:
 
     Attributes:
         title: which frame of what.
-        grid: of the model; its range is drawn, its cells are those of the BEV map.
+        grid: of the model; its range is rendered, its cells are those of the BEV map.
         points: (point, >= 3), metres, LiDAR frame; empty where the model reads no LiDAR.
         images: (view, height, width, 3) uint8, RGB, as stored, or ``None`` where the model reads none.
         image_extent: left, right, bottom, top edges of the stored images in the network's pixels.
@@ -168,7 +167,7 @@ def bev_picture(scene: Scene) -> Figure:
     title = f"{scene.title}: from above" if scene.beta is not None else _title(scene, "from above", scene.bev)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     for axis in axes:
-        draw_from_above(axis, scene.points, scene.boxes, scene.grid.point_range)
+        render_from_above(axis, scene.points, scene.boxes, scene.grid.point_range)
     axes[0].set_ylabel("y, forward (m)")
     if scene.bev is not None:
         x, y = bev_edges(scene.grid)
@@ -177,12 +176,12 @@ def bev_picture(scene: Scene) -> Figure:
             _paint(axis, (x, y), weights, scene.bev, strongest=_BEV_OPACITY)
         _colour_bar(figure, axes, scene.bev, strongest=_BEV_OPACITY)
     if scene.beta is not None:
-        _draw_beta(figure, axes, scene.beta)
+        _render_beta(figure, axes, scene.beta)
     _legend(figure, scene, ego=True)
     return figure
 
 
-def _draw_beta(figure: Figure, axes: Sequence[Axes], said: QueryBeta) -> None:
+def _render_beta(figure: Figure, axes: Sequence[Axes], said: QueryBeta) -> None:
     """Queries as dots: what they said, and beside it what faults broke of each sensor there."""
     x, y = said.places[:, 0].numpy(), said.places[:, 1].numpy()
     most = max(float(said.beta.abs().max()), 0.1)
@@ -215,11 +214,11 @@ def camera_picture(scene: Scene) -> Figure:
     figure.suptitle(what, fontsize=13, fontweight="bold")
     parts = list(figure.subfigures(blocks, 1, squeeze=False)[:, 0])
     if scene.camera is None:
-        _draw_cameras(parts[0], scene, None)
+        _render_cameras(parts[0], scene, None)
     else:
         for part, heading, weights in _versions(parts, scene.camera):
             part.suptitle(heading, fontsize=10.5)
-            axes = _draw_cameras(part, scene, weights)
+            axes = _render_cameras(part, scene, weights)
             _colour_bar(part, axes, scene.camera, strongest=_CAMERA_OPACITY)
     _legend(figure, scene, ego=False)
     return figure
@@ -240,14 +239,14 @@ def _versions(targets: Sequence, maps: MapPair) -> list[tuple]:
     return list(zip(targets, (before, after), (maps.before, maps.after), strict=True))
 
 
-def _draw_cameras(part: Figure | SubFigure, scene: Scene, weights: Tensor | None) -> list[Axes]:
+def _render_cameras(part: Figure | SubFigure, scene: Scene, weights: Tensor | None) -> list[Axes]:
     """The six images, with a map (view, row, column) over them if one is given; returns their axes."""
     grid = part.subplots(2, 3, squeeze=False)
     for axis, camera in zip(grid.flat, ARRANGEMENT, strict=True):
         view = CAMERAS.index(camera)
         image = None if scene.images is None else scene.images[view]
         lidar2img = scene.lidar2img[view]
-        draw_camera(axis, camera, image, scene.boxes, lidar2img, scene.image_size, scene.image_extent)
+        render_camera(axis, camera, image, scene.boxes, lidar2img, scene.image_size, scene.image_extent)
         if scene.beta is not None and scene.beta.cells is not None:
             lost = scene.beta.cells[view].numpy()
             axis.imshow(lost, cmap=_LOST, vmin=0, vmax=1, extent=scene.image_extent, aspect="auto", zorder=3)
@@ -285,17 +284,10 @@ def _colour_bar(figure: Figure | SubFigure, axes: Sequence[Axes], maps: MapPair,
 
 
 def _legend(figure: Figure, scene: Scene, ego: bool) -> None:
-    handles = [
-        Line2D([], [], color=TRUTH_COLOUR, linewidth=2.5, label=f"ground truth ({len(scene.truth)} boxes)"),
-        Line2D(
-            [],
-            [],
-            color=FOUND_COLOUR,
-            linewidth=2.5,
-            linestyle=FOUND_STYLE["linestyles"],
-            label=f"detections with a score of {scene.min_score:g} or more ({len(scene.found)})",
-        ),
-    ]
+    handles = box_handles(
+        f"ground truth ({len(scene.truth)} boxes)",
+        f"detections with a score of {scene.min_score:g} or more ({len(scene.found)})",
+    )
     if ego:
         handles.append(Line2D([], [], color="black", marker="^", markersize=9, linestyle="none", label="the car"))
         if len(scene.points):

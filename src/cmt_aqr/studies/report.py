@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import jinja2
 import pandas as pd
 from plotly.offline import get_plotlyjs
 from rich.console import Group
@@ -23,6 +22,7 @@ from cmt_aqr.files import check_folder, write_table, writing, written_at_once
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.folder import FAILED, Run, Value, find_runs
 from cmt_aqr.studies.figures import learning_curves, overview
+from cmt_aqr.studies.page import render_page
 from cmt_aqr.studies.records import (
     NOT_RECORDED,
     SUMMARY,
@@ -121,7 +121,11 @@ def make_report(
     axes, order = find_axes(runs), best_first(measured(runs, metric))
     page, table = out / "report.html", out / "report.csv"
     shown, columns = with_seed(axes, runs), run_columns(runs, axes, order)
-    text = _page(
+    text = render_page(
+        "page.html.jinja",
+        plotly=get_plotlyjs(),
+        groups=_groups,
+        not_recorded=NOT_RECORDED,
         title=_title(sweep_dir),
         subtitle=_subtitle(runs),
         metric=metric,
@@ -151,18 +155,6 @@ def _title(folder: Path) -> str:
 
 def _problems(runs: Sequence[Run]) -> list[str]:
     return [f"{run.name}: {problem}" for run in runs for problem in run.problems]
-
-
-def _page(**parts: object) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("page.html.jinja")
-    return template.render(plotly=get_plotlyjs(), groups=_groups, not_recorded=NOT_RECORDED, **parts)
 
 
 def _groups(columns: Sequence[Column]) -> list[tuple[str, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.processes import run_task
 from cmt_aqr.runs.resuming import checkpoint_path, configuration_to_evaluate
-from cmt_aqr.runs.saved import below, override_keys
-from cmt_aqr.studies.evaluating import keep_metrics, kept_metrics, measured, told, under_condition
+from cmt_aqr.runs.saved import below, override_keys, without
+from cmt_aqr.studies.evaluating import digest, keep_metrics, kept_metrics, measured, told, under_condition
 from cmt_aqr.studies.published import CLEAN
 from cmt_aqr.studies.robustness_tables import Row, report
 
@@ -218,9 +217,7 @@ def models_of(config: DictConfig, overrides: Sequence[str]) -> list[Model]:
     names = config.names if config.names is None or OmegaConf.is_list(config.names) else [config.names]
     if names is not None and (len(names) != len(paths) or len(set(names)) != len(paths)):
         raise UserError(f"names={names}: must be one name for each of the {len(paths)} checkpoints, all different")
-    kept = [
-        item for item, key in zip(overrides, override_keys(overrides), strict=True) if not below(key, list(OWN))
-    ]
+    kept = without(overrides, OWN)
     models: list[Model] = []
     for number, path in enumerate(paths):
         file = checkpoint_path(path, Path(), folder_given=False)
@@ -230,9 +227,7 @@ def models_of(config: DictConfig, overrides: Sequence[str]) -> list[Model]:
         composed.ckpt_path = str(file)
         merged = configuration_to_evaluate(composed, kept, Path())
         name = str(names[number]) if names is not None else _name_of(file, [model.name for model in models])
-        with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        models.append(Model(name, merged, digest))
+        models.append(Model(name, merged, digest(file)))
     return models
 
 

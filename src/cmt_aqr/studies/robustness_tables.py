@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 import pandas as pd
 from rich.table import Table
 
 from cmt_aqr.files import written_at_once
 from cmt_aqr.runs.console import console
+from cmt_aqr.studies.page import render_page
 from cmt_aqr.studies.published import CLEAN, PUBLISHED, Published
 from cmt_aqr.studies.robustness_scores import mean_of_all, relative_resistance, resistance
 
@@ -54,6 +54,16 @@ class Cell:
 
     text: str
     note: str = ""
+
+
+class Column(NamedTuple):
+    """A column: a cell for each condition, and those of its means."""
+
+    heading: str
+    about: str
+    cells: list[Cell]
+    ra: Cell = Cell("")
+    rra: Cell = Cell("")
 
 
 @dataclass(frozen=True)
@@ -101,28 +111,22 @@ def frame_of(rows: Sequence[Row], suite: str, baseline: str | None = None) -> pd
         for row in of_suite
     ]
     table = pd.DataFrame(records)
-    values = {model: _series(part) for model, part in table.groupby("model", sort=False)}
-    table["RA"] = [_of(resistance(values[m]), c) for m, c in zip(table.model, table.condition, strict=True)]
+
+    def in_rows(found: pd.Series, *keys: str) -> Any:
+        return found.reindex(pd.MultiIndex.from_frame(table[list(keys)])).to_numpy()
+
+    values = {m: part.set_index(["condition", "severity"]).NDS for m, part in table.groupby("model", sort=False)}
+    table["RA"] = in_rows(pd.concat({m: resistance(nds) for m, nds in values.items()}), "model", "condition")
     table["RRA"] = np.nan
     if baseline is not None:
-        rra = {model: relative_resistance(value, values[baseline]) for model, value in values.items()}
-        table["RRA"] = [_of(rra[m], c) for m, c in zip(table.model, table.condition, strict=True)]
+        relative = {m: relative_resistance(nds, values[baseline]) for m, nds in values.items()}
+        table["RRA"] = in_rows(pd.concat(relative), "model", "condition")
+    of_two = table.sensors.str.contains("+", regex=False)
     for name in ("NDS", "mAP"):
-        single = table[~table.sensors.str.contains("+", regex=False)]
-        best = single.groupby(["condition", "severity"])[name].max()
-        floors = [best.get(key, np.nan) for key in zip(table.condition, table.severity, strict=True)]
-        table[f"floor_{name}"] = np.where(table.sensors.str.contains("+", regex=False), floors, np.nan)
+        best = table[~of_two].groupby(["condition", "severity"])[name].max()
+        table[f"floor_{name}"] = np.where(of_two, in_rows(best, "condition", "severity"), np.nan)
     table["below_floor"] = table.floor_NDS > table.NDS
     return table
-
-
-def _series(part: pd.DataFrame, metric: str = "NDS") -> pd.Series:
-    """A metric by (condition, severity)."""
-    return part.set_index(["condition", "severity"])[metric]
-
-
-def _of(values: pd.Series, condition: str) -> float:
-    return float(values.get(condition, np.nan))
 
 
 def published_series(row: Published) -> pd.Series:
@@ -134,50 +138,51 @@ def suite_table(rows: Sequence[Row], suite: str, baseline: str | None) -> SuiteT
     """What is printed of a suite; values in points, RA and RRA as they are."""
     results = frame_of(rows, suite, baseline)
     keys = list(dict.fromkeys(zip(results.condition, results.severity, strict=True)))
-    by_model = {str(model): part for model, part in results.groupby("model", sort=False)}
     published = PUBLISHED.get(suite, [])
     with_rows = [row for row in published if row.nds]
-    columns: list[tuple[str, str]] = []
-    cells: list[list[Cell]] = [[] for _ in keys]
-    means: dict[str, list[Cell]] = {"mRA": [], "mRRA, %": []}
-    for model, part in by_model.items():
-        columns += [(f"{model} NDS", "here"), ("mAP", "here"), ("RA", "NDS / clean NDS")]
-        for target, (_, found) in zip(cells, part.iterrows(), strict=True):
-            target += _cells_of(found)
-        means["mRA"] += [
-            Cell(""),
-            Cell(""),
-            _ratio(mean_of_all(part.groupby("condition", sort=False).RA.first()[1:])),
-        ]
-        relative = mean_of_all(part.groupby("condition", sort=False).RRA.first()[1:])
-        means["mRRA, %"] += [Cell(""), Cell(""), _points(100 * relative)]
-    for row in with_rows:
-        columns.append((f"{row.model} NDS", f"published: {row.source}"))
-        for target, key in zip(cells, keys, strict=True):
-            target.append(_points(row.nds.get(key, np.nan)))
-        mean_ra, mean_rra = _published_means(row, keys)
-        means["mRA"].append(_ratio(mean_ra))
-        means["mRRA, %"].append(_points(mean_rra))
+    columns = [
+        column
+        for model, part in results.groupby("model", sort=False)
+        for column in _columns_of_model(str(model), part)
+    ]
+    columns += [_published_column(row, keys) for row in with_rows]
     names = [condition if not severity else f"{condition} {severity}" for condition, severity in keys]
     complete = all(set(row.nds) <= set(keys) for row in with_rows)
     others = [row for row in published if complete and not row.nds and row.mean_ra is not None]
-    also = [f"{row.model} {row.mean_ra:.3f}" for row in others]
-    sources = [f"{row.model}: {row.source}" for row in with_rows]
-    return SuiteTable(suite, columns, list(zip(names, cells, strict=True)), list(means.items()), also, sources)
+    return SuiteTable(
+        suite,
+        columns=[(column.heading, column.about) for column in columns],
+        rows=[(name, [column.cells[number] for column in columns]) for number, name in enumerate(names)],
+        means=[("mRA", [column.ra for column in columns]), ("mRRA, %", [column.rra for column in columns])],
+        also=[f"{row.model} {row.mean_ra:.3f}" for row in others],
+        sources=[f"{row.model}: {row.source}" for row in with_rows],
+    )
 
 
-def _published_means(row: Published, keys: Sequence[tuple[str, int]]) -> tuple[float, float]:
-    """mRA and mRRA as published where all that they are the mean of is in the table, else mRA of what is."""
+def _columns_of_model(model: str, part: pd.DataFrame) -> list[Column]:
+    by_condition = part.groupby("condition", sort=False)[["RA", "RRA"]].first()[1:]  # without the clean one
+    means = _ratio(mean_of_all(by_condition.RA)), _points(100 * mean_of_all(by_condition.RRA))
+    return [
+        Column(f"{model} NDS", "here", [_marked(found) for _, found in part.iterrows()]),
+        Column("mAP", "here", [_points(value) for value in part.mAP]),
+        Column("RA", "NDS / clean NDS", [_ratio(value) for value in part.RA], *means),
+    ]
+
+
+def _marked(found: Any) -> Cell:
+    if not found.below_floor:
+        return Cell(f"{found.NDS:.1f}")
+    return Cell(f"{found.NDS:.1f} {MARK}", f"below a single sensor's {found.floor_NDS:.1f}")
+
+
+def _published_column(row: Published, keys: Sequence[tuple[str, int]]) -> Column:
+    """The means as published where all that they are the mean of is in the table, else mRA of what is."""
     whole = set(row.nds) <= set(keys)
     of_table = published_series(row).reindex(pd.MultiIndex.from_tuples(keys))
     mean_ra = row.mean_ra if whole and row.mean_ra is not None else mean_of_all(resistance(of_table))
-    return mean_ra, row.mean_rra if whole and row.mean_rra is not None else np.nan
-
-
-def _cells_of(found: Any) -> list[Cell]:
-    note = f"below a single sensor's {found.floor_NDS:.1f}" if found.below_floor else ""
-    mark = f" {MARK}" if note else ""
-    return [Cell(f"{found.NDS:.1f}{mark}", note), _points(found.mAP), _ratio(found.RA)]
+    mean_rra = row.mean_rra if whole and row.mean_rra is not None else np.nan
+    cells = [_points(row.nds.get(key, np.nan)) for key in keys]
+    return Column(f"{row.model} NDS", f"published: {row.source}", cells, _ratio(mean_ra), _points(mean_rra))
 
 
 def _points(value: float) -> Cell:
@@ -208,7 +213,9 @@ def report(rows: Sequence[Row], baseline: str | None, out: Path) -> None:
             frame_of(rows, table.suite, baseline).to_csv(partial, index=False)
     page = out / PAGE
     with written_at_once(page) as partial:
-        partial.write_text(render_page(tables, baseline), encoding="utf-8")
+        partial.write_text(
+            render_page("robustness.html.jinja", tables=tables, baseline=baseline, mark=MARK), encoding="utf-8"
+        )
     if any(cell.note for table in tables for _, cells in table.rows for cell in cells):
         screen.print(f"{MARK}: below the best single-sensor checkpoint under the same condition")
     files = ", ".join(str(out / f"{table.suite}.csv") for table in tables)
@@ -227,10 +234,3 @@ def screen_table(table: SuiteTable) -> Table:
         if any(cell.text for cell in cells):
             shown.add_row(name, *(cell.text for cell in cells))
     return shown
-
-
-def render_page(tables: Sequence[SuiteTable], baseline: str | None) -> str:
-    """The page, which needs nothing beside it."""
-    folder = jinja2.PackageLoader("cmt_aqr.studies", ".")
-    environment = jinja2.Environment(loader=folder, autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("robustness.html.jinja").render(tables=tables, baseline=baseline, mark=MARK)

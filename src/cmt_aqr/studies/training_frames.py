@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from omegaconf import DictConfig
 from rich.progress import track
 from rich.table import Table
@@ -22,14 +21,13 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
-from cmt_aqr.studies.drawing import (
+from cmt_aqr.studies.rendering import (
     ARRANGEMENT,
-    FOUND_COLOUR,
     FOUND_STYLE,
-    TRUTH_COLOUR,
     TRUTH_STYLE,
-    draw_camera,
-    draw_from_above,
+    box_handles,
+    render_camera,
+    render_from_above,
     save,
 )
 
@@ -70,7 +68,7 @@ def objects_table(database: ObjectDatabase) -> Table:
 
 
 def show_frames(config: DictConfig, folder: Path) -> Path:
-    """Draw the first frames of an epoch as they are before augmentation, on one sheet.
+    """Render the first frames of an epoch as they are before augmentation, on one sheet.
 
     Args:
         config: of a training, with ``count``, ``epoch``, ``dpi`` and ``out``.
@@ -97,12 +95,12 @@ def show_frames(config: DictConfig, folder: Path) -> Path:
 
 
 def sheet(dataset: FrameDataset, keys: list[SampleKey], point_range: list[float]) -> Figure:
-    """A row for each frame: points and boxes from above, and the six images with boxes drawn over."""
+    """A row for each frame: points and boxes from above, and the six images with boxes over them."""
     figure = Figure(figsize=(17, 4.9 * len(keys) + 0.5), layout="constrained")
     rows = figure.subfigures(len(keys), 1, squeeze=False)[:, 0]
     screen = console()
     for part, key in zip(
-        track(rows, "Drawing", console=screen, disable=not screen.is_terminal), keys, strict=True
+        track(rows, "Rendering", console=screen, disable=not screen.is_terminal), keys, strict=True
     ):
         own = int(dataset.reader.index.box_offsets[key.frame + 1] - dataset.reader.index.box_offsets[key.frame])
         frame = dataset.stored(key)
@@ -114,7 +112,7 @@ def sheet(dataset: FrameDataset, keys: list[SampleKey], point_range: list[float]
         mine = frame.boxes[:own][frame.box_points[:own] > 0]
         boxes, axis = ((mine, TRUTH_STYLE), (frame.boxes[own:], FOUND_STYLE)), left.subplots()
         points = frame.points[:: max(1, len(frame.points) // 60_000)]
-        draw_from_above(axis, points, boxes, point_range)
+        render_from_above(axis, points, boxes, point_range)
         axis.set_ylabel("y, forward (m)")
         for axis, camera in zip(right.subplots(2, 3).flat, ARRANGEMENT, strict=True):
             view = CAMERAS.index(camera)
@@ -123,12 +121,9 @@ def sheet(dataset: FrameDataset, keys: list[SampleKey], point_range: list[float]
                 continue
             image = frame.images[view].flip(0).permute(1, 2, 0).numpy()
             size = (image.shape[0], image.shape[1])
-            draw_camera(axis, camera, image, boxes, frame.lidar2img[view].float(), size)
+            render_camera(axis, camera, image, boxes, frame.lidar2img[view].float(), size)
     figure.legend(
-        handles=[
-            Line2D([], [], color=TRUTH_COLOUR, linewidth=2.5, label="the frame's own boxes with LiDAR points"),
-            Line2D([], [], color=FOUND_COLOUR, linewidth=2.5, linestyle=FOUND_STYLE["linestyles"], label="pasted"),
-        ],
+        handles=box_handles("the frame's own boxes with LiDAR points", "pasted"),
         loc="outside lower center",
         ncols=2,
         frameon=False,

@@ -27,8 +27,8 @@ from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.precision import device_type
 from cmt_aqr.structures import Frame
-from cmt_aqr.studies.drawing import save
 from cmt_aqr.studies.pictures import MapPair, QueryBeta, Scene, bev_picture, camera_picture
+from cmt_aqr.studies.rendering import save, tell_written
 from cmt_aqr.training.clamp import renderer_of
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.run import build_module, restore
@@ -36,12 +36,12 @@ from cmt_aqr.training.run import build_module, restore
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """What is drawn, and where it goes.
+    """What is rendered, and where it goes.
 
     Attributes:
         frames: numbers in the split, from 0, or sample tokens; ``None``: a few over the whole split.
         split: which split the frames are of; ``None``: the one of the evaluation.
-        min_score: detections scored lower are not drawn.
+        min_score: detections scored lower are not rendered.
         dpi: pixels per inch; the pictures are 8 to 21 inches wide.
         out: folder of the pictures; made where it is absent.
     """
@@ -74,7 +74,7 @@ def _is_frame(value: Any) -> bool:
 
 
 def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence[str] = ()) -> list[Path]:
-    """Draw frames as a checkpoint sees them, and print what was written.
+    """Render frames as a checkpoint sees them, and print what was written.
 
     Args:
         config: the checkpoint's configuration with the command's overrides; ``ckpt_path`` names the checkpoint.
@@ -105,19 +105,19 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
 
     written: list[Path] = []
     screen = console()
-    bar = track(numbers, description="Drawing frames", console=screen, disable=not screen.is_terminal)
+    bar = track(numbers, description="Rendering frames", console=screen, disable=not screen.is_terminal)
     for number in bar:
         scene = make_scene(module, data, number, settings.min_score)
-        written.extend(draw(scene, settings.out / f"{data.val_split}_{number:04d}", settings.dpi))
+        written.extend(render(scene, settings.out / f"{data.val_split}_{number:04d}", settings.dpi))
     for note in _notes(module):
         screen.print(note)
-    screen.print("\n".join(["Wrote", *(f"  {path}" for path in written)]), soft_wrap=True, highlight=False)
+    tell_written(written)
     return written
 
 
 @torch.inference_mode()
 def make_scene(module: DetectorModule, data: NuScenesDataModule, number: int, min_score: float) -> Scene:
-    """Read a frame of ``val_split``, let the model see it, and gather what there is to draw."""
+    """Read a frame of ``val_split``, let the model see it, and gather what there is to render."""
     dataset = data.dataset("val")
     stored, random = struck_frame(dataset, number)
     processing = [step for step in dataset.transforms if isinstance(step, ImageProcessing)]
@@ -176,7 +176,7 @@ def _beta(said: BiasOutput, frame: Frame) -> QueryBeta:
     return QueryBeta(said.places[0].cpu(), beta[0].cpu(), lost, cells)
 
 
-def draw(scene: Scene, stem: Path, dpi: int) -> list[Path]:
+def render(scene: Scene, stem: Path, dpi: int) -> list[Path]:
     """Write ``<stem>_bev.png`` and, where the model reads cameras, ``<stem>_cameras.png``."""
     pictures = {"bev": bev_picture}
     if scene.images is not None:

@@ -28,7 +28,7 @@ from cmt_aqr.model.cmt import CMT
 from cmt_aqr.outputs import BiasOutput, aqr_output
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.curves import EPOCH
-from cmt_aqr.training.watched import ATTENTION, BETA, MAPS, WEIGHTS, AttentionWatch, Summary, scalars, times
+from cmt_aqr.training.watched import ATTENTION, BETA, MAPS, WEIGHTS, AttentionWatch, Summary, scalars
 
 log = logging.getLogger(__name__)
 
@@ -156,9 +156,7 @@ class AQRMonitor(pl.Callback):
         """Print the last epoch's numbers."""
         if self._last_epoch is not None:
             epoch, summary = self._last_epoch
-            title = f"{summary.title}, epoch {epoch} (looked at {times(summary.looks)})"
-            console().print(summary.table(title))
-            _print_areas(summary)
+            summary.print(f"epoch {epoch}")
             if GRADIENT in summary.numbers:
                 console().print(f"Gradient norm of the weight generator: {summary.numbers[GRADIENT]:.4g}")
 
@@ -206,10 +204,7 @@ class AQRMonitor(pl.Callback):
         self._log(trainer, "aqr/val", self._evaluation.numbers, step, trainer.current_epoch)
         if trainer.state.fn == TrainerFn.VALIDATING and self._last_epoch is None:
             self._write(self._evaluation)
-            looks = times(self._evaluation.looks)
-            title = f"{self._evaluation.title}, evaluation (looked at {looks})"
-            console().print(self._evaluation.table(title))
-            _print_areas(self._evaluation)
+            self._evaluation.print("evaluation")
         self._evaluation = Summary()
 
     def state_dict(self) -> dict[str, Any]:
@@ -328,11 +323,6 @@ def _joined(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Doubts and truths of several batches in one row each."""
     doubt, broken = zip(*pairs, strict=True)
     return torch.cat(doubt), torch.cat(broken)
-
-
-def _print_areas(summary: Summary) -> None:
-    if told := summary.areas():
-        console().print(told, highlight=False)
 
 
 def _named(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.decoder import DecoderLayer
+from cmt_aqr.runs.console import console
 
 MAPS = ("bev", "camera")
 BETA = "beta"
@@ -58,28 +59,26 @@ class Summary:
             if f"{name}/mean" in self.numbers
         }
 
-    @property
-    def title(self) -> str:
-        """What :meth:`table` is of."""
-        return "AQR's beta" if BETA in self.by_map() else "AQR's maps before the clamp"
+    def print(self, of: str) -> None:
+        """Print the maps' numbers, or beta's, and the attention's, and how well weights tell what is broken.
 
-    def areas(self) -> str:
-        """A sentence on how well the weights of queries tell what is broken; empty where that is not known."""
-        known = {name: self.numbers.get(f"{WEIGHTS}/auc_{name}") for name in ("lidar", "camera")}
-        told = ", ".join(f"{name} {value:.4g}" for name, value in known.items() if value is not None)
-        return f"AUC of the weights against what is broken: {told}" if told else ""
-
-    def table(self, title: str) -> Table:
-        """The maps' numbers, or beta's, and the attention's, for rich to print."""
+        Args:
+            of: what was looked at, for the title.
+        """
         every = self.by_map()
-        shown = _OF_BETA if BETA in every else _OF_MAPS
-        table = Table(title=title, title_justify="left")
+        what, shown = ("AQR's beta", _OF_BETA) if BETA in every else ("AQR's maps before the clamp", _OF_MAPS)
+        times = "once" if self.looks == 1 else f"{self.looks} times"
+        table = Table(title=f"{what}, {of} (looked at {times})", title_justify="left")
         table.add_column("")
         for heading in shown.values():
             table.add_column(heading, justify="right")
         for name, numbers in every.items():
             table.add_row(_ROWS.get(name, name), *(_shown(key, numbers.get(key)) for key in shown))
-        return table
+        console().print(table)
+        known = {name: self.numbers.get(f"{WEIGHTS}/auc_{name}") for name in ("lidar", "camera")}
+        told = ", ".join(f"{name} {value:.4g}" for name, value in known.items() if value is not None)
+        if told:
+            console().print(f"AUC of the weights against what is broken: {told}", highlight=False)
 
 
 _ROWS = {ATTENTION: "LiDAR's share"}
@@ -150,8 +149,3 @@ def scalars(found: dict[str, Tensor]) -> dict[str, float]:
     """The scalars on the host, in one transfer."""
     values = torch.stack([value.to(torch.float32) for value in found.values()]).tolist() if found else []
     return dict(zip(found, values, strict=True))
-
-
-def times(looks: int) -> str:
-    """``once``, or ``3 times``."""
-    return "once" if looks == 1 else f"{looks} times"

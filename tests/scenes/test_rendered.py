@@ -1,4 +1,4 @@
-"""What is recorded, drawn back over the pictures: LiDAR points, boxes and visibility against the cameras' view."""
+"""What is recorded, put back over the pictures: LiDAR points, boxes and visibility against the cameras' view."""
 
 from collections.abc import Iterator
 
@@ -26,7 +26,7 @@ from tests.scenes.made import (
 )
 
 
-class Drawing:
+class View:
     """A camera's view of a keyframe, by the devkit, and the maker's own picture of it."""
 
     def __init__(self, nusc: NuScenes, scenes: list[Scene], sample: Row, channel: str) -> None:
@@ -69,8 +69,8 @@ def annotations_with_points(nusc: NuScenes, sample: Row) -> Iterator[tuple[Row, 
 
 
 @pytest.fixture(scope="module")
-def drawings(nusc: NuScenes, scenes: list[Scene]) -> list[Drawing]:
-    return [Drawing(nusc, scenes, sample, channel) for sample in nusc.sample[::2] for channel in CAMERAS]
+def views(nusc: NuScenes, scenes: list[Scene]) -> list[View]:
+    return [View(nusc, scenes, sample, channel) for sample in nusc.sample[::2] for channel in CAMERAS]
 
 
 def in_image(pixels: Array, depth: Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -81,19 +81,19 @@ def in_image(pixels: Array, depth: Array) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def test_lidar_points_fall_on_the_pixels_of_their_object(
-    nusc: NuScenes, scenes: list[Scene], drawings: list[Drawing]
+    nusc: NuScenes, scenes: list[Scene], views: list[View]
 ) -> None:
     right, total = dict.fromkeys(CLASSES, 0), dict.fromkeys(CLASSES, 0)
-    for drawing in drawings:
-        for annotation, points in annotations_with_points(nusc, drawing.sample):
+    for view in views:
+        for annotation, points in annotations_with_points(nusc, view.sample):
             _, number = object_index(nusc, scenes, annotation)
-            pixels, depth = drawing.project(points, annotation)
+            pixels, depth = view.project(points, annotation)
             nearest, inside = in_image(pixels, depth)
             column, row = nearest[inside].T
             # What stands a good way before the point hides it from the camera, which sits elsewhere.
-            clear = drawing.picture.depth[row, column] > depth[inside] - 0.5
+            clear = view.picture.depth[row, column] > depth[inside] - 0.5
             name = category_to_detection_name(annotation["category_name"])
-            right[name] += (drawing.picture.owners[row, column] == number)[clear].sum()
+            right[name] += (view.picture.owners[row, column] == number)[clear].sum()
             total[name] += clear.sum()
     share = {name: right[name] / total[name] for name in CLASSES}
     assert min(total.values()) > 25, total
@@ -102,25 +102,25 @@ def test_lidar_points_fall_on_the_pixels_of_their_object(
 
 
 def test_projected_boxes_hold_the_pixels_of_their_object(
-    nusc: NuScenes, scenes: list[Scene], drawings: list[Drawing]
+    nusc: NuScenes, scenes: list[Scene], views: list[View]
 ) -> None:
     checked, covered = 0, []
     height, width = SMALL.image_size
-    for drawing in drawings:
-        owners = drawing.picture.owners
-        for key in drawing.sample["anns"]:
+    for view in views:
+        owners = view.picture.owners
+        for key in view.sample["anns"]:
             annotation = nusc.get("sample_annotation", key)
             _, number = object_index(nusc, scenes, annotation)
             rows, columns = np.nonzero(owners == number)
             corners = nusc.get_box(key).corners().T
-            pixels, depth = drawing.project(corners, annotation)
+            pixels, depth = view.project(corners, annotation)
             if not len(rows) or depth.min() < 0.2:
                 continue
             low, high = pixels.min(axis=0) - 0.6, pixels.max(axis=0) + 0.6
             assert columns.min() >= low[0] and columns.max() <= high[0]
             assert rows.min() >= low[1] and rows.max() <= high[1]
             checked += 1
-            whole = drawing.picture.seen[number] == drawing.picture.silhouette[number]
+            whole = view.picture.seen[number] == view.picture.silhouette[number]
             inside = (low > 0).all() and (high < (width, height)).all()
             if whole and inside and len(rows) > 40:
                 size = high - low
@@ -132,10 +132,10 @@ def test_projected_boxes_hold_the_pixels_of_their_object(
 
 
 def test_visibility_is_the_share_of_pixels_not_hidden(
-    nusc: NuScenes, scenes: list[Scene], drawings: list[Drawing]
+    nusc: NuScenes, scenes: list[Scene], views: list[View]
 ) -> None:
     sample = nusc.sample[0]
-    pictures = [drawing.picture for drawing in drawings if drawing.sample is sample]
+    pictures = [view.picture for view in views if view.sample is sample]
     levels = set()
     for annotation in annotations_of(nusc, sample):
         _, number = object_index(nusc, scenes, annotation)
@@ -150,8 +150,8 @@ def test_visibility_is_the_share_of_pixels_not_hidden(
     assert len(levels) >= 3
 
 
-def test_written_pictures_are_what_the_cameras_saw(drawings: list[Drawing]) -> None:
+def test_written_pictures_are_what_the_cameras_saw(views: list[View]) -> None:
     """Of this camera at this time, and with its colours in their order, but for noise and compression."""
-    for drawing in drawings:
-        off, swapped = (np.abs(drawing.jpeg[..., ::step] - drawing.picture.image.astype(int)) for step in (1, -1))
+    for view in views:
+        off, swapped = (np.abs(view.jpeg[..., ::step] - view.picture.image.astype(int)) for step in (1, -1))
         assert off.mean() < 6 and off.mean() < 0.8 * swapped.mean()

@@ -1,4 +1,4 @@
-"""What all pictures of a frame draw alike: boxes and points from above, boxes in a camera's image."""
+"""What all pictures of a frame show alike: boxes and points from above, boxes in a camera's image."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from cmt_aqr.files import writing
 from cmt_aqr.geometry import box_corners, project_to_images
+from cmt_aqr.runs.console import console
 
 ARRANGEMENT = (
     *("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
@@ -37,10 +39,10 @@ _EDGES = np.array(((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4
 """Edges of a box, as pairs of :func:`~cmt_aqr.geometry.box_corners`."""
 
 _NEAREST = 0.1
-"""Metres in front of a camera that all corners of a box must be to be drawn, as in the devkit."""
+"""Metres in front of a camera that all corners of a box must be to be shown, as in the devkit."""
 
 
-def draw_from_above(axis: Axes, points: Tensor, styled: Styled, point_range: Sequence[float]) -> None:
+def render_from_above(axis: Axes, points: Tensor, styled: Styled, point_range: Sequence[float]) -> None:
     """Points (point, >= 2), boxes with their headings, and the car, over x0, y0, z0, x1, y1, z1 in metres."""
     x0, y0, _, x1, y1, _ = point_range
     axis.scatter(points[:, 0], points[:, 1], s=0.7, c="#3a3a3a", linewidths=0, alpha=0.7, zorder=2)
@@ -71,7 +73,7 @@ def draw_from_above(axis: Axes, points: Tensor, styled: Styled, point_range: Seq
     axis.tick_params(labelsize=9)
 
 
-def draw_camera(
+def render_camera(
     axis: Axes,
     camera: str,
     image: NDArray[np.uint8] | None,
@@ -115,6 +117,14 @@ def _halo(style: dict[str, Any]) -> list[withStroke]:
     return [withStroke(linewidth=style["linewidths"] + 1.1, foreground="#202020", alpha=0.6)]
 
 
+def box_handles(truth: str, found: str) -> list[Line2D]:
+    """What a legend shows of both kinds of boxes, under these names."""
+    return [
+        Line2D([], [], color=style["colors"], linewidth=2.5, linestyle=style["linestyles"], label=label)
+        for style, label in ((TRUTH_STYLE, truth), (FOUND_STYLE, found))
+    ]
+
+
 def save(figure: Figure, path: Path, dpi: int) -> None:
     """Write a picture into the folder ``out=`` of a command, which is made where it is absent.
 
@@ -124,3 +134,8 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
     with writing("out", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=dpi)
+
+
+def tell_written(paths: Sequence[Path]) -> None:
+    """Print where pictures are, a line each."""
+    console().print("\n".join(["Wrote", *(f"  {path}" for path in paths)]), soft_wrap=True, highlight=False)
