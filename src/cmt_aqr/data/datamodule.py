@@ -33,6 +33,7 @@ from cmt_aqr.data.resampling import RESAMPLINGS, resampled_frames
 from cmt_aqr.data.sampling import ObjectSampler, Sampling
 from cmt_aqr.data.tables import check_request, close_tables, fingerprint, is_annotated, read_table
 from cmt_aqr.errors import SettingError
+from cmt_aqr.runs.trainer_settings import check_shares
 from cmt_aqr.structures import Batch
 
 Transforms = Mapping[str, Transform | None] | None
@@ -336,7 +337,10 @@ class NuScenesDataModule(LightningDataModule):
             resampled=resampled,
         )
         pin_memory = torch.cuda.is_available()
-        return FrameLoader(dataset, sampler, self.num_workers, pin_memory, self.mask_per_frame)
+        loader = FrameLoader(dataset, sampler, self.num_workers, pin_memory, self.mask_per_frame)
+        if self.trainer:
+            check_shares(self.trainer, name, len(loader))
+        return loader
 
     def _resampled(self, dataset: FrameDataset) -> NDArray[np.int64] | None:
         """Numbers of the frames of an epoch; ``None``: all, once."""

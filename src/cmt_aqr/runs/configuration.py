@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from cmt_aqr.checks import is_count, is_whole, require, require_number, require_whole
+from cmt_aqr.checks import is_count, require, require_number, require_whole
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.runs.saved import below, current_names, links, override_keys
+from cmt_aqr.runs.trainer_settings import blamed, check_trainer, precision_named
 from cmt_aqr.runs.tree import unresolved
 
 
@@ -36,7 +37,7 @@ def build(config: DictConfig | None, **arguments: Any) -> Any:
     try:
         return hydra.utils.instantiate(_current(config), **arguments)
     except InstantiationException as error:
-        told = _told(error, written)
+        told = _told(error, written, {} if config is None else config)
         if told is None:
             raise
         raise UserError(told) from error
@@ -67,7 +68,7 @@ def _source(written: Any, key: str) -> str:
     return key
 
 
-def _told(error: InstantiationException, written: Any) -> str | None:
+def _told(error: InstantiationException, written: Any, settings: Mapping[Any, Any]) -> str | None:
     """The sentence about a class that could not be built, where the settings are to blame; else ``None``."""
     cause = error.__cause__
     said = " ".join(str(cause).split())
@@ -93,7 +94,7 @@ def _told(error: InstantiationException, written: Any) -> str | None:
     if key.startswith(("callbacks.", "logger.")) and not target.startswith("cmt_aqr."):
         # A class that the user chose, with settings that the user gave: none of ours can be at fault.
         return f"{key}: {target} refuses these settings ({type(cause).__name__}: {said}); see its documentation"
-    return said if isinstance(cause, MisconfigurationException) else None
+    return blamed(said, settings, key) if isinstance(cause, MisconfigurationException) else None
 
 
 def _unknown_setting(error: BaseException | None) -> str | None:
@@ -177,7 +178,7 @@ def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: 
     _check_contradictions(config, set(override_keys(overrides)))
     _check_signal(config, evaluating)
     _check_recipe(config)
-    _check_trainer(config)
+    check_trainer(config.trainer)
     _check_packages(config)
     for group in ("optimizer", "lr_mult", "renderer", "modulator", "aqr", "clamp_schedule"):
         _check_read(group, config[group], build(config[group]), overrides)
@@ -224,9 +225,6 @@ def clamp_given(overrides: Sequence[str]) -> bool:
 _LOWEST = {
     "seed": 0,
     "evaluation.max_detections": 1,
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.check_val_every_n_epoch": 1,
-    "trainer.log_every_n_steps": 1,
     "model.layers": 1,
     "model.queries": 1,
 }
@@ -238,18 +236,9 @@ def _check_numbers(config: DictConfig) -> None:
     sides = isinstance(size, Sequence) and len(size) == 2 and all(is_count(side) for side in size)
     require(sides, "model.image_size", size, "height and width in whole pixels, as in [320,800]")
     for key, least in _LOWEST.items():
-        value = OmegaConf.select(config, key)
-        if value is None and key == "trainer.check_val_every_n_epoch":
-            continue  # Lightning then evaluates by steps: +trainer.val_check_interval
-        require_whole(key, value, least)
+        require_whole(key, OmegaConf.select(config, key), least)
     threshold = OmegaConf.select(config, "evaluation.score_threshold", default=0.0)
     require_number("evaluation.score_threshold", threshold, 0, below=1)
-    epochs, steps = config.trainer.max_epochs, config.trainer.max_steps
-    for key, value in (("trainer.max_epochs", epochs), ("trainer.max_steps", steps)):
-        fits = is_whole(value, -1) or (key == "trainer.max_epochs" and value is None)
-        require(fits, key, value, "a whole number, or -1 for no limit")
-    if epochs in (None, -1) and steps == -1:
-        raise UserError(f"trainer.max_epochs={epochs} and trainer.max_steps={steps}: one must set an end")
 
 
 def _check_classes(config: DictConfig) -> None:
@@ -281,50 +270,13 @@ def _check_packages(config: DictConfig) -> None:
             )
 
 
-_PRECISIONS = {
-    "32-true": ("32", "32-true"),
-    "bf16-mixed": ("bf16", "bf16-mixed"),
-    "16-mixed": ("16", "16-mixed"),
-}
-"""What the model trains in, and how Lightning lets it be written."""
-
-
 def precision_of(config: DictConfig) -> str:
     """The precision of a configuration: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
 
     Raises:
         UserError: it is another one.
     """
-    given = config.trainer.get("precision", "32-true")
-    for name, spellings in _PRECISIONS.items():
-        if str(given) in spellings:
-            return name
-    raise UserError(
-        f"trainer.precision={given}: must be one of {', '.join(_PRECISIONS)}; weights are kept in float32, and so "
-        "is what needs its digits"
-    )
-
-
-_OURS = {
-    "callbacks": "add +callbacks.<name>._target_=<class> instead",
-    "logger": "choose logger=<option> instead",
-    "plugins": "precision and checkpoints have their own; choose trainer.precision",
-    "overfit_batches": "choose experiment=overfit, or data.limit_train_frames",
-    "fast_dev_run": "give trainer.max_steps=2 data.limit_train_frames=4 data.limit_eval_frames=2",
-    "enable_checkpointing": "drop it; callbacks.checkpoint says when to write",
-}
-"""Arguments of Lightning's Trainer that the run sets itself or cannot end with, and what to give instead."""
-
-
-def _check_trainer(config: DictConfig) -> None:
-    precision_of(config)
-    for name, instead in _OURS.items():
-        if name in config.trainer:
-            raise UserError(f"trainer.{name}={config.trainer[name]} is not offered: {instead}")
-    if config.trainer.get("limit_val_batches") == 0:
-        raise UserError(
-            "trainer.limit_val_batches=0: a run ends with an evaluation; data.limit_eval_frames=1 makes it short"
-        )
+    return precision_named(config.trainer.get("precision", "32-true"))
 
 
 def _check_contradictions(config: DictConfig, given: set[str]) -> None:

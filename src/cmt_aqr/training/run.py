@@ -13,6 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import ProgressBar
 
 from cmt_aqr.aqr import AQR
 from cmt_aqr.constants import CAMERAS
@@ -99,7 +100,7 @@ def _train(
     if is_rank_zero():
         remove_partial(folder)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    named = {name: build(callback) for name, callback in (config.callbacks or {}).items() if callback is not None}
+    named = build_callbacks(config)
     callbacks = list(named.values())
     check_monitors(named, config)
     if config.ckpt_path:
@@ -175,9 +176,8 @@ def measure(
     """
     keep_freed_memory()
     checkpoint = read_checkpoint(Path(config.ckpt_path))
-    shown = [(config.callbacks or {}).get(name) for name in ("progress", "aqr_monitor")]
-    callbacks = [build(callback) for callback in shown if callback is not None]
-    callbacks += watching
+    shown = build_callbacks(config, ("progress", "aqr_monitor"))
+    callbacks = [*shown.values(), *watching]
     trainer = build_trainer(config, callbacks=callbacks, logger=False, enable_checkpointing=False)
     _use_threads(config, trainer)
     data = build_data(config, evaluating=True)
@@ -186,6 +186,15 @@ def measure(
     module.results_path = results
     trainer.validate(module, datamodule=data, verbose=False)
     return trainer, module
+
+
+def build_callbacks(config: DictConfig, names: Sequence[str] | None = None) -> dict[str, pl.Callback]:
+    """The callbacks of a configuration by name, or some; no progress bar where the Trainer shall have none."""
+    wanted = {name: value for name, value in (config.callbacks or {}).items() if names is None or name in names}
+    built = {name: build(callback) for name, callback in wanted.items() if callback is not None}
+    if config.trainer.get("enable_progress_bar") is False:  # beside one, Lightning refuses the setting
+        return {name: made for name, made in built.items() if not isinstance(made, ProgressBar)}
+    return built
 
 
 def _use_threads(config: DictConfig, trainer: pl.Trainer) -> None:
