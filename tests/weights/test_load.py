@@ -1,5 +1,7 @@
 """Loading into a model: what is loaded, reported and refused."""
 
+from pathlib import Path
+
 import timm
 import torch
 from pytest import raises
@@ -82,6 +84,20 @@ def test_our_own_checkpoint() -> None:
     report = load_weights(model, {"state_dict": {f"model.{name}": value for name, value in weights.items()}})
     assert report.naming == "ours"
     assert torch.equal(model.aqr.weight, weights["aqr.weight"])
+
+
+def test_of_two_files_the_second_gives_what_the_first_lacks(tmp_path: Path) -> None:
+    camera, lidar = Small().state_dict(), Small().state_dict()
+    files = [tmp_path / "lidar.pth", tmp_path / "camera.pth"]
+    torch.save({name: value for name, value in lidar.items() if not name.startswith("image.")}, files[0])
+    torch.save({name: value for name, value in camera.items() if not name.startswith("head.")}, files[1])
+    model = Small()
+    report = load_weights(model, files)
+    assert not report.missing and not report.unexpected
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, (camera if name.startswith("image.") else lidar)[name]), name
+    with raises(WeightsError, match=r"^weights=.*lidar\.pth: .*are missing"):
+        load_weights(Small(), files[0])
 
 
 def test_half_a_module_is_refused_and_changes_nothing() -> None:

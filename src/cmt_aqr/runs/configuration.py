@@ -311,10 +311,12 @@ def _check_contradictions(config: DictConfig, given: set[str]) -> None:
             f"ckpt_path={config.ckpt_path} and weights={config.weights}: a run resumes from a checkpoint or "
             "starts from weights, not both"
         )
-    for key in ("ckpt_path", "weights"):
-        if config[key] and not Path(config[key]).is_file():
-            there = "it is a folder; name a file in it" if Path(config[key]).is_dir() else "there is no such file"
-            raise UserError(f"{key}={config[key]}: {there}")
+    weights = config.weights if OmegaConf.is_list(config.weights) else [config.weights]
+    require(len(weights) > 0, "weights", weights, "a file, a list of files, or null")
+    for key, file in (("ckpt_path", config.ckpt_path), *(("weights", file) for file in weights)):
+        if file and not Path(str(file)).is_file():
+            there = "it is a folder; name a file in it" if Path(str(file)).is_dir() else "there is no such file"
+            raise UserError(f"{key}={file}: {there}")
 
 
 def _check_signal(config: DictConfig, evaluating: bool) -> None:

@@ -254,7 +254,7 @@ def start_from_weights(config: DictConfig, module: DetectorModule) -> None:
     """Load ``weights=``, if given, and print what was loaded."""
     if config.weights is None:
         return
-    report = load_weights(module.model, Path(config.weights))
+    report = load_weights(module.model, config.weights)
     if is_rank_zero():
         console().print(report.table())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,8 +75,13 @@ class LoadReport:
 KINDS = ("loaded", "missing", "unexpected", "wrong_shape")
 
 
-def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor]) -> LoadReport:
+Weights = str | Path | Mapping[str, Tensor] | Sequence[str | Path]
+
+
+def load_weights(model: nn.Module, weights: Weights) -> LoadReport:
     """Load a checkpoint, official or ours, or a backbone's weights, into ``model``.
+
+    Of several files each gives what those before it lack, as a LiDAR's and a camera's model to a fused one.
 
     A module counts as loaded when all of it was. A CMT checkpoint leaves AQR as it was made, a backbone-only
     file all but the backbone; anything else that the file does not cover is an error. What the file has and
@@ -85,22 +90,25 @@ def load_weights(model: nn.Module, weights: str | Path | Mapping[str, Tensor]) -
 
     Args:
         model: a CMT model, or any module whose names start with ``image.``, ``lidar.``, ``head.``, ...
-        weights: a file, or a state dict.
+        weights: a file, several, or a state dict.
 
     Returns:
-        The report; print its :meth:`LoadReport.table`.
+        The report, with the first file's naming; print its :meth:`LoadReport.table`.
 
     Raises:
         FileNotFoundError: where there is no such file.
         WeightsError: where the file cannot be read, nothing of it fits, or a module would be half loaded.
     """
-    if isinstance(weights, Mapping):
-        source, state = "a state dict", unwrap(weights, "a state dict")
-    else:
-        source, state = str(weights), read_state_dict(weights)
     own = model.state_dict()
-    naming = naming_of(state)
-    translated = translate(state, naming, own.keys())
+    if isinstance(weights, Mapping):
+        source, states = "a state dict", [unwrap(weights, "a state dict")]
+    else:
+        files = [weights] if isinstance(weights, str | Path) else weights
+        source, states = ",".join(map(str, files)), [read_state_dict(file) for file in files]
+    naming = naming_of(states[0])
+    translated: dict[str, Tensor] = {}
+    for state in states:
+        translated = translate(state, naming_of(state), own.keys()) | translated
 
     wrong_shape = {
         name: (tuple(value.shape), tuple(own[name].shape))
