@@ -140,7 +140,7 @@ def check_paths(config: DictConfig, several: Sequence[str] = ()) -> None:
 
     Args:
         config: changed in place.
-        several: keys that may be a list of paths.
+        several: keys that may be a list of paths, besides ``weights``.
 
     Raises:
         UserError: something else is given; the sentence says how to type a path that looks like it.
@@ -149,7 +149,7 @@ def check_paths(config: DictConfig, several: Sequence[str] = ()) -> None:
         value = OmegaConf.select(config, key, default=_MAY_BE_NULL)  # absent, or ???
         if value is _MAY_BE_NULL or (value is None and key in _MAY_BE_NULL):
             continue
-        if key in several and OmegaConf.is_list(value):
+        if key in (*several, "weights") and OmegaConf.is_list(value):
             OmegaConf.update(config, key, [home_written_out(str(path)) for path in value])
             continue
         if isinstance(value, bool | float) or not isinstance(value, str | int) or value == "":
