@@ -9,7 +9,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.stats import norm, poisson
 
-from cmt_aqr.data.corruptions.pictures import LEVELS, EachPicture, Picture, draw_from
+from cmt_aqr.data.corruptions.pictures import LEVELS, EachPicture, Picture, look_up, random_bytes
 
 
 class Darker(EachPicture):
@@ -44,7 +44,7 @@ class Darker(EachPicture):
         ends[:, -1] = LEVELS
         counts = np.diff(ends, axis=1, prepend=0)
         outcomes = np.repeat(np.tile(np.arange(256, dtype=np.uint8), 256), counts.ravel())
-        return draw_from(outcomes.reshape(256, LEVELS), picture, random)
+        return look_up(outcomes.reshape(256, LEVELS), picture, random_bytes(picture.shape, random))
 
 
 @functools.lru_cache(maxsize=256)

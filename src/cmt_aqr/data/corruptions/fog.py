@@ -15,6 +15,7 @@ from scipy.integrate import simpson
 from cmt_aqr.data.corruptions.files import returns_of
 from cmt_aqr.data.corruptions.pictures import (
     BAND,
+    DOWN,
     EachPicture,
     Picture,
     floor,
@@ -193,16 +194,16 @@ class FogHaze(EachPicture):
         planes = planes_of(picture)
         for top in range(0, height, 4 * BAND):
             rows = slice(top, top + 4 * BAND)
-            # min(gain x + h, 255) t + 127.5 (1 - t) as min(scale x, most) + rest, for all channels alike.
+            # min(gain x + h, 255) t + 127.5 (1 - t) as min(gain t x + rest, most), each cut off below the point.
             t = clear[rows]
-            scale, hazy = t * np.float32(gain), cv2.multiply(t, haze[rows], scale=255 * self.strength * gain)
-            most, rest = cv2.addWeighted(t, 255, hazy, -1, 0), cv2.addWeighted(t, -127.5, hazy, 1, 127.5)
+            rest = np.multiply(t, haze[rows])
+            cv2.addWeighted(t, -127.5, rest, 255 * self.strength * gain, 127.5, rest)
+            most = cv2.convertScaleAbs(t, None, 127.5, 127.5 + DOWN)
+            t *= np.float32(gain)
             for plane, result in zip(planes, foggy, strict=True):
-                shade = plane[rows].astype(np.float32)
-                cv2.multiply(shade, scale, shade)
-                cv2.min(shade, most, shade)
-                cv2.add(shade, rest, shade)
-                floor(shade, result[rows])
+                shade = np.multiply(plane[rows], t)
+                floor(cv2.add(shade, rest, shade), result[rows])
+                cv2.min(result[rows], most, result[rows])
         return picture_of(list(foggy))
 
     def haze(self, height: int, width: int, random: Generator) -> NDArray[np.float32]:
@@ -219,10 +220,11 @@ class FogHaze(EachPicture):
     def clear(self, height: int, width: int, random: Generator) -> NDArray[np.float32]:
         """t, (height, width)."""
         still, drawn = _distances(height, width, self.beta)
-        clear = random_bytes((height, width), random).astype(np.float32)
+        clear = np.empty((height, width), dtype=np.float32)
+        steps = random_bytes((height, width), random)
         for top in range(0, height, 2 * BAND):
             rows = slice(top, top + 2 * BAND)
-            part = cv2.multiply(clear[rows], drawn[rows], clear[rows])
+            part = np.multiply(steps[rows], drawn[rows], out=clear[rows])
             cv2.exp(cv2.add(part, still[rows], part), part)
         return clear
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
 from scipy.stats import norm
 
-from cmt_aqr.data.corruptions.pictures import EachPicture, Picture, draw_from, spread_quantiles
+from cmt_aqr.data.corruptions.pictures import (
+    DOWN,
+    LEVELS,
+    EachPicture,
+    Picture,
+    random_bytes,
+    spread_quantiles,
+)
 from cmt_aqr.structures import Frame
 
 
@@ -136,11 +144,20 @@ class NoisyPictures(EachPicture):
         self.uniform = uniform
 
     def change(self, picture: Picture, random: Generator, view: int) -> Picture:
-        """Add noise."""
-        quantiles = spread_quantiles(random)
-        noise = self.size * (2 * quantiles - 1 if self.uniform else norm.ppf(quantiles))
-        noisy = np.clip(np.arange(256)[:, None] / 255 + noise, 0, 1)
-        return draw_from((255 * noisy + 1e-6).astype(np.uint8), picture, random)
+        """Add one of ``LEVELS`` quantiles of the noise to each, cut off below the point."""
+        quantiles, drawn = spread_quantiles(random), random_bytes(picture.shape, random)
+        width = 255 * self.size
+        if self.uniform:  # quantiles are evenly apart
+            least = width * (2 * float(quantiles[0]) - 1)
+            noisy = cv2.addWeighted(drawn, 2 * width / LEVELS, picture, 1, least + DOWN)
+            return np.asarray(noisy, dtype=np.uint8)
+        # Pixels are whole steps: the noise may be cut off below the point by itself.
+        steps = np.floor(width * norm.ppf(quantiles) + 1e-6)
+        amount = cv2.LUT(drawn, np.minimum(np.abs(steps), 255).astype(np.uint8))
+        up = cv2.threshold(drawn, int((steps < 0).sum()) - 1, 255, cv2.THRESH_BINARY)[1]
+        cv2.bitwise_and(amount, up, up)
+        down = cv2.subtract(amount, up, amount)
+        return np.asarray(cv2.subtract(cv2.add(picture, up, up), down, down), dtype=np.uint8)
 
 
 class SaltAndPepper(EachPicture):
@@ -155,8 +172,9 @@ class SaltAndPepper(EachPicture):
 
     def change(self, picture: Picture, random: Generator, view: int) -> Picture:
         """Strew pixels."""
-        quantiles = spread_quantiles(random)
-        table = np.tile(np.arange(256, dtype=np.uint8)[:, None], (1, len(quantiles)))
-        table[:, quantiles < self.share] = 0
-        table[:, quantiles < self.share / 2] = 255
-        return draw_from(table, picture, random)
+        quantiles, drawn = spread_quantiles(random), random_bytes(picture.shape, random)
+        struck, white = (int((quantiles < share).sum()) for share in (self.share, self.share / 2))
+        kept = cv2.threshold(drawn, struck - 1, 255, cv2.THRESH_BINARY)[1]
+        cv2.bitwise_and(picture, kept, kept)
+        cv2.threshold(drawn, white - 1, 255, cv2.THRESH_BINARY_INV, drawn)
+        return np.asarray(cv2.bitwise_or(kept, drawn, kept), dtype=np.uint8)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from cmt_aqr.data.corruptions.lidar import normal_numbers
 from cmt_aqr.data.corruptions.pictures import DOWN, Blur, EachPicture, Picture
 
 
@@ -52,13 +53,13 @@ class Snow(EachPicture):
         return np.asarray(cv2.add(lit, cv2.cvtColor(flakes, cv2.COLOR_GRAY2BGR), lit), dtype=np.uint8)
 
     def layer(self, height: int, width: int, random: Generator) -> NDArray[np.uint8]:
-        """Flakes (height, width), of 255."""
+        """Flakes (height, width), of 255; whole steps before they are blurred and after."""
         rows, columns = math.ceil(height / self.zoom), math.ceil(width / self.zoom)
-        small = np.float32(self.mean) + np.float32(0.3) * random.standard_normal((rows, columns), np.float32)
+        small = np.float32(self.mean) + np.float32(0.3) * normal_numbers((rows, columns), random)
         large = cv2.resize(small, (columns * self.zoom, rows * self.zoom))[:height, :width]
         flakes = cv2.threshold(large, self.threshold, 0, cv2.THRESH_TOZERO)[1]
-        flakes = np.asarray(cv2.threshold(flakes, 1, 1, cv2.THRESH_TRUNC, flakes)[1], dtype=np.float32)
         layer = np.empty((height, width), dtype=np.uint8)
-        for band, blurred in self.blur.blurred(flakes, random.uniform(*self.blur.degrees)):
-            cv2.convertScaleAbs(blurred, layer[band], 255)
+        sharp = cv2.convertScaleAbs(flakes, None, 255)
+        for band, blurred in self.blur.blurred(sharp, random.uniform(*self.blur.degrees)):
+            cv2.convertScaleAbs(blurred, layer[band])
         return layer
