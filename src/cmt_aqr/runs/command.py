@@ -220,13 +220,11 @@ def check_overrides(
         advice = "; --cfg all --resolve has Hydra's part with what it refers to" if flags.cfg == "hydra" else ""
         raise UserError(explain(error, config_name, overrides) + advice) from error
     except ValueError as error:
-        emptied = next((item for item in overrides if re.fullmatch(r"[\w/]+=(null)?", item)), None)
-        if emptied is None or "group override must be" not in str(error):
-            raise
-        group = emptied.partition("=")[0]
-        options = ", ".join(GlobalHydra.instance().config_loader().get_group_options(group))
-        raise UserError(f"{emptied}: must be one of {options}; a single key below it may be null") from error
+        if "group override must be" in str(error):
+            _check_groups(overrides, r"[\w/]+=(null)?")
+        raise
     else:
+        _check_groups(first, r"[\w/]+=\[\]")
         check_references(configs[0], first)
         refuse_unread(configs[0], config_name, first)
     finally:
@@ -242,6 +240,19 @@ def check_overrides(
     if not looking:
         with resolvable(configs[0]):
             _check_folder_of_results(configs[0], several)
+
+
+def _check_groups(overrides: Sequence[str], empty: str) -> None:
+    """Refuse a group of which no option is chosen; Hydra must be initialised.
+
+    Args:
+        overrides: of the command line.
+        empty: pattern of the overrides that choose none.
+    """
+    for item in overrides:
+        options = GlobalHydra.instance().config_loader().get_group_options(item.partition("=")[0])
+        if options and re.fullmatch(empty, item):
+            raise UserError(f"{item}: must be one of {', '.join(options)}; a single key below it may be null")
 
 
 def print_help(config_dir: Path, config_name: str, arguments: Sequence[str], script: Path) -> bool:

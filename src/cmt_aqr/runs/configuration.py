@@ -20,6 +20,7 @@ from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.runs.saved import below, current_names, links, override_keys
 from cmt_aqr.runs.trainer_settings import blamed, check_trainer, precision_named
 from cmt_aqr.runs.tree import unresolved
+from cmt_aqr.runs.typed import mistyped
 
 
 def build(config: DictConfig | None, **arguments: Any) -> Any:
@@ -35,12 +36,29 @@ def build(config: DictConfig | None, **arguments: Any) -> Any:
     # Before Hydra resolves interpolations, also those of other parts that this one is interpolated from.
     written = None if config is None else unresolved(config._get_root())
     try:
-        return hydra.utils.instantiate(_current(config), **arguments)
+        built = hydra.utils.instantiate(_current(config), **arguments)
     except InstantiationException as error:
         told = _told(error, written, {} if config is None else config)
         if told is None:
+            _check_types(config, written)
             raise
         raise UserError(told) from error
+    _check_types(config, written)
+    return built
+
+
+def _check_types(config: DictConfig | None, written: Any) -> None:
+    """Refuse a value of another type than its constructor declares, and did not look at itself.
+
+    Args:
+        config: what was built, or could not be.
+        written: the whole configuration, not resolved.
+    """
+    if config is None:
+        return
+    plain = OmegaConf.to_container(config, resolve=True)
+    for key, value, allowed in mistyped(current_names(plain), config._get_full_key(None)):
+        require(False, _source(written, key), value, allowed)
 
 
 def in_terms_of_keys(said: str, place: str, written: Any = None) -> str:
@@ -94,7 +112,10 @@ def _told(error: InstantiationException, written: Any, settings: Mapping[Any, An
     if key.startswith(("callbacks.", "logger.")) and not target.startswith("cmt_aqr."):
         # A class that the user chose, with settings that the user gave: none of ours can be at fault.
         return f"{key}: {target} refuses these settings ({type(cause).__name__}: {said}); see its documentation"
-    return blamed(said, settings, key) if isinstance(cause, MisconfigurationException) else None
+    setting = blamed(said, settings) if target.startswith("pytorch_lightning.") else None
+    if setting is not None or isinstance(cause, MisconfigurationException):
+        return f"{place}{setting}: {said}" if setting is not None else f"{key}: {said}"
+    return None
 
 
 def _unknown_setting(error: BaseException | None) -> str | None:
@@ -172,6 +193,7 @@ def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: 
     Raises:
         UserError: naming key, value and what is allowed.
     """
+    _check_parts(config)
     check_complete(config)
     _check_numbers(config)
     _check_classes(config)
@@ -222,8 +244,28 @@ def clamp_given(overrides: Sequence[str]) -> bool:
     return bool({"renderer", "renderer.max_weight_clamp"} & set(override_keys(overrides)))
 
 
+_PARTS = (
+    "model.network",
+    "model.network.head",
+    "model.network.decoder",
+    "model.grid",
+    "training",
+    "training.criterion",
+    "training.denoising",
+    "evaluation",
+    "recipe",
+)
+"""What a run cannot do without; groups are refused by themselves."""
+
+
+def _check_parts(config: DictConfig) -> None:
+    for key in _PARTS:
+        if OmegaConf.select(config, key, default=key) is None:
+            advice = "training.denoising.groups=0 switches it off" if "denoising" in key else "drop it"
+            raise UserError(f"{key}=null: a run needs this part; {advice}")
+
+
 _LOWEST = {
-    "seed": 0,
     "evaluation.max_detections": 1,
     "model.layers": 1,
     "model.queries": 1,
@@ -237,6 +279,7 @@ def _check_numbers(config: DictConfig) -> None:
     require(sides, "model.image_size", size, "height and width in whole pixels, as in [320,800]")
     for key, least in _LOWEST.items():
         require_whole(key, OmegaConf.select(config, key), least)
+    require_whole("seed", config.seed, 0, 2**32 - 1)  # as numpy's generator takes it
     threshold = OmegaConf.select(config, "evaluation.score_threshold", default=0.0)
     require_number("evaluation.score_threshold", threshold, 0, below=1)
 

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from cmt_aqr.runs.command_line import no_such_option
-from cmt_aqr.runs.saved import below
+from cmt_aqr.runs.saved import below, override_keys
 from cmt_aqr.runs.tree import nodes, unresolved
 
 
@@ -31,6 +31,10 @@ def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
         options = GlobalHydra.instance().config_loader().get_group_options(listed.group(1))
         return f"{listed.group(1)}={listed.group(2)}: there is no such option; choose from {', '.join(options)}"
     unknown = re.search(r"Could not override '([^']+)'", text)
+    there = re.search(r"Could not append to config. An item is already at '([^']+)'", text)
+    if there is not None:
+        given = next((item for item in overrides if override_keys([item]) == [there[1]]), there[1])
+        return f"{given}: there is {there[1]} already; give it without +"
     if unknown is None:
         return text
     key = unknown.group(1).lstrip("+~").split("@")[0]
@@ -72,9 +76,10 @@ def _missing_plugin(name: str, overrides: list[str]) -> str:
 
 
 def _option_with(config_name: str, key: str) -> str | None:
-    """``group=option``, of the first option with which there is such a key."""
+    """``group=option``, of the default, or else the first, option with which there is such a key."""
     group = key.partition(".")[0]
-    for option in GlobalHydra.instance().config_loader().get_group_options(group):
+    options = GlobalHydra.instance().config_loader().get_group_options(group)
+    for option in sorted(options, key=lambda name: name != "default"):
         if key in _keys(config_name, [f"{group}={option}"]):
             return f"{group}={option}"
     return None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import typing
 from collections.abc import Mapping
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer
 
-from cmt_aqr.checks import is_whole, require, require_number, require_whole
+from cmt_aqr.checks import is_whole, require, require_choice, require_number, require_whole
 from cmt_aqr.errors import UserError
+from cmt_aqr.runs.typed import mistyped
 
 _PRECISIONS = {
     "32-true": ("32", "32-true"),
@@ -45,9 +45,6 @@ _LOWEST = {
 
 _MAY_BE_NULL = ("check_val_every_n_epoch", "min_epochs", "min_steps")
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
-"""Values that YAML has of their own, and what they are called in a sentence."""
-
 
 def check_trainer(trainer: DictConfig) -> None:
     """Refuse arguments of the Trainer that are not offered, of another type, or out of range.
@@ -62,11 +59,16 @@ def check_trainer(trainer: DictConfig) -> None:
     for name, instead in _OURS.items():
         if name in trainer:
             raise UserError(f"trainer.{name}={trainer[name]} is not offered: {instead}")
+    if trainer.get("use_distributed_sampler"):
+        raise UserError("trainer.use_distributed_sampler=true: the data module shares the frames out; drop it")
+    if isinstance(trainer.get("accelerator"), str):
+        require_choice("trainer.accelerator", trainer.accelerator, ("auto", "cpu", "gpu", "cuda", "mps"))
     for name, low in _LOWEST.items():
         value = trainer.get(name)
         if name in trainer and not (value is None and name in _MAY_BE_NULL):
             require_whole(f"trainer.{name}", value, low)
-    _check_types(trainer)
+    for key, value, allowed in mistyped(OmegaConf.to_container(trainer, resolve=True), "trainer"):
+        require(key == "trainer.precision", key, value, allowed)
     if trainer.get("gradient_clip_val") is not None:
         require_number("trainer.gradient_clip_val", trainer.gradient_clip_val, 0)
     _check_end(trainer)
@@ -76,26 +78,6 @@ def check_trainer(trainer: DictConfig) -> None:
         )
     if trainer.get("limit_train_batches") == 0:
         raise UserError("trainer.limit_train_batches=0: nothing would be trained; scripts/evaluate.py evaluates")
-
-
-def _check_types(trainer: DictConfig) -> None:
-    """Compare plain values with the types that the Trainer declares: not all of them are looked at before use."""
-    declared = typing.get_type_hints(Trainer.__init__)
-    for name, value in trainer.items():
-        if name not in declared or name == "precision" or type(value) not in _KINDS:
-            continue
-        kinds = _plain_kinds(declared[name])
-        fits = type(value) in kinds or (type(value) is int and float in kinds)
-        require(fits, f"trainer.{name}", value, " or ".join(_KINDS[kind] for kind in _KINDS if kind in kinds))
-
-
-def _plain_kinds(declared: Any) -> set[type]:
-    """Those of YAML's types that a declared type allows."""
-    if get_origin(declared) is typing.Literal:
-        return {type(value) for value in get_args(declared)}
-    if get_origin(declared) is typing.Union:
-        return set().union(*map(_plain_kinds, get_args(declared)))
-    return {declared} & set(_KINDS)
 
 
 def _check_end(trainer: DictConfig) -> None:
@@ -127,19 +109,20 @@ def precision_named(given: Any) -> str:
     )
 
 
-def blamed(said: str, settings: Mapping[str, Any], place: str) -> str:
-    """Lightning's sentence about its Trainer, with the setting in front that it means, if it names one.
+def blamed(said: str, settings: Mapping[Any, Any]) -> str | None:
+    """The setting that a sentence of Lightning is about, as ``name=value``; ``None`` where it names none.
 
     Args:
-        said: names an argument or quotes its value.
-        settings: what the Trainer was given.
-        place: key of the settings.
+        said: by a constructor, of an argument or its value.
+        settings: what the constructor was given.
     """
-    for name, value in settings.items():
-        quoted = isinstance(value, str) and f"'{value}'" in said
-        if quoted or f"`{name}" in said or ("_" in str(name) and re.search(rf"\b{name}\b", said)):
-            return f"{place}.{name}={str(value).lower() if isinstance(value, bool) else value}: {said}"
-    return f"{place}: {said}"
+    names = [name for name in settings if f"`{name}" in said or ("_" in name and re.search(rf"\b{name}\b", said))]
+    texts = [name for name, value in settings.items() if isinstance(value, str) and value != "auto"]
+    names += [name for name in texts if re.search(rf"(?<![\w.]){re.escape(settings[name])}(?![\w.])", said)]
+    if not names:
+        return None
+    value = settings[names[0]]
+    return f"{names[0]}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def check_shares(trainer: Trainer, split: str, batches: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmt_aqr.checks import require_whole
+from cmt_aqr.checks import require_number, require_whole
 from cmt_aqr.geometry import to_unit
 from cmt_aqr.structures import Batch, DenoisingQueries, TensorStructure, sample_index
 
@@ -52,6 +52,8 @@ class Denoising:
 
     def __post_init__(self) -> None:
         require_whole("groups", self.groups)
+        require_number("noise_scale", self.noise_scale, 0)
+        require_number("background_above", self.background_above, 0)
 
     def __call__(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
-from cmt_aqr.checks import require_number
+from cmt_aqr.checks import require_number, require_numbers
 from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import encode_boxes
 from cmt_aqr.outputs import Predictions, QueryOutputs
@@ -82,7 +82,7 @@ class Criterion(nn.Module):
             said, mean over the queries); 0 leaves it out.
 
     Raises:
-        SettingError: the signal's weight is no number of 0 or more.
+        SettingError: a weight is no number of 0 or more.
     """
 
     code_weights: Tensor
@@ -100,6 +100,14 @@ class Criterion(nn.Module):
         signal_weight: float = 0.0,
     ) -> None:
         super().__init__()
+        for name, weight in (
+            ("class_weight", class_weight),
+            ("box_weight", box_weight),
+            ("background_weight", background_weight),
+            ("denoising_weight", denoising_weight),
+            ("signal_weight", signal_weight),
+        ):
+            require_number(name, weight, 0)
         self.matcher = matcher or HungarianMatcher()
         self.class_weight = class_weight
         self.box_weight = box_weight
@@ -107,9 +115,10 @@ class Criterion(nn.Module):
         self.denoising_weight = denoising_weight
         self.classes = classes
         self.background_above = background_above
-        require_number("signal_weight", signal_weight, 0)
         self.signal_weight = signal_weight
-        self.register_buffer("code_weights", torch.tensor(list(code_weights)), persistent=False)
+        self.register_buffer(
+            "code_weights", torch.tensor(require_numbers("code_weights", code_weights, 10, 0)), persistent=False
+        )
 
     def forward(
         self,

@@ -24,6 +24,7 @@ from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.table import metrics_table
 from cmt_aqr.files import nan_to_null, remove_partial, write_json, write_table
 from cmt_aqr.model.cmt import CMT
+from cmt_aqr.model.decoder import DecoderLayer
 from cmt_aqr.model.image import ImageBranch
 from cmt_aqr.runs.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
 from cmt_aqr.runs.configuration import build, build_data, in_terms_of_keys
@@ -212,6 +213,7 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
     denoising = build(config.training.denoising)
     model = build(config.model.network)
     check_feature_shapes(model, config.model.image_size)
+    _check_factors(model)
     return DetectorModule(
         model=model,
         criterion=build(config.training.criterion, background_above=denoising.background_above),
@@ -248,6 +250,17 @@ def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
         model.aqr.renderer.check_shapes(bev, images)
     except SettingError as error:
         raise UserError(in_terms_of_keys(str(error), "renderer")) from error
+
+
+def _check_factors(model: CMT) -> None:
+    """Compare the number of AQR's factors with the decoder's layers and heads."""
+    factors = getattr(model.aqr, "factors", None)
+    there = [layer.cross_attention.heads for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
+    if factors is not None and list(factors.shape) != [len(there), *set(there)]:
+        raise UserError(
+            f"aqr.per_layer_and_head={list(factors.shape)}: the decoder has {len(there)} layers of {there[0]} "
+            "heads; give 'aqr.per_layer_and_head=[${model.layers},${model.heads}]'"
+        )
 
 
 def start_from_weights(config: DictConfig, module: DetectorModule) -> None:

@@ -1,0 +1,122 @@
+"""Values of the configuration beside the types that constructors declare, which Python does not look at."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import hydra
+
+_CHECKED = ("cmt_aqr.", "pytorch_lightning.")
+"""Packages whose declared types can be relied upon."""
+
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    type(None): "null",
+}
+
+_FITTING = {
+    bool: (bool, int, type(None)),
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    type(None): (type(None),),
+}
+"""Types of values for each declared one; a switch may be on where another part has a size, as in data.cameras."""
+
+
+def mistyped(plain: Any, place: str) -> Iterator[tuple[str, Any, str]]:
+    """Values that are not of the type which the class that they are for declares.
+
+    Args:
+        plain: a configuration, resolved, with ``_target_``; parts of it are looked at, too.
+        place: its key.
+
+    Yields:
+        Key, value, and what it must be.
+    """
+    if not isinstance(plain, Mapping):
+        return
+    hints = _hints(str(plain.get("_target_")))
+    for name, value in plain.items():
+        key = f"{place}.{name}" if place else str(name)
+        if name in hints and not _fits(value, hints[name]):
+            yield key, value, _described(hints[name])
+        yield from mistyped(value, key)
+
+
+@functools.cache
+def _hints(target: str) -> dict[str, Any]:
+    """Declared types of a constructor's or function's parameters; none where they cannot be known."""
+    if not target.startswith(_CHECKED):
+        return {}
+    found: dict[str, Any] = {}
+    try:
+        called = hydra.utils.get_object(target)
+        for function in _called(called) if isinstance(called, type) else [called]:
+            found = {**typing.get_type_hints(function), **found}
+    except (ImportError, NameError):  # no such class; a type that is imported for type checkers only
+        return {}
+    return found
+
+
+def _called(built: type) -> Iterator[Any]:
+    """The constructors that a class' settings reach: those of its bases, too, where it hands on the rest."""
+    for owner in built.__mro__:
+        if "__init__" in vars(owner):
+            yield owner.__init__  # type: ignore[misc]  # of this very class
+            kinds = [parameter.kind for parameter in inspect.signature(owner.__init__).parameters.values()]  # type: ignore[misc]
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                return
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any or hint is object:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is typing.Literal:
+        return value in parts
+    if hint in _FITTING:
+        return type(value) in _FITTING[hint]
+    if isinstance(value, Mapping) and "_target_" in value:
+        return True
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return isinstance(value, list) and _fit_all(value, origin, parts)
+    if isinstance(hint, type) and not issubclass(hint, os.PathLike):
+        return type(value) not in _FITTING
+    return True
+
+
+def _fit_all(values: list[Any], origin: type, parts: tuple[Any, ...]) -> bool:
+    if origin is tuple and ... not in parts:
+        return len(values) == len(parts) and all(map(_fits, values, parts))
+    return all(_fits(value, parts[0]) for value in values)
+
+
+def _described(hint: Any) -> str:
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_described, parts)))
+    if origin is typing.Literal:
+        return " or ".join(map(str, parts))
+    if hint in _NAMES:
+        return _NAMES[hint]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"values by name, each {_described(parts[1])}"
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        count = f"{len(parts)} values" if origin is tuple and ... not in parts else "values"
+        return f"a list of {count}, each {_described(parts[0])}"
+    return "a path" if hint is Path else "a part with its _target_"

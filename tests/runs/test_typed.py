@@ -1,0 +1,102 @@
+"""Values beside the types that constructors declare."""
+
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from cmt_aqr.errors import UserError
+from cmt_aqr.runs.configuration import build, build_data, check_config
+from cmt_aqr.runs.typed import mistyped
+from cmt_aqr.training.run import build_module
+from tests.helpers.commands import SMALLEST_MODEL
+from tests.helpers.composed import composed
+
+SMALL = [item for item in SMALLEST_MODEL if not item.startswith("aqr.")]
+
+
+def refusal(config: DictConfig, part: str) -> str:
+    with pytest.raises(UserError) as refused:
+        build(OmegaConf.select(config, part))
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part", "said"),
+    [
+        (["model.heads=abc"], "model.network.decoder", "model.heads=abc: must be a whole number"),
+        (
+            ["model.grid.voxel_size=0.1"],
+            "model.network.head.grid",
+            "model.grid.voxel_size=0.1: must be a list",
+        ),
+        (["model.network.image.norm_eval=abc"], "model.network.image", "norm_eval=abc: must be true or false"),
+        (
+            ["training.denoising.noise_scale=-1"],
+            "training.denoising",
+            "noise_scale=-1: must be a number of 0",
+        ),
+        (["training.criterion.class_weight=abc"], "training.criterion", "class_weight=abc: must be a number"),
+        (
+            ["training.criterion.code_weights=[1,2]"],
+            "training.criterion",
+            "code_weights=[1, 2]: must be 10",
+        ),
+        (
+            ["aqr=attention_bias", "aqr.per_layer_and_head=3"],
+            "aqr",
+            "aqr.per_layer_and_head=3: must be a list",
+        ),
+        (["aqr=attention_bias", "aqr.generator=null"], "aqr", "aqr.generator=null: must be a part"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(overrides: list[str], part: str, said: str) -> None:
+    assert said in refusal(composed(*overrides), part)
+
+
+def test_what_lightnings_callbacks_declare_counts_too() -> None:
+    stop = {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "val/NDS", "patience": "abc"}
+    config = OmegaConf.create({"callbacks": {"stop": stop}})
+    assert refusal(config, "callbacks.stop").startswith("callbacks.stop.patience=abc: must be a whole number")
+
+
+@pytest.mark.parametrize("override", ["data.cache_frames=maybe", "data.version=1.0", "data.shuffle_points=abc"])
+def test_settings_that_are_handed_on_to_a_base_are_looked_at(override: str) -> None:
+    with pytest.raises(UserError, match=f"^{override}: must be"):
+        build_data(composed(override))
+
+
+@pytest.mark.parametrize("part", ["model.network", "model.grid", "training", "training.denoising"])
+def test_a_part_that_a_run_needs_is_asked_for(part: str) -> None:
+    with pytest.raises(UserError, match=f"^{part}=null: "):
+        check_config(composed(f"{part}=null"))
+
+
+def test_factors_of_other_layers_and_heads_are_refused_before_data_are_read() -> None:
+    def made(shape: str) -> Any:
+        factors = f"aqr.per_layer_and_head={shape}"
+        config = composed("aqr=attention_bias", *SMALL, "aqr.generator.feedforward_dims=32", factors)
+        return build_module(config, build_data(config), 1)
+
+    made("[1,4]")
+    with pytest.raises(UserError, match=r"^aqr.per_layer_and_head=\[7, 4\]: the decoder has 1 layers of 4 heads"):
+        made("[7,4]")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["experiment=cmt_aqr_voxel0100_r50_800x320_cbgs", "data.root=/data", "weights=w.pth"],
+        ["experiment=lab", "fault=partial/any", "eval_fault=mome/fov60"],
+        ["aqr=attention_bias", "model=tiny", "fault=fog_or_night", "logger=[csv,tensorboard]"],
+        ["model=cmt_camera", "aqr=none", "lr_mult=cmt"],
+    ],
+)
+def test_what_conf_holds_fits(overrides: list[str]) -> None:
+    config = composed(*overrides)
+    OmegaConf.update(config, "callbacks.checkpoint.folder", "folder", force_add=True)
+    config.callbacks.aqr_monitor.folder = "folder"
+    for logger in config.logger.values():
+        logger.save_dir = "folder"
+    assert list(mistyped(OmegaConf.to_container(config, resolve=True), "")) == []
