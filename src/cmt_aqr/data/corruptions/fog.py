@@ -202,7 +202,8 @@ class FogHaze(EachPicture):
             t *= np.float32(gain)
             for plane, result in zip(planes, foggy, strict=True):
                 shade = np.multiply(plane[rows], t)
-                floor(cv2.add(shade, rest, shade), result[rows])
+                cv2.add(shade, rest, shade)
+                floor(shade, result[rows])
                 cv2.min(result[rows], most, result[rows])
         return picture_of(list(foggy))
 
