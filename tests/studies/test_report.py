@@ -224,6 +224,14 @@ def test_failed_runs_are_named_in_the_learning_curves(tmp_path: Path) -> None:
     assert len(shown) == 9 and shown["max_weight_clamp=2.5, residual_weight=0.7 (failed)"] == 20
 
 
+def test_what_no_run_has_logged_has_no_plot(tmp_path: Path) -> None:
+    log = write_run(tmp_path / "0", [], 0.25, curve=[(9, 7.5)]) / "csv" / "metrics.csv"
+    log.write_text(log.read_text(encoding="utf-8").replace("7.5", ""), encoding="utf-8")
+    runs = find_runs(tmp_path)
+    (picture,) = learning_curves(runs, find_axes(runs), [0])
+    assert [axis.title.text for axis in picture.figure.select_yaxes()] == ["val/NDS", "val/mAP"]
+
+
 def test_the_best_so_far_follows_the_direction_and_passes_over_failures(tmp_path: Path) -> None:
     values = [0.5, 0.3, None, *(0.4 + number / 100 for number in range(9))]
     for number, nds in enumerate(values):

@@ -259,13 +259,17 @@ def learning_curves(runs: Sequence[Run], axes: Sequence[pd.Series], order: Seque
         order: of the runs, the best first.
     """
     there = [i for i in order if any(curve[0] for curve in runs[i].curves.values())]
+    if not there:
+        return []
     few, shown = len(there) <= MOST_LINES, with_seed(axes, runs)
-    figure, places = _subplots(len(CURVES), 440, 330)
+    # A run that ended before its first record of the loss has metrics alone.
+    logged = [name for name in CURVES if any(runs[i].curves[name][0] for i in there)]
+    figure, places = _subplots(len(logged), 440, 330)
     for rank, index in reversed(list(enumerate(there))):
         run = runs[index]
         named = label(shown, index) or run.name
-        for place, curve in zip(places, run.curves.values(), strict=True):
-            steps, values = thinned(curve)
+        for place, curve_name in zip(places, logged, strict=True):
+            steps, values = thinned(run.curves[curve_name])
             figure.add_scatter(
                 x=steps,
                 y=values,
@@ -279,7 +283,7 @@ def learning_curves(runs: Sequence[Run], axes: Sequence[pd.Series], order: Seque
                 hovertemplate="step %{x}: %{y:.4g}",
                 **place,
             )
-    for place, name in zip(places, CURVES, strict=True):
+    for place, name in zip(places, logged, strict=True):
         figure.update_yaxes(title_text=name, **place)
     figure.update_xaxes(title_text="step", matches="x")
     figure.update_layout(hoverlabel_namelength=-1)
@@ -288,7 +292,7 @@ def learning_curves(runs: Sequence[Run], axes: Sequence[pd.Series], order: Seque
         sentences.append(f"Each point is the mean of neighbouring steps, at most {CURVE_POINTS} points per run.")
     if len(runs) > len(there):
         sentences.append(f"Runs without a recorded curve: {len(runs) - len(there)}.")
-    return [Picture("Learning curves", figure, " ".join(sentences))] if there else []
+    return [Picture("Learning curves", figure, " ".join(sentences))]
 
 
 def thinned(curve: Curve, most: int = CURVE_POINTS) -> Curve:
