@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
+from cmt_aqr.checks import require
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder, writing
 from cmt_aqr.runs.command import command
@@ -28,10 +29,9 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 def convert_file(source: Path, target: Path, to: str | None) -> dict[str, Tensor]:
     """Read, convert and write; returns what was written."""
-    if to not in (None, "official", "ours"):
-        raise UserError(f"to={to}: expected official, ours or null")
-    if target.suffix not in (".safetensors", ".pth") or target.is_dir():
-        raise UserError(f"target={target}: expected the name of a file that ends in .safetensors or .pth")
+    require(to in (None, "official", "ours"), "to", to, "official, ours or null")
+    written = target.suffix in (".safetensors", ".pth") and not target.is_dir()
+    require(written, "target", target, "the name of a file that ends in .safetensors or .pth")
     if not source.exists():
         raise UserError(f"source={source}: there is no such file")
     check_folder("target", target.parent)

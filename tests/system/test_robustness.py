@@ -1,4 +1,4 @@
-"""A suite over two checkpoints, as commands: shared out, killed, gone on with, and its page."""
+"""A suite over two checkpoints, as commands: shared out, killed, resumed, and its page."""
 
 from pathlib import Path
 

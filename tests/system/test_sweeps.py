@@ -1,4 +1,4 @@
-"""Sweeps as a user starts, stops and goes on with them, by each launcher."""
+"""Sweeps as a user starts, stops and resumes them, by each launcher."""
 
 import csv
 import subprocess

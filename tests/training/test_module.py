@@ -1,4 +1,4 @@
-"""What the LightningModule freezes, and clamps when a run goes on."""
+"""What the LightningModule freezes, and clamps when a run is resumed."""
 
 from types import SimpleNamespace
 from typing import Any, cast

@@ -70,7 +70,7 @@ class SweepCallback(Callback):
             _under_way = Sweep(Path(config.hydra.sweep.dir), grid)
             _under_way.folder.mkdir(parents=True, exist_ok=True)
             if config.hydra.sweeper._target_.endswith(".OptunaSweeper"):
-                _go_on_with_study(config)
+                _resume_study(config)
             if grid is not None:
                 refused = _refused(config, grid) if self.check else {}
                 _print_plan(_under_way, refused)
@@ -191,13 +191,13 @@ def _print_plan(sweep: Sweep, refused: dict[int, str]) -> None:
     count = {status: sum(run.outcome == status for run in runs) for status in (COMPLETE, FAILED, STOPPED)}
     parts = [f"{count[COMPLETE]} complete and skipped"] if count[COMPLETE] else []
     again = count[FAILED] + count[STOPPED]
-    parts += [f"{again} begun, and gone on with from their checkpoints where they have one"] if again else []
+    parts += [f"{again} begun, and resumed from their checkpoints where they have one"] if again else []
     log.info("A sweep of %d runs in %s%s", len(runs), sweep.folder, "".join(f"; {part}" for part in parts))
     for number, reason in refused.items():
         log.warning("Run %d of the sweep cannot work: %s", number, reason)
 
 
-def _go_on_with_study(config: DictConfig) -> None:
+def _resume_study(config: DictConfig) -> None:
     """Let Optuna resume the study in the sweep's folder.
 
     The trials that were under way are asked for again, with the same values, so that their runs are resumed; and

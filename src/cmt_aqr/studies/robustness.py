@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from cmt_aqr.checks import require
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 from cmt_aqr.runs.configuration import build, build_data
@@ -137,9 +138,9 @@ def robustness(config: DictConfig, overrides: Sequence[str]) -> list[Row]:
     check_folder("out", out)
     conditions = conditions_of(config)
     models = models_of(config, overrides)
-    if config.baseline is not None and config.baseline not in [model.name for model in models]:
-        names = ", ".join(model.name for model in models)
-        raise UserError(f"baseline={config.baseline}: must be one of the checkpoints' names, {names}")
+    names = [model.name for model in models]
+    known = f"one of the checkpoints' names, {', '.join(names)}"
+    require(config.baseline in (None, *names), "baseline", config.baseline, known)
     _say_what_is_not_struck(models, conditions)
     evaluations = [Evaluation(model, condition, config.seed, out) for model in models for condition in conditions]
     mine = _share(evaluations, str(config.part))
@@ -165,8 +166,8 @@ def conditions_of(config: DictConfig) -> list[Condition]:
         UserError: severities of a suite that has none or is not chosen, or one that there is not.
     """
     severities = {} if config.severities is None else config.severities
-    if not isinstance(severities, Mapping):
-        raise UserError(f"severities={severities}: must be lists by suite, as in severities.multicorrupt=[1,3]")
+    allowed = "lists by suite, as in severities.multicorrupt=[1,3]"
+    require(isinstance(severities, Mapping), "severities", severities, allowed)
     unknown = [name for name in severities if name not in config.conditions]
     if unknown:
         raise UserError(
@@ -178,8 +179,8 @@ def conditions_of(config: DictConfig) -> list[Condition]:
             if fault is None:
                 continue  # conditions.mome.occlusion=null leaves it out
             levels = severities.get(suite)
-            if levels is not None and (not OmegaConf.is_list(levels) or not len(levels)):
-                raise UserError(f"severities.{suite}={levels}: must be a list, as in severities.{suite}=[1,3]")
+            listed = levels is None or (OmegaConf.is_list(levels) and len(levels) > 0)
+            require(listed, f"severities.{suite}", levels, f"a list, as in severities.{suite}=[1,3]")
             if levels is not None and "severity" not in fault:
                 raise UserError(f"severities.{suite}: {suite}/{name} has no severities; drop it")
             found += [_condition(str(suite), str(name), fault, level) for level in levels or [0]]
@@ -215,8 +216,8 @@ def models_of(config: DictConfig, overrides: Sequence[str]) -> list[Model]:
         )
     paths = [str(path) for path in given] if OmegaConf.is_list(given) else [str(given)]
     names = config.names if config.names is None or OmegaConf.is_list(config.names) else [config.names]
-    if names is not None and (len(names) != len(paths) or len(set(names)) != len(paths)):
-        raise UserError(f"names={names}: must be one name for each of the {len(paths)} checkpoints, all different")
+    fit = names is None or len(names) == len(set(names)) == len(paths)
+    require(fit, "names", names, f"one name for each of the {len(paths)} checkpoints, all different")
     kept = without(overrides, OWN)
     models: list[Model] = []
     for number, path in enumerate(paths):

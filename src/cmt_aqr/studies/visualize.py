@@ -12,13 +12,12 @@ from numpy.random import Generator
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
-from cmt_aqr.checks import is_whole, require_fraction, require_whole
+from cmt_aqr.checks import is_whole, require, require_fraction, require_whole
 from cmt_aqr.data.augmentation import ImageProcessing, apply_transforms
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.dataset import FrameDataset, SampleKey, frame_generator
 from cmt_aqr.data.selection import frame_numbers
-from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.files import check_folder
 from cmt_aqr.outputs import AQROutput, BiasOutput, mean_seen
@@ -61,16 +60,12 @@ class PictureSettings:
         """
         frames = OmegaConf.to_container(config.frames) if OmegaConf.is_list(config.frames) else config.frames
         chosen: list[Any] | None = frames if isinstance(frames, list | None) else [frames]
-        if chosen is not None and (not chosen or any(not _is_frame(frame) for frame in chosen)):
-            raise UserError(f"frames={frames}: must be numbers from 0 or sample tokens, as in 'frames=[0,5]'")
+        fit = chosen is None or (len(chosen) > 0 and all(isinstance(one, str) or is_whole(one) for one in chosen))
+        require(fit, "frames", frames, "numbers from 0 or sample tokens, as in 'frames=[0,5]'")
         score = require_fraction("min_score", config.min_score)
         require_whole("dpi", config.dpi, 20, 600)
         out = folder if config.out is None else Path(config.out)
         return cls(None if chosen is None else tuple(chosen), config.split, score, config.dpi, out)
-
-
-def _is_frame(value: Any) -> bool:
-    return isinstance(value, str) or is_whole(value)
 
 
 def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence[str] = ()) -> list[Path]:

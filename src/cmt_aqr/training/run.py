@@ -71,7 +71,7 @@ def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, f
         except SystemExit:
             if signals.received is None:
                 raise
-            _say_how_to_go_on(folder, signals.received)
+            _say_how_to_resume(folder, signals.received)
             # Lightning kills the main process when another ends with an error.
             raise Stopped(signals.received) if is_rank_zero() else SystemExit(0) from None
 
@@ -81,7 +81,7 @@ def _last_good(folder: Path) -> str:
     return "no checkpoint was written yet" if path is None else f"the last good checkpoint is {path}"
 
 
-def _say_how_to_go_on(folder: Path, signum: int) -> None:
+def _say_how_to_resume(folder: Path, signum: int) -> None:
     """One line on stderr, from one process."""
     if not is_rank_zero():
         return
