@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from cmt_aqr.checks import require
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 from cmt_aqr.runs.configuration import build, build_data
@@ -166,6 +167,10 @@ def conditions_of(config: DictConfig) -> list[Condition]:
         UserError: severities of a suite that has none or is not chosen, or one that there is not.
     """
     severities = config.severities
+    for key in ("severities", "conditions"):
+        _require_named(config, key)
+    for suite in config.conditions:
+        _require_named(config, f"conditions.{suite}")
     unknown = [name for name in severities if name not in config.conditions]
     if unknown:
         raise UserError(
@@ -183,6 +188,11 @@ def conditions_of(config: DictConfig) -> list[Condition]:
                 raise UserError(f"severities.{suite}: {suite}/{name} has no severities; drop it")
             found += [_condition(str(suite), str(name), fault, level) for level in levels or [0]]
     return found
+
+
+def _require_named(config: DictConfig, key: str) -> None:
+    node = OmegaConf.select(config, key)
+    require(OmegaConf.is_dict(node), key, node, f"values by name; ~{key} leaves it out")
 
 
 def _condition(suite: str, name: str, fault: DictConfig, severity: int) -> Condition:
