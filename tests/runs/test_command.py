@@ -30,6 +30,13 @@ def refusal(*overrides: str) -> str:
     return str(refused.value)
 
 
+def test_a_group_without_an_option_and_a_plus_too_much() -> None:
+    assert refusal("logger=[]").startswith("logger=[]: must be one of csv")
+    assert (
+        refusal("+trainer.devices=2") == "+trainer.devices=2: there is trainer.devices already; give it without +"
+    )
+
+
 def test_good_overrides_pass() -> None:
     check_overrides(CONF, "train", ["model=tiny_lidar", "trainer.max_steps=3", "+trainer.fast_dev_run=true"])
     check_overrides(CONF, "train", ["-m", "renderer.max_weight_clamp=1.5,2.0", "renderer=base,recommended"])

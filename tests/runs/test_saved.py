@@ -139,12 +139,13 @@ def test_a_copy_with_a_value_of_its_own_is_told_and_not_passed_over() -> None:
         "lr_mult=cmt",
         "training.denoising.groups=1",
         "trainer.max_steps=4",
+        "+trainer.min_epochs=2",
         "fault=fog",
         "seed=3",
     ],
 )
 def test_what_changes_no_evaluation_is_refused_by_name(override: str) -> None:
-    with pytest.raises(UserError, match=f"^{override.split('=')[0]} has no effect"):
+    with pytest.raises(UserError, match=f"^{override.lstrip('+').split('=')[0]} has no effect"):
         check_for_evaluation([override])
         check_evaluation(merged(False, override), [override])
 

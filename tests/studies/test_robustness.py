@@ -76,7 +76,9 @@ def test_severities_and_conditions_that_are_asked_for() -> None:
             r"conditions\.multicorrupt\.missingcamera: .*severity=4: .* 1 to 3",
         ),
         ("severities.multicorrupt=3", r"severities.multicorrupt=3: must be a list"),
-        ("severities=3", "severities=3: must be lists by suite"),
+        ("severities=3", r"^severities=3: must be values by name"),
+        ("conditions=null", r"^conditions=null: must be values by name"),
+        ("conditions.multicorrupt=null", r"^conditions.multicorrupt=null: must be values by name"),
         ("+severities.mome=[1]", "severities.mome: this suite is not chosen"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -27,6 +27,8 @@ _OURS = {
     "overfit_batches": "choose experiment=overfit, or data.limit_train_frames",
     "fast_dev_run": "give trainer.max_steps=2 data.limit_train_frames=4 data.limit_eval_frames=2",
     "enable_checkpointing": "drop it; callbacks.checkpoint says when to write",
+    "limit_test_batches": "an evaluation is Lightning's validation; give data.limit_eval_frames",
+    "limit_predict_batches": "an evaluation is Lightning's validation; give data.limit_eval_frames",
     "barebones": "it runs without checkpoints and curves; drop it",
     "reload_dataloaders_every_n_epochs": "drop it; what an epoch reads is drawn anew in each",
 }

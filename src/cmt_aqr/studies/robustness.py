@@ -166,8 +166,10 @@ def conditions_of(config: DictConfig) -> list[Condition]:
         UserError: severities of a suite that has none or is not chosen, or one that there is not.
     """
     severities = {} if config.severities is None else config.severities
-    allowed = "lists by suite, as in severities.multicorrupt=[1,3]"
-    require(isinstance(severities, Mapping), "severities", severities, allowed)
+    for key in ("conditions", *(["severities"] if severities else [])):
+        _require_named(config, key)
+    for suite in config.conditions:
+        _require_named(config, f"conditions.{suite}")
     unknown = [name for name in severities if name not in config.conditions]
     if unknown:
         raise UserError(
@@ -185,6 +187,11 @@ def conditions_of(config: DictConfig) -> list[Condition]:
                 raise UserError(f"severities.{suite}: {suite}/{name} has no severities; drop it")
             found += [_condition(str(suite), str(name), fault, level) for level in levels or [0]]
     return found
+
+
+def _require_named(config: DictConfig, key: str) -> None:
+    node = OmegaConf.select(config, key)
+    require(OmegaConf.is_dict(node), key, node, f"values by name; ~{key} leaves it out")
 
 
 def _condition(suite: str, name: str, fault: DictConfig, severity: int) -> Condition:
