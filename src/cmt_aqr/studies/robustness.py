@@ -248,11 +248,12 @@ def _say_what_is_not_struck(models: Sequence[Model], conditions: Sequence[Condit
     words = {"camera": "cameras", "lidar": "LiDAR"}
     for model in models:
         missing = [sensor for sensor in SENSORS if sensor not in model.sensors]
-        spared = [str(one) for one in conditions if one.strikes and not one.strikes & model.sensors]
+        spared = [one for one in conditions if one.strikes and not one.strikes & model.sensors]
         if spared:
+            names = ", ".join(dict.fromkeys(f"{one.suite}/{one.name}" for one in spared))
             console().print(
                 f"{model.name} reads no {words[missing[0]]}: {len(spared)} of {len(conditions) - 1} conditions "
-                f"change nothing for it and count as clean ({', '.join(spared)})",
+                f"change nothing for it and count as clean ({names})",
                 soft_wrap=True,
             )
 
@@ -343,6 +344,7 @@ class Evaluation:
             self.condition.name,
             self.condition.severity,
             metrics,
+            self.spared,
         )
 
 

@@ -15,7 +15,13 @@ from rich.table import Table
 from cmt_aqr.files import written_at_once
 from cmt_aqr.runs.console import console
 from cmt_aqr.studies.published import CLEAN, PUBLISHED, Published
-from cmt_aqr.studies.robustness_scores import mean_of_all, relative_resistance, resistance
+from cmt_aqr.studies.robustness_scores import (
+    LEAST_CLEAN,
+    clean_of,
+    mean_of_all,
+    relative_resistance,
+    resistance,
+)
 
 PAGE = "robustness.html"
 MARK = "▼"
@@ -33,6 +39,7 @@ class Row:
         condition: its name.
         severity: from 1; 0 where there are none.
         metrics: the official ones.
+        spared: whether the condition strikes none of the sensors, so that this is the result on clean frames.
     """
 
     model: str
@@ -41,6 +48,7 @@ class Row:
     condition: str
     severity: int
     metrics: dict[str, float]
+    spared: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,10 +58,27 @@ class Cell:
     Attributes:
         text: as it is shown; empty where it is not known.
         note: why it is marked, or nothing.
+        mark: how the page shows it: ``below`` a single sensor, ``spared`` by the condition.
     """
 
     text: str
     note: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The columns of a model.
+
+    Attributes:
+        model: its name.
+        names: of the columns.
+        source: where published numbers stand; nothing for those of this study.
+    """
+
+    model: str
+    names: tuple[str, ...]
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,19 +87,37 @@ class SuiteTable:
 
     Attributes:
         suite: its name.
-        columns: heading and explanation of each column.
+        groups: the columns, by model.
         rows: heading, and a cell for each column.
         means: the same for the mean over the suite.
         also: published means of models without rows.
-        sources: where the published numbers stand.
+        notes: sentences about models of which no RA is told.
     """
 
     suite: str
-    columns: list[tuple[str, str]]
+    groups: list[Group]
     rows: list[tuple[str, list[Cell]]]
     means: list[tuple[str, list[Cell]]]
     also: list[str]
-    sources: list[str]
+    notes: list[str]
+
+    @property
+    def headings(self) -> list[str]:
+        """Of all columns; the first of each model has its name."""
+        return [
+            f"{group.model} {name}" if name == group.names[0] else name
+            for group in self.groups
+            for name in group.names
+        ]
+
+    @property
+    def marks(self) -> list[str]:
+        """What the page knows of each column: ``first`` of its model, ``published``."""
+        return [
+            " ".join(mark for mark, holds in (("first", not place), ("published", group.source)) if holds)
+            for group in self.groups
+            for place in range(len(group.names))
+        ]
 
 
 def frame_of(rows: Sequence[Row], suite: str, baseline: str | None = None) -> pd.DataFrame:
@@ -96,6 +139,7 @@ def frame_of(rows: Sequence[Row], suite: str, baseline: str | None = None) -> pd
             "sensors": "+".join(sorted(row.sensors, reverse=True)),
             "condition": row.condition,
             "severity": row.severity,
+            "spared": row.spared,
             **{name: 100 * row.metrics[name] for name in ("NDS", "mAP")},
         }
         for row in of_suite
@@ -137,13 +181,20 @@ def suite_table(rows: Sequence[Row], suite: str, baseline: str | None) -> SuiteT
     by_model = {str(model): part for model, part in results.groupby("model", sort=False)}
     published = PUBLISHED.get(suite, [])
     with_rows = [row for row in published if row.nds]
-    columns: list[tuple[str, str]] = []
+    groups: list[Group] = []
+    notes: list[str] = []
     cells: list[list[Cell]] = [[] for _ in keys]
     means: dict[str, list[Cell]] = {"mRA": [], "mRRA, %": []}
     for model, part in by_model.items():
-        columns += [(f"{model} NDS", "here"), ("mAP", "here"), ("RA", "NDS / clean NDS")]
-        for target, (_, found) in zip(cells, part.iterrows(), strict=True):
-            target += _cells_of(found)
+        groups.append(Group(model, ("NDS", "mAP", "RA")))
+        clean = clean_of(_series(part))
+        if clean < LEAST_CLEAN:
+            notes.append(
+                f"{model}: clean NDS is {clean:.1f}, below {LEAST_CLEAN:g}; RA would be noise, and is left empty"
+            )
+        again = part.condition.duplicated()
+        for target, (_, found), seen in zip(cells, part.iterrows(), again, strict=True):
+            target += _cells_of(found, with_mean=not seen)
         means["mRA"] += [
             Cell(""),
             Cell(""),
@@ -152,7 +203,7 @@ def suite_table(rows: Sequence[Row], suite: str, baseline: str | None) -> SuiteT
         relative = mean_of_all(part.groupby("condition", sort=False).RRA.first()[1:])
         means["mRRA, %"] += [Cell(""), Cell(""), _points(100 * relative)]
     for row in with_rows:
-        columns.append((f"{row.model} NDS", f"published: {row.source}"))
+        groups.append(Group(row.model, ("NDS",), row.source))
         for target, key in zip(cells, keys, strict=True):
             target.append(_points(row.nds.get(key, np.nan)))
         mean_ra, mean_rra = _published_means(row, keys)
@@ -162,8 +213,7 @@ def suite_table(rows: Sequence[Row], suite: str, baseline: str | None) -> SuiteT
     complete = all(set(row.nds) <= set(keys) for row in with_rows)
     others = [row for row in published if complete and not row.nds and row.mean_ra is not None]
     also = [f"{row.model} {row.mean_ra:.3f}" for row in others]
-    sources = [f"{row.model}: {row.source}" for row in with_rows]
-    return SuiteTable(suite, columns, list(zip(names, cells, strict=True)), list(means.items()), also, sources)
+    return SuiteTable(suite, groups, list(zip(names, cells, strict=True)), list(means.items()), also, notes)
 
 
 def _published_means(row: Published, keys: Sequence[tuple[str, int]]) -> tuple[float, float]:
@@ -174,18 +224,24 @@ def _published_means(row: Published, keys: Sequence[tuple[str, int]]) -> tuple[f
     return mean_ra, row.mean_rra if whole and row.mean_rra is not None else np.nan
 
 
-def _cells_of(found: Any) -> list[Cell]:
-    note = f"below a single sensor's {found.floor_NDS:.1f}" if found.below_floor else ""
-    mark = f" {MARK}" if note else ""
-    return [Cell(f"{found.NDS:.1f}{mark}", note), _points(found.mAP), _ratio(found.RA)]
+def _cells_of(found: Any, with_mean: bool) -> list[Cell]:
+    """NDS, mAP, and RA where ``with_mean`` says so: it is one for all severities."""
+    mean = found.RA if with_mean else np.nan
+    if found.spared:
+        note = ("strikes none of its sensors: as clean", "spared")
+        return [_points(found.NDS, *note), _points(found.mAP, *note), _ratio(mean, *note)]
+    if found.below_floor:
+        below = Cell(f"{found.NDS:.1f} {MARK}", f"below a single sensor's {found.floor_NDS:.1f}", "below")
+        return [below, _points(found.mAP), _ratio(mean)]
+    return [_points(found.NDS), _points(found.mAP), _ratio(mean)]
 
 
-def _points(value: float) -> Cell:
-    return Cell("" if np.isnan(value) else f"{value:.1f}")
+def _points(value: float, note: str = "", mark: str = "") -> Cell:
+    return Cell("" if np.isnan(value) else f"{round(value, 1) + 0.0:.1f}", note, mark)  # no -0.0
 
 
-def _ratio(value: float) -> Cell:
-    return Cell("" if np.isnan(value) else f"{value:.3f}")
+def _ratio(value: float, note: str = "", mark: str = "") -> Cell:
+    return Cell("" if np.isnan(value) else f"{value:.3f}", note, mark)
 
 
 def report(rows: Sequence[Row], baseline: str | None, out: Path) -> None:
@@ -203,13 +259,15 @@ def report(rows: Sequence[Row], baseline: str | None, out: Path) -> None:
         screen.print(screen_table(table))
         if table.also:
             screen.print(f"Published mRA of others: {', '.join(table.also)}", soft_wrap=True)
+        for note in table.notes:
+            screen.print(note, soft_wrap=True)
         path = out / f"{table.suite}.csv"
         with written_at_once(path) as partial:
             frame_of(rows, table.suite, baseline).to_csv(partial, index=False)
     page = out / PAGE
     with written_at_once(page) as partial:
         partial.write_text(render_page(tables, baseline), encoding="utf-8")
-    if any(cell.note for table in tables for _, cells in table.rows for cell in cells):
+    if any(cell.mark == "below" for table in tables for _, cells in table.rows for cell in cells):
         screen.print(f"{MARK}: below the best single-sensor checkpoint under the same condition")
     files = ", ".join(str(out / f"{table.suite}.csv") for table in tables)
     screen.print(f"Written to {files} and {page}", soft_wrap=True)
@@ -219,7 +277,7 @@ def screen_table(table: SuiteTable) -> Table:
     """For rich to print."""
     shown = Table(title=f"{table.suite}: NDS and mAP in points", title_justify="left")
     shown.add_column("condition")
-    for heading, _ in table.columns:
+    for heading in table.headings:
         shown.add_column(heading, justify="right")
     for name, cells in table.rows:
         shown.add_row(name, *(cell.text for cell in cells), end_section=name == CLEAN or name == table.rows[-1][0])
