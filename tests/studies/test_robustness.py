@@ -1,14 +1,17 @@
 """Scores against published ones, what is kept and evaluated again, tables, and what is refused."""
 
 import functools
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.data.errors import DataError
@@ -18,7 +21,7 @@ from cmt_aqr.studies.published import PUBLISHED
 from cmt_aqr.studies.robustness import conditions_of, robustness
 from cmt_aqr.studies.robustness_scores import mean_of_all, relative_resistance, resistance
 from cmt_aqr.studies.robustness_tables import MARK, PAGE, Row, frame_of, published_series, suite_table
-from tests.helpers.composed import composed
+from tests.helpers.composed import CONF, composed
 from tests.helpers.ran import from_json
 
 configured = functools.partial(composed, script="robustness")
@@ -195,7 +198,7 @@ def test_parts_share_the_work_and_the_last_makes_the_tables(
     }
     assert fused.RA["fov60"] == pytest.approx(0.2) and fused.RRA["fov60"] == pytest.approx(-0.5)
     page = (out / PAGE).read_text(encoding="utf-8")
-    assert page.count('class="below"') == 3 and f"10.0 {MARK}" in page and "58.3" in page
+    assert page.count(' below"') == 3 and page.count(' spared"') == 6 and f"10.0 {MARK}" in page and "58.3" in page
     kept = [from_json(path) for path in (out / "results").rglob("*.json")]
     assert len(kept) == 12 and all(one["metrics"]["mAVE"] is None for one in kept)
 
@@ -209,9 +212,10 @@ def test_tables_leave_empty_what_nobody_knows() -> None:
     ]
     table = suite_table(rows, "multicorrupt", None)
     assert [name for name, _ in table.rows] == ["clean", "fog 1", "fog 2", "fog 3"]
-    headings = [heading for heading, _ in table.columns]
-    assert headings == ["mine NDS", "mAP", "RA", "CMT vov99 NDS", "MoME NDS"]
-    assert [cell.text for cell in table.rows[3][1]] == ["20.0", "10.0", "0.600", "41.3", "40.2"]
+    assert table.headings == ["mine NDS", "mAP", "RA", "CMT vov99 NDS", "MoME NDS"]
+    assert [cell.text for cell in table.rows[1][1]] == ["40.0", "10.0", "0.600", "69.7", "69.6"]
+    # RA is one for all severities.
+    assert [cell.text for cell in table.rows[3][1]] == ["20.0", "10.0", "", "41.3", "40.2"]
     # mRA of one condition is not the published one of ten.
     assert [cell.text for cell in dict(table.means)["mRA"]] == ["", "", "0.600", "0.806", "0.788"]
     assert not table.also
@@ -219,11 +223,40 @@ def test_tables_leave_empty_what_nobody_knows() -> None:
         not frame_of(rows, "multicorrupt").below_floor.any()
         and np.isnan(frame_of(rows, "multicorrupt").floor_NDS).all()
     )
-    rows = [
-        Row("mine", every, "clean", "clean", 0, {"NDS": 0.0, "mAP": 0.0}),
-        Row("mine", every, "mome", "fov60", 0, {"NDS": 0.0, "mAP": 0.0}),
-    ]
-    assert dict(suite_table(rows, "mome", None).rows)["fov60"][2].text == ""
+
+
+def test_nothing_is_said_of_the_robustness_of_a_model_that_hardly_sees() -> None:
+    def table(clean: float) -> tuple[list[str], list[str], list[str]]:
+        values = {"mine": (clean, 0.05), "good": (0.5, 0.4)}
+        rows = [
+            Row(model, frozenset(("lidar", "camera")), suite, condition, 0, {"NDS": nds, "mAP": 0.0})
+            for model, results in values.items()
+            for (suite, condition), nds in zip((("clean", "clean"), ("mome", "fov60")), results, strict=True)
+        ]
+        found = suite_table(rows, "mome", "mine")
+        ratios = [
+            [cell.text for cell in cells[2:6:3]]
+            for cells in (dict(found.rows)["fov60"], dict(found.means)["mRA"], dict(found.means)["mRRA, %"])
+        ]
+        return list(itertools.chain(*ratios)), found.notes, [cell.mark for cell in dict(found.rows)["fov60"]]
+
+    ratios, notes, _ = table(0.0999)
+    assert ratios == ["", "0.800", "", "0.800", "", ""]
+    assert len(notes) == 1 and "mine" in notes[0] and "10.0" in notes[0]
+    ratios, notes, _ = table(0.1)
+    assert ratios == ["0.500", "0.800", "0.500", "0.800", "0.0", "700.0"] and not notes
+
+
+def test_a_mistake_in_a_part_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise UserError("ckpt_path=absent: there is no such file")
+
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("robustness", return_hydra_config=True)
+    sweeper = hydra.utils.get_class(config.hydra.sweeper._target_)
+    monkeypatch.setattr(BasicSweeper, "sweep", fail)
+    with pytest.raises(SystemExit, match=r"^error: ckpt_path=absent"):
+        sweeper(max_batch_size=None).sweep([])
 
 
 def test_mistakes_are_told_before_anything_is_evaluated(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ def conditions_of(config: DictConfig) -> list[Condition]:
         UserError: severities of a suite that has none or is not chosen, or one that there is not.
     """
     severities = {} if config.severities is None else config.severities
-    for key in ("conditions", *(["severities"] if severities else [])):
+    for key in ("conditions", *(["severities"] if config.severities is not None else [])):
         _require_named(config, key)
     for suite in config.conditions:
         _require_named(config, f"conditions.{suite}")
@@ -253,11 +253,12 @@ def _say_what_is_not_struck(models: Sequence[Model], conditions: Sequence[Condit
     words = {"camera": "cameras", "lidar": "LiDAR"}
     for model in models:
         missing = [sensor for sensor in SENSORS if sensor not in model.sensors]
-        spared = [str(one) for one in conditions if one.strikes and not one.strikes & model.sensors]
+        spared = [one for one in conditions if one.strikes and not one.strikes & model.sensors]
         if spared:
+            names = ", ".join(dict.fromkeys(f"{one.suite}/{one.name}" for one in spared))
             console().print(
                 f"{model.name} reads no {words[missing[0]]}: {len(spared)} of {len(conditions) - 1} conditions "
-                f"change nothing for it and count as clean ({', '.join(spared)})",
+                f"change nothing for it and count as clean ({names})",
                 soft_wrap=True,
             )
 
@@ -348,6 +349,7 @@ class Evaluation:
             self.condition.name,
             self.condition.severity,
             metrics,
+            self.spared,
         )
 
 

@@ -5,7 +5,8 @@ From MultiCorrupt (Beemelmanns et al., IV 2024, arXiv 2402.11677), with NDS:
     RA(c, s) = NDS(c, s) / NDS(clean),  RA(c) its mean over severities s,  mRA the mean of RA(c) over conditions c
     RRA(c)   = sum_s NDS(c, s) / sum_s NDS of the baseline(c, s) - 1,  mRRA its mean over conditions c
 
-A suite without severities has one s. MoME's R is mRA there.
+A suite without severities has one s. MoME's R is mRA there. Of a detector that hardly sees on clean frames both
+are noise, and are unknown here: without any match, NDS is still up to about 8 points.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import numpy as np
 import pandas as pd
 
 from cmt_aqr.studies.published import CLEAN
+
+LEAST_CLEAN = 10.0
+"""NDS in points on clean frames, below which nothing is said of a detector's robustness."""
 
 
 def by_condition(values: pd.Series) -> pd.Series:
@@ -29,17 +33,22 @@ def resistance(values: pd.Series) -> pd.Series:
     """RA by condition.
 
     Args:
-        values: NDS by (condition, severity); clean is ``("clean", 0)``. NaN is unknown.
+        values: NDS in points by (condition, severity); clean is ``("clean", 0)``. NaN is unknown.
     """
-    clean = values[values.index.get_level_values(0) == CLEAN]
-    whole = float(clean.iloc[0]) if len(clean) else np.nan
-    return by_condition(values) / (whole if whole else np.nan)
+    whole = clean_of(values)
+    return by_condition(values) / (whole if whole >= LEAST_CLEAN else np.nan)
+
+
+def clean_of(values: pd.Series) -> float:
+    """The value on clean frames; NaN where it is not known."""
+    return float(values.get((CLEAN, 0), np.nan))
 
 
 def relative_resistance(values: pd.Series, baseline: pd.Series) -> pd.Series:
-    """RRA by condition, against a baseline's values of the same index."""
+    """RRA by condition, against a baseline's values of the same index, in points."""
     other = by_condition(baseline)
-    return by_condition(values) / other.where(other != 0) - 1
+    known = (other != 0) & (clean_of(baseline) >= LEAST_CLEAN)
+    return by_condition(values) / other.where(known) - 1
 
 
 def mean_of_all(values: pd.Series) -> float:
