@@ -53,6 +53,7 @@ from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.saved_arrays import Layout, load_arrays, save_arrays
 from cmt_aqr.data.views import patches_of
 from cmt_aqr.files import check_folder, remove_partial, write_json, writing, written_at_once
+from cmt_aqr.runs.threads import cores
 
 log = logging.getLogger(__name__)
 
@@ -235,16 +236,11 @@ def _make_parts(making: Making, missing: list[int], processes: int | None) -> No
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         done = sum(frames) - sum(frames[part] for part in missing)
         task = bar.add_task("Cutting objects out of frames", total=sum(frames), completed=done)
-        for count in _run(making, missing, processes or _cores()):
+        for count in _run(making, missing, processes or cores()):
             bar.advance(task, count)
     if missing:
         seconds = time.perf_counter() - began
         log.info("Cut objects out of %d frames in %.0f s", sum(frames[part] for part in missing), seconds)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run(making: Making, parts: list[int], processes: int) -> Iterator[int]:

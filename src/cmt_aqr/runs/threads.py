@@ -46,7 +46,11 @@ def threads_for(sparse_shape: tuple[int, ...], processes: int) -> int | None:
     # A launcher of ours may have set the number since, for the process that it started.
     if _DECIDED_HERE not in os.environ or "OMP_NUM_THREADS" in os.environ:
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // processes)
+    share = max(1, cores() // processes)
     # Of many cores, small work keeps no more than half busy.
     return max(min(share, 2), share // 2) if prod(sparse_shape[1:]) <= SMALL_WORK else share
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
