@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.data.errors import DataError
@@ -251,7 +250,7 @@ def test_a_mistake_in_a_part_is_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("robustness", return_hydra_config=True)
     sweeper = hydra.utils.get_class(config.hydra.sweeper._target_)
-    monkeypatch.setattr(BasicSweeper, "sweep", fail)
+    monkeypatch.setattr(sweeper.__mro__[1], "sweep", fail)
     with pytest.raises(SystemExit, match=r"^error: ckpt_path=absent"):
         sweeper(max_batch_size=None).sweep([])
 
