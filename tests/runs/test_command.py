@@ -83,6 +83,7 @@ def test_what_an_override_refers_to_must_be_there(override: str) -> None:
 def test_options_within_a_folder_are_named() -> None:
     for given, one in (
         ("eval_fault=mome/fov6", "mome/fov60"),
+        ("eval_fault=mome/", "mome/fov60"),
         ("fault=mud", "mome/..."),
         ("fault=a/b", "fog_or_night"),
     ):

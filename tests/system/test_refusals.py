@@ -81,6 +81,8 @@ MISTAKES = [
     (["weights=b.pth"], ["weights=b.pth", "there is no such file"]),
     (["data.batch_size=two"], ["data.batch_size=two", "whole number"]),
     (["data=nuscenes"], ["data.root", "has no default"]),
+    (["data.lidar=false"], ["data.lidar=false", "model=tiny_camera"]),
+    (["data.cameras=false"], ["data.cameras=false", "model=tiny_lidar"]),
     (["data.cameras=false", "data.lidar=false"], ["data.cameras=false and lidar=false", "at least one"]),
     (["optimizer.lr=-1"], ["optimizer.lr=-1", "above 0"]),
     (["optimizer.lr=abc"], ["optimizer.lr=abc", "a number"]),

@@ -336,6 +336,14 @@ def _check_contradictions(config: DictConfig, given: set[str]) -> None:
             raise UserError(f"{unused[0]} has no effect with {chosen}: drop it, or choose aqr=default")
         if milestones:
             raise UserError(f"clamp_schedule has milestones, but {chosen} has nothing to clamp: drop one of them")
+    for sensor, branch, single in (("lidar", "lidar", "tiny_camera"), ("cameras", "image", "tiny_lidar")):
+        value = config.data.get(sensor, True)
+        reads = value or not (config.data.get("lidar") or config.data.get("cameras"))
+        if config.model.network.get(branch) is not None and not reads:
+            raise UserError(
+                f"data.{sensor}={str(value).lower()}: this model has a branch for what would not be read; "
+                f"drop it, or choose a model without that sensor, as model={single}"
+            )
     sensors = (config.model.network.get(name) for name in ("lidar", "image"))
     if config.aqr is not None and "renderer" not in config.aqr and None in sensors:
         raise UserError("aqr=attention_bias weighs two sensors, and this model reads one: choose aqr=none")

@@ -19,7 +19,7 @@ def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     """One sentence out of Hydra's several lines, with the nearest existing key where a key is unknown."""
     text = " ".join(str(error).split())
     option = re.search(
-        r"Could not find '([^']+)/([^'/]+)'.*Available options in '[^']+': (.*?)( Config search|$)", text
+        r"Could not find '([^']+)/([^'/]+/?)'.*Available options in '[^']+': (.*?)( Config search|$)", text
     )
     if option is not None and option.group(1) in ("hydra/launcher", "hydra/sweeper"):
         return _missing_plugin(option.group(2), overrides)
