@@ -172,15 +172,6 @@ class NuScenesDataModule(LightningDataModule):
         self.resampling = resampling
         self.sampling = None if evaluating else sampling
         self.replace_empty_frames = replace_empty_frames
-        parts: dict[str, object] = {
-            "sampling": sampling,
-            "scene_augmentation": scene_augmentation,
-            "image_augmentation": image_augmentation,
-        }
-        for group, steps in (("train_transforms", train_transforms), ("eval_transforms", eval_transforms)):
-            parts |= {f"{group}.{name}": step for name, step in (steps or {}).items()}
-        for name, part in parts.items():
-            require(not isinstance(part, Mapping), name, part, "null, or a part with its class, _target_")
         self.mask_per_frame = _mask_per_frame(image_augmentation)
         self.sweeps = sweeps
         self.cameras = cameras

@@ -50,8 +50,25 @@ def mistyped(plain: Any, place: str) -> Iterator[tuple[str, Any, str]]:
     for name, value in plain.items():
         key = f"{place}.{name}" if place else str(name)
         if name in hints and not _fits(value, hints[name]):
-            yield key, value, _described(hints[name])
+            yield from _misfits(value, hints[name], key)
         yield from mistyped(value, key)
+
+
+def _misfits(value: Any, hint: Any, key: str) -> Iterator[tuple[str, Any, str]]:
+    """The value that does not fit, or, of values by name, those."""
+    kinds = get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    by_name = next((kind for kind in kinds if _is_mapping(get_origin(kind))), None)
+    if by_name is None or not isinstance(value, Mapping):
+        yield key, value, _described(hint)
+        return
+    of_each = get_args(by_name)[1]
+    for name, item in value.items():
+        if not _fits(item, of_each):
+            yield f"{key}.{name}", item, _described(of_each)
+
+
+def _is_mapping(origin: Any) -> bool:
+    return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
 @functools.cache
@@ -91,12 +108,13 @@ def _fits(value: Any, hint: Any) -> bool:
         return type(value) in _FITTING[hint]
     if isinstance(value, Mapping) and "_target_" in value:
         return True
-    if isinstance(origin, type) and issubclass(origin, Mapping):
+    if _is_mapping(origin):
         return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return isinstance(value, list) and _fit_all(value, origin, parts)
     if isinstance(hint, type) and not issubclass(hint, os.PathLike):
-        return type(value) not in _FITTING
+        # Without its _target_ a mapping stays one, and is no part.
+        return type(value) not in _FITTING and (not isinstance(value, Mapping) or issubclass(hint, Mapping | dict))
     return True
 
 
@@ -114,7 +132,7 @@ def _described(hint: Any) -> str:
         return " or ".join(map(str, parts))
     if hint in _NAMES:
         return _NAMES[hint]
-    if isinstance(origin, type) and issubclass(origin, Mapping):
+    if _is_mapping(origin):
         return f"values by name, each {_described(parts[1])}"
     if isinstance(origin, type) and issubclass(origin, Sequence):
         count = f"{len(parts)} values" if origin is tuple and ... not in parts else "values"

@@ -66,7 +66,7 @@ def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]
 
 def _refuse_part_that_is_off(config: DictConfig, item: str, key: str, overrides: Sequence[str]) -> None:
     """Refuse a setting of a part that is null here: without its class nothing would be built from it."""
-    added = {override_keys([other])[0] for other in overrides if other.startswith("+")}
+    added = _added(overrides)
     handed_on = _references(config)
     names = key.split(".")
     built = False  # whether the part lies in another one that is built
@@ -85,9 +85,14 @@ def _refuse_part_that_is_off(config: DictConfig, item: str, key: str, overrides:
         built = built or _TARGET in part
 
 
+def _added(overrides: Sequence[str]) -> set[str]:
+    """Keys that the command line adds."""
+    return {override_keys([item])[0] for item in overrides if item.startswith("+")}
+
+
 def _is_read(config: DictConfig, key: str, overrides: Sequence[str]) -> bool:
     names = key.split(".")
-    added = {override_keys([item])[0] for item in overrides if item.startswith("+")}
+    added = _added(overrides)
     for depth in range(1, len(names) + 1):
         place = ".".join(names[:depth])
         node = _at(config, place)
