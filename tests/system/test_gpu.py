@@ -65,7 +65,7 @@ def test_a_step_is_that_of_a_cpu(monkeypatch: pytest.MonkeyPatch, form: str) -> 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_step_waits_for_the_device_where_it_must(form: str) -> None:
-    """Once to match, once for the voxels, and twice for each strided convolution, whose sites only the points know."""
+    """Once to match, once for the voxels, twice for each strided convolution, whose sites only the points know."""
     module, batch = small_module(*FORMS[form], *STILL).to("cuda"), small_batch(3, 5).to("cuda")
     if form == "bias":
         batch = damaged(small_batch(3, 5)).to("cuda")
