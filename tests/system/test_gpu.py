@@ -22,12 +22,13 @@ pytestmark = [
 ]
 
 STILL = ("model.dropout=0", "model.attention_dropout=0")
+NO_DROPOUT = ("aqr.generator.dropout=0",)
 FORMS = {
-    "gaussian": (),
-    "kernel_mean": ("renderer.render_method=kernel_mean",),
+    "gaussian": NO_DROPOUT,
+    "kernel_mean": ("renderer.render_method=kernel_mean", *NO_DROPOUT),
     "plain": ("aqr=none",),
-    "bias": ("aqr=attention_bias", "training.criterion.signal_weight=1"),
-    "views": ("aqr=attention_bias", "aqr.groups=views", "aqr.health=true"),
+    "bias": ("aqr=attention_bias", "training.criterion.signal_weight=1", *NO_DROPOUT),
+    "views": ("aqr=attention_bias", "aqr.groups=views", "aqr.health=true", *NO_DROPOUT),
     "lidar": ("aqr=none", "model.network.image=null", "model.network.head.cameras=false"),
     "camera": ("aqr=none", "model.network.lidar=null", "model.network.head.bev_channels=null"),
 }
