@@ -235,7 +235,7 @@ def _generator_gradient(scene: MapScene, renderer: Renderer) -> tuple[int, int, 
     views = scene.lidar2img.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        aqr = AQR(WeightGenerator(channels, feedforward_dims=channels), renderer, Modulator()).eval()
+        aqr = AQR(WeightGenerator(embed_dims=channels, feedforward_dims=channels), renderer, Modulator()).eval()
         bev, images = torch.randn(1, channels, rows, columns), torch.randn(1, views, channels, height, width)
         embedding, places = torch.randn(1, MATCHING, channels), scene.queries(0)[0][None]
         # The backbones get their gradient either way, so the old code's loss went down all the same.

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from cmt_aqr.aqr import AQR, METHODS, Renderer, WeightGenerator
+from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import BEVGrid
 from cmt_aqr.outputs import AQROutput
 from tests.helpers.aqr_scenes import IMAGE_MAP, inputs, run, small_aqr
@@ -214,26 +215,10 @@ def test_a_model_in_bfloat16_throughout_runs() -> None:
     assert torch.isfinite(output.bev_features).all()
 
 
-def test_contradictions_between_shapes_are_named() -> None:
+def test_a_generator_for_other_channels_than_the_features_have_is_named() -> None:
     aqr, scene = small_aqr(), inputs()
-    wrong_grid = BEVGrid((-8.0, -8.0, -2.0, 8.0, 8.0, 2.0), (0.5, 0.5, 0.5), (9, 32, 32), 8)
-    with pytest.raises(ValueError, match=r"grid\.sparse_shape=\[9, 32, 32\]: gives a BEV map of \(4, 4\)"):
-        run(aqr, **{**scene, "grid": wrong_grid})
-    with pytest.raises(ValueError, match="no grid"):
-        run(aqr, **{**scene, "grid": None})
-    with pytest.raises(ValueError, match="no bev_position"):
-        run(aqr, **{**scene, "bev_position": None})
-    with pytest.raises(ValueError, match="no image_position"):
-        run(aqr, **{**scene, "image_position": None})
-    with pytest.raises(ValueError, match=r"bev_position is \(63, 8\); the features need \(64, 8\)"):
-        run(aqr, **{**scene, "bev_position": scene["bev_position"][1:]})
-    with pytest.raises(ValueError, match=r"aqr\.generator\.embed_dims=8: must be 7, the channels of the image"):
+    with pytest.raises(UserError, match=r"aqr\.generator\.embed_dims=8: must be 7, the channels"):
         run(aqr, **{**scene, "image_features": scene["image_features"][:, :, 1:]})
-    with pytest.raises(ValueError, match="both are None"):
-        run(aqr, **{**scene, "bev_features": None, "image_features": None})
-    strict = small_aqr(renderer={"pers_feature_shape": [6, 20, 50]})
-    with pytest.raises(ValueError, match=r"pers_feature_shape=\[6, 20, 50\]: must be \[6, 6, 10\]"):
-        run(strict, **scene)
 
 
 def test_draw_names_the_queries_to_pass() -> None:

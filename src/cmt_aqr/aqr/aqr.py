@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from cmt_aqr.aqr.generator import WeightGenerator
-from cmt_aqr.aqr.looking import damage_at, looking, place
 from cmt_aqr.aqr.modulator import Modulator
+from cmt_aqr.aqr.placement import damage_at, looking, place
 from cmt_aqr.aqr.renderer import Renderer
 from cmt_aqr.checks import require_choice, require_flag
 from cmt_aqr.outputs import AQROutput, mean_seen
@@ -61,16 +61,14 @@ class AQR(nn.Module):
         Returns:
             the modulated features in the dtypes of the features, weights and maps in float32 or better. What
             belongs to an absent sensor is ``None``; its weight is there and unused.
-
-        Raises:
-            ValueError: the shapes of features, positions, grid and configuration contradict each other.
         """
         asked = queries if self.draw == "all" else queries.matching()
         on_bev, on_images = place(asked, sensors)
-        self._check_shapes(sensors)
         looked_at, embedding = looking(asked, sensors, self.stop_gradient)
         weights = self.generator(embedding, looked_at, on_bev, on_images)  # (batch, query, 2)
         lidar_lost, camera_lost, seen = damage_at(asked, sensors)
+        if camera_lost is not None and seen is not None:
+            camera_lost = mean_seen(camera_lost, seen)
         nowhere = torch.zeros_like(weights[..., 0], dtype=torch.bool)
         bev_raw = bev_map = bev = image_raw = image_map = images = None
         if sensors.bev is not None and on_bev is not None:
@@ -94,14 +92,5 @@ class AQR(nn.Module):
             bev_given=sensors.bev,
             image_given=sensors.images,
             lidar_lost=lidar_lost,
-            camera_lost=None if camera_lost is None or seen is None else mean_seen(camera_lost, seen),
+            camera_lost=camera_lost,
         )
-
-    def _check_shapes(self, sensors: Sensors) -> None:
-        """Compare the maps with the shapes that the configuration declares."""
-        bev = images = None
-        if sensors.bev is not None:
-            bev = (sensors.bev.shape[-2], sensors.bev.shape[-1])
-        if sensors.images is not None:
-            images = (sensors.images.shape[1], *sensors.images.shape[-2:])
-        self.renderer.check_shapes(bev, images)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cmt_aqr.aqr.generator import WindowReader
-from cmt_aqr.aqr.looking import damage_at, looking, place
+from cmt_aqr.aqr.placement import damage_at, looking, place
 from cmt_aqr.checks import require_above_zero, require_choice, require_flag
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.errors import UserError
@@ -97,7 +97,6 @@ class AttentionBias(nn.Module):
 
         Raises:
             UserError: a sensor is not there, or an oracle is asked and the damage is not known.
-            ValueError: the shapes of features, positions, grid and configuration contradict each other.
         """
         if sensors.bev is None or sensors.images is None:
             raise UserError("aqr=attention_bias weighs two sensors and this model reads one: choose aqr=none")

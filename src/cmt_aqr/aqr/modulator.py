@@ -66,18 +66,10 @@ class Modulator(nn.Module):
         self.activation = activation
         self.residual_logit: nn.Parameter | None = None
         if learnable_modulation:
-            require(
-                residual_connection,
-                "learnable_modulation",
-                learnable_modulation,
-                "false without residual_connection: there is no residual weight to learn",
-            )
-            require(
-                0 < residual_weight < 1,
-                "residual_weight",
-                residual_weight,
-                "above 0 and below 1 with learnable_modulation=true",
-            )
+            needed = "false without residual_connection: there is no residual weight to learn"
+            require(residual_connection, "learnable_modulation", learnable_modulation, needed)
+            within = "above 0 and below 1 with learnable_modulation=true"
+            require(0 < residual_weight < 1, "residual_weight", residual_weight, within)
             start = math.log(residual_weight / (1 - residual_weight))
             self.residual_logit = nn.Parameter(torch.full((len(MODALITIES),), start))
 
@@ -101,8 +93,7 @@ class Modulator(nn.Module):
             modality: ``bev`` or ``image``.
         """
         with torch.autocast(features.device.type, enabled=False):
-            gain = self.gain(weight_map, modality)
-            return (features * gain.unsqueeze(-3)).to(features.dtype)
+            return (features * self.gain(weight_map, modality).unsqueeze(-3)).to(features.dtype)
 
     def gain(self, weight_map: Tensor, modality: str) -> Tensor:
         """What each cell's features are multiplied with: (..., row, column), or (..., 1, 1) channel-wise."""
@@ -127,5 +118,4 @@ def min_max_normalize(weight: Tensor) -> Tensor:
     """(W - min) / (max - min) over each map (..., row, column); a map without contrast stays as it is."""
     low, high = weight.amin(dim=(-2, -1), keepdim=True), weight.amax(dim=(-2, -1), keepdim=True)
     flat = high <= low
-    span = torch.where(flat, torch.ones_like(high), high - low)
-    return torch.where(flat, weight, (weight - low) / span)
+    return torch.where(flat, weight, (weight - low) / torch.where(flat, 1.0, high - low))

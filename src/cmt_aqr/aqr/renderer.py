@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -73,7 +72,7 @@ class Renderer(nn.Module):
             "reach_fraction": reach_fraction,
         }
         method = METHODS[render_method]
-        read = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]  # all are dataclasses
+        read = method.__dataclass_fields__
         self.kernel = method(**{name: value for name, value in given.items() if name in read})
         self._unread = {name: f"render_method={render_method}" for name in given if name not in read}
         if not normalize_weights:
@@ -102,12 +101,8 @@ class Renderer(nn.Module):
         Raises:
             SettingError: the value is not above 0.
         """
-        require(
-            value is None or (is_number(value) and value > 0),
-            "max_weight_clamp",
-            value,
-            "above 0, or null for no clamp",
-        )
+        fits = value is None or (is_number(value) and value > 0)
+        require(fits, "max_weight_clamp", value, "above 0, or null for no clamp")
         self.clamp_limit.fill_(math.inf if value is None else value)
 
     def unread(self) -> dict[str, str]:
@@ -119,8 +114,8 @@ class Renderer(nn.Module):
         """A map's value where no query reaches, before post-processing."""
         return self.kernel.background
 
-    def check_shapes(self, bev_shape: tuple[int, int] | None, image_shape: tuple[int, int, int] | None) -> None:
-        """Compare the features' shapes with the configured ones, where both are there.
+    def check_shapes(self, bev_shape: tuple[int, ...] | None, image_shape: tuple[int, ...] | None) -> None:
+        """Compare the shapes that features will have with the declared ones, where both are there.
 
         Args:
             bev_shape: rows and columns of the BEV features.
@@ -156,17 +151,14 @@ class Renderer(nn.Module):
     def render(self, weights: Tensor, placement: Placement, draws: Tensor | None = None) -> Tensor:
         """The maps (..., row, column) before post-processing, from weights (..., query)."""
         inside = placement.inside if draws is None else placement.inside & draws
-        leading, count = inside.shape[:-1], inside.shape[-1]
         # A query that does not draw adds 0 to the cell that its position is kept in.
         counted = torch.where(inside, weights, 0.0)
-        maps = math.prod(leading)
-        rendered = self.kernel(
-            counted.reshape(maps, count),
-            inside.reshape(maps, count),
-            placement.position.reshape(maps, count, 2),
-            placement.cell.reshape(maps, count, 2),
-            placement.map_size,
+        *leading, _ = inside.shape
+        weights, inside, position, cell = (
+            part.reshape(math.prod(leading), *part.shape[len(leading) :])
+            for part in (counted, inside, placement.position, placement.cell)
         )
+        rendered = self.kernel(weights, inside, position, cell, placement.map_size)
         return rendered.view(*leading, *placement.map_size)
 
     def post_process(self, rendered: Tensor) -> Tensor:
@@ -201,11 +193,6 @@ def soft_clamp(value: Tensor, limit: Tensor) -> Tensor:
 def _checked_shape(name: str, shape: Sequence[int] | None, length: int) -> tuple[int, ...] | None:
     if shape is None:
         return None
-    is_list = isinstance(shape, Sequence) and not isinstance(shape, str)
-    require(
-        is_list and len(shape) == length and all(is_count(side) for side in shape),
-        name,
-        shape,
-        f"{length} whole numbers of at least 1, or null to take them from the features",
-    )
+    fits = isinstance(shape, Sequence) and len(shape) == length and all(map(is_count, shape))
+    require(fits, name, shape, f"{length} whole numbers of at least 1, or null to take them from the features")
     return tuple(shape)

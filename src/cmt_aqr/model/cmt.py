@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from cmt_aqr.aqr import AQR, AttentionBias
 from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.model.decoder import Decoder
 from cmt_aqr.model.head import Head
@@ -29,7 +30,7 @@ class CMT(nn.Module):
         decoder: Decoder,
         lidar: nn.Module | None = None,
         image: nn.Module | None = None,
-        aqr: nn.Module | None = None,
+        aqr: AQR | AttentionBias | None = None,
     ) -> None:
         super().__init__()
         if lidar is None and image is None:

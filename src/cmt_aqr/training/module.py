@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from cmt_aqr.aqr import AQR, AttentionBias
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.evaluation.metric import NuScenesMetric
@@ -229,6 +230,11 @@ class DetectorModule(pl.LightningModule):
         weights = weights_problem(self.model.named_parameters(), self.global_step)
         self._refuse(self._guard.problem() or weights)
         checkpoint["config"] = self.config
+
+
+def aqr_of(module: pl.LightningModule) -> AQR | AttentionBias | None:
+    """The module's AQR; ``None`` for plain CMT."""
+    return module.model.aqr if isinstance(module, DetectorModule) else None
 
 
 def seen_by(predictions: Predictions) -> dict[str, Tensor | None] | None:

@@ -23,6 +23,7 @@ from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.table import metrics_table
 from cmt_aqr.files import nan_to_null, remove_partial, write_json, write_table
+from cmt_aqr.lab import LabCamera
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.decoder import DecoderLayer
 from cmt_aqr.model.image import ImageBranch
@@ -243,7 +244,7 @@ def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
         return
     bev = None if model.lidar is None else model.head.grid.bev_shape
     images = None
-    if isinstance(model.image, ImageBranch):
+    if isinstance(model.image, ImageBranch | LabCamera):
         rows, columns = (math.ceil(side / model.image.stride) for side in image_size)
         images = (len(CAMERAS), rows, columns)
     try:
