@@ -13,8 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cmt_aqr.errors import SettingError
 from cmt_aqr.model import vovnet
-from cmt_aqr.ops.folding import fold_batch_norms
-from cmt_aqr.ops.pointwise import replace_pointwise_convolutions
+from cmt_aqr.ops.folding import speed_up
 
 
 class ImageNeck(nn.Module):
@@ -73,8 +72,7 @@ class ImageBranch(nn.Module):
         network.set_grad_checkpointing(checkpointing)
         self.backbone: nn.Module = network
         self.neck = ImageNeck(network.feature_info.channels(), out_channels)
-        fold_batch_norms(self.backbone)
-        replace_pointwise_convolutions(self)
+        speed_up(self)
         self.norm_eval = norm_eval
         self.out_channels = out_channels
         self.stride: int = network.feature_info.reduction()[0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cmt_aqr.constants import POINT_FEATURES
 from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry.grid import BEVGrid
-from cmt_aqr.ops.folding import fold_batch_norms
+from cmt_aqr.ops.folding import speed_up
 from cmt_aqr.ops.sparse import (
     Sites,
     SparseBatchNorm,
@@ -287,7 +287,7 @@ class LidarBranch(nn.Module):
         self.out_channels = sum(neck_channels)
         self._check_resolution(first, scales[-1])
         for dense in (self.backbone, self.neck):
-            fold_batch_norms(dense)
+            speed_up(dense)
             dense.to(memory_format=torch.channels_last)
 
     def _check_resolution(self, first_stride: int, coarsest: int) -> None:

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from cmt_aqr.ops.devices import masks_are_free
+
 CHUNK_BYTES = 8 * 2**20
 """Products held before they are summed: few enough to stay in the cache and to reuse memory (glibc maps, and
 the kernel clears, every block above 32 MB anew)."""
@@ -90,21 +92,11 @@ class Rulebook:
         transposed = weight.transpose(1, 2)
         return transposed.flip(0) if self.reverse_neighbours is None else transposed
 
-    @cached_property
-    def exists(self) -> Tensor:
-        """(offset, output) bool: whether there is an input."""
-        return self.neighbours != self.inputs
-
-    @cached_property
-    def pair_count(self) -> int:
-        """Number of existing pairs. Reading it waits for the device."""
-        return int(self.exists.sum())
-
     def pairs(self, channels: int) -> PairPlan:
         """The existing pairs, in chunks whose products of ``channels`` values fit :data:`CHUNK_BYTES`."""
         size = max(1, CHUNK_BYTES // (4 * channels))
         if size not in self._plans:
-            self._plans[size] = plan_pairs(self.neighbours, self.exists, self.pair_count, size)
+            self._plans[size] = plan_pairs(self.neighbours, self.neighbours != self.inputs, size)
         return self._plans[size]
 
     @cached_property
@@ -112,7 +104,7 @@ class Rulebook:
         return {}
 
 
-def plan_pairs(neighbours: Tensor, exists: Tensor, pair_count: int, pairs_per_chunk: int) -> PairPlan:
+def plan_pairs(neighbours: Tensor, exists: Tensor, pairs_per_chunk: int) -> PairPlan:
     """Order the existing pairs by (chunk, offset, output).
 
     A chunk is a run of outputs with about ``pairs_per_chunk`` pairs.
@@ -120,11 +112,10 @@ def plan_pairs(neighbours: Tensor, exists: Tensor, pair_count: int, pairs_per_ch
     Args:
         neighbours: (offset, output) input of each pair.
         exists: (offset, output) whether there is one.
-        pair_count: how many there are.
         pairs_per_chunk: how many a chunk should have.
     """
     offsets, outputs = neighbours.shape
-    number = max(1, math.ceil(pair_count / pairs_per_chunk))
+    number = max(1, math.ceil(int(exists.sum()) / pairs_per_chunk))
     rows = max(1, math.ceil(outputs / number))
     number = math.ceil(outputs / rows)
 
@@ -158,9 +149,16 @@ def plan_pairs(neighbours: Tensor, exists: Tensor, pair_count: int, pairs_per_ch
     )
 
 
-def _convolve_pairs(features: Tensor, weight: Tensor, plan: PairPlan) -> Tensor:
-    """Gather, multiply and reduce the existing pairs: (output, out)."""
-    result = features.new_empty((len(plan.bag_starts), weight.shape[2]))
+def _convolve(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
+    """Values (output, out) of features (input, in) with a kernel (offset, in, out)."""
+    if not masks_are_free(features.device):
+        padded = functional.pad(features, (0, 0, 0, 1))
+        result = features.new_zeros((rulebook.outputs, weight.shape[2]))
+        for inputs, kernel in zip(rulebook.neighbours, weight, strict=True):
+            result.addmm_(padded.index_select(0, inputs), kernel)
+        return result
+    plan = rulebook.pairs(weight.shape[2])
+    result = features.new_empty((rulebook.outputs, weight.shape[2]))
     longest = max((chunk.pairs[1] - chunk.pairs[0] for chunk in plan.chunks), default=0)
     buffer = features.new_empty((longest, weight.shape[2]))
     for chunk in plan.chunks:
@@ -178,42 +176,18 @@ def _convolve_pairs(features: Tensor, weight: Tensor, plan: PairPlan) -> Tensor:
     return result
 
 
-def _convolve_neighbours(features: Tensor, weight: Tensor, neighbours: Tensor) -> Tensor:
-    """One product for each offset over all outputs, missing inputs being zeros: (output, out)."""
-    padded = functional.pad(features, (0, 0, 0, 1))
-    result = features.new_zeros((neighbours.shape[1], weight.shape[2]))
-    for inputs, kernel in zip(neighbours, weight, strict=True):
-        result.addmm_(padded.index_select(0, inputs), kernel)
-    return result
-
-
-def _convolve(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
-    if features.device.type == "cpu":
-        return _convolve_pairs(features, weight, rulebook.pairs(weight.shape[2]))
-    return _convolve_neighbours(features, weight, rulebook.neighbours)
-
-
-def _weight_gradient_pairs(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
-    """Gradient (offset, in, out) of the kernel, from the existing pairs."""
-    plan, offsets = rulebook.pairs(gradient.shape[1]), len(rulebook.neighbours)
-    result = features.new_zeros((offsets, features.shape[1], gradient.shape[1]))
+def _weight_gradient(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
+    """Gradient (offset, in, out) of the kernel, from features (input, in) and a gradient (output, out)."""
+    if not masks_are_free(features.device):
+        padded = functional.pad(features, (0, 0, 0, 1))
+        return torch.stack([padded.index_select(0, inputs).T @ gradient for inputs in rulebook.neighbours])
+    plan = rulebook.pairs(gradient.shape[1])
+    result = features.new_zeros((len(rulebook.neighbours), features.shape[1], gradient.shape[1]))
     for chunk in plan.chunks:
         for offset, start, stop in chunk.offsets:
             gathered = features.index_select(0, plan.inputs[start:stop])
             result[offset].addmm_(gathered.T, gradient.index_select(0, plan.outputs[start:stop]))
     return result
-
-
-def _weight_gradient_neighbours(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
-    """Gradient (offset, in, out) of the kernel, one product for each offset."""
-    padded = functional.pad(features, (0, 0, 0, 1))
-    return torch.stack([padded.index_select(0, inputs).T @ gradient for inputs in rulebook.neighbours])
-
-
-def _weight_gradient(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
-    if features.device.type == "cpu":
-        return _weight_gradient_pairs(features, gradient, rulebook)
-    return _weight_gradient_neighbours(features, gradient, rulebook)
 
 
 class _SparseConvolution(torch.autograd.Function):

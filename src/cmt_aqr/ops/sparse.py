@@ -30,22 +30,16 @@ class Sites:
     """The occupied sites of a batch at one resolution, sorted by (sample, z, y, x), and their rulebook."""
 
     def __init__(self, coords: Tensor, shape: Triple, batch_size: int) -> None:
-        """Take sites that are sorted and distinct; :meth:`sorted` sorts them first.
+        """Take sites.
 
         Args:
-            coords: (site, 4) int64: sample, z, y, x.
+            coords: (site, 4) int64: sample, z, y, x; sorted and distinct.
             shape: cells along z, y, x.
             batch_size: number of samples.
         """
         self.coords = coords
         self.shape = shape
         self.batch_size = batch_size
-
-    @classmethod
-    def sorted(cls, coords: Tensor, shape: Triple, batch_size: int) -> tuple[Sites, Tensor]:
-        """Sort distinct sites (site, 4); also returns the order (site,) that their features must follow."""
-        order = _linear(coords.long().unbind(1), shape).argsort()
-        return cls(coords.long()[order], shape, batch_size), order
 
     def __len__(self) -> int:
         return len(self.coords)
@@ -192,17 +186,8 @@ class _SparseConv3d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: Triple) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(*kernel, in_channels, out_channels))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the kernel from a uniform of variance 1 / (3 fan-in), as ``torch.nn.Conv3d`` does."""
-        bound = 1 / math.sqrt(self.weight[..., 0].numel())
+        bound = 1 / math.sqrt(self.weight[..., 0].numel())  # variance 1 / (3 fan-in), as of torch.nn.Conv3d
         nn.init.uniform_(self.weight, -bound, bound)
-
-    def extra_repr(self) -> str:
-        """Sizes, for printing."""
-        *kernel, in_channels, out_channels = self.weight.shape
-        return f"{in_channels}, {out_channels}, kernel={tuple(kernel)}"
 
 
 class SubmanifoldConv3d(_SparseConv3d):
@@ -236,10 +221,6 @@ class StridedSparseConv3d(_SparseConv3d):
         kz, ky, kx = self.weight.shape[:3]
         sites, rulebook = x.sites.strided((kz, ky, kx), self.stride, self.padding)
         return SparseTensor(sparse_convolution(x.features, self.weight, rulebook), sites)
-
-    def extra_repr(self) -> str:
-        """Sizes, for printing."""
-        return f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}"
 
 
 class SparseBatchNorm(nn.BatchNorm1d):
