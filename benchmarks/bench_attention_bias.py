@@ -12,12 +12,10 @@ machine changes less than the time that passes.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
-from pathlib import Path
 
-import hydra
 import torch
+from measuring import composed, in_turns
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
@@ -28,13 +26,10 @@ from cmt_aqr.runs.console import console
 from cmt_aqr.runs.memory import keep_freed_memory
 from cmt_aqr.training.module import DetectorModule
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
-
 
 def step(overrides: list[str]) -> Callable[[], None]:
     """A training step of a configuration on one batch of the embedded data."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("train", [*overrides, "data.num_workers=0"])
+    config = composed([*overrides, "data.num_workers=0"])
     data = build_data(config)
     data.prepare_data()
     data.setup("fit")
@@ -80,19 +75,6 @@ def attentions(queries: int, tokens: int, heads: int = 8, channels: int = 32) ->
     }
 
 
-def seconds(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, tuple[float, float]]:
-    """The least processor time and the least time that passed of each, in turns."""
-    found = {name: (float("inf"), float("inf")) for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            processor, clock = time.process_time(), time.perf_counter()
-            run()
-            taken = (time.process_time() - processor, time.perf_counter() - clock)
-            if turn:  # the first one warms up
-                found[name] = (min(found[name][0], taken[0]), min(found[name][1], taken[1]))
-    return found
-
-
 def main() -> None:
     """Measure, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,11 +91,11 @@ def main() -> None:
         "with the signal": ["aqr=attention_bias", *signal],
         "aqr=default": ["aqr=default"],
     }
-    steps = seconds({name: step([*given.overrides, *own]) for name, own in arms.items()}, given.repeats)
-    single = seconds(attentions(given.queries, given.tokens), max(2, given.repeats // 2))
+    steps = in_turns({name: step([*given.overrides, *own]) for name, own in arms.items()}, given.repeats)
+    single = in_turns(attentions(given.queries, given.tokens), max(2, given.repeats // 2))
     table = Table("", "processor ms", "ratio", "ms that passed")
     for runs in (steps, single):
-        rival = next(iter(runs.values()))[0]
+        rival = next(iter(runs.values())).processor
         for name, (processor, clock) in runs.items():
             table.add_row(name, f"{1e3 * processor:.1f}", f"{processor / rival:.2f}", f"{1e3 * clock:.1f}")
         table.add_section()

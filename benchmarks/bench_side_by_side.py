@@ -39,12 +39,7 @@ def seconds(count: int, rival: bool, overrides: list[str], limit: float) -> floa
         begin = time.perf_counter()
         running = [
             subprocess.Popen(
-                [
-                    sys.executable,
-                    str(TRAIN),
-                    *overrides,
-                    f"hydra.run.dir={folder}/{number}",
-                ],
+                [sys.executable, str(TRAIN), *overrides, f"hydra.run.dir={folder}/{number}"],
                 cwd=ROOT,
                 env=environment(rival),
                 stdout=subprocess.DEVNULL,

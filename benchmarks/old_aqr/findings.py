@@ -12,14 +12,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from rich.table import Table
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
-from cmt_aqr.aqr.aqr import AQR
-from cmt_aqr.aqr.generator import WeightGenerator
-from cmt_aqr.aqr.modulator import Modulator
-from cmt_aqr.aqr.placement import Placement, place_on_bev, place_on_images
-from cmt_aqr.aqr.renderer import METHODS, Renderer
+from cmt_aqr.aqr import (
+    AQR,
+    METHODS,
+    Modulator,
+    Placement,
+    Renderer,
+    WeightGenerator,
+    place_on_bev,
+    place_on_images,
+)
 from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import BEVGrid, to_metres, to_unit
 from cmt_aqr.structures import Frame, Queries, Sensors, Views
@@ -129,6 +135,19 @@ class Finding:
     title: str
     measure: Callable[[MapScene], list[Row]] = field(repr=False)
     note: str = ""
+
+
+def finding_table(finding: Finding, rows: Sequence[Row]) -> Table:
+    """A finding's numbers for rich to print: the old code's beside ours."""
+    table = Table(
+        title=finding.title, caption=finding.note, title_justify="left", caption_justify="left", width=88
+    )
+    table.add_column("", ratio=1)
+    table.add_column("old", justify="right")
+    table.add_column("ours", justify="right")
+    for row in rows:
+        table.add_row(row.quantity, format(row.old, row.form), format(row.ours, row.form))
+    return table
 
 
 def in_first_view(placement: Placement) -> Placement:

@@ -62,14 +62,15 @@ def _scale_iou(true: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray
 def _turn(
     true: NDArray[np.float64], found: NDArray[np.float64], two_ends: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Angles (match,) in radians between headings; where ``two_ends``, half a turn makes no difference."""
-    true_yaw, found_yaw = _yaw(true), _yaw(found)
+    """Angles (match,) in radians between the headings of quaternions (match, 4).
+
+    A heading is where the box's x axis points in the plane; where ``two_ends``, half a turn makes no difference.
+    """
     period = np.where(two_ends, np.pi, 2 * np.pi)
-    return np.abs((true_yaw - found_yaw + period / 2) % period - period / 2)
+    return np.abs((_yaw(true) - _yaw(found) + period / 2) % period - period / 2)
 
 
 def _yaw(quaternions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Headings (box,) in radians of w, x, y, z: where the box's x axis points in the plane."""
     w, x, y, z = np.ascontiguousarray(quaternions.T)
     # Of arrays that are not contiguous NumPy's arctan2 takes one of two ways, rounded otherwise, by their address.
     return np.arctan2(2 * (x * y + w * z), w**2 + x**2 - y**2 - z**2)

@@ -15,13 +15,7 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.data.poses import rotations
 from cmt_aqr.data.rows import LABEL, ROTATION, SCORE, SIZE, TRANSLATION
-from cmt_aqr.evaluation.curves import (
-    Curves,
-    average_precision,
-    make_curves,
-    match_errors,
-    mean_errors,
-)
+from cmt_aqr.evaluation.curves import Curves, average_precision, make_curves, match_errors, mean_errors
 from cmt_aqr.evaluation.matching import greedy_match, near_pairs
 from cmt_aqr.evaluation.submission import FoundBoxes
 
@@ -53,19 +47,15 @@ def evaluate_boxes(truth: GroundTruth, found: FoundBoxes) -> dict[str, float]:
         raise DataError(f"no frame of split {truth.split} was given to the evaluation: it needs at least one")
     config = config_factory(CONFIGURATION)
     curves = make_all_curves(truth, found, config)
-    precisions = np.array(
-        [
-            [average_precision(of_class, config.min_recall, config.min_precision) for of_class in of_distance]
-            for of_distance in curves
-        ]
-    ).mean(axis=0)
+    least = config.min_recall, config.min_precision
+    precisions = np.array([[average_precision(one, *least) for one in of_distance] for of_distance in curves])
     at = config.dist_ths.index(config.dist_th_tp)
     errors = np.array([mean_errors(of_class, config.min_recall) for of_class in curves[at]])
     for label, names in _UNDEFINED.items():
         for name in names:
             errors[CLASSES.index(label), list(ERRORS.values()).index(name)] = np.nan
     return {
-        **_summary(precisions, errors, config.mean_ap_weight),
+        **_summary(precisions.mean(axis=0), errors, config.mean_ap_weight),
         "frames": float(len(found.frames)),
         "frames_of_split": float(len(truth.tokens)),
     }

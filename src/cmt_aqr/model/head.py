@@ -59,16 +59,13 @@ class Head(nn.Module):
         super().__init__()
         self.grid = grid
         self.embed_dims = embed_dims
-        self.depths = depths
-        self.nearest_depth = nearest_depth
         # Buffers, so that no step copies a constant to the device; the table of sines is large, so it is made
         # when it is needed and no buffer, which DDP would send around.
         low, high = torch.tensor(grid.point_range, dtype=torch.float32).view(2, 3)
         self.register_buffer("low", low.clone(), persistent=False)
         self.register_buffer("extent", high - low, persistent=False)
-        self.register_buffer(
-            "ray_depths", depth_bins(depths, nearest_depth, grid.point_range[3]), persistent=False
-        )
+        ray_depths = depth_bins(depths, nearest_depth, grid.point_range[3])
+        self.register_buffer("ray_depths", ray_depths, persistent=False)
         self._bev_sines: Tensor | None = None
         self.reference_points = nn.Parameter(torch.rand(queries, 3))
         self.bev_embedding = position_embedding(2 * embed_dims, embed_dims, embed_dims)
@@ -178,12 +175,8 @@ class Head(nn.Module):
         img2lidar = views.img2lidar
         device = img2lidar.device
         with torch.autocast(device.type, enabled=False):
-            v, u = torch.meshgrid(
-                torch.arange(map_size[0], device=device, dtype=img2lidar.dtype),
-                torch.arange(map_size[1], device=device, dtype=img2lidar.dtype),
-                indexing="ij",
-            )
-            cells = torch.stack((u, v), dim=-1).reshape(-1, 2)
+            rows, columns = (torch.arange(side, device=device, dtype=img2lidar.dtype) for side in map_size)
+            cells = torch.cartesian_prod(rows, columns).flip(-1)  # (cell, 2) as (column, row)
             pixels = pixel_of_cell(cells, views.size, map_size)
             return self._embed_rays(functional.pad(pixels, (0, 1), value=1.0), img2lidar)
 

@@ -7,13 +7,17 @@ from typing import Any, Self
 
 import timm
 import torch
+from timm.layers import create_attn
+from timm.models.vovnet import OsaBlock
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cmt_aqr.errors import SettingError
-from cmt_aqr.model import vovnet
 from cmt_aqr.ops.folding import speed_up
+
+VOVNET = "vovnet99_ese"
+"""What ``ImageBranch`` calls VoVNet V2-99 as published."""
 
 
 class ImageNeck(nn.Module):
@@ -108,15 +112,27 @@ def create_backbone(name: str, out_indices: tuple[int, ...], pretrained: bool = 
     Raises:
         SettingError: where timm has no such model, or no weights for it.
     """
-    if name == vovnet.NAME:
+    if name == VOVNET:
         if pretrained:
             raise SettingError(
-                f"backbone={name}: has no pretrained weights to download; set pretrained=false and "
-                "load a checkpoint"
+                f"backbone={name}: has no pretrained weights to download; set pretrained=false and load weights"
             )
-        return vovnet.vovnet99_ese(out_indices)
+        return vovnet99_ese(out_indices)
     if not timm.is_model(name):
         raise SettingError(
-            f"backbone={name}: is no timm model and not {vovnet.NAME!r}; see timm.list_models() for their names"
+            f"backbone={name}: is no timm model and not {VOVNET!r}; see timm.list_models() for their names"
         )
     return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=out_indices)
+
+
+def vovnet99_ese(out_indices: tuple[int, ...]) -> nn.Module:
+    """VoVNet V2-99-eSE as the published CMT uses it (CenterMask, Lee and Park, CVPR 2020); levels 3 and 4.
+
+    timm's ``ese_vovnet99b`` is the same but for the eSE gates: it has one in the last block of a stage only,
+    the published checkpoints one in every block.
+    """
+    model = timm.create_model("ese_vovnet99b", pretrained=False, features_only=True, out_indices=out_indices)
+    for block in model.modules():
+        if isinstance(block, OsaBlock) and block.attn is None:
+            block.attn = create_attn("ese", block.conv_concat.conv.out_channels)
+    return model

@@ -1,6 +1,7 @@
 """The task head: the outputs of every decoder layer."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -50,20 +51,14 @@ class TaskHead(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = layers
+        conv = partial(nn.Conv1d, kernel_size=kernel, padding=kernel // 2, groups=layers)
         for name, channels in OUTPUTS.items():
             out = classes if channels is None else channels
             branch = nn.Sequential(
-                nn.Conv1d(
-                    layers * embed_dims,
-                    layers * hidden,
-                    kernel,
-                    padding=kernel // 2,
-                    groups=layers,
-                    bias=False,
-                ),
+                conv(layers * embed_dims, layers * hidden, bias=False),
                 GroupLayerNorm(layers * hidden, layers),
                 nn.ReLU(),
-                nn.Conv1d(layers * hidden, layers * out, kernel, padding=kernel // 2, groups=layers),
+                conv(layers * hidden, layers * out),
             )
             self.add_module(name, branch)
         logits = self.get_submodule("cls_logits").get_submodule("3")

@@ -80,8 +80,7 @@ class Denoising:
         groups = min(self.groups, matching_queries // most) if most else 0
         if groups == 0:
             return None
-        boxes, device = batch.boxes.repeat(groups, 1), batch.boxes.device
-        count = len(batch.boxes)
+        boxes, device, count = batch.boxes.repeat(groups, 1), batch.boxes.device, len(batch.boxes)
         if noise is None:
             noise = torch.rand(len(boxes), 3, device=device, generator=generator)
         offset = (2 * noise - 1) * self.noise_scale
@@ -91,8 +90,8 @@ class Denoising:
         labels = torch.where(offset.norm(dim=1) > self.background_above, self.classes, labels)
 
         sample = sample_index(batch.box_counts, device)
-        start = torch.tensor([sum(batch.box_counts[:i]) for i in range(batch.size)], device=device)
-        within = torch.arange(count, device=device) - start[sample]
+        counts = torch.tensor(batch.box_counts, device=device)
+        within = torch.arange(count, device=device) - (counts.cumsum(0) - counts)[sample]
         group = torch.arange(groups, device=device).repeat_interleave(count)
         sample, position = sample.repeat(groups), within.repeat(groups) + group * most
         reference_points = centres.new_zeros(batch.size, groups * most, 3)

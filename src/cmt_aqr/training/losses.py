@@ -14,10 +14,11 @@ from torchvision.ops import sigmoid_focal_loss
 from cmt_aqr.checks import require_number, require_numbers
 from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import encode_boxes
+from cmt_aqr.ops.devices import processes
 from cmt_aqr.outputs import Predictions, QueryOutputs
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.denoising import DenoisingTargets
-from cmt_aqr.training.matching import HungarianMatcher
+from cmt_aqr.training.matching import match
 
 SIGNAL = "loss_aqr"
 """Name of the loss of AQR's own signal."""
@@ -25,20 +26,15 @@ SIGNAL = "loss_aqr"
 CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
 
 
-def sigmoid_focal(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss, not summed (Lin et al., ICCV 2017).
+def sigmoid_focal(logits: Tensor, labels: Tensor) -> Tensor:
+    """Focal loss (..., class), not summed (Lin et al., ICCV 2017), alpha 0.25, gamma 2.
 
     Args:
         logits: (..., class).
         labels: (...,) int64; the number of classes stands for background.
-        alpha: weight of the positives.
-        gamma: focusing exponent.
-
-    Returns:
-        (..., class).
     """
     target = functional.one_hot(labels, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
-    return sigmoid_focal_loss(logits, target, alpha, gamma)
+    return sigmoid_focal_loss(logits, target)
 
 
 def normalisers(counts: Sequence[float], device: torch.device) -> Tensor:
@@ -52,25 +48,22 @@ def normalisers(counts: Sequence[float], device: torch.device) -> Tensor:
         (count,) each summed over all processes, at least 1, and divided by the number of processes.
     """
     own = torch.stack([torch.full((), float(count), device=device) for count in counts])
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    processes = torch.distributed.get_world_size() if distributed else 1
-    return mean_over_processes(own).clamp(min=1 / processes)
+    return mean_over_processes(own).clamp(min=1 / processes())
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
     """The mean of a tensor over all processes; the tensor itself where there is one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if processes() == 1:
         return values
     total = values.clone()
     torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()
+    return total / processes()
 
 
 class Criterion(nn.Module):
     """Sums the losses of a batch.
 
     Args:
-        matcher: pairs queries with boxes.
         class_weight: weight of the focal loss.
         box_weight: weight of the L1 loss.
         background_weight: a negative query counts this much in the focal loss' normaliser.
@@ -89,7 +82,6 @@ class Criterion(nn.Module):
 
     def __init__(
         self,
-        matcher: HungarianMatcher | None = None,
         class_weight: float = 2.0,
         box_weight: float = 0.25,
         background_weight: float = 0.1,
@@ -108,7 +100,6 @@ class Criterion(nn.Module):
             ("signal_weight", signal_weight),
         ):
             require_number(name, weight, 0)
-        self.matcher = matcher or HungarianMatcher()
         self.class_weight = class_weight
         self.box_weight = box_weight
         self.background_weight = background_weight
@@ -162,7 +153,7 @@ class Criterion(nn.Module):
 
     def _matching_losses(self, outputs: QueryOutputs, batch: Batch, divisors: Tensor) -> dict[str, Tensor]:
         """``divisors``: (2,) of the class and the box loss."""
-        matches = self.matcher(outputs, batch, self.code_weights)
+        matches = match(outputs, batch, self.code_weights)
         logits, codes = outputs.logits.float(), outputs.codes.float()
         layers, samples, queries = logits.shape[:3]
         labels = torch.full((layers, samples, queries), self.classes, device=logits.device)
@@ -172,11 +163,8 @@ class Criterion(nn.Module):
         target = encode_boxes(batch.boxes)[matches.box]
         error = (codes[matches.layer, matches.sample, matches.query] - target).abs() * self.code_weights
         distance = error.new_zeros(layers).index_add(0, matches.layer, error.sum(dim=1))
-        return _by_layer(
-            self.class_weight * focal / divisors[0],
-            self.box_weight * distance / divisors[1],
-            "",
-        )
+        classes, boxes = self.class_weight * focal / divisors[0], self.box_weight * distance / divisors[1]
+        return _by_layer(classes, boxes, "")
 
     def _denoising_losses(
         self, outputs: QueryOutputs, targets: DenoisingTargets, divisors: Tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmt_aqr.aqr import AQR, AttentionBias
 from cmt_aqr.data.datamodule import NuScenesDataModule
@@ -18,6 +17,7 @@ from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import check_anything_to_find
 from cmt_aqr.model.cmt import CMT
+from cmt_aqr.ops.devices import processes
 from cmt_aqr.outputs import Predictions
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.denoising import Denoising
@@ -30,7 +30,7 @@ from cmt_aqr.training.finite import (
     why_not_finite,
 )
 from cmt_aqr.training.losses import Criterion, mean_over_processes
-from cmt_aqr.training.optimization import Multipliers, OptimizerSettings, module_of
+from cmt_aqr.training.optimization import MODULES, Multipliers, OptimizerSettings, module_of
 
 
 class DetectorModule(pl.LightningModule):
@@ -86,9 +86,14 @@ class DetectorModule(pl.LightningModule):
         self._guard = LossGuard()
         self.look_at_losses_every = 10
         """Batches; looking waits for the device, as logging does."""
-        self._frozen = [part for name, part in self._parts() if name in multipliers.frozen()]
+        frozen = multipliers.frozen()
+        self._frozen = [
+            part
+            for name, part in model.named_modules()
+            if f"{name}.".startswith(tuple(MODULES.values())) and module_of(f"{name}.") in frozen
+        ]
         for name, parameter in model.named_parameters():
-            if module_of(name) in multipliers.frozen():
+            if module_of(name) in frozen:
                 parameter.requires_grad_(False)
         # Lightning leaves modules in the mode it finds them in.
         self.train(self.training)
@@ -103,25 +108,11 @@ class DetectorModule(pl.LightningModule):
         if self.metric is not None and isinstance(data, NuScenesDataModule) and data.annotated:
             check_anything_to_find(self.metric.truth, np.arange(len(data.dataset("val"))))
 
-    def _parts(self) -> list[tuple[str, nn.Module]]:
-        """Submodules of the model with the multiplier name that all their parameters go by."""
-        model = self.model
-        found: list[tuple[str, nn.Module | None]] = [
-            ("img_backbone", getattr(model.image, "backbone", None)),
-            ("img_neck", getattr(model.image, "neck", None)),
-            ("pts_backbone", model.lidar),
-            ("aqr_weight_generator", model.aqr),
-            ("transformer", model.decoder),
-        ]
-        for name, child in model.head.named_children():
-            found.append((module_of(f"head.{name}."), child))
-        return [(name, part) for name, part in found if part is not None]
-
     def train(self, mode: bool = True) -> DetectorModule:
         """Switch mode; frozen modules stay in evaluation mode, batch norm statistics included."""
         super().train(mode)
         for part in self._frozen:
-            part.eval()
+            part.training = False
         return self
 
     def forward(self, batch: Batch) -> Predictions:
@@ -147,7 +138,7 @@ class DetectorModule(pl.LightningModule):
         try:
             losses = self.criterion(predictions, batch, targets, same_terms=self.denoising is not None)
         except NotFiniteError as error:
-            held = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
+            held = (*self.model.named_parameters(), *self.model.named_buffers())
             raise NotFiniteError(
                 self._guard.problem()
                 or f"step {self.global_step}: {error} on {frames(batch.tokens)}; {why_not_finite(batch, held)}"
@@ -172,10 +163,10 @@ class DetectorModule(pl.LightningModule):
         Raises:
             NotFiniteError: with the first process' sentence.
         """
-        if self.trainer.world_size > 1 and torch.distributed.is_initialized():
+        if processes() > 1:
             if not self.trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
                 return
-            problems: list[str | None] = [None] * self.trainer.world_size
+            problems: list[str | None] = [None] * processes()
             torch.distributed.all_gather_object(problems, problem)
             problem = next(filter(None, problems))
         if problem is not None:

@@ -209,8 +209,6 @@ def _use_threads(config: DictConfig, trainer: pl.Trainer) -> None:
 def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -> DetectorModule:
     """The LightningModule of a configuration, with fresh weights."""
     samples = config.data.batch_size * config.trainer.accumulate_grad_batches * processes
-    # Not resolved: an override on the checkpoint must reach what is interpolated from its key.
-    written_out = unresolved(config)
     denoising = build(config.training.denoising)
     model = build(config.model.network)
     check_feature_shapes(model, config.model.image_size)
@@ -226,7 +224,7 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
         max_detections=config.evaluation.max_detections,
         score_threshold=config.evaluation.get("score_threshold", 0.0),
         seed=config.seed,
-        config=written_out,
+        config=unresolved(config),  # an override on the checkpoint must reach what is interpolated from its key
     )
 
 
@@ -245,8 +243,7 @@ def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
     bev = None if model.lidar is None else model.head.grid.bev_shape
     images = None
     if isinstance(model.image, ImageBranch | LabCamera):
-        rows, columns = (math.ceil(side / model.image.stride) for side in image_size)
-        images = (len(CAMERAS), rows, columns)
+        images = (len(CAMERAS), *(math.ceil(side / model.image.stride) for side in image_size))
     try:
         model.aqr.renderer.check_shapes(bev, images)
     except SettingError as error:
@@ -256,10 +253,10 @@ def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
 def _check_factors(model: CMT) -> None:
     """Compare the number of AQR's factors with the decoder's layers and heads."""
     factors = getattr(model.aqr, "factors", None)
-    there = [layer.cross_attention.heads for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
-    if factors is not None and list(factors.shape) != [len(there), *set(there)]:
+    heads = [layer.cross_attention.heads for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
+    if factors is not None and factors.shape != (len(heads), heads[0]):
         raise UserError(
-            f"aqr.per_layer_and_head={list(factors.shape)}: the decoder has {len(there)} layers of {there[0]} "
+            f"aqr.per_layer_and_head={list(factors.shape)}: the decoder has {len(heads)} layers of {heads[0]} "
             "heads; give 'aqr.per_layer_and_head=[${model.layers},${model.heads}]'"
         )
 
@@ -279,9 +276,9 @@ def restore(
     """Bring a module to where a checkpoint was written: its weights, and the clamp of its epoch.
 
     Args:
-        config: of the module.
+        config: of the module; its ``ckpt_path`` names the checkpoint in messages.
         module: to load into.
-        checkpoint: as read from ``config.ckpt_path``.
+        checkpoint: as read.
         overrides: as given on the command line, for messages.
 
     Raises:
@@ -294,18 +291,10 @@ def restore(
 def load_checkpoint_weights(
     module: DetectorModule, checkpoint: dict[str, Any], path: Path, overrides: Sequence[str] = ()
 ) -> None:
-    """Load a training checkpoint's weights into a module of the same configuration.
-
-    Plain CMT (``aqr=none``) takes all but AQR's.
-
-    Args:
-        module: to load into.
-        checkpoint: as read.
-        path: of the checkpoint, for the message.
-        overrides: as given on the command line, to name those that made it another model.
+    """Load a training checkpoint's weights into a module; plain CMT (``aqr=none``) takes all but AQR's.
 
     Raises:
-        UserError: the weights do not fit.
+        UserError: the weights do not fit; the sentence names the overrides that made it another model.
     """
     state = checkpoint["state_dict"]
     if module.model.aqr is None:
