@@ -7,8 +7,6 @@ the map and add weight times kernel to a slice of the map (``direct``: take the 
 differentiable too, so forward and backward both compare, and it must render the same maps, or nothing is timed.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import resource

@@ -9,8 +9,6 @@ machine changes less than the time that passes.
     python benchmarks/bench_attention_bias.py model=cmt_r50          the published size, minutes on a CPU
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 

@@ -8,8 +8,6 @@ worker has. Times are processor seconds, the least of several, clean and struck 
     python benchmarks/bench_faults.py --root /data/nuscenes --version v1.0-mini --split mini_val
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from functools import partial

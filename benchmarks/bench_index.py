@@ -9,8 +9,6 @@ afterwards, both beyond what there was after the imports. Objects of the devkit 
 lets go of its tables.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from pathlib import Path

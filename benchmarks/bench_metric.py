@@ -9,8 +9,6 @@ must be the same to 1e-9 and those in the files to the bit, or nothing is compar
 its own: CPU seconds, and memory beyond what was there before.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

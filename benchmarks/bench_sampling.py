@@ -8,8 +8,6 @@ is the plain way to make room: each point is compared with each pasted box. CPU 
 machine touches little.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 import time

@@ -7,8 +7,6 @@ take turns; a run that exceeds the limit is stopped and counts with it.
     python benchmarks/bench_side_by_side.py --steps 20 --repeats 1
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

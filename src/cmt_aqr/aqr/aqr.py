@@ -1,7 +1,5 @@
 """AQR: queries weigh the two sensors, cell by cell, before CMT's decoder reads them."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 
@@ -23,9 +21,6 @@ class AQR(nn.Module):
     neighbourhood, but gives two continuous weights instead of a choice of expert.
 
     Args:
-        generator: makes the weights.
-        renderer: renders them.
-        modulator: changes the features by them.
         draw: which queries weigh and draw: ``matching`` (learned queries only) or ``all`` (denoising queries too,
             all but their padding, which shows the matching queries where the boxes are: for experiments only).
         stop_gradient: let the generator look at features without changing them; needed where it learns from a
@@ -50,13 +45,7 @@ class AQR(nn.Module):
         self.modulator = modulator
 
     def forward(self, queries: Queries, sensors: Sensors) -> AQROutput:
-        """Weigh, render and modulate.
-
-        Reference points only say where queries stand; they get no gradient from here.
-
-        Args:
-            queries: CMT's; those that ``draw`` names are looked at.
-            sensors: the maps as the decoder would read them.
+        """Weigh, render and modulate; reference points only say where queries stand and get no gradient from here.
 
         Returns:
             the modulated features in the dtypes of the features, weights and maps in float32 or better. What

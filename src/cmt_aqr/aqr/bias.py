@@ -1,7 +1,5 @@
 """AQR in the decoder's attention: each query says how much more one sensor counts than the other."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -31,7 +29,6 @@ class AttentionBias(nn.Module):
     starts at 0. Denoising queries get a beta, too, from their own windows.
 
     Args:
-        generator: looks at each query's surroundings.
         groups: ``sensors``: one beta, on the LiDAR's tokens; ``views``: one on the tokens of each camera.
         beta: ``learned``; or a control: ``oracle``, what the faults' damage says, ``zero``, the generator is there
             and says nothing, ``shuffled``, every query gets what another one of its frame learned.
@@ -89,11 +86,7 @@ class AttentionBias(nn.Module):
         return {"strength": "beta=oracle"} if self.beta == "oracle" else {}
 
     def forward(self, queries: Queries, sensors: Sensors) -> BiasOutput:
-        """Weigh.
-
-        Args:
-            queries: CMT's, denoising queries first.
-            sensors: the maps as the decoder reads them; of both sensors.
+        """Weigh; denoising queries come first.
 
         Raises:
             UserError: a sensor is not there, or an oracle is asked and the damage is not known.

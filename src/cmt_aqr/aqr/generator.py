@@ -1,7 +1,5 @@
 """The weight generator: each query looks around itself in both sensors and says how much each is worth."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -152,13 +150,12 @@ class WindowReader(nn.Module):
         embed_dims: channels of queries and feature maps.
         num_heads: attention heads; must divide ``embed_dims``.
         feedforward_dims: hidden channels of the FFN.
-        depth: number of decoder layers; all look at the same windows.
+        depth: decoder layers; all look at the same windows.
         dropout: of the attention, its output and the FFN.
-        bev_window: odd number of BEV cells.
-        image_window: odd number of image cells.
-        max_views: views that a query reads in at most. Where more see it, those in which it stands nearest to
-            the middle of the image. In nuScenes' rig at most two cameras see a point. ``None``: every view.
-            (Rendering is not limited: a query draws in each view that sees it.)
+        bev_window: odd.
+        image_window: odd.
+        max_views: views that a query reads in at most, those in which it stands nearest to the middle. In
+            nuScenes' rig at most two cameras see a point. ``None``: every view. (Rendering is not limited.)
         split_heads: half of the heads look at the LiDAR alone, half at the cameras alone. In one softmax over both
             the sensor with the larger logits is all that is seen.
 

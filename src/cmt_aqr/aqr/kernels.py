@@ -16,8 +16,6 @@ the map: what would fall outside is lost, and the cells inside are what they wou
 A new method is a class here, a line in :data:`METHODS`, and one in ``conf/renderer/base.yaml`` and docs/aqr.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """The modulator: a weight map changes the features it was rendered on."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -18,7 +16,7 @@ _ELEMENT_SHARE = 0.7
 
 
 class Modulator(nn.Module):
-    r"""Multiplies features F by a weight map W, in part.
+    """Multiplies features F by a weight map W, in part.
 
     W is first made from the rendered map by ``normalize_weights``, (W - min) / (max - min) over each map (a
     map without contrast stays as it is), then by ``activation``. With mean(W) the mean over the map's cells:
@@ -27,17 +25,10 @@ class Modulator(nn.Module):
     - ``channel_wise``: M = F * mean(W)
     - ``adaptive``: M = 0.7 F * W + 0.3 F * mean(W)
 
-    and with ``residual_connection`` F' = r F + (1 - r) M, else F' = M. All of them are F' = F * gain with
-    one gain for each cell, which is how it is computed; r = 1 gives F back bit for bit.
-
-    Args:
-        modulation_type: one of :data:`MODULATION_TYPES`.
-        residual_connection: whether F' keeps a share of F.
-        residual_weight: r, from 0 to 1.
-        normalize_weights: min-max normalisation over each map.
-        activation: one of :data:`ACTIVATIONS`.
-        learnable_modulation: r becomes a parameter for each modality, r = sigmoid(``residual_logit``), so it
-            stays in (0, 1); it starts at ``residual_weight``.
+    and with ``residual_connection`` F' = r F + (1 - r) M, r = ``residual_weight`` from 0 to 1, else F' = M. All
+    are F' = F * gain with one gain for each cell, which is how it is computed; r = 1 gives F back bit for bit.
+    With ``learnable_modulation`` r = sigmoid(``residual_logit``) is a parameter for each modality, so it stays
+    in (0, 1); it starts at ``residual_weight``.
 
     Raises:
         SettingError: a value is out of range.

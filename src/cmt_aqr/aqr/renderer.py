@@ -1,7 +1,5 @@
 """The renderer: the queries' weights, rendered onto a feature map by a kernel, then limited."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,28 +16,19 @@ CLAMP_MODES = ("hard", "soft")
 
 
 class Renderer(nn.Module):
-    r"""Renders weights onto maps, then post-processes them: threshold, clamp. BEV and cameras alike.
+    """Renders weights onto maps, then post-processes them: threshold, clamp. BEV and cameras alike.
 
     ``render_method`` names one of the kernels of :mod:`cmt_aqr.aqr.kernels`, which reads those of the settings
     that are its fields (:meth:`unread` tells the others). Post-processing, in this order:
 
     1. values below ``min_weight_threshold`` become 0;
-    2. with ``normalize_weights`` the map x is clamped to [0, L], L = ``max_weight_clamp``: ``clamp_mode``
-       hard min(x, L), whose gradient above L is 0; or soft, x up to L / 2 and L - (L / 2)^2 / x above, which
-       stays below L and keeps the slope (L / 2x)^2.
+    2. with ``normalize_weights`` the map x is clamped to [0, L], L = ``max_weight_clamp`` (``None``: no clamp):
+       ``clamp_mode`` hard min(x, L), whose gradient above L is 0; or soft, x up to L / 2 and L - (L / 2)^2 / x
+       above, which stays below L and keeps the slope (L / 2x)^2.
 
     The limit follows from configuration and epoch (:mod:`cmt_aqr.training.clamp`), so no checkpoint holds it.
 
     Args:
-        render_method: one of :data:`~cmt_aqr.aqr.kernels.METHODS`.
-        gaussian_sigma: in cells, for ``gaussian`` and ``kernel_mean``.
-        kernel_normalization: ``sum`` or ``peak``, for ``gaussian``.
-        distance_decay: for ``distance_weighted``.
-        reach_fraction: for ``distance_weighted``, in (0, 1].
-        min_weight_threshold: at least 0; 0 keeps everything.
-        normalize_weights: whether to clamp.
-        clamp_mode: ``hard`` or ``soft``.
-        max_weight_clamp: above 0, or ``None`` for no clamp.
         bev_feature_shape: rows and columns that the BEV features must have; ``None`` takes them as they are.
         pers_feature_shape: views, rows and columns that the image features must have; ``None`` likewise.
 
@@ -118,8 +107,8 @@ class Renderer(nn.Module):
         """Compare the shapes that features will have with the declared ones, where both are there.
 
         Args:
-            bev_shape: rows and columns of the BEV features.
-            image_shape: views, rows and columns of the image features.
+            bev_shape: rows and columns.
+            image_shape: views, rows and columns.
 
         Raises:
             SettingError: they differ.
@@ -179,9 +168,7 @@ def _without_limit(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -
 def soft_clamp(value: Tensor, limit: Tensor) -> Tensor:
     """x up to L / 2, above it L - (L / 2)^2 / x: smooth, below L, with the slope (L / 2x)^2 above L / 2.
 
-    Args:
-        value: at least 0.
-        limit: scalar L above 0; infinity changes nothing.
+    ``value`` is at least 0; the scalar L is above 0, and infinity changes nothing.
     """
     below = value <= limit / 2
     # Both branches stay finite everywhere, so that neither poisons the other's gradient.

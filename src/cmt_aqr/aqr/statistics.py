@@ -60,12 +60,7 @@ def relative_change(before: Tensor, after: Tensor) -> Tensor:
 
 @torch.no_grad()
 def output_statistics(output: AQROutput, background: float) -> dict[str, Tensor]:
-    """:func:`map_statistics` and ``relative_change`` of each map, as ``bev/mean``, ``camera/mean`` and so on.
-
-    Args:
-        output: what AQR gave.
-        background: ``Renderer.background``.
-    """
+    """:func:`map_statistics` and ``relative_change`` of each map, as ``bev/mean``, ``camera/mean`` and so on."""
     features = {
         "bev": (output.bev_given, output.bev_features),
         "camera": (output.image_given, output.image_features),

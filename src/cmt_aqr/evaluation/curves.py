@@ -1,7 +1,5 @@
 """Precision and error over recall of one class, and the numbers that nuScenes makes of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -20,7 +20,7 @@ def decode(
     score_threshold: float = 0.0,
     tokens: Sequence[str] = (),
 ) -> list[Detections]:
-    """Detections of every frame, best first.
+    """Detections of every frame, best first, on the outputs' device.
 
     The best ``max_detections`` pairs of query and class are taken, then those with a centre outside
     :data:`CENTRE_RANGE` are dropped, as in CMT's release.
@@ -30,9 +30,6 @@ def decode(
         max_detections: at most this many boxes per frame.
         score_threshold: boxes scored lower are dropped; 0 keeps all, as CMT's release does.
         tokens: of the frames, for the message.
-
-    Returns:
-        One :class:`Detections` a frame, on the outputs' device.
 
     Raises:
         UserError: outputs or boxes that are not finite, which no comparison would find.

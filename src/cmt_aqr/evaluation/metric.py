@@ -1,7 +1,5 @@
 """nuScenes' official detection metric, gathered over processes by torchmetrics."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path

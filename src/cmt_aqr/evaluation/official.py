@@ -3,8 +3,6 @@
 Tests hold every step against the devkit's own evaluation.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from nuscenes.eval.common.config import config_factory
@@ -90,13 +88,7 @@ def _summary(
 
 
 def make_all_curves(truth: GroundTruth, found: FoundBoxes, config: DetectionConfig) -> list[list[Curves]]:
-    """Filter, match and accumulate: curves of each class, for each of the configuration's distances.
-
-    Args:
-        truth: ground truth of the split.
-        found: detections of some of its frames.
-        config: of the devkit.
-    """
+    """Filter, match and accumulate: curves of each class, for each of the configuration's distances."""
     true_rows, true_groups = _true_boxes(truth, found, config)
     rows, frames = _in_line(truth, found, config)
     labels = found.rows[rows, LABEL].astype(np.int64)
@@ -137,11 +129,7 @@ def _true_boxes(
 
 
 def check_anything_to_find(truth: GroundTruth, frames: NDArray[np.int64]) -> None:
-    """Refuse to evaluate frames in which, after the official filters, no object is left to find.
-
-    Args:
-        truth: ground truth of the split.
-        frames: (frame,) numbers of the frames to be evaluated.
+    """Refuse to evaluate frames (frame,) in which, after the official filters, no object is left to find.
 
     Raises:
         DataError: with how many objects each filter leaves.

@@ -1,7 +1,5 @@
 """Detections in nuScenes' own terms: boxes in the global frame, with attributes, and the results file."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,10 +106,10 @@ def to_global(detections: Detections, lidar2global: Tensor) -> NDArray[np.float6
 def write_submission(
     path: Path, tokens: Sequence[str], found: FoundBoxes, use_camera: bool, use_lidar: bool
 ) -> None:
-    """Write a nuScenes detection results file, at once or not at all.
+    """Write a nuScenes detection results file (its folder is made), at once or not at all.
 
     Args:
-        path: usually ``results_nusc.json``; its folder is made.
+        path: usually ``results_nusc.json``.
         tokens: sample token of every frame of the split.
         found: detections of the frames that are to be written.
         use_camera: whether the model looks at images.

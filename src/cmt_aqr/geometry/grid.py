@@ -6,8 +6,6 @@ there are two scales, both here: :meth:`BEVGrid.cell_of` (where features are) an
 :func:`to_unit` (where encodings are). ``aligned`` tells whether they agree.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The laboratory's data: scenes that are drawn as they are asked for, nothing on disk."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +22,6 @@ class LabDataModule(NuScenesDataModule):
     """Scenes of the laboratory in place of nuScenes' frames: faults, transforms, loaders and metric are the same.
 
     Args:
-        train_frames: of the training split.
-        eval_frames: of the other.
         objects: least and greatest number of objects of a scene.
         scene_seed: of the scenes; ``seed`` is of order, faults and noise.
         **settings: those of :class:`NuScenesDataModule`; ``root`` and ``version`` are names only.

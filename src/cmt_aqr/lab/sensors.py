@@ -1,7 +1,5 @@
 """Simulated sensors in place of the branches: maps made from a frame's boxes and from what faults broke."""
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 from typing import Any

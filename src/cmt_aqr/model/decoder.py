@@ -11,13 +11,7 @@ from cmt_aqr.outputs import TokenBias
 
 
 class Attention(nn.Module):
-    """Multi-head attention over PyTorch's fused kernel, with one packed input projection.
-
-    Args:
-        embed_dims: channels of queries, keys and values.
-        heads: number of heads.
-        dropout: of the attention weights, in training.
-    """
+    """Multi-head attention over PyTorch's fused kernel, with one packed input projection."""
 
     def __init__(self, embed_dims: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -84,13 +78,7 @@ class Attention(nn.Module):
         """How much of each query's attention goes to some of the tokens, mean over the heads: (batch, query).
 
         Membership is what is attended to, so that no (query, token) tensor is made. In the type of the weights
-        whatever autocast says.
-
-        Args:
-            query: as of :meth:`forward`, like ``key`` and ``bias``.
-            key: likewise.
-            members: (token,) bool.
-            bias: likewise.
+        whatever autocast says. ``members`` is (token,) bool, the rest as of :meth:`forward`.
         """
         dtype = self.in_proj_weight.dtype
         with torch.autocast(query.device.type, enabled=False):

@@ -1,7 +1,5 @@
 """The image branch: a timm backbone and a feature pyramid's stride-16 level (FPN, Lin et al., CVPR 2017)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -42,7 +40,19 @@ class ImageNeck(nn.Module):
 
 
 class ImageBranch(nn.Module):
-    """Images to feature maps at the stride of the finest level used, 16 by default."""
+    """Images to feature maps at the stride of the finest level used, 16 by default.
+
+    Args:
+        backbone: a timm model that gives feature maps, or ``vovnet99_ese`` (VoVNet V2-99 as published).
+        out_indices: feature levels, finest first; 3 and 4 have strides 16 and 32 in the ResNets.
+        out_channels: channels of the result.
+        pretrained: download timm's weights.
+        norm_eval: keep the backbone's batch norms in eval mode in training, as the published recipes do.
+        checkpointing: compute the backbone's activations again in the backward pass to save memory.
+
+    Raises:
+        SettingError: for a backbone that timm does not know, or checkpointing with training batch norms.
+    """
 
     def __init__(
         self,
@@ -53,19 +63,6 @@ class ImageBranch(nn.Module):
         norm_eval: bool = True,
         checkpointing: bool = False,
     ) -> None:
-        """Build the branch.
-
-        Args:
-            backbone: a timm model that gives feature maps, or ``vovnet99_ese`` (VoVNet V2-99 as published).
-            out_indices: feature levels, finest first; 3 and 4 have strides 16 and 32 in the ResNets.
-            out_channels: channels of the result.
-            pretrained: download timm's weights.
-            norm_eval: keep the backbone's batch norms in eval mode in training, as the published recipes do.
-            checkpointing: compute the backbone's activations again in the backward pass to save memory.
-
-        Raises:
-            SettingError: for a backbone that timm does not know, or checkpointing with training batch norms.
-        """
         super().__init__()
         if checkpointing and not norm_eval:
             raise SettingError(

@@ -1,7 +1,5 @@
 """The LiDAR branch: points to a BEV feature map (sparse encoder and SECOND, Yan et al., Sensors 2018)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -188,6 +186,25 @@ class LidarBranch(nn.Module):
     """Points to a BEV feature map: hard voxels, sparse encoder, SECOND, FPN.
 
     The defaults are the published sizes; a small model gives smaller numbers.
+
+    Args:
+        grid: range, voxels and BEV stride.
+        input_channels: features of a point.
+        max_points: averaged in a voxel.
+        max_voxels: kept in a sample, in training and in evaluation.
+        encoder_channels: of each sparse stage; each stage but the last halves the resolution at its end.
+        encoder_blocks: residual blocks of each sparse stage.
+        encoder_paddings: (z, y, x) padding of each strided convolution.
+        encoder_output_channels: for each z cell that remains.
+        backbone_channels: of each SECOND level.
+        backbone_layers: convolutions of each SECOND level after its first.
+        backbone_strides: of each SECOND level.
+        neck_channels: of each level in the output.
+        norm_eps: of all batch norms.
+        norm_momentum: of all batch norms; the published 0.01 is slow for short runs.
+
+    Raises:
+        SettingError: where the sizes do not fit each other or the grid.
     """
 
     def __init__(
@@ -207,27 +224,6 @@ class LidarBranch(nn.Module):
         norm_eps: float = 1e-3,
         norm_momentum: float = 0.01,
     ) -> None:
-        """Build the branch.
-
-        Args:
-            grid: range, voxels and BEV stride.
-            input_channels: features of a point.
-            max_points: points averaged in a voxel.
-            max_voxels: voxels kept in a sample, in training and in evaluation.
-            encoder_channels: of each sparse stage; each stage but the last halves the resolution at its end.
-            encoder_blocks: residual blocks of each sparse stage.
-            encoder_paddings: (z, y, x) padding of each strided convolution.
-            encoder_output_channels: channels for each z cell that remains.
-            backbone_channels: of each SECOND level.
-            backbone_layers: convolutions of each SECOND level after its first.
-            backbone_strides: stride of each SECOND level.
-            neck_channels: of each level in the output.
-            norm_eps: epsilon of all batch norms.
-            norm_momentum: momentum of all batch norms; the published 0.01 is slow for short runs.
-
-        Raises:
-            SettingError: where the sizes do not fit each other or the grid.
-        """
         super().__init__()
         if not len(backbone_channels) == len(backbone_layers) == len(backbone_strides) == len(neck_channels):
             raise SettingError(

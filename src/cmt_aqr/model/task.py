@@ -33,7 +33,7 @@ class TaskHead(nn.Module):
 
     Args:
         embed_dims: channels of the decoder.
-        layers: decoder layers.
+        layers: of the decoder.
         classes: number of classes.
         hidden: channels between the two convolutions, a layer.
         kernel: width of the convolutions along the queries: 1, or 3 in the published LiDAR-only model.

@@ -6,8 +6,6 @@ off in the median. Its plain sums keep partial sums and are exact to 1e-7, so th
 and PyTorch's own kernels do the rest, forward and backward.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Attention with a number per query added to the logits of each group of tokens, through the fused kernels."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -105,14 +105,12 @@ class Rulebook:
 
 
 def plan_pairs(neighbours: Tensor, exists: Tensor, pairs_per_chunk: int) -> PairPlan:
-    """Order the existing pairs by (chunk, offset, output).
-
-    A chunk is a run of outputs with about ``pairs_per_chunk`` pairs.
+    """Order the existing pairs by (chunk, offset, output); a chunk is a run of outputs with about so many pairs.
 
     Args:
         neighbours: (offset, output) input of each pair.
         exists: (offset, output) whether there is one.
-        pairs_per_chunk: how many a chunk should have.
+        pairs_per_chunk: how many.
     """
     offsets, outputs = neighbours.shape
     number = max(1, math.ceil(int(exists.sum()) / pairs_per_chunk))

@@ -27,16 +27,15 @@ Triple = tuple[int, int, int]
 
 
 class Sites:
-    """The occupied sites of a batch at one resolution, sorted by (sample, z, y, x), and their rulebook."""
+    """The occupied sites of a batch at one resolution, and their rulebook.
+
+    Args:
+        coords: (site, 4) int64: sample, z, y, x; distinct, and sorted in this order.
+        shape: cells along z, y, x.
+        batch_size: number of samples.
+    """
 
     def __init__(self, coords: Tensor, shape: Triple, batch_size: int) -> None:
-        """Take sites.
-
-        Args:
-            coords: (site, 4) int64: sample, z, y, x; sorted and distinct.
-            shape: cells along z, y, x.
-            batch_size: number of samples.
-        """
         self.coords = coords
         self.shape = shape
         self.batch_size = batch_size
@@ -86,12 +85,12 @@ class Sites:
         number of outputs depends on the data, so on a GPU this waits for the device.
 
         Args:
-            kernel: size along z, y, x.
-            stride: along z, y, x.
-            padding: along z, y, x, on both sides.
+            kernel: size along z, y, x, like the others.
+            stride: likewise.
+            padding: on both sides.
 
         Raises:
-            ValueError: where the output would have no cell on some axis.
+            SettingError: where the output would have no cell on some axis.
         """
         shape = strided_shape(self.shape, kernel, stride, padding)
         device = self.coords.device
@@ -152,12 +151,7 @@ def _unravel(keys: Tensor, shape: Triple) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class SparseTensor:
-    """Features at occupied sites.
-
-    Attributes:
-        features: (site, channel).
-        sites: where they are.
-    """
+    """Features (site, channel) at occupied sites."""
 
     features: Tensor
     sites: Sites

@@ -70,8 +70,8 @@ def window_sum(weights: Tensor, table: Tensor, index: Tensor) -> Tensor:
 
     Args:
         weights: (pair, head, window cell).
-        table: (cell, channel), the map's cells as rows.
-        index: (pair, window cell) int64, rows of ``table``.
+        table: as of :func:`window_scores`, like ``index``.
+        index: likewise.
 
     Returns:
         (pair, head, channel). Differentiable once in ``weights`` and ``table``.

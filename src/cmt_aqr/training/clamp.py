@@ -1,7 +1,5 @@
 """The clamp schedule: how high AQR's maps may rise, by epoch."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
@@ -27,8 +25,7 @@ class ClampSchedule(pl.Callback):
         mode: ``step`` holds each value until the next milestone, ``linear`` goes straight to it.
 
     Raises:
-        SettingError: for epochs that are no whole numbers, do not begin at 0 or do not increase, and for values
-            that are no numbers above 0.
+        SettingError: for other epochs than whole numbers that begin at 0 and increase, and values not above 0.
     """
 
     def __init__(self, milestones: Mapping[int, float] | None = None, mode: str = "step") -> None:

@@ -3,8 +3,6 @@
 CMT's form: groups of noised boxes, each group one query a box, padded to the batch's largest box count.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +61,7 @@ class Denoising:
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> DenoisingTargets | None:
-        """Make the queries.
+        """Make the queries and their targets; ``None`` for a batch without boxes.
 
         Args:
             batch: frames with their boxes.
@@ -72,9 +70,6 @@ class Denoising:
             noise: (group * box, 3) uniform in [0, 1), group-major over the batch's boxes; drawn if not given.
             generator: to draw it from, on the batch's device; ``None``: PyTorch's own, which then stands
                 elsewhere for all that comes after, depending on the number of boxes.
-
-        Returns:
-            The queries and their targets, or ``None`` for a batch without boxes.
         """
         most = max(batch.box_counts)
         groups = min(self.groups, matching_queries // most) if most else 0

@@ -1,7 +1,5 @@
 """Losses and weights that are not finite, found without waiting for the device in every step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -28,14 +26,7 @@ class LossGuard:
     def add(
         self, step: int, tokens: tuple[str, ...], losses: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
     ) -> None:
-        """Remember a batch's loss terms; does not wait for the device.
-
-        Args:
-            step: the optimiser step that the batch belongs to, from 0.
-            tokens: the frames.
-            losses: scalars by name.
-            inputs: which parts of the batch are finite, see :func:`finite_inputs`.
-        """
+        """Remember a batch's loss terms (scalars) and which of its parts are finite, without waiting for the device."""
         self._recent.append((step, tokens, {name: value.detach() for name, value in losses.items()}, inputs))
 
     def problem(self) -> str | None:
@@ -72,12 +63,7 @@ def finite_inputs(batch: Batch) -> dict[str, Tensor]:
 
 
 def why_not_finite(batch: Batch, weights: Iterable[tuple[str, Tensor]]) -> str:
-    """Why a model's outputs for a batch are not finite: its inputs, a weight, or neither; waits for the device.
-
-    Args:
-        batch: what the model was given.
-        weights: parameters and buffers by name.
-    """
+    """Why outputs for a batch are not finite: its inputs, a weight or buffer, or neither; waits for the device."""
     parts: dict[str, Sequence[Tensor]] = {
         "points": batch.points.split(batch.point_counts),
         "images": () if batch.images is None else tuple(batch.images),
@@ -100,12 +86,7 @@ def frames(tokens: Iterable[str]) -> str:
 
 
 def weights_problem(named: Iterable[tuple[str, Tensor]], step: int) -> str | None:
-    """A sentence about weights that are not finite, or ``None``; one wait for the device.
-
-    Args:
-        named: parameters by name.
-        step: number of optimiser steps done.
-    """
+    """A sentence about weights that are not finite after ``step`` steps, or ``None``; one wait for the device."""
     weights = dict(named)
     bad = _not_finite(weights.items())
     if not bad:

@@ -1,7 +1,5 @@
 """CMT's losses: focal for the classes, L1 for the codes, on every layer, for denoising queries, too."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -40,12 +38,8 @@ def sigmoid_focal(logits: Tensor, labels: Tensor) -> Tensor:
 def normalisers(counts: Sequence[float], device: torch.device) -> Tensor:
     """What this process divides its sums by, so that the mean over processes is one process' loss.
 
-    Args:
-        counts: of this process.
-        device: where the result goes; nothing waits for it.
-
     Returns:
-        (count,) each summed over all processes, at least 1, and divided by the number of processes.
+        (count,) on the device, each summed over all processes, at least 1, and divided by the number of processes.
     """
     own = torch.stack([torch.full((), float(count), device=device) for count in counts])
     return mean_over_processes(own).clamp(min=1 / processes())
@@ -64,15 +58,14 @@ class Criterion(nn.Module):
     """Sums the losses of a batch.
 
     Args:
-        class_weight: weight of the focal loss.
-        box_weight: weight of the L1 loss.
+        class_weight: of the focal loss.
+        box_weight: of the L1 loss.
         background_weight: a negative query counts this much in the focal loss' normaliser.
-        denoising_weight: weight of the denoising losses, on top of the two above.
+        denoising_weight: of the denoising losses, on top of the two above.
         code_weights: (10,) weight of each code column.
         classes: number of classes.
         background_above: as in the denoising queries; it scales their focal loss' normaliser.
-        signal_weight: weight of what AQR is told of the damage that faults did (binary cross entropy of what it
-            said, mean over the queries); 0 leaves it out.
+        signal_weight: of what AQR is told of the damage that faults did; 0 leaves it out.
 
     Raises:
         SettingError: a weight is no number of 0 or more.
@@ -127,8 +120,7 @@ class Criterion(nn.Module):
             predictions: of the batch.
             batch: with its boxes.
             denoising: what the denoising queries should answer; ``None`` for a batch without.
-            same_terms: without ``denoising``, its losses are there and 0, for the processes of a run must
-                have the same terms.
+            same_terms: without ``denoising``, its losses are there and 0: processes need the same terms.
         """
         matching, answers = predictions.matching, None if denoising is None else predictions.denoising
         layers, samples, queries = matching.logits.shape[:3]
@@ -210,12 +202,6 @@ def _names_by_layer(layers: int, prefix: str) -> list[str]:
 
 
 def loss_names(layers: int, denoising: bool, signal: bool) -> list[str]:
-    """Names of the loss terms of :class:`Criterion`.
-
-    Args:
-        layers: of the decoder.
-        denoising: whether there are denoising queries.
-        signal: whether AQR is told of the damage.
-    """
+    """Names of the loss terms of :class:`Criterion`, with denoising queries, and with a signal for AQR."""
     names = _names_by_layer(layers, "") + (_names_by_layer(layers, "dn_") if denoising else [])
     return [*names, SIGNAL] if signal else names

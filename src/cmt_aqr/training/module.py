@@ -1,9 +1,7 @@
 """The LightningModule: one training step, one evaluation step, one optimiser."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytorch_lightning as pl
@@ -37,15 +35,11 @@ class DetectorModule(pl.LightningModule):
     """Trains and evaluates a :class:`~cmt_aqr.model.cmt.CMT`.
 
     Args:
-        model: the detector.
-        criterion: its losses.
-        denoising: makes denoising queries; ``None`` trains without.
-        optimizer: AdamW's settings and schedule.
+        denoising: ``None`` trains without denoising queries.
         multipliers: learning-rate and weight-decay factors by module.
-        metric: nuScenes' official metric; ``None`` for a module that only trains.
+        metric: ``None`` for a module that only trains.
         samples_per_step: frames per step over all processes, for the learning rate's scale.
-        max_detections: boxes kept a frame in evaluation.
-        score_threshold: boxes scored lower are dropped in evaluation.
+        max_detections: boxes kept a frame in evaluation; those scored below ``score_threshold`` are dropped.
         seed: of dropout and denoising noise, together with the step.
         config: the composed configuration, kept in every checkpoint.
     """
@@ -108,7 +102,7 @@ class DetectorModule(pl.LightningModule):
         if self.metric is not None and isinstance(data, NuScenesDataModule) and data.annotated:
             check_anything_to_find(self.metric.truth, np.arange(len(data.dataset("val"))))
 
-    def train(self, mode: bool = True) -> DetectorModule:
+    def train(self, mode: bool = True) -> Self:
         """Switch mode; frozen modules stay in evaluation mode, batch norm statistics included."""
         super().train(mode)
         for part in self._frozen:

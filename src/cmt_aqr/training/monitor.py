@@ -1,7 +1,5 @@
 """Watching AQR's maps: their numbers in every logger, a table, a file, and a warning where something is wrong."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """AdamW with multipliers per module, and the one-cycle schedule CMT trains with."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

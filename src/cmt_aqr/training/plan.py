@@ -1,7 +1,5 @@
 """What a model is made of and what a run is going to do, on screen before it does it, and how long that takes."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter
@@ -64,10 +62,7 @@ class ParameterSummary(pl.Callback):
 class RunPlan(pl.Callback):
     """Prints frames, steps, epochs with and without pasted objects, learning rate and disk before a run starts.
 
-    After some steps the log says how many hours are left, evaluations not counted.
-
-    Args:
-        steps: to time before hours are estimated.
+    After so many steps the log says how many hours are left, evaluations not counted.
 
     Raises:
         SettingError: ``steps`` is no whole number above 0.

@@ -1,7 +1,5 @@
 """A training run and an evaluation, from a composed configuration to metrics.json."""
 
-from __future__ import annotations
-
 import logging
 import math
 import signal
@@ -55,11 +53,6 @@ RESULTS = "results_nusc.json"
 
 def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
     """Train, then evaluate the weights the run ended with.
-
-    Args:
-        config: composed and checked.
-        folder: the run's folder.
-        overrides: as given on the command line, for the record.
 
     Returns:
         The official metrics, as written to ``metrics.json``.
@@ -232,8 +225,7 @@ def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
     """Compare the shapes that the renderer declares with those the model will make, before data are read.
 
     Args:
-        model: the detector.
-        image_size: height and width of its images in pixels.
+        image_size: height and width of the images in pixels.
 
     Raises:
         UserError: they differ.
@@ -274,12 +266,6 @@ def restore(
     config: DictConfig, module: DetectorModule, checkpoint: dict[str, Any], overrides: Sequence[str] = ()
 ) -> None:
     """Bring a module to where a checkpoint was written: its weights, and the clamp of its epoch.
-
-    Args:
-        config: of the module; its ``ckpt_path`` names the checkpoint in messages.
-        module: to load into.
-        checkpoint: as read.
-        overrides: as given on the command line, for messages.
 
     Raises:
         UserError: the weights do not fit.

@@ -1,7 +1,5 @@
 """One look at what AQR does in a batch, and the numbers of several looks in one."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,10 +48,7 @@ _SHARES = ("clamped", "drawn", "relative_change")
 class Summary:
     """Numbers of several looks in one: the highest of what is called max, the lowest of min, else the mean.
 
-    Attributes:
-        looks: how many there were.
-        counts: by name, the looks whose number was finite.
-        numbers: by name.
+    ``counts`` says of how many looks a number was finite.
     """
 
     looks: int = 0
@@ -85,11 +80,7 @@ class Summary:
         return found
 
     def print(self, of: str) -> None:
-        """Print the numbers of maps or beta and of the attention, and how well weights tell what is broken.
-
-        Args:
-            of: what was looked at, for the title.
-        """
+        """Print the numbers of maps or beta and of the attention, and how well weights tell what is broken."""
         every = self.by_map()
         what, shown = ("AQR's beta", _OF_BETA) if BETA in every else ("AQR's maps before the clamp", _OF_MAPS)
         times = "once" if self.looks == 1 else f"{self.looks} times"
@@ -110,14 +101,9 @@ class Summary:
 
 
 class Look:
-    """What is read off the batches of one step.
+    """What is read off the batches of one step, which are yet to come.
 
-    Args:
-        model: of the batches, which are yet to come.
-        step: in whose name the numbers are logged.
-
-    Attributes:
-        values: what histograms are of, (value,) on the device, by name.
+    ``values`` are what histograms are of, (value,) on the device, by name.
     """
 
     def __init__(self, model: CMT, step: int) -> None:

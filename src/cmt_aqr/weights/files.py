@@ -1,7 +1,5 @@
 """Reading and writing weights. Nothing from a file is ever executed."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import zipfile

@@ -1,7 +1,5 @@
 """Loading weights of any origin into a model, with a report of what came from where."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
