@@ -26,7 +26,7 @@ class LossGuard:
     def add(
         self, step: int, tokens: tuple[str, ...], losses: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
     ) -> None:
-        """Remember a batch's loss terms (scalars) and which of its parts are finite, without waiting for the device."""
+        """Remember losses (scalars) and which parts of the batch are finite, without waiting for the device."""
         self._recent.append((step, tokens, {name: value.detach() for name, value in losses.items()}, inputs))
 
     def problem(self) -> str | None:
