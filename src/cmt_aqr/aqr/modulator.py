@@ -90,7 +90,9 @@ class Modulator(nn.Module):
         """What each cell's features are multiplied with: (..., row, column), or (..., 1, 1) channel-wise."""
         weight = weight_map.to(torch.promote_types(weight_map.dtype, torch.float32))
         if self.normalize_weights:
-            weight = min_max_normalize(weight)
+            low, high = weight.amin(dim=(-2, -1), keepdim=True), weight.amax(dim=(-2, -1), keepdim=True)
+            flat = high <= low
+            weight = torch.where(flat, weight, (weight - low) / torch.where(flat, 1.0, high - low))
         if self.activation != "none":
             weight = getattr(torch, self.activation)(weight)
         if self.modulation_type != "element_wise":
@@ -103,10 +105,3 @@ class Modulator(nn.Module):
             return weight
         residual = self.residual(modality)
         return residual + (1 - residual) * weight
-
-
-def min_max_normalize(weight: Tensor) -> Tensor:
-    """(W - min) / (max - min) over each map (..., row, column); a map without contrast stays as it is."""
-    low, high = weight.amin(dim=(-2, -1), keepdim=True), weight.amax(dim=(-2, -1), keepdim=True)
-    flat = high <= low
-    return torch.where(flat, weight, (weight - low) / torch.where(flat, 1.0, high - low))

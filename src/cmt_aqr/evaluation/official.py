@@ -171,7 +171,5 @@ def counted(
 
 def _inside(box: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which points (point, 3) lie in a box (10,), its faces too: nuscenes/utils/geometry_utils.py."""
-    axes = rotations(box[ROTATION])[0]
-    width, length, height = box[SIZE]
-    along = (points - box[TRANSLATION]) @ axes
-    return (np.abs(along) <= np.array((length, width, height)) / 2).all(axis=1)
+    along = (points - box[TRANSLATION]) @ rotations(box[ROTATION])[0]
+    return (np.abs(along) <= box[SIZE][[1, 0, 2]] / 2).all(axis=1)  # length, width, height

@@ -23,16 +23,16 @@ class Head(nn.Module):
     Args:
         grid: the voxel grid; its range scales the reference points and its BEV map gives the cells.
         embed_dims: channels of the decoder.
-        layers: decoder layers.
+        layers: of the decoder.
         queries: number of learned queries.
-        bev_channels: channels of the LiDAR branch's map; ``None`` for a model without LiDAR.
+        bev_channels: of the LiDAR branch's map; ``None`` for a model without LiDAR.
         cameras: whether the model looks at images.
         classes: number of classes.
         depths: points on the ray of a pixel (position encoding of the cameras).
-        nearest_depth: depth of the first of them, in metres; the last lies short of the range's end along x.
+        nearest_depth: of the first of them, in metres; the last lies short of the range's end along x.
         rv_hidden: hidden channels of the camera encoding.
         task_hidden: hidden channels of the task head, a layer.
-        task_kernel: width of the task head's convolutions along the queries.
+        task_kernel: width of the task head's convolutions along the queries, odd.
         prior: class probability that the logits start at.
     """
 
@@ -108,8 +108,7 @@ class Head(nn.Module):
 
         Args:
             bev: (batch, channel, row, column).
-            images: (batch, view, channel, row, column).
-            views: of the images.
+            images: (batch, view, channel, row, column), as ``views`` see them.
         """
         there = Sensors()
         if bev is not None:
@@ -166,12 +165,7 @@ class Head(nn.Module):
         return self.rv_embedding(((points - self.low) / self.extent).flatten(-2))
 
     def image_position(self, views: Views, map_size: tuple[int, int]) -> Tensor:
-        """Position embedding (batch, view, cell, channel) of the image cells, row-major.
-
-        Args:
-            views: in float32 or better.
-            map_size: height and width of the feature maps.
-        """
+        """Position embedding (batch, view, cell, channel) of the cells of image maps, row-major, float32 or better."""
         img2lidar = views.img2lidar
         device = img2lidar.device
         with torch.autocast(device.type, enabled=False):

@@ -114,7 +114,8 @@ class Sites:
         neighbours[offset, output] = site
         reverse = torch.full((number, inputs), outputs, dtype=torch.int64, device=device)
         reverse[offset, site] = output
-        return Sites(_unravel(keys, shape), shape, self.batch_size), Rulebook(neighbours, inputs, reverse)
+        coords = torch.stack(torch.unravel_index(keys, (self.batch_size, *shape)), dim=1)
+        return Sites(coords, shape, self.batch_size), Rulebook(neighbours, inputs, reverse)
 
 
 def strided_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple) -> Triple:
@@ -140,13 +141,6 @@ def _linear(coords: tuple[Tensor, ...], shape: Triple) -> Tensor:
     """Row-major index of sample, z, y, x."""
     sample, z, y, x = coords
     return ((sample * shape[0] + z) * shape[1] + y) * shape[2] + x
-
-
-def _unravel(keys: Tensor, shape: Triple) -> Tensor:
-    """Inverse of :func:`_linear`: (key, 4)."""
-    rest, x = keys // shape[2], keys % shape[2]
-    rest, y = rest // shape[1], rest % shape[1]
-    return torch.stack((rest // shape[0], rest % shape[0], y, x), dim=1)
 
 
 @dataclass(frozen=True, eq=False)

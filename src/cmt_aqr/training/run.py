@@ -61,18 +61,15 @@ def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, f
         try:
             return _train(config, folder, overrides, record, signals)
         except NotFiniteError as error:
-            raise NotFiniteError(f"{error}; {_last_good(folder)}") from error
+            path = newest_checkpoint(folder)
+            last = "no checkpoint was written yet" if path is None else f"the last good checkpoint is {path}"
+            raise NotFiniteError(f"{error}; {last}") from error
         except SystemExit:
             if signals.received is None:
                 raise
             _say_how_to_resume(folder, signals.received)
             # Lightning kills the main process when another ends with an error.
             raise Stopped(signals.received) if is_rank_zero() else SystemExit(0) from None
-
-
-def _last_good(folder: Path) -> str:
-    path = newest_checkpoint(folder)
-    return "no checkpoint was written yet" if path is None else f"the last good checkpoint is {path}"
 
 
 def _say_how_to_resume(folder: Path, signum: int) -> None:
@@ -110,7 +107,10 @@ def _train(
     data = build_data(config)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
     module.look_at_losses_every = config.trainer.log_every_n_steps
-    start_from_weights(config, module)
+    if config.weights is not None:
+        loaded = load_weights(module.model, config.weights)
+        if is_rank_zero():
+            console().print(loaded.table())
     if config.ckpt_path:
         # Before Lightning does: a checkpoint of another model is then refused in one sentence.
         checkpoint = read_checkpoint(Path(config.ckpt_path))
@@ -251,15 +251,6 @@ def _check_factors(model: CMT) -> None:
             f"aqr.per_layer_and_head={list(factors.shape)}: the decoder has {len(heads)} layers of {heads[0]} "
             "heads; give 'aqr.per_layer_and_head=[${model.layers},${model.heads}]'"
         )
-
-
-def start_from_weights(config: DictConfig, module: DetectorModule) -> None:
-    """Load ``weights=``, if given, and print what was loaded."""
-    if config.weights is None:
-        return
-    report = load_weights(module.model, config.weights)
-    if is_rank_zero():
-        console().print(report.table())
 
 
 def restore(

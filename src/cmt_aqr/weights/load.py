@@ -69,21 +69,14 @@ class LoadReport:
 
 
 def load_weights(model: nn.Module, weights: Weights) -> LoadReport:
-    """Load a checkpoint, official or ours, or a backbone's weights, into ``model``.
+    """Load a checkpoint, official or ours, or a backbone's weights, into a model whose names are CMT's.
 
     Of several files each gives what those before it lack, as a LiDAR's and a camera's model to a fused one.
 
     A module counts as loaded when all of it was. A CMT checkpoint leaves AQR as it was made, a backbone-only
     file all but the backbone; anything else that the file does not cover is an error. What the file has and
     the model has not is reported, and an error only within a module that the model has. Where this raises, the
-    model is as it was.
-
-    Args:
-        model: a CMT model, or any module whose names start with ``image.``, ``lidar.``, ``head.``, ...
-        weights: a file, several, or a state dict.
-
-    Returns:
-        The report, with the first file's naming; print its :meth:`LoadReport.table`.
+    model is as it was. The report has the first file's naming.
 
     Raises:
         FileNotFoundError: where there is no such file.
