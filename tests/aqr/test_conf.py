@@ -78,11 +78,6 @@ def test_every_field_is_in_the_configuration_with_its_default(composed: Compose)
                 assert node[name] == parameter.default, name
 
 
-def test_none_is_plain_cmt(composed: Compose) -> None:
-    config = composed("aqr=none")
-    assert config.aqr is None and instantiate(config.aqr) is None
-
-
 def test_values_from_the_command_line(composed: Compose) -> None:
     aqr = instantiate(
         composed(

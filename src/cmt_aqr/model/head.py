@@ -165,7 +165,7 @@ class Head(nn.Module):
         return self.rv_embedding(((points - self.low) / self.extent).flatten(-2))
 
     def image_position(self, views: Views, map_size: tuple[int, int]) -> Tensor:
-        """Position embedding (batch, view, cell, channel) of the cells of image maps, row-major, float32 or better."""
+        """Position embedding (batch, view, cell, channel) of image cells, row-major, in float32 or better."""
         img2lidar = views.img2lidar
         device = img2lidar.device
         with torch.autocast(device.type, enabled=False):

@@ -51,9 +51,9 @@ def biased_attention(
         (batch, head, query, d).
     """
     scale = 1 / math.sqrt(query.shape[-1])
-    added = (
-        beta[:, None] if factors is None else beta[:, None] * factors[:, None, None]
-    )  # (batch, head, query, group)
+    added = beta[:, None]  # (batch, head, query, group)
+    if factors is not None:
+        added = added * factors[:, None, None]
     # Where the host knows at once whether beta is 0, tokens may be attended to in parts.
     known = query.device.type == "cpu" and dropout == 0 and query.numel() > 0 and not torch.compiler.is_compiling()
     if known and not added.requires_grad and not beta.any():  # a control, or a fresh bias that is evaluated
