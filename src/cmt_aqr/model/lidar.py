@@ -1,6 +1,7 @@
 """The LiDAR branch: points to a BEV feature map (sparse encoder and SECOND, Yan et al., Sensors 2018)."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -59,20 +60,6 @@ class SparseBasicBlock(nn.Module):
         return x.replace(torch.relu(self.norm2(inner.features) + x.features))
 
 
-class SparseStage(nn.Module):
-    """Residual blocks at one resolution, then a strided convolution to the next (none after the last)."""
-
-    def __init__(self, blocks: Sequence[nn.Module], down: SparseConvNormAct | None) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*blocks)
-        self.down = down
-
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """Encode and go down."""
-        x = self.blocks(x)
-        return x if self.down is None else self.down(x)
-
-
 class SparseEncoder(nn.Module):
     """Voxels to a dense BEV map; float32 throughout, autocast or not."""
 
@@ -101,14 +88,15 @@ class SparseEncoder(nn.Module):
         self.input = SparseConvNormAct(SubmanifoldConv3d(input_channels, channels[0]), norm(channels[0]))
         self.stages = nn.ModuleList()
         for stage, (width, depth) in enumerate(zip(channels, blocks, strict=True)):
-            down = None
-            if stage < len(paddings):
+            down = {}
+            if stage < len(paddings):  # to the next stage's resolution
                 z, y, x = paddings[stage]
                 following = channels[stage + 1]
                 conv = StridedSparseConv3d(width, following, STAGE_KERNEL, STAGE_STRIDE, (z, y, x))
-                down = SparseConvNormAct(conv, norm(following))
+                down = {"down": SparseConvNormAct(conv, norm(following))}
                 shape = strided_shape(shape, STAGE_KERNEL, STAGE_STRIDE, (z, y, x))
-            self.stages.append(SparseStage([SparseBasicBlock(width, norm) for _ in range(depth)], down))
+            residual = nn.Sequential(*(SparseBasicBlock(width, norm) for _ in range(depth)))
+            self.stages.append(nn.Sequential(OrderedDict(blocks=residual, **down)))
         self.output = SparseConvNormAct(
             StridedSparseConv3d(channels[-1], output_channels, OUTPUT_KERNEL, OUTPUT_STRIDE, (0, 0, 0)),
             norm(output_channels),

@@ -26,19 +26,19 @@ from cmt_aqr.ops.rulebook import Rulebook, sparse_convolution
 Triple = tuple[int, int, int]
 
 
+@dataclass(frozen=True, eq=False)
 class Sites:
     """The occupied sites of a batch at one resolution, and their rulebook.
 
-    Args:
+    Attributes:
         coords: (site, 4) int64: sample, z, y, x; distinct, and sorted in this order.
         shape: cells along z, y, x.
         batch_size: number of samples.
     """
 
-    def __init__(self, coords: Tensor, shape: Triple, batch_size: int) -> None:
-        self.coords = coords
-        self.shape = shape
-        self.batch_size = batch_size
+    coords: Tensor
+    shape: Triple
+    batch_size: int
 
     def __len__(self) -> int:
         return len(self.coords)

@@ -15,16 +15,6 @@ from cmt_aqr.weights.files import WeightsError
 
 Naming = Literal["official", "ours", "backbone"]
 
-OFFICIAL_PREFIXES = (
-    "pts_middle_encoder.",
-    "pts_backbone.",
-    "pts_neck.",
-    "pts_bbox_head.",
-    "img_backbone.",
-    "img_neck.",
-)
-OUR_PREFIXES = ("lidar.", "image.", "decoder.", "aqr.", "head.reference_points", "head.bev_embedding")
-
 _BLOCK = "pts_middle_encoder.encoder_layers.encoder_layer{s}."
 _OSA = "img_backbone.stage{s}.OSA{s}_{b}."
 _OUR_OSA = "image.backbone.stages_{s-2}.blocks.{b-1}."
@@ -125,9 +115,9 @@ def our_layout(value: Tensor) -> Tensor:
 def naming_of(names: Iterable[str]) -> Naming:
     """Tell whose names these are: the official CMT's, ours, or a bare backbone's."""
     names = list(names)
-    if any(name.startswith(OFFICIAL_PREFIXES) for name in names):
+    if any(our_name(name) for name in names):
         return "official"
-    if any(name.startswith(OUR_PREFIXES) for name in names):
+    if any(name.startswith("aqr.") or official_name(name) for name in names):
         return "ours"
     return "backbone"
 
