@@ -7,21 +7,18 @@ the map and add weight times kernel to a slice of the map (``direct``: take the 
 differentiable too, so forward and backward both compare, and it must render the same maps, or nothing is timed.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import resource
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.benchmark import Timer
 
 from cmt_aqr.aqr import AQR, METHODS, Modulator, Placement, Renderer, WeightGenerator
 from cmt_aqr.geometry import BEVGrid
+from cmt_aqr.lab.scenes import rig
 from cmt_aqr.structures import Queries, Sensors, Views
 
 BATCH, QUERIES, VIEWS, CHANNELS = 2, 1730, 6, 256
@@ -37,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    print(f"torch {torch.__version__}, {device}, {options.threads} threads; best and median of several calls")
+    print(f"torch {torch.__version__}, {device}, {options.threads} threads; medians")
     compare_rendering(device)
     time_whole(device)
 
@@ -49,38 +46,27 @@ def compare_rendering(device: torch.device) -> None:
     bev = placement(BEV_SIZE, (BATCH,), 1.0, random, device)
     # In nuScenes a query is seen by 1.1 views on average.
     images = placement(IMAGE_MAP, (BATCH, VIEWS), 1.1 / VIEWS, random, device)
-
     print(f"\nrendering {BATCH} x {QUERIES} queries onto {BEV_SIZE} and {(VIEWS, *IMAGE_MAP)}, milliseconds")
-    print(
-        f"{'':18} {'forward':>16} {'loop':>18} {'faster':>8} {'forward, backward':>18} {'loop':>18} {'faster':>8}"
-        f" {'differ by':>10}"
-    )
+    print(f"{'':18}{'forward':>10}{'loop':>10}{'faster':>9}{'with backward':>15}{'loop':>10}{'faster':>9}")
     for method in METHODS:
         renderer = Renderer(method, max_weight_clamp=None).to(device)
-        rival = LOOPS[method](renderer)
 
         def vectorised(renderer: Renderer = renderer) -> Tensor:
             return renderer.render(weights, bev).sum() + renderer.render(weights[:, None], images).sum()
 
-        def looped(rival: Loop = rival) -> Tensor:
-            return rival(weights, bev).sum() + rival(weights[:, None], images).sum()
+        def looped(renderer: Renderer = renderer) -> Tensor:
+            return loop(renderer, weights, bev).sum() + loop(renderer, weights[:, None], images).sum()
 
         with torch.no_grad():
-            differ = max(
-                (rival(values, where) - renderer.render(values, where)).abs().max().item()
-                for values, where in ((weights, bev), (weights[:, None], images))
-            )
-        if differ > 1e-4:
-            raise AssertionError(
-                f"{method}: the loop and the renderer differ by {differ:.1e}: a time means nothing"
-            )
-        forward = time_of(without_gradient(vectorised), device, repeats=50)
-        slow_forward = time_of(without_gradient(looped), device, repeats=3)
-        both = time_of(with_backward(vectorised, weights), device, repeats=50)
-        slow_both = time_of(with_backward(looped, weights), device, repeats=2)
+            for values, where in ((weights, bev), (weights[:, None], images)):
+                differ = (loop(renderer, values, where) - renderer.render(values, where)).abs().max().item()
+                if differ > 1e-4:
+                    raise AssertionError(f"{method}: the loop differs by {differ:.1e}: a time means nothing")
+        fast, slow = (milliseconds(without_gradient(way)) for way in (vectorised, looped))
+        fast_both, slow_both = (milliseconds(with_backward(way, weights)) for way in (vectorised, looped))
         print(
-            f"{method:18} {forward:>16} {slow_forward:>18} {slow_forward.best / forward.best:7.0f}x "
-            f"{both:>18} {slow_both:>18} {slow_both.best / both.best:7.0f}x {differ:10.0e}",
+            f"{method:18}{fast:10.2f}{slow:10.1f}{slow / fast:8.0f}x"
+            f"{fast_both:15.2f}{slow_both:10.1f}{slow_both / fast_both:8.0f}x",
             flush=True,
         )
 
@@ -90,189 +76,97 @@ def time_whole(device: torch.device) -> None:
     torch.manual_seed(0)
     low, high = torch.tensor(GRID.point_range[:3]), torch.tensor(GRID.point_range[3:])
     points = (torch.rand(1, 900, 3) * (high - low) + low).to(device)
-    rows, columns = IMAGE_MAP
-    leaves = [
-        torch.randn(*shape, device=device, requires_grad=True)
-        for shape in (
-            (1, 900, CHANNELS),
-            (1, CHANNELS, *BEV_SIZE),
-            (1, VIEWS, CHANNELS, *IMAGE_MAP),
-            (BEV_SIZE[0] * BEV_SIZE[1], CHANNELS),
-            (1, VIEWS, rows * columns, CHANNELS),
-        )
-    ]
-    embedding, bev, images, bev_position, image_position = leaves
+    shapes = (
+        (1, 900, CHANNELS),
+        (1, CHANNELS, *BEV_SIZE),
+        (math.prod(BEV_SIZE), CHANNELS),
+        (1, VIEWS, CHANNELS, *IMAGE_MAP),
+        (1, VIEWS, math.prod(IMAGE_MAP), CHANNELS),
+    )
+    leaves = [torch.randn(*shape, device=device, requires_grad=True) for shape in shapes]
+    embedding, bev, bev_position, images, image_position = leaves
+    views = Views.of(rig(IMAGE_SIZE).float()[None].to(device), IMAGE_SIZE)
     aqr = AQR(WeightGenerator(), Renderer(), Modulator()).to(device)
-    cameras = rig(device)
 
     def whole() -> Tensor:
-        sensors = Sensors(bev, bev_position, GRID, images, image_position, Views.of(cameras, IMAGE_SIZE))
+        sensors = Sensors(bev, bev_position, GRID, images, image_position, views)
         output = aqr(Queries(embedding, torch.zeros_like(points), points), sensors)
         return output.bev_features.square().mean() + output.image_features.square().mean()
 
     parameters = sum(parameter.numel() for parameter in aqr.parameters())
     print(f"\nwhole AQR, 1 frame, 900 queries, {CHANNELS} channels, {parameters / 1e6:.2f} M parameters")
     start = peak_memory(device)
-    forward = time_of(without_gradient(whole), device)
-    after_forward = peak_memory(device)
-    both = time_of(with_backward(whole, *leaves, *aqr.parameters()), device)
-    after_both = peak_memory(device)
-    print(f"forward            {forward:>16} ms, peak memory + {after_forward - start:.0f} MiB")
-    print(f"forward + backward {both:>16} ms, peak memory + {after_both - start:.0f} MiB, gradients included")
+    ways = {
+        "forward": without_gradient(whole),
+        "forward + backward": with_backward(whole, *leaves, *aqr.parameters()),
+    }
+    for name, way in ways.items():
+        print(f"{name:18} {milliseconds(way):8.2f} ms, peak memory + {peak_memory(device) - start:.0f} MiB")
 
 
 def placement(
-    size: tuple[int, int],
-    leading: tuple[int, ...],
-    share: float,
-    random: torch.Generator,
-    device: torch.device,
+    size: tuple[int, int], leading: tuple[int, ...], share: float, random: torch.Generator, device: torch.device
 ) -> Placement:
     """Uniform positions, a share of them inside."""
-    last = torch.tensor((size[1] - 1.0, size[0] - 1.0))
-    position = torch.rand(*leading, QUERIES, 2, generator=random) * last
+    position = torch.rand(*leading, QUERIES, 2, generator=random) * torch.tensor((size[1] - 1.0, size[0] - 1.0))
     inside = torch.rand(*leading, QUERIES, generator=random) < share
     return Placement(position.to(device), inside.to(device), size)
 
 
-def rig(device: torch.device) -> Tensor:
-    """lidar2img (1, 6, 4, 4) of six cameras of 70 degrees, every 60 degrees."""
-    height, width = IMAGE_SIZE
-    focal = width / 2 / math.tan(math.radians(70) / 2)
-    matrices = torch.zeros(1, VIEWS, 4, 4)
-    for view in range(VIEWS):
-        yaw = 2 * math.pi * view / VIEWS
-        forward = torch.tensor((math.cos(yaw), math.sin(yaw), 0.0, 0.0))
-        right = torch.tensor((math.sin(yaw), -math.cos(yaw), 0.0, 0.0))
-        matrices[0, view, 0] = focal * right + width / 2 * forward
-        matrices[0, view, 1] = focal * torch.tensor((0.0, 0.0, -1.0, 0.0)) + height / 2 * forward
-        matrices[0, view, 2] = forward
-        matrices[0, view, 3, 3] = 1
-    return matrices.to(device)
-
-
-Loop = Callable[[Tensor, Placement], Tensor]
-"""Weights and placement to maps, like :meth:`Renderer.render`."""
-
-
-def queries_of(weights: Tensor, where: Placement) -> Iterator[tuple[int, Tensor, Tensor, list[int]]]:
-    """Each query that stands on a map: the map's number, weight, exact position, column and row."""
+def loop(renderer: Renderer, weights: Tensor, where: Placement) -> Tensor:
+    """The obvious way to do :meth:`Renderer.render`, one kernel a query."""
+    method, (rows, columns) = renderer.render_method, where.map_size
     inside = where.inside.reshape(-1, QUERIES)
     weights = weights.expand_as(where.inside).reshape(-1, QUERIES)
     position = where.position.reshape(-1, QUERIES, 2)
-    cell = where.cell.reshape(-1, QUERIES, 2).tolist()
+    cells = (position.floor().long() if method == "bilinear" else where.cell.reshape(-1, QUERIES, 2)).tolist()
+    maps = weights.new_zeros(len(inside), rows, columns)
+    total = torch.zeros_like(maps)
+    fixed = None if method == "bilinear" else kernel_of(renderer, min(rows, columns)).to(weights.device)
     for number, query in inside.nonzero().tolist():
-        yield number, weights[number, query], position[number, query], cell[number][query]
+        column, row = cells[number][query]
+        kernel = shares(position[number, query]) if fixed is None else fixed
+        radius = 0 if fixed is None else len(fixed) // 2
+        left, top = column - radius, row - radius
+        place = slice(max(top, 0), top + len(kernel)), slice(max(left, 0), left + len(kernel))
+        part = maps[(number, *place)]
+        cut = kernel[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]]
+        if method == "direct":
+            maps[(number, *place)] = torch.maximum(part.clone(), weights[number, query])
+        else:
+            maps[(number, *place)] += weights[number, query] * cut
+        if method == "kernel_mean":
+            total[(number, *place)] += cut
+    if method == "kernel_mean":
+        maps = torch.where(total > 0, maps / torch.where(total > 0, total, 1.0), 1.0)
+    return maps.view(*where.inside.shape[:-1], rows, columns)
 
 
-def empty_maps(weights: Tensor, where: Placement) -> Tensor:
-    """Zeros (map, row, column)."""
-    return weights.new_zeros(where.inside[..., 0].numel(), *where.map_size)
+def kernel_of(renderer: Renderer, shorter_side: int) -> Tensor:
+    """The kernel of a method on a square around the query's cell, (side, side)."""
+    if renderer.render_method == "direct":
+        return torch.ones(1, 1)
+    gaussian = renderer.render_method != "distance_weighted"
+    settings = vars(renderer.kernel)
+    reach = 0.0 if gaussian else settings["reach_fraction"] * shorter_side
+    radius = renderer.kernel.kernel_size // 2 if gaussian else math.floor(reach)
+    squares = torch.arange(-radius, radius + 1.0) ** 2
+    distance = torch.sqrt(squares[:, None] + squares)
+    if gaussian:
+        kernel = torch.exp(-(distance**2) / (2 * settings["gaussian_sigma"] ** 2))
+        return kernel / kernel.sum()
+    return torch.exp(-distance / (settings["distance_decay"] * reach)) * (distance <= reach)
 
 
-def add_kernel(maps: Tensor, number: int, weight: Tensor | float, kernel: Tensor, cell: list[int]) -> None:
-    """Add weight times kernel around a cell, cut at the border."""
-    rows, columns = maps.shape[1:]
-    radius = len(kernel) // 2
-    column, row = cell
-    top, bottom = max(row - radius, 0), min(row + radius + 1, rows)
-    left, right = max(column - radius, 0), min(column + radius + 1, columns)
-    cut = kernel[top - row + radius : bottom - row + radius, left - column + radius : right - column + radius]
-    maps[number, top:bottom, left:right] += weight * cut
-
-
-def gaussian_kernel(renderer: Renderer, weights: Tensor, where: Placement) -> Tensor:
-    """The kernel on a square, with sum 1."""
-    radius = renderer.kernel_size // 2
-    step = torch.arange(-radius, radius + 1, device=weights.device) ** 2
-    kernel = torch.exp(-(step[:, None] + step) / (2 * renderer.gaussian_sigma**2))
-    return kernel / kernel.sum()
-
-
-def disc_kernel(renderer: Renderer, weights: Tensor, where: Placement) -> Tensor:
-    """The kernel of ``distance_weighted`` on the square around its disc."""
-    reach = renderer.reach_fraction * min(where.map_size)
-    step = torch.arange(-math.floor(reach), math.floor(reach) + 1, device=weights.device)
-    distance = torch.sqrt((step[:, None] ** 2 + step**2).to(weights.dtype))
-    return torch.exp(-distance / (renderer.distance_decay * reach)) * (distance <= reach)
-
-
-def loop_with(kernel_on: Callable[[Renderer, Tensor, Placement], Tensor]) -> Callable[[Renderer], Loop]:
-    """The loop that adds one kernel a query: ``kernel_on`` makes it, (side, side), for weights and a placement."""
-
-    def loop(renderer: Renderer) -> Loop:
-        def render(weights: Tensor, where: Placement) -> Tensor:
-            maps, kernel = empty_maps(weights, where), kernel_on(renderer, weights, where)
-            for number, weight, _, cell in queries_of(weights, where):
-                add_kernel(maps, number, weight, kernel, cell)
-            return maps.view(*where.inside.shape[:-1], *where.map_size)
-
-        return render
-
-    return loop
-
-
-def loop_kernel_mean(renderer: Renderer) -> Loop:
-    """Two Gaussians a query: one with its weight, one without."""
-
-    def render(weights: Tensor, where: Placement) -> Tensor:
-        maps, kernel = empty_maps(weights, where), gaussian_kernel(renderer, weights, where)
-        total = torch.zeros_like(maps)
-        for number, weight, _, cell in queries_of(weights, where):
-            add_kernel(maps, number, weight, kernel, cell)
-            add_kernel(total, number, 1.0, kernel, cell)
-        mean = torch.where(total > 0, maps / torch.where(total > 0, total, 1.0), 1.0)
-        return mean.view(*where.inside.shape[:-1], *where.map_size)
-
-    return render
-
-
-def loop_bilinear(renderer: Renderer) -> Loop:
-    """A patch of four cells a query."""
-
-    def render(weights: Tensor, where: Placement) -> Tensor:
-        maps = empty_maps(weights, where)
-        for number, weight, position, _ in queries_of(weights, where):
-            first = position.floor()
-            column, row = first.long().tolist()
-            share_x, share_y = position - first
-            patch = torch.stack((1 - share_y, share_y))[:, None] * torch.stack((1 - share_x, share_x))
-            rows, columns = min(2, where.map_size[0] - row), min(2, where.map_size[1] - column)
-            maps[number, row : row + rows, column : column + columns] += weight * patch[:rows, :columns]
-        return maps.view(*where.inside.shape[:-1], *where.map_size)
-
-    return render
-
-
-def loop_direct(renderer: Renderer) -> Loop:
-    """The larger of cell and weight, query by query."""
-
-    def render(weights: Tensor, where: Placement) -> Tensor:
-        maps = empty_maps(weights, where)
-        for number, weight, _, (column, row) in queries_of(weights, where):
-            maps[number, row, column] = torch.maximum(maps[number, row, column].clone(), weight)
-        return maps.view(*where.inside.shape[:-1], *where.map_size)
-
-    return render
-
-
-LOOPS: dict[str, Callable[[Renderer], Loop]] = {
-    "gaussian": loop_with(gaussian_kernel),
-    "bilinear": loop_bilinear,
-    "direct": loop_direct,
-    "distance_weighted": loop_with(disc_kernel),
-    "kernel_mean": loop_kernel_mean,
-}
+def shares(position: Tensor) -> Tensor:
+    """Of the four cells around a position (2,): (2, 2)."""
+    x, y = position - position.floor()
+    return torch.stack((1 - y, y))[:, None] * torch.stack((1 - x, x))
 
 
 def without_gradient(function: Callable[[], Tensor]) -> Callable[[], object]:
     """The function under ``no_grad``."""
-
-    def run() -> object:
-        with torch.no_grad():
-            return function()
-
-    return run
+    return torch.no_grad()(function)
 
 
 def with_backward(function: Callable[[], Tensor], *leaves: Tensor) -> Callable[[], object]:
@@ -280,27 +174,10 @@ def with_backward(function: Callable[[], Tensor], *leaves: Tensor) -> Callable[[
     return lambda: torch.autograd.grad(function(), leaves, allow_unused=True)
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Best and median time of a call in milliseconds; the best says most on a machine in use by others."""
-
-    best: float
-    median: float
-
-    def __format__(self, spec: str) -> str:
-        return format(f"{self.best:.2f} ({self.median:.2f})", spec)
-
-
-def time_of(function: Callable[[], object], device: torch.device, repeats: int = 15) -> Timing:
-    """Time some calls, after one to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(1000 * (time.perf_counter() - start))
-    return Timing(min(times[1:]), statistics.median(times[1:]))
+def milliseconds(function: Callable[[], object]) -> float:
+    """Median time of a call; the device is waited for."""
+    timer = Timer("function()", globals={"function": function}, num_threads=torch.get_num_threads())
+    return 1e3 * timer.blocked_autorange(min_run_time=1.0).median
 
 
 def peak_memory(device: torch.device) -> float:

@@ -8,16 +8,14 @@ worker has. Times are processor seconds, the least of several, clean and struck 
     python benchmarks/bench_faults.py --root /data/nuscenes --version v1.0-mini --split mini_val
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import cv2
-import hydra
 import torch
+from measuring import composed, in_turns
 from omegaconf import DictConfig
 from rich.table import Table
 
@@ -28,14 +26,12 @@ from cmt_aqr.runs.console import console
 from cmt_aqr.runs.memory import keep_freed_memory
 from cmt_aqr.scenes import make_dataset
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 RANGE = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
 
 
 def conditions() -> dict[str, DictConfig]:
     """Every condition of every suite, at its highest severity."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("robustness", ["suite=all"])
+    config = composed(["suite=all"], "robustness")
     found = {}
     for suite, members in config.conditions.items():
         for name, fault in members.items():
@@ -63,13 +59,6 @@ def dataset(given: argparse.Namespace, fault: DictConfig | None, cache: Path) ->
     return data.dataset("val")
 
 
-def seconds(frames: FrameDataset, number: int) -> float:
-    """Processor time of one frame."""
-    begin = time.process_time()
-    frames[SampleKey(0, number)]
-    return time.process_time() - begin
-
-
 def main() -> None:
     """Measure in turns and print a table with ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,29 +75,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if given.root is None:
             given.root = f"{folder}/data"
-            make_dataset(
-                Path(given.root),
-                scenes=2,
-                samples_per_scene=4,
-                sweep_rate=20,
-                azimuth_resolution=0.33,
-                image_width=1600,
-            )
+            settings = {"scenes": 2, "samples_per_scene": 4, "sweep_rate": 20, "image_width": 1600}
+            make_dataset(Path(given.root), azimuth_resolution=0.33, **settings)
         print_table(given, Path(folder) / "cache")
 
 
 def print_table(given: argparse.Namespace, cache: Path) -> None:
     """Measure, and print the ratios."""
-    clean = dataset(given, None, cache)
-    points = len(clean[SampleKey(0, given.frame)].points)
+    key, clean = SampleKey(0, given.frame), dataset(given, None, cache)
+    points = len(clean[key].points)
     table = Table("condition", "ms", "clean, ms", "ratio", title=f"A frame of {points:,} points and six images")
     for name, fault in conditions().items():
         struck = dataset(given, fault, cache)
-        seconds(struck, given.frame)  # fills tables and masks
-        pairs = [(seconds(clean, given.frame), seconds(struck, given.frame)) for _ in range(given.repeats)]
-        without, with_fault = (min(side) for side in zip(*pairs, strict=True))
-        cells = (f"{1e3 * with_fault:.0f}", f"{1e3 * without:.0f}", f"{with_fault / without:.2f}")
-        table.add_row(name, *cells)
+        ways = {"clean": partial(clean.__getitem__, key), "struck": partial(struck.__getitem__, key)}
+        without, with_fault = (found.processor for found in in_turns(ways, given.repeats).values())
+        table.add_row(name, f"{1e3 * with_fault:.0f}", f"{1e3 * without:.0f}", f"{with_fault / without:.2f}")
     console().print(table)
 
 

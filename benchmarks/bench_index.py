@@ -9,17 +9,11 @@ afterwards, both beyond what there was after the imports. Objects of the devkit 
 lets go of its tables.
 """
 
-from __future__ import annotations
-
 import argparse
-import gc
-import multiprocessing
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from measuring import own_process
 from nuscenes import NuScenes
 
 from cmt_aqr.data.ground_truth import load_ground_truth
@@ -47,47 +41,13 @@ def main() -> None:
         def theirs() -> None:
             NuScenes(given.version, str(root), verbose=False)
 
-        rival = measured(theirs)
-        show("devkit's load", rival, rival)
-        show("index, cold", measured(ours), rival)
-        show("index, from the cache", measured(ours), rival)
-
-
-def show(name: str, found: tuple[float, float, float], rival: tuple[float, float, float]) -> None:
-    """Print one way beside the rival."""
-    seconds, peak, left = found
-    ratio = f"{rival[0] / seconds:.1f} times as fast" if found is not rival else "the rival"
-    print(f"{name:22} {seconds:8.3f} CPU s, at most {peak:6.0f} MB, {left:6.0f} MB afterwards: {ratio}")
-
-
-def measured(function: Callable[[], Any]) -> tuple[float, float, float]:
-    """CPU seconds of a function in a process of its own, its peak memory and what is left of it, MB."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-
-    def work() -> None:
-        before = memory()
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from now on
-        start = time.process_time()
-        function()
-        seconds = time.process_time() - start
-        gc.collect()
-        sender.send((seconds, memory("VmHWM") - before, memory() - before))
-
-    process = context.Process(target=work)
-    process.start()
-    sender.close()
-    answer: tuple[float, float, float] = receiver.recv()
-    process.join()
-    return answer
-
-
-def memory(field: str = "VmRSS") -> float:
-    """Memory of this process in MB, by a field of Linux' /proc/self/status."""
-    status = dict(
-        line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    )
-    return int(status[field].split()[0]) / 1024
+        rival = 0.0
+        for title, way in (("devkit's load", theirs), ("index, cold", ours), ("index, from the cache", ours)):
+            found = own_process(way)
+            ratio = f"{rival / found.seconds:.1f} times as fast" if rival else "the rival"
+            rival = rival or found.seconds
+            memory = f"at most {found.peak:6.0f} MB, {found.left:6.0f} MB afterwards"
+            print(f"{title:22} {found.seconds:8.3f} CPU s, {memory}: {ratio}")
 
 
 if __name__ == "__main__":

@@ -9,24 +9,20 @@ must be the same to 1e-9 and those in the files to the bit, or nothing is compar
 its own: CPU seconds, and memory beyond what was there before.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
-import multiprocessing
-import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from measuring import OwnProcess, own_process
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.ground_truth import GroundTruth, load_saved
@@ -57,15 +53,11 @@ def main() -> None:
 def compare_files(truth: GroundTruth, found: FoundBoxes, folder: Path) -> None:
     """The results file, against dictionaries handed to `json.dumps`."""
     ours, theirs = folder / "results.json", folder / "dumped.json"
-    _, our_time, our_memory = measured(lambda: write_submission(ours, truth.tokens, found, True, True))
-    _, their_time, their_memory = measured(lambda: dump(theirs, truth, found))
-    same = (
-        json.loads(ours.read_text(encoding="utf-8"))["results"]
-        == json.loads(theirs.read_text(encoding="utf-8"))["results"]
-    )
-    sizes = f"{ours.stat().st_size / 1e6:.0f} MB, {theirs.stat().st_size / 1e6:.0f} MB"
-    report("results file", (our_time, our_memory), ("json.dumps", their_time, their_memory), same)
-    print(f"{'':14} files of {sizes}")
+    our_way = own_process(lambda: write_submission(ours, truth.tokens, found, True, True))
+    their_way = own_process(lambda: dump(theirs, truth, found))
+    read, expected = (json.loads(path.read_text(encoding="utf-8"))["results"] for path in (ours, theirs))
+    report("results file", our_way, "json.dumps", their_way, read == expected)
+    print(f"{'':14} files of {ours.stat().st_size / 1e6:.0f} MB, {theirs.stat().st_size / 1e6:.0f} MB")
     theirs.unlink()
 
 
@@ -91,45 +83,25 @@ def compare_metrics(truth: GroundTruth, found: FoundBoxes, folder: Path) -> None
         metrics = named(evaluation.evaluate()[0].serialize())
         return metrics, time.process_time() - loaded
 
-    metrics, our_time, our_memory = measured(ours)
-    (expected, evaluating), their_time, their_memory = measured(theirs)
+    our_way, their_way = own_process(ours), own_process(theirs)
+    metrics, (expected, evaluating) = our_way.result, their_way.result
     apart = max(abs(metrics[name] - value) for name, value in expected.items() if not math.isnan(value))
     undefined = all(math.isnan(metrics[name]) for name, value in expected.items() if math.isnan(value))
     same = len(expected) == 67 and apart < 1e-9 and undefined
-    report("metric", (our_time, our_memory), ("devkit", their_time, their_memory), same)
-    print(f"{'':14} the devkit's evaluate without its load {evaluating:.2f} s: {evaluating / our_time:.1f} times")
+    report("metric", our_way, "devkit", their_way, same)
+    ratio = evaluating / our_way.seconds
+    print(f"{'':14} the devkit's evaluate without its load {evaluating:.2f} s: {ratio:.1f} times")
     print(f"{'':14} mAP {metrics['mAP']:.4f}, NDS {metrics['NDS']:.4f}; largest difference {apart:.1e}")
 
 
-def report(name: str, ours: tuple[float, float], rival: tuple[str, float, float], same: bool) -> None:
+def report(name: str, ours: OwnProcess, rival_name: str, rival: OwnProcess, same: bool) -> None:
     """Print one comparison, or leave where the results differ."""
     if not same:
         sys.exit(f"{name}: the results differ")
-    (seconds, memory), (rival_name, rival_seconds, rival_memory) = ours, rival
     print(
-        f"{name:14} {seconds:.2f} CPU s, {memory:.0f} MB; {rival_name} {rival_seconds:.2f} CPU s, "
-        f"{rival_memory:.0f} MB: {rival_seconds / seconds:.1f} times as fast"
+        f"{name:14} {ours.seconds:.2f} CPU s, {ours.peak:.0f} MB; {rival_name} {rival.seconds:.2f} CPU s, "
+        f"{rival.peak:.0f} MB: {rival.seconds / ours.seconds:.1f} times as fast"
     )
-
-
-def measured(function: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What a function returns in a process of its own, its CPU seconds, and by how many MB memory grew."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-
-    def work() -> None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        start = time.process_time()
-        result = function()
-        seconds = time.process_time() - start
-        sender.send((result, seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
-
-    process = context.Process(target=work)
-    process.start()
-    sender.close()
-    answer: tuple[Any, float, float] = receiver.recv()
-    process.join()
-    return answer
 
 
 def dump(path: Path, truth: GroundTruth, found: FoundBoxes) -> None:

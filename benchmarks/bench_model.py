@@ -21,6 +21,7 @@ import platform
 import resource
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,10 +29,12 @@ from pathlib import Path
 
 import hydra
 import torch
+from measuring import DTYPES, autocast, composed
 from omegaconf import DictConfig
 from torch import nn
 
 from cmt_aqr.data.collate import collate
+from cmt_aqr.lab.scenes import rig
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.runs.memory import keep_freed_memory
 from cmt_aqr.structures import Batch
@@ -42,7 +45,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("lidar", "image", "aqr", "decoder")
 REST = "head"
 """What the four parts leave of a forward pass: position encodings, shared convolution, outputs."""
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main() -> None:
@@ -54,7 +56,7 @@ def main() -> None:
     device = torch.device(options.device)
     contenders = {}
     for aqr in ("none", "default") if options.aqr == "both" else (options.aqr,):
-        config = composed(options, aqr)
+        config = configured(options, aqr)
         model: CMT = hydra.utils.instantiate(config.model.network).to(device).train()
         if options.checkpointing and model.image is not None:
             model.image.backbone.set_grad_checkpointing(True)  # type: ignore[operator, union-attr]
@@ -93,20 +95,11 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def composed(options: argparse.Namespace, aqr: str) -> DictConfig:
+def configured(options: argparse.Namespace, aqr: str) -> DictConfig:
     """The configuration of a training run of this model on this data."""
-    overrides = [
-        f"model={options.model}",
-        f"aqr={aqr}",
-        "data=nuscenes",
-        f"data.root={options.root}",
-        "data.version=v1.0-mini",
-        "data.val_split=mini_train",
-        "data.train_split=mini_train",
-        "data.sweeps=0",
-    ]
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return hydra.compose("train", overrides)
+    data = ["version=v1.0-mini", "val_split=mini_train", "train_split=mini_train", "sweeps=0"]
+    chosen = [f"model={options.model}", f"aqr={aqr}", "data=nuscenes", f"data.root={options.root}"]
+    return composed([*chosen, *(f"data.{setting}" for setting in data)])
 
 
 def read_frame(config: DictConfig, root: Path) -> tuple[Batch, str]:
@@ -128,16 +121,6 @@ def random_frame(config: DictConfig, points: int = 30_000, boxes: int = 40) -> B
     height = -1.8 + 3 * torch.rand(points) ** 3
     cloud = torch.stack((distance * angle.cos(), distance * angle.sin(), height), dim=1)
     rows, columns = config.model.image_size
-    focal = 0.8 * columns
-    lidar2img = torch.zeros(1, 6, 4, 4)
-    for view in range(6):
-        towards = torch.tensor([math.sin(view * math.pi / 3), math.cos(view * math.pi / 3)])
-        across = torch.stack((towards[1], -towards[0]))
-        lidar2img[0, view, 0, :2] = focal * across + columns / 2 * towards
-        lidar2img[0, view, 1, :2] = rows / 2 * towards
-        lidar2img[0, view, 1, 2] = -focal
-        lidar2img[0, view, 2, :2] = towards
-        lidar2img[0, view, 3, 3] = 1
     sizes = torch.tensor([4.6, 1.9, 1.7, 0.0, 0.0, 0.0]).expand(boxes, 6)
     return Batch(
         tokens=("random",),
@@ -146,7 +129,7 @@ def random_frame(config: DictConfig, points: int = 30_000, boxes: int = 40) -> B
         else torch.zeros(0, 5),
         point_counts=(points if config.data.lidar else 0,),
         images=torch.randn(1, 6, 3, rows, columns) if config.data.cameras else None,
-        lidar2img=lidar2img,
+        lidar2img=rig((rows, columns)).float()[None],
         boxes=torch.cat((40 * torch.rand(boxes, 2) - 20, -torch.ones(boxes, 1), sizes), dim=1),
         labels=torch.randint(10, (boxes,)),
         box_counts=(boxes,),
@@ -159,10 +142,9 @@ class Clock:
 
     def __init__(self, model: CMT, device: torch.device) -> None:
         self.device = device
-        self.spent: dict[str, float] = {}
-        self.kept: dict[str, int] = {}
-        self._start: dict[str, float] = {}
-        self._inside = [REST]
+        self.spent: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()
+        self._inside = [""]
         self._weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
         for name in PARTS:
             part = getattr(model, name)
@@ -177,44 +159,39 @@ class Clock:
         return time.perf_counter()
 
     def _enter(self, name: str) -> None:
+        now = self.now()
+        self.spent[self._inside[-1]] += now
         self._inside.append(name)
-        self._start[name] = self.now()
+        self.spent[name] -= now
 
     def _leave(self, name: str) -> None:
-        self.spent[name] = self.spent.get(name, 0.0) + self.now() - self._start[name]
+        now = self.now()
         self._inside.pop()
+        self.spent[name] += now
+        self.spent[self._inside[-1]] -= now
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time anything; what its parts account for goes to them."""
+        self._enter(name)
+        yield
+        self._leave(name)
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
         """Add up, by part, the bytes that autograd keeps for the backward pass; weights do not count."""
         seen = set(self._weights)
-        self.kept = {}
+        self.kept = Counter()
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in seen:
                 seen.add(storage.data_ptr())
-                part = self._inside[-1]
-                self.kept[part] = self.kept.get(part, 0) + storage.nbytes()
+                self.kept[self._inside[-1]] += storage.nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             yield
-
-    @contextmanager
-    def forward(self) -> Iterator[None]:
-        """Time a forward pass by part; what no part accounts for goes to the head."""
-        begin, before = self.now(), sum(self.spent.values())
-        yield
-        total = self.now() - begin
-        self.spent[REST] = self.spent.get(REST, 0.0) + total - (sum(self.spent.values()) - before)
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Time anything else."""
-        self._enter(name)
-        yield
-        self._leave(name)
 
 
 def measure(
@@ -228,11 +205,12 @@ def measure(
             torch.cuda.reset_peak_memory_stats(device)
         for name, step in steps.items():
             clock = contenders[name].clock
-            clock.spent = {}
+            clock.spent = Counter()
             begin, cpu = clock.now(), time.process_time()
             step()
             total = clock.now() - begin
-            runs[name].append({"total": total, "cpu": time.process_time() - cpu, **clock.spent})
+            parts = {part: seconds for part, seconds in clock.spent.items() if part}
+            runs[name].append({"total": total, "cpu": time.process_time() - cpu, **parts})
     for name in steps:
         runs[name] = runs[name][1:]
         totals = sorted(run["total"] for run in runs[name])
@@ -240,8 +218,8 @@ def measure(
         print(f"\n{title}, {name}: {statistics.median(totals):.3f} s, {spread}")
         for part in runs[name][0]:
             if part not in ("total", "cpu"):
-                kept = contenders[name].clock.kept.get(part)
-                memory = "" if kept is None else f"  {kept / 1e9:.2f} GB kept"
+                kept = contenders[name].clock.kept[part]
+                memory = f"  {kept / 1e9:.2f} GB kept" if kept else ""
                 print(f"  {part:<10} {statistics.median(run[part] for run in runs[name]):7.3f} s{memory}")
         cpu = statistics.median(run["cpu"] for run in runs[name])
         print(f"  all CPU threads together {cpu:.3f} s of computing")
@@ -262,12 +240,6 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision as the trainer's ``16-mixed`` and ``bf16-mixed`` set it up."""
-    dtype = DTYPES[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
 @dataclass
 class Contender:
     """A model to time."""
@@ -281,7 +253,7 @@ class Contender:
 
         @torch.no_grad()
         def step() -> None:
-            with self.clock.forward():
+            with self.clock.part(REST):
                 self.model(batch)
 
         return step
@@ -296,7 +268,7 @@ class Contender:
         def step() -> None:
             targets = Denoising()(batch, queries, point_range)
             with clock.keeping():
-                with clock.forward():
+                with clock.part(REST):
                     predictions = model(batch, None if targets is None else targets.queries)
                 with clock.part("criterion"):
                     losses = criterion(predictions, batch, targets)

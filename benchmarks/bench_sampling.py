@@ -8,17 +8,15 @@ is the plain way to make room: each point is compared with each pasted box. CPU 
 machine touches little.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import hydra
 import numpy as np
 import torch
+from measuring import composed
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +30,6 @@ from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.geometry import points_in_boxes
 from cmt_aqr.runs.configuration import build_data
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 ROUNDS = 24
 
 
@@ -54,8 +51,7 @@ def plainly(points: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("train", ["experiment=cmt_voxel0100_r50_800x320_cbgs", *sys.argv[1:]])
+    config = composed(["experiment=cmt_voxel0100_r50_800x320_cbgs", *sys.argv[1:]])
     data: NuScenesDataModule = build_data(config)
     data.prepare_data()
     data.setup("fit")
@@ -86,11 +82,8 @@ def main() -> None:
     plain = seconds(sample, 4)
     sampling.without_points_inside = paste.without_points_inside
 
-    table = Table(
-        title=f"A training frame of {len(frame.points):,} points, {np.mean(pasted):.1f} objects pasted, one core"
-    )
-    for heading in ("part", "ms", "share"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
+    told = f"A training frame of {len(frame.points):,} points, {np.mean(pasted):.1f} objects pasted, one core"
+    table = Table("part", "ms", "share", title=told)
     whole = reading + ours + rest
     for name, value in (("reading", reading), ("sampling", ours), ("everything else", rest)):
         table.add_row(name, f"{1000 * value:.1f}", f"{value / whole:.0%}")

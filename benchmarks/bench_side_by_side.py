@@ -7,8 +7,6 @@ take turns; a run that exceeds the limit is stopped and counts with it.
     python benchmarks/bench_side_by_side.py --steps 20 --repeats 1
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics
@@ -39,12 +37,7 @@ def seconds(count: int, rival: bool, overrides: list[str], limit: float) -> floa
         begin = time.perf_counter()
         running = [
             subprocess.Popen(
-                [
-                    sys.executable,
-                    str(TRAIN),
-                    *overrides,
-                    f"hydra.run.dir={folder}/{number}",
-                ],
+                [sys.executable, str(TRAIN), *overrides, f"hydra.run.dir={folder}/{number}"],
                 cwd=ROOT,
                 env=environment(rival),
                 stdout=subprocess.DEVNULL,

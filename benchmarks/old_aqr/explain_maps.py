@@ -20,8 +20,7 @@ sys.path.insert(0, str(ROOT))
 def main(config: DictConfig) -> None:
     """Measure the findings on one frame and print a table for each."""
     # Imported here: a mistake in the command is answered before PyTorch is loaded.
-    from benchmarks.old_aqr.findings import FINDINGS, MapScene
-    from benchmarks.old_aqr.tables import finding_table
+    from benchmarks.old_aqr.findings import FINDINGS, MapScene, finding_table
     from cmt_aqr.data.selection import frame_numbers
     from cmt_aqr.runs.configuration import build, check_complete
     from cmt_aqr.runs.console import console

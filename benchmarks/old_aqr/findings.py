@@ -12,14 +12,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from rich.table import Table
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
-from cmt_aqr.aqr.aqr import AQR
-from cmt_aqr.aqr.generator import WeightGenerator
-from cmt_aqr.aqr.modulator import Modulator
-from cmt_aqr.aqr.placement import Placement, place_on_bev, place_on_images
-from cmt_aqr.aqr.renderer import METHODS, Renderer
+from cmt_aqr.aqr import (
+    AQR,
+    METHODS,
+    Modulator,
+    Placement,
+    Renderer,
+    WeightGenerator,
+    place_on_bev,
+    place_on_images,
+)
 from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import BEVGrid, to_metres, to_unit
 from cmt_aqr.structures import Frame, Queries, Sensors, Views
@@ -131,6 +137,19 @@ class Finding:
     note: str = ""
 
 
+def finding_table(finding: Finding, rows: Sequence[Row]) -> Table:
+    """A finding's numbers for rich to print: the old code's beside ours."""
+    table = Table(
+        title=finding.title, caption=finding.note, title_justify="left", caption_justify="left", width=88
+    )
+    table.add_column("", ratio=1)
+    table.add_column("old", justify="right")
+    table.add_column("ours", justify="right")
+    for row in rows:
+        table.add_row(row.quantity, format(row.old, row.form), format(row.ours, row.form))
+    return table
+
+
 def in_first_view(placement: Placement) -> Placement:
     """The old placement in the cameras: each query only in the first of the views that see it."""
     first = placement.inside & (placement.inside.cumsum(dim=1) == 1)
@@ -235,7 +254,7 @@ def _generator_gradient(scene: MapScene, renderer: Renderer) -> tuple[int, int, 
     views = scene.lidar2img.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        aqr = AQR(WeightGenerator(channels, feedforward_dims=channels), renderer, Modulator()).eval()
+        aqr = AQR(WeightGenerator(embed_dims=channels, feedforward_dims=channels), renderer, Modulator()).eval()
         bev, images = torch.randn(1, channels, rows, columns), torch.randn(1, views, channels, height, width)
         embedding, places = torch.randn(1, MATCHING, channels), scene.queries(0)[0][None]
         # The backbones get their gradient either way, so the old code's loss went down all the same.

@@ -109,13 +109,13 @@ class AQROutput(TensorStructure):
         weights: (batch, query, 2) in [0, 1]: LiDAR weight, camera weight of every query that AQR was given:
             the matching queries, after the denoising queries with ``aqr.draw=all``.
         camera_seen: (batch, query) bool: False where no camera sees the query; its camera weight is unused.
+        bev_seen: (batch, query) bool: False where a query stands off the BEV map; its LiDAR weight is unused.
         bev_features: (batch, channel, height, width) modulated, or ``None`` without LiDAR.
         image_features: (batch, view, channel, height, width) modulated, or ``None`` without cameras.
         bev_map_raw: (batch, height, width) as rendered, before threshold and clamp.
         bev_map: the same after post-processing; it is what modulated the features.
         image_map_raw: (batch, view, height, width) as rendered.
         image_map: the same after post-processing.
-        bev_seen: (batch, query) bool: False where a query stands off the BEV map; its LiDAR weight is unused.
         draws: (batch, query) bool: False for queries that must not draw (padding); ``None``: all may.
         bev_given: (batch, channel, height, width), the features that were modulated, or ``None``.
         image_given: (batch, view, channel, height, width), likewise.
@@ -125,13 +125,13 @@ class AQROutput(TensorStructure):
 
     weights: Tensor
     camera_seen: Tensor
+    bev_seen: Tensor
     bev_features: Tensor | None
     image_features: Tensor | None
     bev_map_raw: Tensor | None
     bev_map: Tensor | None
     image_map_raw: Tensor | None
     image_map: Tensor | None
-    bev_seen: Tensor | None = None
     draws: Tensor | None = None
     bev_given: Tensor | None = None
     image_given: Tensor | None = None
@@ -146,7 +146,7 @@ class AQROutput(TensorStructure):
     @property
     def signal(self) -> Signal | None:
         """The weights: what is left of each sensor at the query, where the sensor sees it."""
-        if self.lidar_lost is None or self.camera_lost is None or self.bev_seen is None:
+        if self.lidar_lost is None or self.camera_lost is None:
             return None
         target = 1 - torch.stack((self.lidar_lost, self.camera_lost), dim=-1)
         counts = torch.stack((self.bev_seen, self.camera_seen), dim=-1)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmt_aqr.aqr import AQR, METHODS, Renderer, WeightGenerator
+from cmt_aqr.aqr import METHODS
+from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import BEVGrid
 from cmt_aqr.outputs import AQROutput
 from tests.helpers.aqr_scenes import IMAGE_MAP, inputs, run, small_aqr
@@ -16,17 +17,6 @@ QUERY_KEYS = ("query_embedding", "reference_points")
 
 def of_queries(scene: dict, index: Tensor) -> dict:
     return {**scene, **{key: scene[key][:, index] for key in QUERY_KEYS}}
-
-
-def with_more_queries(scene: dict, points: Tensor) -> dict:
-    batch, _, channels = scene["query_embedding"].shape
-    more = points.expand(batch, *points.shape)
-    embedding = torch.ones(batch, len(points), channels)
-    return {
-        **scene,
-        "query_embedding": torch.cat((scene["query_embedding"], embedding), 1),
-        "reference_points": torch.cat((scene["reference_points"], more), 1),
-    }
 
 
 def maps_of(output: AQROutput) -> list[Tensor]:
@@ -133,33 +123,6 @@ def test_one_sensor_alone() -> None:
         assert all(parameter.grad is not None for parameter in aqr.parameters())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_queries_that_no_view_sees_change_no_camera_map(method: str) -> None:
-    scene = inputs(queries=20)
-    aqr = small_aqr(renderer={"render_method": method})
-    unseen = with_more_queries(scene, torch.tensor([[0.0, 0.0, 50.0], [1.0, 1.0, -50.0]]))
-    before, after = run(aqr, **scene), run(aqr, **unseen)
-    assert not after.camera_seen[0, 20:].any()
-    assert torch.equal(before.image_map_raw, after.image_map_raw)
-    assert torch.equal(before.image_map, after.image_map)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_padding_that_does_not_draw_changes_no_map(method: str) -> None:
-    """540 padding queries at the corner of the range, which a view sees: maps stay bit for bit the same."""
-    scene = inputs(queries=20)
-    aqr = small_aqr(renderer={"render_method": method})
-    padded = with_more_queries(scene, torch.tensor([-7.9, -7.9, -1.0]).expand(540, 3))
-    draws = torch.ones(1, 560, dtype=torch.bool)
-    draws[:, 20:] = False
-    before, after = run(aqr, **scene), run(aqr, **padded, draws=draws)
-    assert after.camera_seen[0, 20:].all()
-    for one, other in zip(maps_of(before), maps_of(after), strict=True):
-        assert torch.equal(one, other)
-    piled_up = run(aqr, **padded)
-    assert (piled_up.image_map_raw != before.image_map_raw).any()
-
-
 def test_order_of_the_queries_does_not_matter() -> None:
     scene = inputs(batch=2, queries=30)
     aqr = small_aqr()
@@ -214,40 +177,7 @@ def test_a_model_in_bfloat16_throughout_runs() -> None:
     assert torch.isfinite(output.bev_features).all()
 
 
-def test_contradictions_between_shapes_are_named() -> None:
+def test_a_generator_for_other_channels_than_the_features_have_is_named() -> None:
     aqr, scene = small_aqr(), inputs()
-    wrong_grid = BEVGrid((-8.0, -8.0, -2.0, 8.0, 8.0, 2.0), (0.5, 0.5, 0.5), (9, 32, 32), 8)
-    with pytest.raises(ValueError, match=r"grid\.sparse_shape=\[9, 32, 32\]: gives a BEV map of \(4, 4\)"):
-        run(aqr, **{**scene, "grid": wrong_grid})
-    with pytest.raises(ValueError, match="no grid"):
-        run(aqr, **{**scene, "grid": None})
-    with pytest.raises(ValueError, match="no bev_position"):
-        run(aqr, **{**scene, "bev_position": None})
-    with pytest.raises(ValueError, match="no image_position"):
-        run(aqr, **{**scene, "image_position": None})
-    with pytest.raises(ValueError, match=r"bev_position is \(63, 8\); the features need \(64, 8\)"):
-        run(aqr, **{**scene, "bev_position": scene["bev_position"][1:]})
-    with pytest.raises(ValueError, match=r"aqr\.generator\.embed_dims=8: must be 7, the channels of the image"):
+    with pytest.raises(UserError, match=r"aqr\.generator\.embed_dims=8: must be 7, the channels"):
         run(aqr, **{**scene, "image_features": scene["image_features"][:, :, 1:]})
-    with pytest.raises(ValueError, match="both are None"):
-        run(aqr, **{**scene, "bev_features": None, "image_features": None})
-    strict = small_aqr(renderer={"pers_feature_shape": [6, 20, 50]})
-    with pytest.raises(ValueError, match=r"pers_feature_shape=\[6, 20, 50\]: must be \[6, 6, 10\]"):
-        run(strict, **scene)
-
-
-def test_draw_names_the_queries_to_pass() -> None:
-    aqr = small_aqr()
-    assert aqr.draw == "matching"
-    parts = (aqr.generator, aqr.renderer, aqr.modulator)
-    assert AQR(*parts, draw="all").draw == "all"
-    with pytest.raises(ValueError, match=r"^draw=denoising: must be one of matching, all"):
-        AQR(*parts, draw="denoising")
-
-
-def test_the_parts_have_the_published_defaults() -> None:
-    generator, renderer = WeightGenerator(), Renderer()
-    assert (generator.embed_dims, generator.bev_window, generator.image_window) == (256, 5, 15)
-    assert generator.layers[0].attention.num_heads == 4
-    assert generator.layers[0].ffn[0].out_features == 1024
-    assert (renderer.kernel.kernel_size, renderer.max_weight_clamp) == (7, 2.0)

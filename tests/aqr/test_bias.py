@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from cmt_aqr.aqr import AttentionBias
@@ -151,11 +151,6 @@ def test_published_weights_start_it_as_cmt(control: str) -> None:
     with torch.no_grad():
         expected, found = (module.model(batch).matching for module in (plain, biased))
     assert torch.equal(found.codes, expected.codes) and torch.equal(found.logits, expected.logits)
-
-
-def moved(part: nn.Module) -> set[str]:
-    """Names of the parameters with a gradient."""
-    return {name for name, value in part.named_parameters() if value.grad is not None and value.grad.any()}
 
 
 def test_the_first_step_moves_the_head_and_the_second_all_of_it() -> None:

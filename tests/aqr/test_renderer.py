@@ -30,9 +30,6 @@ def scattered(
     return weights, Placement(position, inside, size)
 
 
-DISTANCE = {"render_method": "distance_weighted"}
-
-
 def slow_draw(renderer: Renderer, weights: Tensor, placement: Placement) -> Tensor:
     """The formulas of the kernels' docstrings, one query and one cell at a time."""
     rows, columns = placement.map_size
@@ -114,15 +111,6 @@ def test_many_queries_in_float32_at_the_published_size() -> None:
         assert error < 1e-6 * slow.max(), method
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
-@pytest.mark.parametrize("clamp_mode", ["hard", "soft"])
-def test_gradcheck_of_drawing_and_post_processing(variant: dict, clamp_mode: str) -> None:
-    renderer = Renderer(**variant, clamp_mode=clamp_mode, max_weight_clamp=0.9).double()
-    weights, placement = scattered(maps=2, queries=8, size=(4, 5))
-    weights.requires_grad_()
-    assert torch.autograd.gradcheck(lambda w: renderer(w, placement), weights)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_queries_outside_change_nothing_bit_for_bit(method: str) -> None:
     """Neither padding nor queries that no view sees reach a map: at (0, 0) or anywhere."""
@@ -164,17 +152,6 @@ def test_kernels_kept_from_an_evaluation_serve_training(method: str) -> None:
     trained.square().sum().backward()
     assert weights.grad is not None and weights.grad.abs().sum() > 0
     assert torch.equal(evaluated, trained)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_order_of_the_queries_does_not_matter(method: str) -> None:
-    weights, placement = scattered()
-    order = torch.randperm(weights.shape[1], generator=torch.Generator().manual_seed(3))
-    shuffled = Placement(placement.position[:, order], placement.inside[:, order], SIZE)
-    renderer = Renderer(method)
-    torch.testing.assert_close(
-        renderer.render(weights[:, order], shuffled), renderer.render(weights, placement), rtol=0, atol=1e-14
-    )
 
 
 def test_views_are_maps_like_any_other() -> None:
@@ -259,13 +236,6 @@ def test_kernel_size_is_odd() -> None:
     assert [Renderer(gaussian_sigma=s).kernel.kernel_size for s in (0.1, 0.5, 1.0, 1.2, 2.0)] == [1, 5, 7, 9, 13]
 
 
-def test_sum_kernel_adds_up_to_the_weight_and_peak_kernel_peaks_at_it() -> None:
-    middle = Placement(torch.tensor([[[10.0, 10.0]]]), torch.tensor([[True]]), (21, 21))
-    weight = torch.tensor([[0.6]])
-    assert Renderer().render(weight, middle).sum().item() == pytest.approx(0.6)
-    assert Renderer(kernel_normalization="peak").render(weight, middle).max().item() == pytest.approx(0.6)
-
-
 def test_maps_are_float32_under_autocast() -> None:
     weights, placement = scattered()
     weights = weights.to(torch.bfloat16)
@@ -275,39 +245,6 @@ def test_maps_are_float32_under_autocast() -> None:
             assert rendered.dtype == kept.dtype == torch.float32
             slow = slow_draw(Renderer(method), weights.double(), placement)
             assert (rendered.double() - slow).abs().max() < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"render_method": "gausian"}, r"render_method=gausian: must be one of gaussian, bilinear"),
-        ({"gaussian_sigma": 0}, r"gaussian_sigma=0: must be a number above 0"),
-        ({"gaussian_sigma": "wide"}, r"gaussian_sigma=wide: must be"),
-        ({"kernel_normalization": "l2"}, r"kernel_normalization=l2: must be one of sum, peak"),
-        (
-            {"render_method": "distance_weighted", "distance_decay": -0.1},
-            r"distance_decay=-0\.1: must be a number above 0",
-        ),
-        (
-            {"render_method": "distance_weighted", "reach_fraction": 1.5},
-            r"reach_fraction=1\.5: must be a number above 0 and at most 1",
-        ),
-        (
-            {"render_method": "distance_weighted", "reach_fraction": 0},
-            r"reach_fraction=0: must be a number above 0 and at most 1",
-        ),
-        ({"min_weight_threshold": -1}, r"min_weight_threshold=-1: must be a number of 0 or more"),
-        ({"normalize_weights": "yes"}, r"normalize_weights=yes: must be true or false"),
-        ({"clamp_mode": "softer"}, r"clamp_mode=softer: must be one of hard, soft"),
-        ({"max_weight_clamp": -1}, r"max_weight_clamp=-1: must be above 0, or null for no clamp"),
-        ({"max_weight_clamp": math.inf}, r"max_weight_clamp=inf: must be above 0, or null"),
-        ({"bev_feature_shape": [128]}, r"bev_feature_shape=\[128\]: must be 2 whole numbers"),
-        ({"pers_feature_shape": [6, 0, 5]}, r"pers_feature_shape=\[6, 0, 5\]: must be 3 whole"),
-    ],
-)
-def test_a_value_out_of_range_is_refused_in_one_sentence(settings: dict, sentence: str) -> None:
-    with pytest.raises(ValueError, match="^" + sentence):
-        Renderer(**settings)
 
 
 def test_declared_shapes_are_compared_with_the_features() -> None:

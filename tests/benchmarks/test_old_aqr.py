@@ -3,12 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
 
-from benchmarks.old_aqr.findings import FINDINGS, DetachedRenderer, MapScene, on_scaled_range, unseen_at_first_cell
-from cmt_aqr.aqr import Renderer, place_on_bev
+from benchmarks.old_aqr.findings import FINDINGS, MapScene
 from cmt_aqr.errors import UserError
-from cmt_aqr.geometry import BEVGrid
 from tests.helpers.aqr_scenes import GOLDEN_GRID
 from tests.helpers.shared_data import needs_keyframe
 from tests.helpers.small_data import datamodule, small_root
@@ -65,34 +62,6 @@ def test_every_defect_shows_and_is_gone(name: str, request: pytest.FixtureReques
     _, gain, change, shrinking, clamped = numbers(scene, "background")
     assert gain == (pytest.approx(0.7), pytest.approx(1.0))
     assert shrinking[0] > 0.85 * change[0] and clamped[0] > 0.9 * change[0] and change[1] < 0.1
-
-
-def test_numbers_instead_of_weights_draw_the_same_map_without_a_gradient(embedded: MapScene) -> None:
-    placement = embedded.on_bev(embedded.queries(0)[0])
-    weights = torch.rand(1, 900, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    ours, old = Renderer().render(weights, placement), DetachedRenderer().render(weights, placement)
-    assert torch.equal(ours, old)
-    assert ours.requires_grad and not old.requires_grad
-
-
-def test_old_bev_cells_are_right_only_where_the_cells_span_the_range() -> None:
-    points = torch.rand(1, 200, 3, generator=torch.Generator().manual_seed(0)) * 90 - 45
-    spanning = BEVGrid((-54.0, -54.0, -5.0, 54.0, 54.0, 3.0), (0.10546875, 0.10546875, 0.2), (41, 1024, 1024), 8)
-    torch.testing.assert_close(
-        on_scaled_range(points, spanning).position, place_on_bev(points, spanning).position, rtol=0, atol=1e-4
-    )
-    beside = on_scaled_range(points, GOLDEN_GRID).position - place_on_bev(points, GOLDEN_GRID).position
-    assert (beside < 0).all()
-
-
-def test_unseen_queries_land_in_the_first_cell_of_the_first_view(embedded: MapScene) -> None:
-    above = torch.tensor([[0.0, 0.0, 50.0], [0.0, 20.0, -1.0]])
-    placement = embedded.on_images(above)
-    assert placement.inside.any(dim=1).tolist() == [[False, True]]
-    old = unseen_at_first_cell(placement)
-    assert old.inside[0, :, 0].tolist() == [True] + [False] * 5
-    assert old.cell[0, 0, 0].tolist() == [0, 0]
-    assert torch.equal(old.inside[..., 1], placement.inside[..., 1])
 
 
 def test_a_frame_without_boxes_is_refused_in_one_sentence(small_root: Path, tmp_path: Path) -> None:

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from nuscenes.eval.common.config import config_factory
-from nuscenes.eval.detection.algo import accumulate, calc_ap, calc_tp
+from nuscenes.eval.detection.algo import accumulate
 from nuscenes.eval.detection.data_classes import DetectionMetricData
 
-from cmt_aqr.constants import CLASSES, ERRORS
+from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.data.rows import LABEL, SCORE, SIZE
-from cmt_aqr.evaluation.curves import Curves, average_precision, mean_errors
 from cmt_aqr.evaluation.official import CONFIGURATION, evaluate_boxes, make_all_curves
 from cmt_aqr.evaluation.submission import FoundBoxes, write_submission
 from tests.helpers.made_evaluation import Tables, devkit_evaluation, made_found, made_truth, named
@@ -29,16 +28,9 @@ def assert_equal_to(devkit: dict[str, Any], ours: dict[str, float], tolerance: f
     assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=tolerance, rel=0, nan_ok=True)
 
 
-def assert_same_curves(ours: Curves, theirs: DetectionMetricData) -> None:
-    np.testing.assert_allclose(ours.precisions, theirs.precision, rtol=0, atol=TOLERANCE)
-    np.testing.assert_allclose(ours.confidences, theirs.confidence, rtol=0, atol=TOLERANCE)
-    for name, of_name in zip(ERRORS, ours.errors, strict=True):
-        np.testing.assert_allclose(of_name, getattr(theirs, name), rtol=0, atol=TOLERANCE, err_msg=name)
-    for least in (0.0, 0.1, 0.5, 0.95):
-        assert average_precision(ours, least, 0.1) == pytest.approx(calc_ap(theirs, least, 0.1), abs=TOLERANCE)
-        assert mean_errors(ours, least) == pytest.approx(
-            [calc_tp(theirs, least, name) for name in ERRORS], abs=TOLERANCE
-        )
+def assert_same_curves(ours: DetectionMetricData, theirs: DetectionMetricData) -> None:
+    for name, values in theirs.serialize().items():
+        np.testing.assert_allclose(getattr(ours, name), values, rtol=0, atol=TOLERANCE, err_msg=name)
 
 
 def check(truth: GroundTruth, found: FoundBoxes, folder: Path) -> dict[str, float]:
@@ -46,7 +38,7 @@ def check(truth: GroundTruth, found: FoundBoxes, folder: Path) -> dict[str, floa
     write_submission(folder / "results.json", truth.tokens, found, use_camera=True, use_lidar=True)
     devkit = devkit_evaluation(Tables(truth), folder / "results.json", folder)
     config = config_factory(CONFIGURATION)
-    for distance, of_distance in zip(config.dist_ths, make_all_curves(truth, found, config), strict=True):
+    for distance, of_distance in make_all_curves(truth, found, config).items():
         for label, ours in zip(CLASSES, of_distance, strict=True):
             theirs = accumulate(devkit.gt_boxes, devkit.pred_boxes, label, config.dist_fcn_callable, distance)
             assert_same_curves(ours, theirs)

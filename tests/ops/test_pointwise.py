@@ -1,4 +1,4 @@
-"""1 x 1 convolutions through oneDNN against PyTorch's own."""
+"""1 x 1 convolutions and matrix products through oneDNN against PyTorch's own."""
 
 import copy
 
@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from cmt_aqr.ops.pointwise import PointwiseConv2d, linear, replace_pointwise_convolutions
+from cmt_aqr.ops.folding import Conv2d, speed_up
+from cmt_aqr.ops.pointwise import linear
+
+
+def fast(conv: nn.Conv2d) -> nn.Conv2d:
+    own = copy.deepcopy(conv)
+    speed_up(own)
+    assert type(own) is Conv2d
+    return own
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -14,7 +22,7 @@ from cmt_aqr.ops.pointwise import PointwiseConv2d, linear, replace_pointwise_con
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_values_and_gradients(bias: bool, stride: int, memory_format: torch.memory_format) -> None:
     conv = nn.Conv2d(6, 10, 1, stride=stride, bias=bias)
-    own = PointwiseConv2d.of(copy.deepcopy(conv))
+    own = fast(conv)
     x = torch.randn(2, 6, 7, 9).contiguous(memory_format=memory_format)
     inputs = [x.clone().requires_grad_() for _ in range(2)]
     results = [module(value) for module, value in zip((conv, own), inputs, strict=True)]
@@ -29,7 +37,7 @@ def test_values_and_gradients(bias: bool, stride: int, memory_format: torch.memo
 
 
 def test_other_types_and_autocast_go_the_usual_way() -> None:
-    own = PointwiseConv2d.of(nn.Conv2d(6, 10, 1))
+    own = fast(nn.Conv2d(6, 10, 1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert own(torch.randn(1, 6, 4, 4)).dtype == torch.bfloat16
     x = torch.randn(1, 6, 4, 4, dtype=torch.float64)
@@ -37,7 +45,7 @@ def test_other_types_and_autocast_go_the_usual_way() -> None:
     assert own.float()(torch.zeros(0, 6, 4, 4)).shape == (0, 10, 4, 4)
 
 
-def test_replacing_keeps_names_and_parameters() -> None:
+def test_plain_convolutions_alone_are_sped_up_and_keep_names_and_parameters() -> None:
     model = nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3)),
         nn.Conv2d(4, 4, 1),
@@ -45,12 +53,11 @@ def test_replacing_keeps_names_and_parameters() -> None:
         nn.Conv2d(4, 4, 1, padding=1),
     )
     before = dict(model.named_parameters())
-    replace_pointwise_convolutions(model)
+    speed_up(model)
     after = dict(model.named_parameters())
     assert before.keys() == after.keys()
     assert all(after[name] is before[name] for name in before)
-    replaced = [name for name, module in model.named_modules() if isinstance(module, PointwiseConv2d)]
-    assert replaced == ["0.0", "1"]
+    assert [name for name, module in model.named_modules() if isinstance(module, Conv2d)] == ["0.0", "1"]
 
 
 @pytest.mark.parametrize("shape", [(0, 6), (1, 6), (37, 6), (2, 3, 5, 6)])

@@ -200,7 +200,7 @@ BEFORE = {
     "cmt_aqr.runs.checkpoints": "cmt_aqr.training.checkpoints",
     "cmt_aqr.runs.curves": "cmt_aqr.training.curves",
     "cmt_aqr.runs.progress": "cmt_aqr.visual.progress",
-    "cmt_aqr.training.summary": "cmt_aqr.visual.summary",
+    "cmt_aqr.training.plan.ParameterSummary": "cmt_aqr.visual.summary.ParameterSummary",
     "cmt_aqr.data.masking": "cmt_aqr.data.augmentation",
 }
 """Where classes stood before the rooms were rebuilt, by where they stand now."""

@@ -28,11 +28,6 @@ def test_bad_milestones_are_refused(milestones: dict, message: str) -> None:
         ClampSchedule(milestones)
 
 
-def test_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="mode=cubic"):
-        ClampSchedule(PROGRESSIVE, mode="cubic")
-
-
 def test_a_mapping_on_the_command_line_replaces_all_milestones() -> None:
     """They are not merged with those of ``progressive``: a schedule is read off the command that gave it."""
     schedule = "clamp_schedule=progressive"

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from cmt_aqr.structures import Batch
 from cmt_aqr.training.finite import LossGuard, finite_inputs, weights_problem, why_not_finite
+from tests.helpers.small_detector import small_batch
 
 
 def losses(**values: float) -> dict[str, torch.Tensor]:
@@ -16,16 +16,16 @@ def losses(**values: float) -> dict[str, torch.Tensor]:
 def test_finite_losses_are_no_problem_and_forgotten() -> None:
     guard = LossGuard()
     assert guard.problem() is None
-    guard.add(0, ("a",), losses(loss_cls=1.0, loss_bbox=2.0))
+    guard.add(0, ("a",), losses(loss_cls=1.0, loss_bbox=2.0), {})
     assert len(guard) == 1 and guard.problem() is None and len(guard) == 0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_the_first_bad_batch_is_named_with_its_terms_and_frames(bad: float) -> None:
     guard = LossGuard()
-    guard.add(3, ("a", "b"), losses(loss_cls=1.0, dn_loss_cls=0.5))
-    guard.add(4, ("c", "d"), losses(loss_cls=1.0, loss_bbox=bad))  # other terms: no boxes to noise
-    guard.add(5, ("e",), losses(loss_cls=math.nan, dn_loss_cls=0.5))
+    guard.add(3, ("a", "b"), losses(loss_cls=1.0, dn_loss_cls=0.5), {})
+    guard.add(4, ("c", "d"), losses(loss_cls=1.0, loss_bbox=bad), {})  # other terms: no boxes to noise
+    guard.add(5, ("e",), losses(loss_cls=math.nan, dn_loss_cls=0.5), {})
     assert guard.problem() == f"step 4: the loss is not finite (loss_cls 1, loss_bbox {bad:.4g}) on frames c, d"
     assert guard.problem() is None
 
@@ -40,33 +40,18 @@ def test_weights_are_named() -> None:
     )
 
 
-def batch() -> Batch:
-    """Two frames of three points, six images and two boxes each."""
-    return Batch(
-        tokens=("a", "b"),
-        points=torch.zeros(6, 5),
-        point_counts=(3, 3),
-        images=torch.zeros(2, 6, 3, 4, 4),
-        lidar2img=torch.zeros(2, 6, 4, 4),
-        boxes=torch.zeros(4, 9),
-        labels=torch.zeros(4, dtype=torch.int64),
-        box_counts=(2, 2),
-        lidar2global=torch.zeros(2, 4, 4, dtype=torch.float64),
-    )
-
-
 @pytest.mark.parametrize("part", ["points", "images", "lidar2img", "boxes"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_inputs_are_looked_at_before_weights(part: str, bad: float) -> None:
-    spoilt = batch()
+    spoilt = small_batch(2, 2)
     getattr(spoilt, part)[-1] = bad
     layer = torch.nn.Linear(2, 2)
     with torch.no_grad():
         layer.weight[0] = math.nan
     said = why_not_finite(spoilt, layer.named_parameters())
-    assert f"the {part} of frame b" in said and "lr" not in said
+    assert f"the {part} of frame frame1" in said and "lr" not in said
     guard = LossGuard()
-    guard.add(0, ("a", "b"), losses(loss_cls=1.0), finite_inputs(batch()))
+    guard.add(0, ("a", "b"), losses(loss_cls=1.0), finite_inputs(small_batch(2, 2)))
     guard.add(1, ("a", "b"), losses(loss_cls=math.nan), finite_inputs(spoilt))
     found = guard.problem()
     assert found is not None and found.startswith("step 1: ") and f"the {part} " in found
@@ -74,17 +59,17 @@ def test_inputs_are_looked_at_before_weights(part: str, bad: float) -> None:
 
 def test_then_the_first_weight_is_named_and_the_learning_rate_is_the_last_to_blame() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    assert "optimizer.lr" in why_not_finite(batch(), model.named_parameters())
+    assert "optimizer.lr" in why_not_finite(small_batch(2, 2), model.named_parameters())
     held = {
         **dict(model.named_parameters()),
         **dict(model.named_buffers()),
         "renderer.clamp_limit": torch.tensor(math.inf),
     }
-    assert "optimizer.lr" in why_not_finite(batch(), held.items())
+    assert "optimizer.lr" in why_not_finite(small_batch(2, 2), held.items())
     held["1.running_var"][0] = math.nan
-    said = why_not_finite(batch(), held.items())
+    said = why_not_finite(small_batch(2, 2), held.items())
     assert "1.running_var" in said and "lr" not in said
     guard = LossGuard()
-    guard.add(0, ("a",), losses(loss_cls=math.nan), finite_inputs(batch()))
+    guard.add(0, ("a",), losses(loss_cls=math.nan), finite_inputs(small_batch(2, 2)))
     found = guard.problem()
     assert found is not None and "before the model" not in found

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from cmt_aqr.geometry import encode_boxes
+from cmt_aqr.outputs import QueryOutputs
 from cmt_aqr.training.losses import CODE_WEIGHTS
-from cmt_aqr.training.matching import HungarianMatcher, focal_cost
+from cmt_aqr.training.matching import focal_cost, match
 from tests.helpers.builders import batch_of, box, outputs_of
 
 WEIGHTS = torch.tensor(CODE_WEIGHTS)
@@ -21,7 +22,7 @@ def test_focal_cost_by_hand() -> None:
 def test_nearest_queries_win_where_classes_are_equal() -> None:
     batch = batch_of([[box(0, 0), box(10, 0)]], [[0, 0]])
     codes = encode_boxes(torch.tensor([box(9, 0), box(1, 0), box(30, 30)]))[None]
-    matches = HungarianMatcher()(outputs_of(codes, torch.zeros(1, 3, 10)), batch, WEIGHTS)
+    matches = match(outputs_of(codes, torch.zeros(1, 3, 10)), batch, WEIGHTS)
     assert {(q, b) for q, b in zip(matches.query.tolist(), matches.box.tolist(), strict=True)} == {(0, 1), (1, 0)}
 
 
@@ -30,7 +31,7 @@ def test_class_decides_between_queries_at_one_place() -> None:
     codes = encode_boxes(torch.tensor([box(0, 0), box(0, 0)]))[None]
     logits = torch.full((1, 2, 10), -4.0)
     logits[0, 0, 7] = logits[0, 1, 3] = 4.0
-    matches = HungarianMatcher()(outputs_of(codes, logits), batch, WEIGHTS)
+    matches = match(outputs_of(codes, logits), batch, WEIGHTS)
     assert dict(zip(matches.query.tolist(), matches.box.tolist(), strict=True)) == {0: 1, 1: 0}
 
 
@@ -38,7 +39,7 @@ def test_velocity_does_not_count() -> None:
     batch = batch_of([[box(0, 0)]], [[0]])
     near = encode_boxes(torch.tensor([box(0.5, 0), box(0, 0)]))
     near[1, 8:] = 100.0
-    matches = HungarianMatcher()(outputs_of(near[None], torch.zeros(1, 2, 10)), batch, WEIGHTS)
+    matches = match(outputs_of(near[None], torch.zeros(1, 2, 10)), batch, WEIGHTS)
     assert matches.query.tolist() == [1]
 
 
@@ -48,9 +49,7 @@ def test_total_cost_is_least_over_all_assignments() -> None:
     logits = torch.randn(2, 2, 5, 10, generator=generator)
     boxes = [[box(0, 1), box(2, 0), box(-1, -1)], [box(1, 1)]]
     batch = batch_of(boxes, [[0, 1, 2], [3]])
-    from cmt_aqr.outputs import QueryOutputs
-
-    matches = HungarianMatcher()(QueryOutputs(codes=codes, logits=logits), batch, WEIGHTS)
+    matches = match(QueryOutputs(codes=codes, logits=logits), batch, WEIGHTS)
     target = encode_boxes(batch.boxes)
     for layer, sample, columns in ((0, 0, [0, 1, 2]), (1, 0, [0, 1, 2]), (0, 1, [3]), (1, 1, [3])):
         cost = np.zeros((5, len(columns)))
@@ -69,7 +68,7 @@ def test_total_cost_is_least_over_all_assignments() -> None:
 
 
 def test_a_frame_without_boxes_matches_nothing() -> None:
-    matches = HungarianMatcher()(
+    matches = match(
         outputs_of(torch.zeros(2, 3, 10), torch.zeros(2, 3, 10)), batch_of([[], [box()]], [[], [1]]), WEIGHTS
     )
     assert matches.sample.tolist() == [1]
@@ -78,4 +77,4 @@ def test_a_frame_without_boxes_matches_nothing() -> None:
 def test_diverged_outputs_are_refused() -> None:
     codes = torch.full((1, 2, 10), float("nan"))
     with pytest.raises(ValueError, match="not finite"):
-        HungarianMatcher()(outputs_of(codes, torch.zeros(1, 2, 10)), batch_of([[box()]], [[0]]), WEIGHTS)
+        match(outputs_of(codes, torch.zeros(1, 2, 10)), batch_of([[box()]], [[0]]), WEIGHTS)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from cmt_aqr.errors import SettingError
 from cmt_aqr.training.plan import RunPlan, size_of
 from tests.helpers.small_data import datamodule
 from tests.helpers.small_detector import small_module
@@ -40,8 +39,3 @@ def test_sizes_of_folders_are_added_up(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").write_bytes(bytes(7))
     (tmp_path / "c").write_bytes(bytes(5))
     assert size_of(tmp_path) == 12
-
-
-def test_a_number_of_steps_is_checked() -> None:
-    with pytest.raises(SettingError, match=r"^steps=0"):
-        RunPlan(steps=0)

@@ -8,7 +8,7 @@ from cmt_aqr.geometry.grid import BEVGrid
 from cmt_aqr.model.image import ImageBranch
 from cmt_aqr.model.lidar import LidarBranch
 from cmt_aqr.weights import WeightsError, convert, naming_of, to_official, to_ours
-from cmt_aqr.weights.convert import RULES, our_name
+from cmt_aqr.weights.convert import RULES, our_name, renamed
 from tests.helpers.shared_data import needs_reference, official_state_dict, parameter_shapes
 
 VARIANTS = (
@@ -37,10 +37,8 @@ def test_round_trip_is_exact(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_name_is_translated_by_one_rule(variant: str) -> None:
     for name in parameter_shapes(variant):
-        assert sum(rule.official.parse(name) is not None for rule in RULES) == 1, name
-        ours = our_name(name)
-        assert ours is not None
-        assert sum(rule.ours.parse(ours) is not None for rule in RULES) == 1, ours
+        (ours,) = filter(None, (renamed(name, official, ours) for official, ours in RULES))
+        assert list(filter(None, (renamed(ours, known, official) for official, known in RULES))) == [name]
 
 
 @needs_reference

@@ -1,13 +1,11 @@
 """AQR: queries weigh the two sensors, cell by cell, before CMT's decoder reads them."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 
 from cmt_aqr.aqr.generator import WeightGenerator
-from cmt_aqr.aqr.looking import damage_at, looking, place
 from cmt_aqr.aqr.modulator import Modulator
+from cmt_aqr.aqr.placement import damage_at, looking, place
 from cmt_aqr.aqr.renderer import Renderer
 from cmt_aqr.checks import require_choice, require_flag
 from cmt_aqr.outputs import AQROutput, mean_seen
@@ -23,9 +21,6 @@ class AQR(nn.Module):
     neighbourhood, but gives two continuous weights instead of a choice of expert.
 
     Args:
-        generator: makes the weights.
-        renderer: renders them.
-        modulator: changes the features by them.
         draw: which queries weigh and draw: ``matching`` (learned queries only) or ``all`` (denoising queries too,
             all but their padding, which shows the matching queries where the boxes are: for experiments only).
         stop_gradient: let the generator look at features without changing them; needed where it learns from a
@@ -50,27 +45,19 @@ class AQR(nn.Module):
         self.modulator = modulator
 
     def forward(self, queries: Queries, sensors: Sensors) -> AQROutput:
-        """Weigh, render and modulate.
-
-        Reference points only say where queries stand; they get no gradient from here.
-
-        Args:
-            queries: CMT's; those that ``draw`` names are looked at.
-            sensors: the maps as the decoder would read them.
+        """Weigh, render and modulate; reference points only say where queries stand and get no gradient from here.
 
         Returns:
             the modulated features in the dtypes of the features, weights and maps in float32 or better. What
             belongs to an absent sensor is ``None``; its weight is there and unused.
-
-        Raises:
-            ValueError: the shapes of features, positions, grid and configuration contradict each other.
         """
         asked = queries if self.draw == "all" else queries.matching()
         on_bev, on_images = place(asked, sensors)
-        self._check_shapes(sensors)
         looked_at, embedding = looking(asked, sensors, self.stop_gradient)
         weights = self.generator(embedding, looked_at, on_bev, on_images)  # (batch, query, 2)
         lidar_lost, camera_lost, seen = damage_at(asked, sensors)
+        if camera_lost is not None and seen is not None:
+            camera_lost = mean_seen(camera_lost, seen)
         nowhere = torch.zeros_like(weights[..., 0], dtype=torch.bool)
         bev_raw = bev_map = bev = image_raw = image_map = images = None
         if sensors.bev is not None and on_bev is not None:
@@ -94,14 +81,5 @@ class AQR(nn.Module):
             bev_given=sensors.bev,
             image_given=sensors.images,
             lidar_lost=lidar_lost,
-            camera_lost=None if camera_lost is None or seen is None else mean_seen(camera_lost, seen),
+            camera_lost=camera_lost,
         )
-
-    def _check_shapes(self, sensors: Sensors) -> None:
-        """Compare the maps with the shapes that the configuration declares."""
-        bev = images = None
-        if sensors.bev is not None:
-            bev = (sensors.bev.shape[-2], sensors.bev.shape[-1])
-        if sensors.images is not None:
-            images = (sensors.images.shape[1], *sensors.images.shape[-2:])
-        self.renderer.check_shapes(bev, images)

@@ -1,14 +1,12 @@
 """AQR in the decoder's attention: each query says how much more one sensor counts than the other."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cmt_aqr.aqr.generator import WindowReader
-from cmt_aqr.aqr.looking import damage_at, looking, place
+from cmt_aqr.aqr.placement import damage_at, looking, place
 from cmt_aqr.checks import require_above_zero, require_choice, require_flag
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.errors import UserError
@@ -31,7 +29,6 @@ class AttentionBias(nn.Module):
     starts at 0. Denoising queries get a beta, too, from their own windows.
 
     Args:
-        generator: looks at each query's surroundings.
         groups: ``sensors``: one beta, on the LiDAR's tokens; ``views``: one on the tokens of each camera.
         beta: ``learned``; or a control: ``oracle``, what the faults' damage says, ``zero``, the generator is there
             and says nothing, ``shuffled``, every query gets what another one of its frame learned.
@@ -89,15 +86,10 @@ class AttentionBias(nn.Module):
         return {"strength": "beta=oracle"} if self.beta == "oracle" else {}
 
     def forward(self, queries: Queries, sensors: Sensors) -> BiasOutput:
-        """Weigh.
-
-        Args:
-            queries: CMT's, denoising queries first.
-            sensors: the maps as the decoder reads them; of both sensors.
+        """Weigh; denoising queries come first.
 
         Raises:
             UserError: a sensor is not there, or an oracle is asked and the damage is not known.
-            ValueError: the shapes of features, positions, grid and configuration contradict each other.
         """
         if sensors.bev is None or sensors.images is None:
             raise UserError("aqr=attention_bias weighs two sensors and this model reads one: choose aqr=none")

@@ -1,9 +1,8 @@
 """The weight generator: each query looks around itself in both sensors and says how much each is worth."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from cmt_aqr.aqr.placement import Placement
 from cmt_aqr.checks import require, require_count, require_flag, require_number, require_odd
+from cmt_aqr.errors import UserError
 from cmt_aqr.ops.devices import masks_are_free
 from cmt_aqr.ops.windows import window_cells, window_scores, window_sum
 from cmt_aqr.structures import Sensors
@@ -25,46 +25,33 @@ class _Windows:
         values: (cell, channel), features.
         index: (pair, window cell) int64, rows of ``keys`` and ``values``.
         slot: (pair,) int64, where the pair belongs: frame, query and window slot counted in one number, the
-            slot fastest. ``None`` when the pairs are all slots in order.
+            slot fastest.
         exists: (batch * query, slot, window cell) bool, False for cells that no query may look at.
     """
 
     keys: Tensor
     values: Tensor
     index: Tensor
-    slot: Tensor | None
+    slot: Tensor
     exists: Tensor
 
     @property
-    def slots(self) -> int:
-        return self.exists.shape[1]
-
-    def query_of_pair(self) -> Tensor | None:
-        return None if self.slot is None else self.slot // self.slots
+    def query(self) -> Tensor:
+        """(pair,) int64, the pair's query, counted over the frames."""
+        return self.slot // self.exists.shape[1]
 
     def scores(self, queries: Tensor) -> Tensor:
         """(batch * query, head, slot * window cell) from queries (batch * query, head, channel)."""
-        total, heads, _ = queries.shape
-        owner = self.query_of_pair()
-        if owner is None:
-            pair_queries = queries.repeat_interleave(self.slots, dim=0) if self.slots > 1 else queries
-        else:
-            pair_queries = queries.index_select(0, owner)
-        scores = window_scores(pair_queries, self.keys, self.index)
-        if self.slot is not None:
-            empty = scores.new_zeros(total * self.slots, *scores.shape[1:])
-            scores = empty.index_copy(0, self.slot, scores)
-        return scores.view(total, self.slots, heads, -1).transpose(1, 2).flatten(2)
+        scores = window_scores(queries.index_select(0, self.query), self.keys, self.index)
+        every = scores.new_zeros(self.exists.shape[:2].numel(), *scores.shape[1:])
+        every = every.index_copy(0, self.slot, scores)
+        return every.unflatten(0, self.exists.shape[:2]).transpose(1, 2).flatten(2)
 
     def attend(self, attention: Tensor) -> Tensor:
         """Weighted sums of the values (batch * query, head, channel), from attention like :meth:`scores`."""
-        total, heads, _ = attention.shape
-        by_slot = attention.view(total, heads, self.slots, -1).transpose(1, 2).flatten(0, 1)
-        if self.slot is None:
-            sums = window_sum(by_slot, self.values, self.index)
-            return sums.view(total, self.slots, heads, -1).sum(dim=1)
+        by_slot = attention.unflatten(2, (self.exists.shape[1], -1)).transpose(1, 2).flatten(0, 1)
         sums = window_sum(by_slot.index_select(0, self.slot), self.values, self.index)
-        return sums.new_zeros(total, *sums.shape[1:]).index_add(0, self.slot // self.slots, sums)
+        return sums.new_zeros(len(attention), *sums.shape[1:]).index_add(0, self.query, sums)
 
 
 class WindowAttention(nn.Module):
@@ -163,13 +150,12 @@ class WindowReader(nn.Module):
         embed_dims: channels of queries and feature maps.
         num_heads: attention heads; must divide ``embed_dims``.
         feedforward_dims: hidden channels of the FFN.
-        depth: number of decoder layers; all look at the same windows.
+        depth: decoder layers; all look at the same windows.
         dropout: of the attention, its output and the FFN.
-        bev_window: odd number of BEV cells.
-        image_window: odd number of image cells.
-        max_views: views that a query reads in at most. Where more see it, those in which it stands nearest to
-            the middle of the image. In nuScenes' rig at most two cameras see a point. ``None``: every view.
-            (Rendering is not limited: a query draws in each view that sees it.)
+        bev_window: odd.
+        image_window: odd.
+        max_views: views that a query reads in at most, those in which it stands nearest to the middle. In
+            nuScenes' rig at most two cameras see a point. ``None``: every view. (Rendering is not limited.)
         split_heads: half of the heads look at the LiDAR alone, half at the cameras alone. In one softmax over both
             the sensor with the larger logits is all that is seen.
 
@@ -226,68 +212,57 @@ class WindowReader(nn.Module):
             on_images: where they stand on the image maps, leading shape (batch, view).
 
         Raises:
-            ValueError: a shape does not fit ``embed_dims``, or no sensor is given.
+            UserError: ``embed_dims`` are not the channels of the features.
         """
         batch, count, _ = query_embedding.shape
-        dtype = next(self.parameters()).dtype
         with torch.autocast(query_embedding.device.type, enabled=False):
             windows = []
-            if sensors.bev is not None:
-                windows.append(self._bev_windows(sensors.bev, sensors.bev_position, on_bev, dtype))
-            if sensors.images is not None:
-                windows.append(self._image_windows(sensors.images, sensors.image_position, on_images, dtype))
-            if not windows:
-                raise ValueError("AQR needs BEV features or image features; both are None")
-            position = query_embedding.to(dtype).flatten(0, 1)
+            if on_bev is not None and sensors.bev is not None and sensors.bev_position is not None:
+                one_view = Placement(on_bev.position[:, None], on_bev.inside[:, None], on_bev.map_size)
+                windows.append(
+                    self._windows(sensors.bev[:, None], sensors.bev_position, one_view, self.bev_window)
+                )
+            if on_images is not None and sensors.images is not None and sensors.image_position is not None:
+                windows.append(self._windows(sensors.images, sensors.image_position, on_images, self.image_window))
+            position = query_embedding.to(windows[0].keys.dtype).flatten(0, 1)
             queries = torch.zeros_like(position)
             for layer in self.layers:
                 queries = layer(queries, position, windows)
             return queries.view(batch, count, -1)
 
-    def _bev_windows(
-        self, features: Tensor, position: Tensor | None, placement: Placement | None, dtype: torch.dtype
-    ) -> _Windows:
-        if position is None or placement is None:
-            raise ValueError("AQR has BEV features but no bev_position or no grid to find their cells with")
-        values = _rows_of(features.to(dtype), self.embed_dims, "BEV")
-        keys = values + _checked_position(position, values.shape[1:], "bev_position").to(dtype)
-        index, exists = window_cells(placement.cell, placement.map_size, self.bev_window)
-        index = index + _offsets(len(features), values.shape[1], index.device)[:, None, None]
-        exists = exists & placement.inside[..., None]
-        return _Windows(
-            keys=keys.flatten(0, 1),
-            values=values.flatten(0, 1),
-            index=index.flatten(0, 1),
-            slot=None,
-            exists=exists.flatten(0, 1)[:, None],
-        )
+    def _windows(self, features: Tensor, position: Tensor, placement: Placement, window: int) -> _Windows:
+        """Windows on the maps of a sensor.
 
-    def _image_windows(
-        self, features: Tensor, position: Tensor | None, placement: Placement | None, dtype: torch.dtype
-    ) -> _Windows:
-        if position is None or placement is None:
-            raise ValueError("AQR has image features but no image_position to tell their cells apart")
-        batch, views = features.shape[:2]
-        values = _rows_of(features.flatten(0, 1).to(dtype), self.embed_dims, "image")
-        expected = torch.Size((batch, views, *values.shape[1:]))
-        keys = values + _checked_position(position, expected, "image_position").flatten(0, 1).to(dtype)
-        view, seen = self._views_read(placement)
+        Args:
+            features: (batch, view, channel, row, column).
+            position: (cell, channel) or (batch, view, cell, channel).
+            placement: of the queries, leading shape (batch, view).
+            window: cells along a side.
+        """
+        if features.shape[2] != self.embed_dims:
+            raise UserError(
+                f"aqr.generator.embed_dims={self.embed_dims}: must be {features.shape[2]}, the channels of the "
+                "model's features"
+            )
+        dtype = next(self.parameters()).dtype
+        values = features.to(dtype).flatten(3).transpose(2, 3).contiguous()  # (batch, view, cell, channel)
+        keys = values + position.to(dtype)
+        view, seen = self._views_read(placement)  # (batch, query, slot)
         cell = placement.cell.transpose(1, 2).gather(2, view[..., None].expand(-1, -1, -1, 2))
-        index, exists = window_cells(cell, placement.map_size, self.image_window)
+        index, exists = window_cells(cell, placement.map_size, window)  # (batch, query, slot, window cell)
+        batch, views, cells, _ = values.shape
         frame = torch.arange(batch, device=view.device)[:, None, None]
-        index = index + ((frame * views + view) * values.shape[1])[..., None]
-        exists = exists & seen[..., None]
-        index = index.flatten(0, 2)
-        slot = None
-        if masks_are_free(index.device):  # half of the slots, or more, have no view
+        index = index + ((frame * views + view) * cells)[..., None]
+        if masks_are_free(index.device):  # of the cameras' slots half or more have no view
             slot = seen.flatten().nonzero()[:, 0]
-            index = index[slot]
+        else:
+            slot = torch.arange(seen.numel(), device=seen.device)
         return _Windows(
-            keys=keys.flatten(0, 1),
-            values=values.flatten(0, 1),
-            index=index,
+            keys=keys.flatten(0, 2),
+            values=values.flatten(0, 2),
+            index=index.flatten(0, 2)[slot],
             slot=slot,
-            exists=exists.flatten(0, 1),
+            exists=(exists & seen[..., None]).flatten(0, 1),
         )
 
     def _views_read(self, placement: Placement) -> tuple[Tensor, Tensor]:
@@ -306,47 +281,17 @@ class WeightGenerator(WindowReader):
     """LiDAR and camera weight of each query: what it finds in its windows, a linear layer and a sigmoid.
 
     Args:
-        embed_dims: as of :class:`WindowReader`, like the rest but:
-        num_heads: likewise.
-        feedforward_dims: likewise.
-        depth: likewise.
-        dropout: likewise.
-        bev_window: likewise.
-        image_window: likewise.
         bias_init: of the last linear layer; 1.5 makes the first weights sigmoid(1.5) = 0.82.
-        max_views: likewise.
-        split_heads: likewise.
+        **reader: settings of :class:`WindowReader`.
 
     Raises:
-        ValueError: a value is out of range; the sentence names its configuration key.
+        SettingError: a value is out of range.
     """
 
-    def __init__(
-        self,
-        embed_dims: int = 256,
-        num_heads: int = 4,
-        feedforward_dims: int = 1024,
-        depth: int = 1,
-        dropout: float = 0.1,
-        bev_window: int = 5,
-        image_window: int = 15,
-        bias_init: float = 1.5,
-        max_views: int | None = 2,
-        split_heads: bool = False,
-    ) -> None:
-        super().__init__(
-            embed_dims,
-            num_heads,
-            feedforward_dims,
-            depth,
-            dropout,
-            bev_window,
-            image_window,
-            max_views,
-            split_heads,
-        )
+    def __init__(self, bias_init: float = 1.5, **reader: Any) -> None:
+        super().__init__(**reader)
         require_number("bias_init", bias_init)
-        self.weight_head = nn.Linear(embed_dims, 2)
+        self.weight_head = nn.Linear(self.embed_dims, 2)
         # Small but not 0: the layers before it get a gradient from the first step on.
         nn.init.normal_(self.weight_head.weight, std=0.01)
         nn.init.constant_(self.weight_head.bias, bias_init)
@@ -358,24 +303,3 @@ class WeightGenerator(WindowReader):
         with torch.autocast(query_embedding.device.type, enabled=False):
             logits = self.weight_head(self.read(query_embedding, sensors, on_bev, on_images))
             return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
-
-
-def _rows_of(features: Tensor, embed_dims: int, name: str) -> Tensor:
-    """Maps (map, channel, height, width) as rows (map, height * width, channel), side by side in memory."""
-    if features.shape[1] != embed_dims:
-        raise ValueError(
-            f"aqr.generator.embed_dims={embed_dims}: must be {features.shape[1]}, the channels of the {name} "
-            "features"
-        )
-    return features.flatten(2).transpose(1, 2).contiguous()
-
-
-def _checked_position(position: Tensor, expected: torch.Size, name: str) -> Tensor:
-    if position.shape != expected:
-        raise ValueError(f"{name} is {tuple(position.shape)}; the features need {tuple(expected)}")
-    return position
-
-
-def _offsets(maps: int, cells: int, device: torch.device) -> Tensor:
-    """Row of the first cell of each map, (map,) int64."""
-    return torch.arange(maps, device=device) * cells

@@ -16,8 +16,6 @@ the map: what would fall outside is lost, and the cells inside are what they wou
 A new method is a class here, a line in :data:`METHODS`, and one in ``conf/renderer/base.yaml`` and docs/aqr.md.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,6 +33,7 @@ KERNEL_NORMALIZATIONS = ("sum", "peak")
 Size = tuple[int, int]
 
 
+@dataclass(frozen=True)
 class Kernel:
     """What all methods share. The fields of a subclass are its settings, by their names in the configuration."""
 
@@ -66,12 +65,8 @@ class _GaussianWidth(Kernel):
 
     def _filter(self, added: Tensor, sum_is_one: bool) -> Tensor:
         """The kernel on maps (map, row, column), along both axes in turn."""
-        rows, columns = (
-            _gaussian_band(
-                side, self.kernel_size // 2, float(self.gaussian_sigma), sum_is_one, added.dtype, added.device
-            )
-            for side in added.shape[-2:]
-        )
+        kernel = (self.kernel_size // 2, float(self.gaussian_sigma), sum_is_one, added.dtype, added.device)
+        rows, columns = (_gaussian_band(side, *kernel) for side in added.shape[-2:])
         return rows @ added @ columns
 
 
@@ -192,30 +187,26 @@ def _gaussian_band(
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _disc_spectra(
-    size: tuple[int, int], reach: float, decay: float, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _disc_spectra(size: Size, reach: float, decay: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Spectra of exp(-d / (decay * reach)) and of 1, both for d <= ``reach``, on a map whose borders meet.
 
     Both in one, (2, row, column // 2 + 1). Kept like :func:`_gaussian_band`.
     """
-    along = []
-    for side in size:
-        index = torch.arange(side, device=device, dtype=dtype)
-        along.append(torch.minimum(index, side - index))
-    distance = torch.sqrt(along[0][:, None] ** 2 + along[1] ** 2)
+    index = (torch.arange(side, device=device, dtype=dtype) for side in size)
+    rows, columns = (torch.minimum(steps, side - steps) for steps, side in zip(index, size, strict=True))
+    distance = torch.sqrt(rows[:, None] ** 2 + columns**2)
     disc = (distance <= reach).to(dtype)
     kernel = torch.exp(-distance / (decay * reach)) * disc
     spectra: Tensor = torch.fft.rfft2(torch.stack((kernel, disc)))
     return spectra
 
 
-def _add_up(weights: Tensor, number: Tensor, size: tuple[int, int]) -> Tensor:
+def _add_up(weights: Tensor, number: Tensor, size: Size) -> Tensor:
     """Sum of the weights (map, query) in each cell: (map, row, column)."""
     empty = weights.new_zeros(len(weights), size[0] * size[1])
     return empty.scatter_add(1, number, weights).unflatten(1, size)
 
 
-def _cell_number(cell: Tensor, size: tuple[int, int]) -> Tensor:
+def _cell_number(cell: Tensor, size: Size) -> Tensor:
     """Row-major number (map, query) of each query's cell (column, row)."""
     return cell[..., 1] * size[1] + cell[..., 0]

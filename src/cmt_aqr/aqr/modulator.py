@@ -1,7 +1,5 @@
 """The modulator: a weight map changes the features it was rendered on."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -18,7 +16,7 @@ _ELEMENT_SHARE = 0.7
 
 
 class Modulator(nn.Module):
-    r"""Multiplies features F by a weight map W, in part.
+    """Multiplies features F by a weight map W, in part.
 
     W is first made from the rendered map by ``normalize_weights``, (W - min) / (max - min) over each map (a
     map without contrast stays as it is), then by ``activation``. With mean(W) the mean over the map's cells:
@@ -27,17 +25,10 @@ class Modulator(nn.Module):
     - ``channel_wise``: M = F * mean(W)
     - ``adaptive``: M = 0.7 F * W + 0.3 F * mean(W)
 
-    and with ``residual_connection`` F' = r F + (1 - r) M, else F' = M. All of them are F' = F * gain with
-    one gain for each cell, which is how it is computed; r = 1 gives F back bit for bit.
-
-    Args:
-        modulation_type: one of :data:`MODULATION_TYPES`.
-        residual_connection: whether F' keeps a share of F.
-        residual_weight: r, from 0 to 1.
-        normalize_weights: min-max normalisation over each map.
-        activation: one of :data:`ACTIVATIONS`.
-        learnable_modulation: r becomes a parameter for each modality, r = sigmoid(``residual_logit``), so it
-            stays in (0, 1); it starts at ``residual_weight``.
+    and with ``residual_connection`` F' = r F + (1 - r) M, r = ``residual_weight`` from 0 to 1, else F' = M. All
+    are F' = F * gain with one gain for each cell, which is how it is computed; r = 1 gives F back bit for bit.
+    With ``learnable_modulation`` r = sigmoid(``residual_logit``) is a parameter for each modality, so it stays
+    in (0, 1); it starts at ``residual_weight``.
 
     Raises:
         SettingError: a value is out of range.
@@ -66,18 +57,10 @@ class Modulator(nn.Module):
         self.activation = activation
         self.residual_logit: nn.Parameter | None = None
         if learnable_modulation:
-            require(
-                residual_connection,
-                "learnable_modulation",
-                learnable_modulation,
-                "false without residual_connection: there is no residual weight to learn",
-            )
-            require(
-                0 < residual_weight < 1,
-                "residual_weight",
-                residual_weight,
-                "above 0 and below 1 with learnable_modulation=true",
-            )
+            needed = "false without residual_connection: there is no residual weight to learn"
+            require(residual_connection, "learnable_modulation", learnable_modulation, needed)
+            within = "above 0 and below 1 with learnable_modulation=true"
+            require(0 < residual_weight < 1, "residual_weight", residual_weight, within)
             start = math.log(residual_weight / (1 - residual_weight))
             self.residual_logit = nn.Parameter(torch.full((len(MODALITIES),), start))
 
@@ -101,14 +84,15 @@ class Modulator(nn.Module):
             modality: ``bev`` or ``image``.
         """
         with torch.autocast(features.device.type, enabled=False):
-            gain = self.gain(weight_map, modality)
-            return (features * gain.unsqueeze(-3)).to(features.dtype)
+            return (features * self.gain(weight_map, modality).unsqueeze(-3)).to(features.dtype)
 
     def gain(self, weight_map: Tensor, modality: str) -> Tensor:
         """What each cell's features are multiplied with: (..., row, column), or (..., 1, 1) channel-wise."""
         weight = weight_map.to(torch.promote_types(weight_map.dtype, torch.float32))
         if self.normalize_weights:
-            weight = min_max_normalize(weight)
+            low, high = weight.amin(dim=(-2, -1), keepdim=True), weight.amax(dim=(-2, -1), keepdim=True)
+            flat = high <= low
+            weight = torch.where(flat, weight, (weight - low) / torch.where(flat, 1.0, high - low))
         if self.activation != "none":
             weight = getattr(torch, self.activation)(weight)
         if self.modulation_type != "element_wise":
@@ -121,11 +105,3 @@ class Modulator(nn.Module):
             return weight
         residual = self.residual(modality)
         return residual + (1 - residual) * weight
-
-
-def min_max_normalize(weight: Tensor) -> Tensor:
-    """(W - min) / (max - min) over each map (..., row, column); a map without contrast stays as it is."""
-    low, high = weight.amin(dim=(-2, -1), keepdim=True), weight.amax(dim=(-2, -1), keepdim=True)
-    flat = high <= low
-    span = torch.where(flat, torch.ones_like(high), high - low)
-    return torch.where(flat, weight, (weight - low) / span)

@@ -1,11 +1,9 @@
-"""Where queries stand on the feature maps of the two sensors.
+"""Where queries stand on the feature maps of the two sensors, and what they meet there.
 
 BEV cells and image cells follow different conventions (a BEV cell covers [i, i + 1), an image cell lies *at*
 the integer i, see :mod:`cmt_aqr.geometry`). A :class:`Placement` brings both to one: integer positions are
 the centres of cells. So everything after it, windows and rendering, is one code path for both sensors.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cmt_aqr.geometry import BEVGrid, cell_of_pixel, project_to_images
+from cmt_aqr.structures import Queries, Sensors
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,17 @@ class Placement:
     def cell(self) -> Tensor:
         """(..., query, 2) int64, (column, row) of the cell the query stands in; always a cell of the map."""
         return (self.position + 0.5).floor().long()
+
+
+def place(queries: Queries, sensors: Sensors) -> tuple[Placement | None, Placement | None]:
+    """Where the queries stand on the BEV map and on the image maps; ``None`` for a sensor that is not there."""
+    on_bev = on_images = None
+    if sensors.bev is not None and sensors.grid is not None:
+        on_bev = place_on_bev(queries.places, sensors.grid)
+    if sensors.images is not None and sensors.views is not None:
+        size = (sensors.images.shape[-2], sensors.images.shape[-1])
+        on_images = place_on_images(queries.places, sensors.views.lidar2img, sensors.views.size, size)
+    return on_bev, on_images
 
 
 def place_on_bev(points: Tensor, grid: BEVGrid) -> Placement:
@@ -71,3 +81,20 @@ def _placement(covered: Tensor, position: Tensor, map_size: tuple[int, int]) -> 
     column, row = torch.nan_to_num(position).unbind(-1)
     kept = torch.stack((column.clamp(0, columns - 1), row.clamp(0, rows - 1)), dim=-1)
     return Placement(kept, inside, map_size)
+
+
+def looking(queries: Queries, sensors: Sensors, stop_gradient: bool) -> tuple[Sensors, Tensor]:
+    """What the generator looks at, and the queries' embedding (batch, query, channel).
+
+    With ``stop_gradient`` neither has a way back for the gradient.
+    """
+    if not stop_gradient:
+        return sensors, queries.embedding
+    values = {name: getattr(sensors, name) for name in ("bev", "bev_position", "images", "image_position")}
+    detached = {name: value.detach() for name, value in values.items() if value is not None}
+    return sensors.replace(**detached), queries.embedding.detach()
+
+
+def damage_at(queries: Queries, sensors: Sensors) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What faults broke at each query, as of :meth:`cmt_aqr.damage.Damage.at`; ``None`` where it is not known."""
+    return (None, None, None) if sensors.damage is None else sensors.damage.at(queries.places)

@@ -1,8 +1,5 @@
 """The renderer: the queries' weights, rendered onto a feature map by a kernel, then limited."""
 
-from __future__ import annotations
-
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,28 +16,19 @@ CLAMP_MODES = ("hard", "soft")
 
 
 class Renderer(nn.Module):
-    r"""Renders weights onto maps, then post-processes them: threshold, clamp. BEV and cameras alike.
+    """Renders weights onto maps, then post-processes them: threshold, clamp. BEV and cameras alike.
 
     ``render_method`` names one of the kernels of :mod:`cmt_aqr.aqr.kernels`, which reads those of the settings
     that are its fields (:meth:`unread` tells the others). Post-processing, in this order:
 
     1. values below ``min_weight_threshold`` become 0;
-    2. with ``normalize_weights`` the map x is clamped to [0, L], L = ``max_weight_clamp``: ``clamp_mode``
-       hard min(x, L), whose gradient above L is 0; or soft, x up to L / 2 and L - (L / 2)^2 / x above, which
-       stays below L and keeps the slope (L / 2x)^2.
+    2. with ``normalize_weights`` the map x is clamped to [0, L], L = ``max_weight_clamp`` (``None``: no clamp):
+       ``clamp_mode`` hard min(x, L), whose gradient above L is 0; or soft, x up to L / 2 and L - (L / 2)^2 / x
+       above, which stays below L and keeps the slope (L / 2x)^2.
 
     The limit follows from configuration and epoch (:mod:`cmt_aqr.training.clamp`), so no checkpoint holds it.
 
     Args:
-        render_method: one of :data:`~cmt_aqr.aqr.kernels.METHODS`.
-        gaussian_sigma: in cells, for ``gaussian`` and ``kernel_mean``.
-        kernel_normalization: ``sum`` or ``peak``, for ``gaussian``.
-        distance_decay: for ``distance_weighted``.
-        reach_fraction: for ``distance_weighted``, in (0, 1].
-        min_weight_threshold: at least 0; 0 keeps everything.
-        normalize_weights: whether to clamp.
-        clamp_mode: ``hard`` or ``soft``.
-        max_weight_clamp: above 0, or ``None`` for no clamp.
         bev_feature_shape: rows and columns that the BEV features must have; ``None`` takes them as they are.
         pers_feature_shape: views, rows and columns that the image features must have; ``None`` likewise.
 
@@ -73,7 +61,7 @@ class Renderer(nn.Module):
             "reach_fraction": reach_fraction,
         }
         method = METHODS[render_method]
-        read = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]  # all are dataclasses
+        read = method.__dataclass_fields__
         self.kernel = method(**{name: value for name, value in given.items() if name in read})
         self._unread = {name: f"render_method={render_method}" for name in given if name not in read}
         if not normalize_weights:
@@ -102,12 +90,8 @@ class Renderer(nn.Module):
         Raises:
             SettingError: the value is not above 0.
         """
-        require(
-            value is None or (is_number(value) and value > 0),
-            "max_weight_clamp",
-            value,
-            "above 0, or null for no clamp",
-        )
+        fits = value is None or (is_number(value) and value > 0)
+        require(fits, "max_weight_clamp", value, "above 0, or null for no clamp")
         self.clamp_limit.fill_(math.inf if value is None else value)
 
     def unread(self) -> dict[str, str]:
@@ -119,12 +103,12 @@ class Renderer(nn.Module):
         """A map's value where no query reaches, before post-processing."""
         return self.kernel.background
 
-    def check_shapes(self, bev_shape: tuple[int, int] | None, image_shape: tuple[int, int, int] | None) -> None:
-        """Compare the features' shapes with the configured ones, where both are there.
+    def check_shapes(self, bev_shape: tuple[int, ...] | None, image_shape: tuple[int, ...] | None) -> None:
+        """Compare the shapes that features will have with the declared ones, where both are there.
 
         Args:
-            bev_shape: rows and columns of the BEV features.
-            image_shape: views, rows and columns of the image features.
+            bev_shape: rows and columns.
+            image_shape: views, rows and columns.
 
         Raises:
             SettingError: they differ.
@@ -156,17 +140,14 @@ class Renderer(nn.Module):
     def render(self, weights: Tensor, placement: Placement, draws: Tensor | None = None) -> Tensor:
         """The maps (..., row, column) before post-processing, from weights (..., query)."""
         inside = placement.inside if draws is None else placement.inside & draws
-        leading, count = inside.shape[:-1], inside.shape[-1]
         # A query that does not draw adds 0 to the cell that its position is kept in.
         counted = torch.where(inside, weights, 0.0)
-        maps = math.prod(leading)
-        rendered = self.kernel(
-            counted.reshape(maps, count),
-            inside.reshape(maps, count),
-            placement.position.reshape(maps, count, 2),
-            placement.cell.reshape(maps, count, 2),
-            placement.map_size,
+        *leading, _ = inside.shape
+        weights, inside, position, cell = (
+            part.reshape(math.prod(leading), *part.shape[len(leading) :])
+            for part in (counted, inside, placement.position, placement.cell)
         )
+        rendered = self.kernel(weights, inside, position, cell, placement.map_size)
         return rendered.view(*leading, *placement.map_size)
 
     def post_process(self, rendered: Tensor) -> Tensor:
@@ -187,9 +168,7 @@ def _without_limit(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -
 def soft_clamp(value: Tensor, limit: Tensor) -> Tensor:
     """x up to L / 2, above it L - (L / 2)^2 / x: smooth, below L, with the slope (L / 2x)^2 above L / 2.
 
-    Args:
-        value: at least 0.
-        limit: scalar L above 0; infinity changes nothing.
+    ``value`` is at least 0; the scalar L is above 0, and infinity changes nothing.
     """
     below = value <= limit / 2
     # Both branches stay finite everywhere, so that neither poisons the other's gradient.
@@ -201,11 +180,6 @@ def soft_clamp(value: Tensor, limit: Tensor) -> Tensor:
 def _checked_shape(name: str, shape: Sequence[int] | None, length: int) -> tuple[int, ...] | None:
     if shape is None:
         return None
-    is_list = isinstance(shape, Sequence) and not isinstance(shape, str)
-    require(
-        is_list and len(shape) == length and all(is_count(side) for side in shape),
-        name,
-        shape,
-        f"{length} whole numbers of at least 1, or null to take them from the features",
-    )
+    fits = isinstance(shape, Sequence) and len(shape) == length and all(map(is_count, shape))
+    require(fits, name, shape, f"{length} whole numbers of at least 1, or null to take them from the features")
     return tuple(shape)

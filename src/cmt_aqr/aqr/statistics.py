@@ -1,12 +1,13 @@
 """What can be read off AQR's maps, weights and biases: one number each."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from cmt_aqr.outputs import AQROutput, BiasOutput, mean_seen
+
+BROKEN = 0.5
+"""Damage from which on a sensor counts as broken at a query."""
 
 
 def map_statistics(rendered: Tensor, processed: Tensor, background: float = 0.0) -> dict[str, Tensor]:
@@ -26,8 +27,7 @@ def map_statistics(rendered: Tensor, processed: Tensor, background: float = 0.0)
     std, mean = torch.std_mean(rendered, correction=0)
     lowest, highest = torch.aminmax(rendered)
     empty = mean <= 0
-    # What the threshold made 0 was not clamped.
-    clamped = (processed < rendered) & (processed > 0)
+    clamped = (processed < rendered) & (processed > 0)  # what the threshold made 0 was not clamped
     return {
         "mean": mean,
         "std": std,
@@ -54,20 +54,14 @@ def relative_change(before: Tensor, after: Tensor) -> Tensor:
     exact = torch.promote_types(before.dtype, torch.float32)
     before, after = before.detach().to(exact), after.detach().to(exact)
     size = before.norm(dim=-3)
-    counts = size > 0
-    ratio = (after - before).norm(dim=-3) / torch.where(counts, size, torch.ones_like(size))
-    return ratio.sum() / counts.sum().clamp(min=1)
+    ratio = (after - before).norm(dim=-3) / torch.where(size > 0, size, 1.0)
+    return ratio.sum() / (size > 0).sum().clamp(min=1)
 
 
 @torch.no_grad()
 def output_statistics(output: AQROutput, background: float) -> dict[str, Tensor]:
-    """:func:`map_statistics` and ``relative_change`` of each map, as ``bev/mean``, ``camera/mean`` and so on.
-
-    Args:
-        output: what AQR gave.
-        background: ``Renderer.background``.
-    """
-    pairs = {
+    """:func:`map_statistics` and ``relative_change`` of each map, as ``bev/mean``, ``camera/mean`` and so on."""
+    features = {
         "bev": (output.bev_given, output.bev_features),
         "camera": (output.image_given, output.image_features),
     }
@@ -76,7 +70,7 @@ def output_statistics(output: AQROutput, background: float) -> dict[str, Tensor]
         for name, (rendered, processed) in output.maps().items():
             for key, value in map_statistics(rendered, processed, background).items():
                 numbers[f"{name}/{key}"] = value
-            before, after = pairs[name]
+            before, after = features[name]
             if before is not None and after is not None:
                 numbers[f"{name}/relative_change"] = relative_change(before, after)
     return numbers
@@ -87,15 +81,12 @@ def used_weights(output: AQROutput) -> dict[str, Tensor]:
 
     How many there are depends on the data, so this waits for the device.
     """
-    draws = torch.ones_like(output.camera_seen) if output.draws is None else output.draws
-    bev_seen = torch.zeros_like(draws) if output.bev_seen is None else output.bev_seen
-    seen = {"lidar": bev_seen, "camera": output.camera_seen}
     weights = output.weights.detach()
-    return {name: weights[..., index][mask & draws] for index, (name, mask) in enumerate(seen.items())}
-
-
-BROKEN = 0.5
-"""Damage from which on a sensor counts as broken at a query."""
+    seen = {"lidar": output.bev_seen, "camera": output.camera_seen}
+    return {
+        name: weights[..., index][mask if output.draws is None else mask & output.draws]
+        for index, (name, mask) in enumerate(seen.items())
+    }
 
 
 @torch.no_grad()
@@ -108,8 +99,9 @@ def beta_values(output: BiasOutput) -> dict[str, Tensor]:
         beta for each camera they are those of the cameras that see a query.
     """
     beta, camera = output.beta, output.camera_lost
-    counts = torch.ones_like(beta, dtype=torch.bool) if output.draws is None else output.draws[..., None]
-    counts = counts.expand_as(beta)
+    counts = torch.ones_like(beta, dtype=torch.bool)
+    if output.draws is not None:
+        counts = counts & output.draws[..., None]
     if output.seen is not None and camera is not None:
         if beta.shape[-1] > 1:
             counts = counts & output.seen
@@ -137,15 +129,13 @@ def share_values(share: Tensor, output: AQROutput | BiasOutput) -> dict[str, Ten
 
 def _by_state(values: Tensor, counts: Tensor, lidar: Tensor | None, camera: Tensor | None) -> dict[str, Tensor]:
     """Those of ``values`` that count, in all and by what is broken; all of one shape."""
-    parts = {"all": values[counts]}
+    states = {"all": counts}
     if lidar is not None and camera is not None:
         lidar_broken, camera_broken = lidar > BROKEN, camera > BROKEN
-        states = {
-            "lidar_broken": lidar_broken,
-            "camera_broken": camera_broken,
-            "whole": ~lidar_broken & ~camera_broken,
-        }
-        parts |= {name: values[counts & state] for name, state in states.items()}
+        states["lidar_broken"] = counts & lidar_broken
+        states["camera_broken"] = counts & camera_broken
+        states["whole"] = counts & ~lidar_broken & ~camera_broken
+    parts = {name: values[state] for name, state in states.items()}
     return {name: part for name, part in parts.items() if len(part)}
 
 
@@ -159,42 +149,37 @@ def spread(parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def doubts(output: AQROutput | BiasOutput) -> dict[str, tuple[Tensor, Tensor]]:
+def doubts(output: AQROutput | BiasOutput) -> dict[str, Tensor]:
     """How much AQR doubts each sensor, and whether it is broken there.
 
     Returns:
-        ``lidar`` and ``camera``: over the queries that the sensor sees, padding aside, the weight that it is
-        denied (query,) and whether its damage is above one half, bool. Nothing where the damage is not known.
+        ``lidar`` and ``camera``: (2, query) over the queries that the sensor sees, padding aside: the weight that
+        it is denied, and 1 where its damage is above one half. Nothing where the damage is not known.
     """
-    if output.lidar_lost is None or output.camera_lost is None:
-        return {}
     lidar, camera = output.lidar_lost, output.camera_lost
-    every = torch.ones_like(lidar, dtype=torch.bool)
+    if lidar is None or camera is None:
+        return {}
     if isinstance(output, AQROutput):
         of_lidar, of_camera = output.weights.unbind(-1)
-        rows = {
-            "lidar": (-of_lidar, lidar, every if output.bev_seen is None else output.bev_seen),
-            "camera": (-of_camera, camera, output.camera_seen),
-        }
+        rows = {"lidar": (-of_lidar, lidar, output.bev_seen), "camera": (-of_camera, camera, output.camera_seen)}
     else:
-        assert output.seen is not None
         beta, seen = output.beta, output.seen
+        assert seen is not None  # as the damage is known
         if beta.shape[-1] == 1:
-            rows = {
-                "lidar": (-beta[..., 0], lidar, every),
-                "camera": (beta[..., 0], mean_seen(camera, seen), seen.any(dim=-1)),
-            }
+            every = torch.ones_like(lidar, dtype=torch.bool)
+            of_cameras = (beta[..., 0], mean_seen(camera, seen), seen.any(dim=-1))
+            rows = {"lidar": (-beta[..., 0], lidar, every), "camera": of_cameras}
         else:
             rows = {"lidar": (mean_seen(beta, seen), lidar, seen.any(dim=-1)), "camera": (-beta, camera, seen)}
     found = {}
     for name, (doubt, lost, counts) in rows.items():
         if output.draws is not None:
             counts = counts & (output.draws if counts.dim() == 2 else output.draws[..., None])
-        found[name] = (doubt[counts].float(), lost[counts] > BROKEN)
+        found[name] = torch.stack((doubt[counts].float(), (lost[counts] > BROKEN).float()))
     return found
 
 
-def detection_of_damage(found: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def detection_of_damage(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """How well AQR tells what is broken: ``auc_lidar`` and ``auc_camera``, the areas under the ROC curves.
 
     Args:

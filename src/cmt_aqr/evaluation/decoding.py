@@ -1,6 +1,7 @@
 """From the last decoder layer to boxes: CMT needs no non-maximum suppression."""
 
 from collections.abc import Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -17,24 +18,19 @@ CENTRE_RANGE = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
 def decode(
     outputs: QueryOutputs,
     max_detections: int = 300,
-    centre_range: Sequence[float] = CENTRE_RANGE,
     score_threshold: float = 0.0,
     tokens: Sequence[str] = (),
 ) -> list[Detections]:
-    """Detections of every frame, best first.
+    """Detections of every frame, best first, on the outputs' device.
 
     The best ``max_detections`` pairs of query and class are taken, then those with a centre outside
-    ``centre_range`` are dropped, as in CMT's release.
+    :data:`CENTRE_RANGE` are dropped, as in CMT's release.
 
     Args:
         outputs: of the matching queries; only the last layer is read.
         max_detections: at most this many boxes per frame.
-        centre_range: x0, y0, z0, x1, y1, z1 in metres, LiDAR frame.
         score_threshold: boxes scored lower are dropped; 0 keeps all, as CMT's release does.
         tokens: of the frames, for the message.
-
-    Returns:
-        One :class:`Detections` a frame, on the outputs' device.
 
     Raises:
         UserError: outputs or boxes that are not finite, which no comparison would find.
@@ -46,7 +42,7 @@ def decode(
     query = torch.div(index, classes, rounding_mode="floor")
     codes = outputs.codes[-1].float().gather(1, query[..., None].expand(-1, -1, outputs.codes.shape[-1]))
     boxes = decode_boxes(codes)
-    low, high = from_host(centre_range, boxes.device, boxes.dtype).view(2, 3)
+    low, high = from_host(CENTRE_RANGE, boxes.device, boxes.dtype).view(2, 3)
     kept = ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(dim=-1)
     kept &= scores >= score_threshold
     # Of finite codes, too, a box may be infinite: its size is their exponential.
@@ -64,9 +60,7 @@ def _require_finite(outputs: QueryOutputs, finite_boxes: Tensor, tokens: Sequenc
     bad["boxes"] |= ~finite_boxes.flatten(1).all(dim=1)
     for name, flags in zip(bad, torch.stack(list(bad.values())).tolist(), strict=True):
         if any(flags):
-            frames = [
-                token for token, flag in zip(tokens or map(str, range(len(flags))), flags, strict=True) if flag
-            ]
+            frames = compress(tokens or map(str, range(len(flags))), flags)
             raise UserError(
                 f"sample {', '.join(frames)}: the model's {name} are not finite; look at the checkpoint's weights "
                 "and at this sample's points, images and calibration"

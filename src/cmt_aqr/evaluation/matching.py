@@ -1,7 +1,5 @@
 """nuScenes' greedy match of detections with objects, in arrays: all frames and classes at once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Self
 
@@ -103,7 +101,7 @@ def greedy_match(pairs: Pairs, found: int, true: int) -> NDArray[np.int64]:
     object keeps the first in line of those that ask: a few rounds instead of a loop over all.
 
     Args:
-        pairs: detections are numbered in the order in which they choose; only pairs near enough to match.
+        pairs: near enough to match; detections are numbered in the order in which they choose.
         found: number of detections.
         true: number of objects.
     """

@@ -1,7 +1,5 @@
 """nuScenes' official detection metric, gathered over processes by torchmetrics."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from cmt_aqr.data.rows import COLUMNS
 from cmt_aqr.evaluation.matching import ranges
 from cmt_aqr.evaluation.official import evaluate_boxes
 from cmt_aqr.evaluation.submission import FoundBoxes, to_global, write_submission
+from cmt_aqr.ops.devices import processes
 from cmt_aqr.outputs import Detections
 
 
@@ -106,7 +105,7 @@ class NuScenesMetric(Metric):
         """
         if not self.truth.annotated:
             return {"frames": float(len(self.found().frames)), "frames_of_split": float(len(self.truth.tokens))}
-        if not (self.sync_on_compute and _processes() > 1):
+        if not (self.sync_on_compute and processes() > 1):
             return evaluate_boxes(self.truth, self.found())
         shared: list[Any] = [None]
         if torch.distributed.get_rank() == 0:
@@ -117,18 +116,11 @@ class NuScenesMetric(Metric):
         torch.distributed.broadcast_object_list(shared, src=0, device=self.device)
         if isinstance(shared[0], Exception):
             raise shared[0]
-        metrics: dict[str, float] = shared[0]
-        return metrics
+        return dict(shared[0])
 
     def write(self, path: Path, use_camera: bool, use_lidar: bool) -> None:
         """Write the frames seen as a results file, from the first process; all must call it."""
-        distributed = _processes() > 1
+        distributed = processes() > 1
         with self.sync_context(should_sync=distributed, distributed_available=lambda: distributed):
             if not distributed or torch.distributed.get_rank() == 0:
                 write_submission(path, self.truth.tokens, self.found(), use_camera, use_lidar)
-
-
-def _processes() -> int:
-    """How many compute together."""
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if together else 1

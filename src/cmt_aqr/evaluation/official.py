@@ -3,32 +3,25 @@
 Tests hold every step against the devkit's own evaluation.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from nuscenes.eval.common.config import config_factory
-from nuscenes.eval.detection.data_classes import DetectionConfig
+from nuscenes.eval.detection.algo import calc_ap, calc_tp
+from nuscenes.eval.detection.data_classes import DetectionConfig, DetectionMetricData, DetectionMetrics
 
 from cmt_aqr.constants import CLASSES, ERRORS
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.data.poses import rotations
 from cmt_aqr.data.rows import LABEL, ROTATION, SCORE, SIZE, TRANSLATION
-from cmt_aqr.evaluation.curves import (
-    Curves,
-    average_precision,
-    make_curves,
-    match_errors,
-    mean_errors,
-)
+from cmt_aqr.evaluation.curves import make_curves, match_errors
 from cmt_aqr.evaluation.matching import greedy_match, near_pairs
 from cmt_aqr.evaluation.submission import FoundBoxes
 
 CONFIGURATION = "detection_cvpr_2019"
 """The devkit's configuration of the official detection task."""
 
-_UNDEFINED = {"traffic_cone": ("AOE", "AVE", "AAE"), "barrier": ("AVE", "AAE")}
+_UNDEFINED = {"traffic_cone": ("orient_err", "vel_err", "attr_err"), "barrier": ("vel_err", "attr_err")}
 """Errors that nuScenes does not define, by class: ``DetectionEval.evaluate`` in
 nuscenes/eval/detection/evaluate.py."""
 
@@ -52,61 +45,34 @@ def evaluate_boxes(truth: GroundTruth, found: FoundBoxes) -> dict[str, float]:
     if not len(found.frames):
         raise DataError(f"no frame of split {truth.split} was given to the evaluation: it needs at least one")
     config = config_factory(CONFIGURATION)
-    curves = make_all_curves(truth, found, config)
-    precisions = np.array(
-        [
-            [average_precision(of_class, config.min_recall, config.min_precision) for of_class in of_distance]
-            for of_distance in curves
-        ]
-    ).mean(axis=0)
-    at = config.dist_ths.index(config.dist_th_tp)
-    errors = np.array([mean_errors(of_class, config.min_recall) for of_class in curves[at]])
-    for label, names in _UNDEFINED.items():
-        for name in names:
-            errors[CLASSES.index(label), list(ERRORS.values()).index(name)] = np.nan
-    return {
-        **_summary(precisions, errors, config.mean_ap_weight),
-        "frames": float(len(found.frames)),
-        "frames_of_split": float(len(truth.tokens)),
-    }
+    metrics = DetectionMetrics(config)
+    for distance, of_distance in make_all_curves(truth, found, config).items():
+        for label, curves in zip(CLASSES, of_distance, strict=True):
+            metrics.add_label_ap(label, distance, calc_ap(curves, config.min_recall, config.min_precision))
+            if distance == config.dist_th_tp:
+                for error in ERRORS:
+                    undefined = error in _UNDEFINED.get(label, ())
+                    value = np.nan if undefined else calc_tp(curves, config.min_recall, error)
+                    metrics.add_label_tp(label, error, value)
+    values = {"mAP": metrics.mean_ap, "NDS": metrics.nd_score}
+    values |= {f"m{name}": metrics.tp_errors[error] for error, name in ERRORS.items()}
+    for label in CLASSES:
+        values[f"AP/{label}"] = metrics.mean_dist_aps[label]
+        values |= {f"{name}/{label}": metrics.get_label_tp(label, error) for error, name in ERRORS.items()}
+    values |= {"frames": len(found.frames), "frames_of_split": len(truth.tokens)}
+    return {name: float(value) for name, value in values.items()}
 
 
 def metric_names() -> list[str]:
     """Names of the numbers of :func:`evaluate_boxes`."""
-    numbers = _summary(np.zeros(len(CLASSES)), np.zeros((len(CLASSES), len(ERRORS))), 1.0)
-    return [*numbers, "frames", "frames_of_split"]
+    of_class = [f"{name}/{label}" for label in CLASSES for name in ("AP", *ERRORS.values())]
+    return ["mAP", "NDS", *(f"m{name}" for name in ERRORS.values()), *of_class, "frames", "frames_of_split"]
 
 
-def _summary(
-    precisions: NDArray[np.float64], errors: NDArray[np.float64], precision_weight: float
-) -> dict[str, float]:
-    """Means and the detection score: ``DetectionMetrics`` in nuscenes/eval/detection/data_classes.py.
-
-    Args:
-        precisions: (class,).
-        errors: (class, 5), NaN where undefined.
-        precision_weight: of mAP among the five scores of errors.
-    """
-    means = np.nanmean(errors, axis=0)
-    scores = np.maximum(1 - means, 0)
-    precision = precisions.mean()
-    total = precision_weight * precision + scores.sum()
-    values = {"mAP": precision, "NDS": total / (precision_weight + len(scores))}
-    values |= {f"m{name}": mean for name, mean in zip(ERRORS.values(), means, strict=True)}
-    for label, of_precision, of_errors in zip(CLASSES, precisions, errors, strict=True):
-        values[f"AP/{label}"] = of_precision
-        values |= {f"{name}/{label}": error for name, error in zip(ERRORS.values(), of_errors, strict=True)}
-    return {name: float(value) for name, value in values.items()}
-
-
-def make_all_curves(truth: GroundTruth, found: FoundBoxes, config: DetectionConfig) -> list[list[Curves]]:
-    """Filter, match and accumulate: curves of each class, for each of the configuration's distances.
-
-    Args:
-        truth: ground truth of the split.
-        found: detections of some of its frames.
-        config: of the devkit.
-    """
+def make_all_curves(
+    truth: GroundTruth, found: FoundBoxes, config: DetectionConfig
+) -> dict[float, list[DetectionMetricData]]:
+    """Filter, match and accumulate: curves of each class, by the configuration's distances."""
     true_rows, true_groups = _true_boxes(truth, found, config)
     rows, frames = _in_line(truth, found, config)
     labels = found.rows[rows, LABEL].astype(np.int64)
@@ -120,18 +86,16 @@ def make_all_curves(truth: GroundTruth, found: FoundBoxes, config: DetectionConf
     objects = np.bincount(true_groups % len(CLASSES), minlength=len(CLASSES))
     lines = [np.flatnonzero(labels == label) for label in range(len(CLASSES))]
     scores = found.rows[rows, SCORE]
-    curves = []
+    curves = {}
     for distance in config.dist_ths:
         matches = greedy_match(pairs.within(distance), len(rows), len(true_rows))
         matched = matches >= 0
         errors = np.full((len(rows), len(ERRORS)), np.nan)
         errors[matched] = match_errors(true_rows[matches[matched]], found.rows[rows[matched]])
-        curves.append(
-            [
-                make_curves(scores[line], matched[line], errors[line][matched[line]], count)
-                for line, count in zip(lines, objects.tolist(), strict=True)
-            ]
-        )
+        curves[distance] = [
+            make_curves(scores[line], matched[line], errors[line][matched[line]], count)
+            for line, count in zip(lines, objects.tolist(), strict=True)
+        ]
     return curves
 
 
@@ -147,11 +111,7 @@ def _true_boxes(
 
 
 def check_anything_to_find(truth: GroundTruth, frames: NDArray[np.int64]) -> None:
-    """Refuse to evaluate frames in which, after the official filters, no object is left to find.
-
-    Args:
-        truth: ground truth of the split.
-        frames: (frame,) numbers of the frames to be evaluated.
+    """Refuse to evaluate frames (frame,) in which, after the official filters, no object is left to find.
 
     Raises:
         DataError: with how many objects each filter leaves.
@@ -211,7 +171,5 @@ def counted(
 
 def _inside(box: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which points (point, 3) lie in a box (10,), its faces too: nuscenes/utils/geometry_utils.py."""
-    axes = rotations(box[ROTATION])[0]
-    width, length, height = box[SIZE]
-    along = (points - box[TRANSLATION]) @ axes
-    return (np.abs(along) <= np.array((length, width, height)) / 2).all(axis=1)
+    along = (points - box[TRANSLATION]) @ rotations(box[ROTATION])[0]
+    return (np.abs(along) <= box[SIZE][[1, 0, 2]] / 2).all(axis=1)  # length, width, height

@@ -1,7 +1,5 @@
 """Detections in nuScenes' own terms: boxes in the global frame, with attributes, and the results file."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +12,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from cmt_aqr.constants import CLASSES
-from cmt_aqr.data.rows import (
-    ATTRIBUTE,
-    ATTRIBUTES,
-    COLUMNS,
-    LABEL,
-    ROTATION,
-    SCORE,
-    SIZE,
-    TRANSLATION,
-    VELOCITY,
-)
+from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, COLUMNS, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
 from cmt_aqr.files import written_at_once
 from cmt_aqr.outputs import Detections
 
@@ -92,13 +80,13 @@ def to_global(detections: Detections, lidar2global: Tensor) -> NDArray[np.float6
         (box, 15) float64: x, y, z; w, l, h (nuScenes' order); w, x, y, z of the quaternion; vx, vy;
         label; score; index into ``ATTRIBUTES``.
     """
-    boxes = detections.boxes.detach().double().cpu().numpy()
-    scores = detections.scores.detach().double().cpu().numpy()
+    boxes, scores, pose = (
+        part.detach().double().cpu().numpy() for part in (detections.boxes, detections.scores, lidar2global)
+    )
     labels = detections.labels.detach().cpu().numpy()
     if len(boxes) > MAX_BOXES:
         best = np.argsort(-scores, kind="stable")[:MAX_BOXES]
         boxes, scores, labels = boxes[best], scores[best], labels[best]
-    pose = lidar2global.detach().double().cpu().numpy()
     rows = np.zeros((len(boxes), COLUMNS))
     if not len(boxes):
         return rows
@@ -118,28 +106,22 @@ def to_global(detections: Detections, lidar2global: Tensor) -> NDArray[np.float6
 def write_submission(
     path: Path, tokens: Sequence[str], found: FoundBoxes, use_camera: bool, use_lidar: bool
 ) -> None:
-    """Write a nuScenes detection results file, at once or not at all.
+    """Write a nuScenes detection results file (its folder is made), at once or not at all.
 
     Args:
-        path: usually ``results_nusc.json``; its folder is made.
+        path: usually ``results_nusc.json``.
         tokens: sample token of every frame of the split.
         found: detections of the frames that are to be written.
         use_camera: whether the model looks at images.
         use_lidar: whether the model looks at points.
     """
-    meta = {
-        "use_camera": use_camera,
-        "use_lidar": use_lidar,
-        "use_radar": False,
-        "use_map": False,
-        "use_external": False,
-    }
+    meta = {"use_camera": use_camera, "use_lidar": use_lidar}
+    meta |= dict.fromkeys(("use_radar", "use_map", "use_external"), False)
     with written_at_once(path) as partial, partial.open("wb") as file:
         file.write(b'{"meta":' + orjson.dumps(meta) + b',"results":{')
         frames = zip(found.frames.tolist(), np.split(found.rows, np.cumsum(found.counts)[:-1]), strict=True)
         for number, (frame, rows) in enumerate(frames):
-            token = tokens[frame]
-            comma = b"," if number else b""
+            comma, token = b"," if number else b"", tokens[frame]
             file.write(comma + orjson.dumps(token) + b":" + orjson.dumps(_entries(token, rows)))
         file.write(b"}}")
 

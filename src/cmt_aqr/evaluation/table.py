@@ -1,7 +1,5 @@
 """The official metrics on screen."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 
@@ -12,11 +10,7 @@ from cmt_aqr.constants import CLASSES, ERRORS
 
 
 def metrics_table(metrics: Mapping[str, float]) -> Group:
-    """Tables of the summary and of each class, for rich to print.
-
-    Args:
-        metrics: of :func:`cmt_aqr.evaluation.official.evaluate_boxes`.
-    """
+    """The summary and each class of :func:`cmt_aqr.evaluation.official.evaluate_boxes`, for rich to print."""
     frames, total = int(metrics["frames"]), int(metrics["frames_of_split"])
     means = [f"m{name}" for name in ERRORS.values()]
     summary = Table(title=f"nuScenes detection, frames: {frames} of {total}", title_justify="left")

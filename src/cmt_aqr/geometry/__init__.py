@@ -2,8 +2,7 @@
 
 from cmt_aqr.geometry.boxes import box_corners, decode_boxes, encode_boxes, points_in_boxes, wrap_angle
 from cmt_aqr.geometry.cameras import cell_of_pixel, pixel_of_cell, project_to_images
-from cmt_aqr.geometry.grid import BEVGrid
-from cmt_aqr.geometry.scaling import inverse_sigmoid, to_metres, to_unit
+from cmt_aqr.geometry.grid import BEVGrid, inverse_sigmoid, to_metres, to_unit
 
 __all__ = [
     "BEVGrid",

@@ -3,11 +3,10 @@
 The published 0.1 m configuration declares 1024 cells over a range of 1080 cells: voxels and features live
 on the 1024 cells counted from the range's corner, while position encodings spread over the whole range. So
 there are two scales, both here: :meth:`BEVGrid.cell_of` (where features are) and the unit cube of
-:mod:`cmt_aqr.geometry.scaling` (where encodings are). ``aligned`` tells whether they agree.
+:func:`to_unit` (where encodings are). ``aligned`` tells whether they agree.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,5 +91,22 @@ class BEVGrid:
         rows, columns = self.bev_shape
         y = (torch.arange(rows, device=device) + 0.5) / rows
         x = (torch.arange(columns, device=device) + 0.5) / columns
-        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-        return torch.stack((grid_x, grid_y), dim=-1).reshape(-1, 2)
+        return torch.cartesian_prod(y, x).flip(-1)
+
+
+def inverse_sigmoid(value: Tensor, eps: float = 1e-5) -> Tensor:
+    """Logit of a value in [0, 1], with both the value and its complement kept above ``eps`` (DETR's form)."""
+    value = value.clamp(0, 1)
+    return torch.log(value.clamp(min=eps) / (1 - value).clamp(min=eps))
+
+
+def to_unit(points: Tensor, point_range: Sequence[float]) -> Tensor:
+    """Metres (..., 3) to the unit cube of the range (x0, y0, z0, x1, y1, z1)."""
+    low, high = from_host(point_range, points.device, points.dtype).view(2, 3)
+    return (points - low) / (high - low)
+
+
+def to_metres(unit: Tensor, point_range: Sequence[float]) -> Tensor:
+    """The unit cube (..., 3) to metres: the inverse of :func:`to_unit`."""
+    low, high = from_host(point_range, unit.device, unit.dtype).view(2, 3)
+    return unit * (high - low) + low

@@ -1,7 +1,6 @@
 """The laboratory's data: scenes that are drawn as they are asked for, nothing on disk."""
 
-from __future__ import annotations
-
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +23,6 @@ class LabDataModule(NuScenesDataModule):
     """Scenes of the laboratory in place of nuScenes' frames: faults, transforms, loaders and metric are the same.
 
     Args:
-        train_frames: of the training split.
-        eval_frames: of the other.
         objects: least and greatest number of objects of a scene.
         scene_seed: of the scenes; ``seed`` is of order, faults and noise.
         **settings: those of :class:`NuScenesDataModule`; ``root`` and ``version`` are names only.
@@ -99,18 +96,16 @@ class LabDataModule(NuScenesDataModule):
         rows = []
         for number in range(len(scenes)):
             frame = scenes.read(number)
-            truth = Detections(frame.boxes, torch.full((len(frame.boxes),), -1.0), frame.labels)
-            rows.append(to_global(truth, pose))
+            rows.append(
+                to_global(Detections(frame.boxes, torch.full((len(frame.boxes),), -1.0), frame.labels), pose)
+            )
         counts = [len(of_frame) for of_frame in rows]
-        none = np.zeros(0, dtype=np.int64)
-        return GroundTruth(
-            version=self.version,
-            split=split,
-            tokens=tuple(map(scenes.token, range(len(scenes)))),
+        tokens = tuple(map(scenes.token, range(len(scenes))))
+        return dataclasses.replace(
+            GroundTruth.unknown(self.version, split, tokens),
             frames=np.repeat(np.arange(len(scenes)), counts),
             rows=np.concatenate(rows),
             points=np.full(sum(counts), 50),
             ego=np.zeros((len(scenes), 3)),
-            rack_frames=none,
-            racks=np.zeros((0, 10)),
+            annotated=True,
         )

@@ -1,7 +1,5 @@
 """Scenes of the laboratory: boxes around the car, and just enough of a recording for faults to break."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 
@@ -107,10 +105,7 @@ def _places(random: np.random.Generator, count: int) -> Iterator[NDArray[np.floa
 def recording(image_size: tuple[int, int], lidar: bool, cameras: bool) -> Frame:
     """A frame without objects: points all around, with rings, and images full of detail, for faults to break.
 
-    Args:
-        image_size: height and width in pixels.
-        lidar: whether there are points.
-        cameras: whether there are images.
+    ``image_size`` is height and width in pixels.
     """
     random = np.random.default_rng(0x1AB)
     azimuth, distance = np.meshgrid(np.arange(144) * math.pi / 72 + 0.02, np.arange(24) * 2.5 + 1.2)

@@ -1,9 +1,8 @@
 """Simulated sensors in place of the branches: maps made from a frame's boxes and from what faults broke."""
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import BEVGrid, cell_of_pixel, project_to_images
 from cmt_aqr.lab.scenes import GROUP_OF, GROUPS
 from cmt_aqr.model.cmt import CMT
-from cmt_aqr.structures import Batch, Sensors, Views, sample_index
+from cmt_aqr.structures import Batch, sample_index
 
 _WAVES = (0.1, 0.25)
 """Of the places that cameras show, radians per metre."""
@@ -46,14 +45,27 @@ class SimulatedMaps(nn.Module):
         outputs: of the branch.
         noise: standard deviation where nothing is broken; a signature's own is about 1.
         broken_noise: how much more there is where all is broken: dirt and echoes have structure, too.
+        fading: metres over which a signature falls to 1 / e.
+        clutter: false objects on each map.
     """
 
     projection: Tensor
 
-    def __init__(self, features: int, channels: int, outputs: int, noise: float, broken_noise: float) -> None:
+    def __init__(
+        self,
+        features: int,
+        channels: int,
+        outputs: int,
+        noise: float,
+        broken_noise: float,
+        fading: float,
+        clutter: int,
+    ) -> None:
         super().__init__()
         self.noise = noise
         self.broken_noise = broken_noise
+        self.fading = fading
+        self.clutter = clutter
         drawn = torch.randn(features + 2, channels, generator=torch.Generator().manual_seed(features))
         self.register_buffer("projection", drawn / features**0.5)
         self.backbone = nn.Sequential(
@@ -62,6 +74,11 @@ class SimulatedMaps(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(outputs, outputs, 1),
         )
+
+    def noise_numbers(self, rows: int, columns: int) -> int:
+        """Random numbers that the noise of a map needs."""
+        count = self.projection.shape[1] * rows * columns
+        return count + count % 2
 
     def forward(self, shown: Signatures, lost: Tensor, noise: Tensor) -> Tensor:
         """Features (map, output, row, column).
@@ -96,31 +113,15 @@ class LabLidar(SimulatedMaps):
 
     Args:
         grid: of the BEV map.
-        channels: of the simulated map.
-        outputs: of the branch.
-        noise: see :class:`SimulatedMaps`.
-        broken_noise: likewise.
-        fading: metres over which a signature falls to 1 / e.
-        clutter: false objects per frame.
+        **maps: settings of :class:`SimulatedMaps`, all but ``features``.
     """
 
-    def __init__(
-        self,
-        grid: BEVGrid,
-        channels: int = 32,
-        outputs: int = 64,
-        noise: float = 0.15,
-        broken_noise: float = 2.0,
-        fading: float = 50.0,
-        clutter: int = 4,
-    ) -> None:
-        super().__init__(len(GROUPS) + 9, channels, outputs, noise, broken_noise)
-        self.grid = grid
-        self.fading = fading
-        self.clutter = clutter
-        self.register_buffer("group_of", GROUP_OF, persistent=False)
-
     group_of: Tensor
+
+    def __init__(self, grid: BEVGrid, **maps: Any) -> None:
+        super().__init__(len(GROUPS) + 9, **maps)
+        self.grid = grid
+        self.register_buffer("group_of", GROUP_OF, persistent=False)
 
     def show(self, batch: Batch, random: Tensor) -> Tensor:
         """The branch's map (batch, output, row, column).
@@ -155,7 +156,8 @@ class LabLidar(SimulatedMaps):
         )
         lost = random.new_zeros(batch.size, rows, columns)
         if batch.damage is not None:
-            centres = self.grid.metres_of(_centres(rows, columns, random.device))
+            cells = (torch.arange(side, device=random.device) + 0.5 for side in (rows, columns))
+            centres = self.grid.metres_of(torch.cartesian_prod(*cells).flip(-1))
             places = functional.pad(centres, (0, 1)).expand(batch.size, -1, -1)
             lost = batch.damage.at(places)[0].view(batch.size, rows, columns)
         noise = normal(random[:, 8 * self.clutter :]).view(batch.size, -1, rows, columns)
@@ -163,8 +165,7 @@ class LabLidar(SimulatedMaps):
 
     def numbers(self) -> int:
         """Random numbers that a frame needs."""
-        rows, columns = self.grid.bev_shape
-        return 8 * self.clutter + _even(self.projection.shape[1] * rows * columns)
+        return 8 * self.clutter + self.noise_numbers(*self.grid.bev_shape)
 
     def _false(self, batch: Batch, random: Tensor) -> Tensor:
         """Boxes (false object, 9) anywhere, of any size and heading."""
@@ -182,33 +183,15 @@ class LabCamera(SimulatedMaps):
     """Cameras that know the class and the direction well, and the distance less; near objects hide far ones.
 
     Args:
-        channels: of the simulated maps.
-        outputs: of the branch.
         stride: pixels per cell.
-        noise: see :class:`SimulatedMaps`.
-        broken_noise: likewise.
-        fading: metres over which a signature falls to 1 / e.
-        clutter: false objects per view.
         depth_error: relative standard deviation of the distance that is shown.
         hidden: strength of what stands behind a nearer object in the same cell.
+        **maps: settings of :class:`SimulatedMaps`, all but ``features``.
     """
 
-    def __init__(
-        self,
-        channels: int = 32,
-        outputs: int = 64,
-        stride: int = 8,
-        noise: float = 0.15,
-        broken_noise: float = 2.0,
-        fading: float = 60.0,
-        clutter: int = 1,
-        depth_error: float = 0.05,
-        hidden: float = 0.3,
-    ) -> None:
-        super().__init__(len(CLASSES) + 7 + 4 * len(_WAVES), channels, outputs, noise, broken_noise)
+    def __init__(self, stride: int, depth_error: float, hidden: float, **maps: Any) -> None:
+        super().__init__(len(CLASSES) + 7 + 4 * len(_WAVES), **maps)
         self.stride = stride
-        self.fading = fading
-        self.clutter = clutter
         self.depth_error = depth_error
         self.hidden = hidden
 
@@ -219,8 +202,7 @@ class LabCamera(SimulatedMaps):
 
     def numbers(self, batch: Batch) -> int:
         """Random numbers that a frame needs: each object's error of distance is among the noise's."""
-        rows, columns = self.map_size(batch)
-        return len(CAMERAS) * (5 * self.clutter + _even(self.projection.shape[1] * rows * columns))
+        return len(CAMERAS) * (5 * self.clutter + self.noise_numbers(*self.map_size(batch)))
 
     def show(self, batch: Batch, random: Tensor) -> Tensor:
         """The branch's maps (batch, view, output, row, column); ``random`` as for :meth:`LabLidar.show`."""
@@ -298,20 +280,17 @@ class LabCMT(CMT):
     evaluation, so that every model sees the same.
     """
 
-    def encode(self, batch: Batch) -> Sensors:
-        """The simulated maps of the sensors that the model has, with the positions of their cells."""
-        if not isinstance(self.lidar, LabLidar | None) or not isinstance(self.image, LabCamera | None):
-            raise UserError("model=lab has simulated sensors: cmt_aqr.lab.LabLidar and cmt_aqr.lab.LabCamera")
-        bev = None
-        if self.lidar is not None:
-            bev = self.head.shared_conv(self.lidar.show(batch, self._random(batch, self.lidar.numbers(), "lidar")))
-        if self.image is None:
-            return self.head.sensors(bev).replace(damage=batch.damage)
-        if batch.images is None:
-            raise UserError("the model has cameras but the batch has no images: set data.cameras=true")
-        maps = self.image.show(batch, self._random(batch, self.image.numbers(batch), "camera"))
-        views = Views.of(batch.lidar2img, (batch.images.shape[-2], batch.images.shape[-1]))
-        return self.head.sensors(bev, maps, views).replace(damage=batch.damage)
+    def lidar_map(self, batch: Batch) -> Tensor:
+        """The simulated LiDAR's map."""
+        if not isinstance(self.lidar, LabLidar):
+            raise UserError("model=lab has simulated sensors: model.network.lidar must be a cmt_aqr.lab.LabLidar")
+        return self.lidar.show(batch, self._random(batch, self.lidar.numbers(), "lidar"))
+
+    def image_maps(self, batch: Batch) -> Tensor:
+        """The simulated cameras' maps."""
+        if not isinstance(self.image, LabCamera):
+            raise UserError("model=lab has simulated sensors: model.network.image must be a cmt_aqr.lab.LabCamera")
+        return self.image.show(batch, self._random(batch, self.image.numbers(batch), "camera"))
 
     def _random(self, batch: Batch, count: int, sensor: str) -> Tensor:
         """(batch, count) uniform in [0, 1)."""
@@ -330,15 +309,3 @@ def normal(uniform: Tensor) -> Tensor:
     radius, angle = uniform.chunk(2, dim=-1)
     length = (-2 * torch.log1p(-radius)).sqrt()
     return torch.cat((length * torch.cos(6.283185 * angle), length * torch.sin(6.283185 * angle)), dim=-1)
-
-
-def _even(count: int) -> int:
-    return count + count % 2
-
-
-def _centres(rows: int, columns: int, device: torch.device) -> Tensor:
-    """(row * column, 2) as (column, row), the middles of all cells."""
-    row, column = torch.meshgrid(
-        torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
-    )
-    return torch.stack((column, row), dim=-1).flatten(0, 1) + 0.5

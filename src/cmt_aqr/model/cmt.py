@@ -1,7 +1,8 @@
 """CMT (Cross Modal Transformer, Yan et al., ICCV 2023): both sensors in, boxes out."""
 
-from torch import nn
+from torch import Tensor, nn
 
+from cmt_aqr.aqr import AQR, AttentionBias
 from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.model.decoder import Decoder
 from cmt_aqr.model.head import Head
@@ -29,7 +30,7 @@ class CMT(nn.Module):
         decoder: Decoder,
         lidar: nn.Module | None = None,
         image: nn.Module | None = None,
-        aqr: nn.Module | None = None,
+        aqr: AQR | AttentionBias | None = None,
     ) -> None:
         super().__init__()
         if lidar is None and image is None:
@@ -42,13 +43,23 @@ class CMT(nn.Module):
 
     def encode(self, batch: Batch) -> Sensors:
         """The maps of the sensors that the model has, with the positions of their cells."""
-        bev = None if self.lidar is None else self.head.shared_conv(self.lidar(batch.points, batch.point_counts))
+        bev = None if self.lidar is None else self.head.shared_conv(self.lidar_map(batch))
         if self.image is None:
             return self.head.sensors(bev).replace(damage=batch.damage)
         if batch.images is None:
             raise UserError("the model has an image branch but the batch has no images: set data.cameras=true")
         views = Views.of(batch.lidar2img, (batch.images.shape[-2], batch.images.shape[-1]))
-        return self.head.sensors(bev, self.image(batch.images), views).replace(damage=batch.damage)
+        return self.head.sensors(bev, self.image_maps(batch), views).replace(damage=batch.damage)
+
+    def lidar_map(self, batch: Batch) -> Tensor:
+        """What the LiDAR branch makes of the points: (batch, channel, row, column)."""
+        assert self.lidar is not None
+        return self.lidar(batch.points, batch.point_counts)
+
+    def image_maps(self, batch: Batch) -> Tensor:
+        """What the image branch makes of the images: (batch, view, channel, row, column)."""
+        assert self.image is not None
+        return self.image(batch.images)
 
     def forward(self, batch: Batch, denoising: DenoisingQueries | None = None) -> Predictions:
         """Detect in a batch; with denoising queries, answer for those, too."""

@@ -11,13 +11,7 @@ from cmt_aqr.outputs import TokenBias
 
 
 class Attention(nn.Module):
-    """Multi-head attention over PyTorch's fused kernel, with one packed input projection.
-
-    Args:
-        embed_dims: channels of queries, keys and values.
-        heads: number of heads.
-        dropout: of the attention weights, in training.
-    """
+    """Multi-head attention over PyTorch's fused kernel, with one packed input projection."""
 
     def __init__(self, embed_dims: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -42,8 +36,13 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(query)
         key.copy_(query)
 
-    def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def _projected(self, *tokens: Tensor) -> list[Tensor]:
+        """Queries, keys and values (batch, token, channel), or the first of them: (batch, head, token, d)."""
+        parts = zip(tokens, self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=False)
+        return [
+            linear(one, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for one, weight, bias in parts
+        ]
 
     def forward(
         self,
@@ -65,17 +64,13 @@ class Attention(nn.Module):
         Returns:
             (batch, query, channel).
         """
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (
-            self._split(linear(tokens, weight, bias))
-            for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
-        )
+        q, k, v = self._projected(query, key, value)
         dropout = self.dropout if self.training else 0.0
-        if bias is not None:
+        if bias is None:
+            allowed = None if forbidden is None else ~forbidden
+            attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+        else:
             attended = biased_attention(q, k, v, bias.beta, bias.groups, bias.factors, dropout)
-            return self.out_proj(attended.transpose(1, 2).flatten(2))
-        allowed = None if forbidden is None else ~forbidden
-        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     @torch.no_grad()
@@ -83,21 +78,12 @@ class Attention(nn.Module):
         """How much of each query's attention goes to some of the tokens, mean over the heads: (batch, query).
 
         Membership is what is attended to, so that no (query, token) tensor is made. In the type of the weights
-        whatever autocast says.
-
-        Args:
-            query: as of :meth:`forward`, like ``key`` and ``bias``.
-            key: likewise.
-            members: (token,) bool.
-            bias: likewise.
+        whatever autocast says. ``members`` is (token,) bool, the rest as of :meth:`forward`.
         """
-        weights, biases = self.in_proj_weight.chunk(3)[:2], self.in_proj_bias.chunk(3)[:2]
+        dtype = self.in_proj_weight.dtype
         with torch.autocast(query.device.type, enabled=False):
-            q, k = (
-                self._split(linear(tokens.to(weight.dtype), weight, bias))
-                for tokens, weight, bias in zip((query, key), weights, biases, strict=True)
-            )
-            value = members.to(k.dtype)[:, None].expand_as(k)
+            q, k = self._projected(query.to(dtype), key.to(dtype))
+            value = members.to(dtype)[:, None].expand_as(k)
             if bias is None:
                 attended = functional.scaled_dot_product_attention(q, k, value)
             else:
@@ -123,9 +109,7 @@ class DecoderLayer(nn.Module):
         self.cross_attention.start_local()
         self.linear1 = PointwiseLinear(embed_dims, feedforward)
         self.linear2 = PointwiseLinear(feedforward, embed_dims)
-        self.norm1 = nn.LayerNorm(embed_dims)
-        self.norm2 = nn.LayerNorm(embed_dims)
-        self.norm3 = nn.LayerNorm(embed_dims)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(embed_dims) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
         self.feedforward_dropout = nn.Dropout(feedforward_dropout)
         for layer in (self.linear1, self.linear2):

@@ -23,16 +23,16 @@ class Head(nn.Module):
     Args:
         grid: the voxel grid; its range scales the reference points and its BEV map gives the cells.
         embed_dims: channels of the decoder.
-        layers: decoder layers.
+        layers: of the decoder.
         queries: number of learned queries.
-        bev_channels: channels of the LiDAR branch's map; ``None`` for a model without LiDAR.
+        bev_channels: of the LiDAR branch's map; ``None`` for a model without LiDAR.
         cameras: whether the model looks at images.
         classes: number of classes.
         depths: points on the ray of a pixel (position encoding of the cameras).
-        nearest_depth: depth of the first of them, in metres; the last lies short of the range's end along x.
+        nearest_depth: of the first of them, in metres; the last lies short of the range's end along x.
         rv_hidden: hidden channels of the camera encoding.
         task_hidden: hidden channels of the task head, a layer.
-        task_kernel: width of the task head's convolutions along the queries.
+        task_kernel: width of the task head's convolutions along the queries, odd.
         prior: class probability that the logits start at.
     """
 
@@ -59,16 +59,13 @@ class Head(nn.Module):
         super().__init__()
         self.grid = grid
         self.embed_dims = embed_dims
-        self.depths = depths
-        self.nearest_depth = nearest_depth
         # Buffers, so that no step copies a constant to the device; the table of sines is large, so it is made
         # when it is needed and no buffer, which DDP would send around.
         low, high = torch.tensor(grid.point_range, dtype=torch.float32).view(2, 3)
         self.register_buffer("low", low.clone(), persistent=False)
         self.register_buffer("extent", high - low, persistent=False)
-        self.register_buffer(
-            "ray_depths", depth_bins(depths, nearest_depth, grid.point_range[3]), persistent=False
-        )
+        ray_depths = depth_bins(depths, nearest_depth, grid.point_range[3])
+        self.register_buffer("ray_depths", ray_depths, persistent=False)
         self._bev_sines: Tensor | None = None
         self.reference_points = nn.Parameter(torch.rand(queries, 3))
         self.bev_embedding = position_embedding(2 * embed_dims, embed_dims, embed_dims)
@@ -111,8 +108,7 @@ class Head(nn.Module):
 
         Args:
             bev: (batch, channel, row, column).
-            images: (batch, view, channel, row, column).
-            views: of the images.
+            images: (batch, view, channel, row, column), as ``views`` see them.
         """
         there = Sensors()
         if bev is not None:
@@ -169,21 +165,12 @@ class Head(nn.Module):
         return self.rv_embedding(((points - self.low) / self.extent).flatten(-2))
 
     def image_position(self, views: Views, map_size: tuple[int, int]) -> Tensor:
-        """Position embedding (batch, view, cell, channel) of the image cells, row-major.
-
-        Args:
-            views: in float32 or better.
-            map_size: height and width of the feature maps.
-        """
+        """Position embedding (batch, view, cell, channel) of image cells, row-major, in float32 or better."""
         img2lidar = views.img2lidar
         device = img2lidar.device
         with torch.autocast(device.type, enabled=False):
-            v, u = torch.meshgrid(
-                torch.arange(map_size[0], device=device, dtype=img2lidar.dtype),
-                torch.arange(map_size[1], device=device, dtype=img2lidar.dtype),
-                indexing="ij",
-            )
-            cells = torch.stack((u, v), dim=-1).reshape(-1, 2)
+            rows, columns = (torch.arange(side, device=device, dtype=img2lidar.dtype) for side in map_size)
+            cells = torch.cartesian_prod(rows, columns).flip(-1)  # (cell, 2) as (column, row)
             pixels = pixel_of_cell(cells, views.size, map_size)
             return self._embed_rays(functional.pad(pixels, (0, 1), value=1.0), img2lidar)
 

@@ -1,20 +1,21 @@
 """The image branch: a timm backbone and a feature pyramid's stride-16 level (FPN, Lin et al., CVPR 2017)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Self
 
 import timm
 import torch
+from timm.layers import create_attn
+from timm.models.vovnet import OsaBlock
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cmt_aqr.errors import SettingError
-from cmt_aqr.model import vovnet
-from cmt_aqr.ops.folding import fold_batch_norms
-from cmt_aqr.ops.pointwise import replace_pointwise_convolutions
+from cmt_aqr.ops.folding import speed_up
+
+VOVNET = "vovnet99_ese"
+"""What ``ImageBranch`` calls VoVNet V2-99 as published."""
 
 
 class ImageNeck(nn.Module):
@@ -39,7 +40,19 @@ class ImageNeck(nn.Module):
 
 
 class ImageBranch(nn.Module):
-    """Images to feature maps at the stride of the finest level used, 16 by default."""
+    """Images to feature maps at the stride of the finest level used, 16 by default.
+
+    Args:
+        backbone: a timm model that gives feature maps, or ``vovnet99_ese`` (VoVNet V2-99 as published).
+        out_indices: feature levels, finest first; 3 and 4 have strides 16 and 32 in the ResNets.
+        out_channels: channels of the result.
+        pretrained: download timm's weights.
+        norm_eval: keep the backbone's batch norms in eval mode in training, as the published recipes do.
+        checkpointing: compute the backbone's activations again in the backward pass to save memory.
+
+    Raises:
+        SettingError: for a backbone that timm does not know, or checkpointing with training batch norms.
+    """
 
     def __init__(
         self,
@@ -50,19 +63,6 @@ class ImageBranch(nn.Module):
         norm_eval: bool = True,
         checkpointing: bool = False,
     ) -> None:
-        """Build the branch.
-
-        Args:
-            backbone: a timm model that gives feature maps, or ``vovnet99_ese`` (VoVNet V2-99 as published).
-            out_indices: feature levels, finest first; 3 and 4 have strides 16 and 32 in the ResNets.
-            out_channels: channels of the result.
-            pretrained: download timm's weights.
-            norm_eval: keep the backbone's batch norms in eval mode in training, as the published recipes do.
-            checkpointing: compute the backbone's activations again in the backward pass to save memory.
-
-        Raises:
-            SettingError: for a backbone that timm does not know, or checkpointing with training batch norms.
-        """
         super().__init__()
         if checkpointing and not norm_eval:
             raise SettingError(
@@ -73,8 +73,7 @@ class ImageBranch(nn.Module):
         network.set_grad_checkpointing(checkpointing)
         self.backbone: nn.Module = network
         self.neck = ImageNeck(network.feature_info.channels(), out_channels)
-        fold_batch_norms(self.backbone)
-        replace_pointwise_convolutions(self)
+        speed_up(self)
         self.norm_eval = norm_eval
         self.out_channels = out_channels
         self.stride: int = network.feature_info.reduction()[0]
@@ -110,15 +109,27 @@ def create_backbone(name: str, out_indices: tuple[int, ...], pretrained: bool = 
     Raises:
         SettingError: where timm has no such model, or no weights for it.
     """
-    if name == vovnet.NAME:
+    if name == VOVNET:
         if pretrained:
             raise SettingError(
-                f"backbone={name}: has no pretrained weights to download; set pretrained=false and "
-                "load a checkpoint"
+                f"backbone={name}: has no pretrained weights to download; set pretrained=false and load weights"
             )
-        return vovnet.vovnet99_ese(out_indices)
+        return vovnet99_ese(out_indices)
     if not timm.is_model(name):
         raise SettingError(
-            f"backbone={name}: is no timm model and not {vovnet.NAME!r}; see timm.list_models() for their names"
+            f"backbone={name}: is no timm model and not {VOVNET!r}; see timm.list_models() for their names"
         )
     return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=out_indices)
+
+
+def vovnet99_ese(out_indices: tuple[int, ...]) -> nn.Module:
+    """VoVNet V2-99-eSE as the published CMT uses it (CenterMask, Lee and Park, CVPR 2020); levels 3 and 4.
+
+    timm's ``ese_vovnet99b`` is the same but for the eSE gates: it has one in the last block of a stage only,
+    the published checkpoints one in every block.
+    """
+    model = timm.create_model("ese_vovnet99b", pretrained=False, features_only=True, out_indices=out_indices)
+    for block in model.modules():
+        if isinstance(block, OsaBlock) and block.attn is None:
+            block.attn = create_attn("ese", block.conv_concat.conv.out_channels)
+    return model

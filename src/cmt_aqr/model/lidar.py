@@ -1,9 +1,9 @@
 """The LiDAR branch: points to a BEV feature map (sparse encoder and SECOND, Yan et al., Sensors 2018)."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cmt_aqr.constants import POINT_FEATURES
 from cmt_aqr.errors import SettingError
 from cmt_aqr.geometry.grid import BEVGrid
-from cmt_aqr.ops.folding import fold_batch_norms
+from cmt_aqr.ops.folding import speed_up
 from cmt_aqr.ops.sparse import (
     Sites,
     SparseBatchNorm,
@@ -46,32 +46,18 @@ class SparseConvNormAct(nn.Module):
 class SparseBasicBlock(nn.Module):
     """Residual block of two submanifold convolutions, ResNet's basic block on sites."""
 
-    def __init__(self, channels: int, norm_eps: float, norm_momentum: float) -> None:
+    def __init__(self, channels: int, norm: Callable[[int], SparseBatchNorm]) -> None:
         super().__init__()
         self.conv1 = SubmanifoldConv3d(channels, channels)
-        self.norm1 = SparseBatchNorm(channels, eps=norm_eps, momentum=norm_momentum)
+        self.norm1 = norm(channels)
         self.conv2 = SubmanifoldConv3d(channels, channels)
-        self.norm2 = SparseBatchNorm(channels, eps=norm_eps, momentum=norm_momentum)
+        self.norm2 = norm(channels)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Return x + f(x), rectified, at the same sites."""
         inner = self.conv1(x)
         inner = self.conv2(inner.replace(torch.relu(self.norm1(inner.features))))
         return x.replace(torch.relu(self.norm2(inner.features) + x.features))
-
-
-class SparseStage(nn.Module):
-    """Residual blocks at one resolution, then a strided convolution to the next (none after the last)."""
-
-    def __init__(self, blocks: Sequence[nn.Module], down: SparseConvNormAct | None) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*blocks)
-        self.down = down
-
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """Encode and go down."""
-        x = self.blocks(x)
-        return x if self.down is None else self.down(x)
 
 
 class SparseEncoder(nn.Module):
@@ -85,20 +71,9 @@ class SparseEncoder(nn.Module):
         blocks: Sequence[int],
         paddings: Sequence[Sequence[int]],
         output_channels: int,
-        norm_eps: float,
-        norm_momentum: float,
+        norm: Callable[[int], SparseBatchNorm],
     ) -> None:
-        """Build the encoder.
-
-        Args:
-            shape: voxels along z, y, x.
-            input_channels: features of a voxel.
-            channels: of each stage; the strided convolution at a stage's end leads to the next stage's.
-            blocks: residual blocks of each stage.
-            paddings: (z, y, x) padding of each strided convolution, one fewer than stages.
-            output_channels: channels for each of the remaining z cells.
-            norm_eps: epsilon of the batch norms.
-            norm_momentum: momentum of the batch norms.
+        """Build the encoder; the arguments are those of :class:`LidarBranch`, without ``encoder_``.
 
         Raises:
             SettingError: where the sequences do not fit each other or z runs out of cells.
@@ -110,23 +85,18 @@ class SparseEncoder(nn.Module):
                 f"encoder_blocks (given {list(blocks)}) and one encoder_paddings fewer "
                 f"(given {[list(p) for p in paddings]})"
             )
-
-        def norm(width: int) -> SparseBatchNorm:
-            return SparseBatchNorm(width, eps=norm_eps, momentum=norm_momentum)
-
         self.input = SparseConvNormAct(SubmanifoldConv3d(input_channels, channels[0]), norm(channels[0]))
         self.stages = nn.ModuleList()
         for stage, (width, depth) in enumerate(zip(channels, blocks, strict=True)):
-            down = None
-            if stage < len(channels) - 1:
+            down = {}
+            if stage < len(paddings):  # to the next stage's resolution
                 z, y, x = paddings[stage]
-                conv = StridedSparseConv3d(
-                    width, channels[stage + 1], STAGE_KERNEL, STAGE_STRIDE, padding=(z, y, x)
-                )
-                down = SparseConvNormAct(conv, norm(channels[stage + 1]))
+                following = channels[stage + 1]
+                conv = StridedSparseConv3d(width, following, STAGE_KERNEL, STAGE_STRIDE, (z, y, x))
+                down = {"down": SparseConvNormAct(conv, norm(following))}
                 shape = strided_shape(shape, STAGE_KERNEL, STAGE_STRIDE, (z, y, x))
-            residual = [SparseBasicBlock(width, norm_eps, norm_momentum) for _ in range(depth)]
-            self.stages.append(SparseStage(residual, down))
+            residual = nn.Sequential(*(SparseBasicBlock(width, norm) for _ in range(depth)))
+            self.stages.append(nn.Sequential(OrderedDict(blocks=residual, **down)))
         self.output = SparseConvNormAct(
             StridedSparseConv3d(channels[-1], output_channels, OUTPUT_KERNEL, OUTPUT_STRIDE, (0, 0, 0)),
             norm(output_channels),
@@ -152,21 +122,16 @@ class SECOND(nn.Module):
         channels: Sequence[int],
         layers: Sequence[int],
         strides: Sequence[int],
-        norm_eps: float,
-        norm_momentum: float,
+        norm: Callable[[int], nn.BatchNorm2d],
     ) -> None:
         """Build the levels; ``layers`` counts the convolutions after each level's first."""
         super().__init__()
         self.blocks = nn.ModuleList()
         for width, depth, stride in zip(channels, layers, strides, strict=True):
             modules: list[nn.Module] = []
-            for layer in range(depth + 1):
-                step = stride if layer == 0 else 1
-                modules += [
-                    nn.Conv2d(in_channels, width, 3, stride=step, padding=1, bias=False),
-                    nn.BatchNorm2d(width, eps=norm_eps, momentum=norm_momentum),
-                    nn.ReLU(inplace=True),
-                ]
+            for step in (stride, *[1] * depth):
+                conv = nn.Conv2d(in_channels, width, 3, stride=step, padding=1, bias=False)
+                modules += [conv, norm(width), nn.ReLU(inplace=True)]
                 in_channels = width
             self.blocks.append(nn.Sequential(*modules))
 
@@ -187,8 +152,7 @@ class SECONDFPN(nn.Module):
         in_channels: Sequence[int],
         channels: Sequence[int],
         scales: Sequence[int],
-        norm_eps: float,
-        norm_momentum: float,
+        norm: Callable[[int], nn.BatchNorm2d],
     ) -> None:
         """Build a transposed convolution of stride ``scale`` for each level, 1 x 1 where it is 1."""
         super().__init__()
@@ -199,8 +163,7 @@ class SECONDFPN(nn.Module):
                 conv = nn.Conv2d(width_in, width, 1, bias=False)
             else:
                 conv = nn.ConvTranspose2d(width_in, width, scale, stride=scale, bias=False)
-            norm = nn.BatchNorm2d(width, eps=norm_eps, momentum=norm_momentum)
-            self.blocks.append(nn.Sequential(conv, norm, nn.ReLU(inplace=True)))
+            self.blocks.append(nn.Sequential(conv, norm(width), nn.ReLU(inplace=True)))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return (batch, sum of channels, y, x)."""
@@ -211,6 +174,25 @@ class LidarBranch(nn.Module):
     """Points to a BEV feature map: hard voxels, sparse encoder, SECOND, FPN.
 
     The defaults are the published sizes; a small model gives smaller numbers.
+
+    Args:
+        grid: range, voxels and BEV stride.
+        input_channels: features of a point.
+        max_points: averaged in a voxel.
+        max_voxels: kept in a sample, in training and in evaluation.
+        encoder_channels: of each sparse stage; each stage but the last halves the resolution at its end.
+        encoder_blocks: residual blocks of each sparse stage.
+        encoder_paddings: (z, y, x) padding of each strided convolution.
+        encoder_output_channels: for each z cell that remains.
+        backbone_channels: of each SECOND level.
+        backbone_layers: convolutions of each SECOND level after its first.
+        backbone_strides: of each SECOND level.
+        neck_channels: of each level in the output.
+        norm_eps: of all batch norms.
+        norm_momentum: of all batch norms; the published 0.01 is slow for short runs.
+
+    Raises:
+        SettingError: where the sizes do not fit each other or the grid.
     """
 
     def __init__(
@@ -230,27 +212,6 @@ class LidarBranch(nn.Module):
         norm_eps: float = 1e-3,
         norm_momentum: float = 0.01,
     ) -> None:
-        """Build the branch.
-
-        Args:
-            grid: range, voxels and BEV stride.
-            input_channels: features of a point.
-            max_points: points averaged in a voxel.
-            max_voxels: voxels kept in a sample, in training and in evaluation.
-            encoder_channels: of each sparse stage; each stage but the last halves the resolution at its end.
-            encoder_blocks: residual blocks of each sparse stage.
-            encoder_paddings: (z, y, x) padding of each strided convolution.
-            encoder_output_channels: channels for each z cell that remains.
-            backbone_channels: of each SECOND level.
-            backbone_layers: convolutions of each SECOND level after its first.
-            backbone_strides: stride of each SECOND level.
-            neck_channels: of each level in the output.
-            norm_eps: epsilon of all batch norms.
-            norm_momentum: momentum of all batch norms; the published 0.01 is slow for short runs.
-
-        Raises:
-            SettingError: where the sizes do not fit each other or the grid.
-        """
         super().__init__()
         if not len(backbone_channels) == len(backbone_layers) == len(backbone_strides) == len(neck_channels):
             raise SettingError(
@@ -270,40 +231,35 @@ class LidarBranch(nn.Module):
             encoder_blocks,
             encoder_paddings,
             encoder_output_channels,
-            norm_eps,
-            norm_momentum,
+            partial(SparseBatchNorm, eps=norm_eps, momentum=norm_momentum),
         )
-        self.backbone = SECOND(
-            self.encoder.out_channels,
-            backbone_channels,
-            backbone_layers,
-            backbone_strides,
-            norm_eps,
-            norm_momentum,
-        )
+        dense_norm = partial(nn.BatchNorm2d, eps=norm_eps, momentum=norm_momentum)
+        channels = self.encoder.out_channels
+        self.backbone = SECOND(channels, backbone_channels, backbone_layers, backbone_strides, dense_norm)
         first = backbone_strides[0]
-        scales = [math.prod(backbone_strides[: level + 1]) // first for level in range(len(backbone_strides))]
-        self.neck = SECONDFPN(backbone_channels, neck_channels, scales, norm_eps, norm_momentum)
+        scales = [math.prod(backbone_strides[1 : level + 1]) for level in range(len(backbone_strides))]
+        self.neck = SECONDFPN(backbone_channels, neck_channels, scales, dense_norm)
         self.out_channels = sum(neck_channels)
         self._check_resolution(first, scales[-1])
         for dense in (self.backbone, self.neck):
-            fold_batch_norms(dense)
+            speed_up(dense)
             dense.to(memory_format=torch.channels_last)
 
     def _check_resolution(self, first_stride: int, coarsest: int) -> None:
         """Compare the map that will come out with the one the grid declares."""
-        rows, columns = self.encoder.output_shape[1:]
-        if rows % (first_stride * coarsest) or columns % (first_stride * coarsest):
+        _, rows, columns = self.encoder.output_shape
+        divisor = first_stride * coarsest
+        if rows % divisor or columns % divisor:
             raise SettingError(
-                f"the encoder's {rows} x {columns} cells cannot be divided by "
-                f"{first_stride * coarsest}, the product of backbone_strides; change grid.sparse_shape"
+                f"the encoder's {rows} x {columns} cells cannot be divided by {divisor}, the product of "
+                "backbone_strides; change grid.sparse_shape"
             )
-        if (rows // first_stride, columns // first_stride) != self.grid.bev_shape:
+        made = rows // first_stride, columns // first_stride
+        if made != self.grid.bev_shape:
+            _, y, x = self.grid.sparse_shape
             raise SettingError(
-                f"encoder and backbone make {rows // first_stride} x {columns // first_stride} "
-                f"BEV cells of {self.grid.sparse_shape[1]} x {self.grid.sparse_shape[2]} voxels, but "
-                f"grid.stride={self.grid.stride} says {self.grid.bev_shape[0]} x {self.grid.bev_shape[1]}; "
-                "make the number of encoder stages and grid.stride agree"
+                f"encoder and backbone make {made} BEV cells of {y} x {x} voxels, grid.stride={self.grid.stride} "
+                f"{self.grid.bev_shape}: make the number of encoder stages and grid.stride agree"
             )
 
     def voxelize(self, points: Tensor, point_counts: tuple[int, ...]) -> Voxels:

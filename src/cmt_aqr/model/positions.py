@@ -29,10 +29,9 @@ def sine_embedding(position: Tensor, features: int) -> Tensor:
     return waves.flatten(-3)
 
 
-def depth_bins(count: int, nearest: float, farthest: float, device: torch.device | None = None) -> Tensor:
+def depth_bins(count: int, nearest: float, farthest: float) -> Tensor:
     """Depths (count,) in metres along a camera ray: nearest + k (farthest - nearest) / count."""
-    steps = torch.arange(count, device=device, dtype=torch.float32)
-    return nearest + steps * ((farthest - nearest) / count)
+    return nearest + torch.arange(count, dtype=torch.float32) * ((farthest - nearest) / count)
 
 
 def ray_points(rays: Tensor, img2lidar: Tensor, depths: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The task head: the outputs of every decoder layer."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class TaskHead(nn.Module):
 
     Args:
         embed_dims: channels of the decoder.
-        layers: decoder layers.
+        layers: of the decoder.
         classes: number of classes.
         hidden: channels between the two convolutions, a layer.
         kernel: width of the convolutions along the queries: 1, or 3 in the published LiDAR-only model.
@@ -50,20 +51,14 @@ class TaskHead(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = layers
+        conv = partial(nn.Conv1d, kernel_size=kernel, padding=kernel // 2, groups=layers)
         for name, channels in OUTPUTS.items():
             out = classes if channels is None else channels
             branch = nn.Sequential(
-                nn.Conv1d(
-                    layers * embed_dims,
-                    layers * hidden,
-                    kernel,
-                    padding=kernel // 2,
-                    groups=layers,
-                    bias=False,
-                ),
+                conv(layers * embed_dims, layers * hidden, bias=False),
                 GroupLayerNorm(layers * hidden, layers),
                 nn.ReLU(),
-                nn.Conv1d(layers * hidden, layers * out, kernel, padding=kernel // 2, groups=layers),
+                conv(layers * hidden, layers * out),
             )
             self.add_module(name, branch)
         logits = self.get_submodule("cls_logits").get_submodule("3")

@@ -6,8 +6,6 @@ off in the median. Its plain sums keep partial sums and are exact to 1e-7, so th
 and PyTorch's own kernels do the rest, forward and backward.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -47,7 +45,10 @@ def batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
         x: (image, channel, h, w), or rows of features (row, channel).
     """
     learns = norm.affine and norm.track_running_stats and norm.momentum is not None
-    if not learns or x.device.type != "cpu" or x.dtype != torch.float32 or not _channels_last(x):
+    # The values of a position lie side by side, and of one position alone there is no variance.
+    side_by_side = x.dim() == 2 or x.is_contiguous(memory_format=torch.channels_last)
+    several = x.numel() > x.shape[1]
+    if not (learns and several and side_by_side and x.device.type == "cpu" and x.dtype == torch.float32):
         return _BatchNorm.forward(norm, x)  # without what a class of ours or timm's adds
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -62,13 +63,6 @@ def batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
         norm.running_var.lerp_(variance * (len(rows) / (len(rows) - 1)), norm.momentum)
     result: Tensor = _Normalise.apply(x, mean, variance, norm.weight, norm.bias, norm.eps)
     return result
-
-
-def _channels_last(x: Tensor) -> bool:
-    """Whether the values of a position lie side by side; of several positions, so that there is a variance."""
-    if x.numel() <= x.shape[1]:
-        return False
-    return x.dim() == 2 or x.is_contiguous(memory_format=torch.channels_last)
 
 
 class BatchNorm2d(nn.BatchNorm2d):

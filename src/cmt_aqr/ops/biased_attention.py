@@ -1,7 +1,5 @@
 """Attention with a number per query added to the logits of each group of tokens, through the fused kernels."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -53,49 +51,35 @@ def biased_attention(
         (batch, head, query, d).
     """
     scale = 1 / math.sqrt(query.shape[-1])
-    added = (
-        beta[:, None] if factors is None else beta[:, None] * factors[:, None, None]
-    )  # (batch, head, query, group)
-    known = _splits(query, dropout)
+    added = beta[:, None]  # (batch, head, query, group)
+    if factors is not None:
+        added = added * factors[:, None, None]
+    # Where the host knows at once whether beta is 0, tokens may be attended to in parts.
+    known = query.device.type == "cpu" and dropout == 0 and query.numel() > 0 and not torch.compiler.is_compiling()
     if known and not added.requires_grad and not beta.any():  # a control, or a fresh bias that is evaluated
         return functional.scaled_dot_product_attention(query, key, value)
     if known and beta.any():
-        sizes, members = _segments(groups)
+        members, sizes = groups.unique_consecutive(dim=0, return_counts=True)  # (segment, group)
         if len(sizes) <= _MOST_SEGMENTS:
             exact = torch.promote_types(query.dtype, torch.float32)
             bias = added.to(exact) @ members.mT.to(exact)  # (batch, head, query, segment)
-            return split_attention(query, key, value, bias, sizes, scale)
+            return split_attention(query, key, value, bias, tuple(sizes.tolist()), scale)
     return _with_channels(query, key, value, added / scale, groups, dropout, scale)
-
-
-def _splits(query: Tensor, dropout: float) -> bool:
-    """Whether tokens may be attended to in parts: where the host knows at once whether beta is 0."""
-    return query.device.type == "cpu" and dropout == 0 and query.numel() > 0 and not torch.compiler.is_compiling()
-
-
-def _segments(groups: Tensor) -> tuple[tuple[int, ...], Tensor]:
-    """Runs of tokens of the same groups: how many tokens each, and the groups of each (segment, group)."""
-    new = (groups[1:] != groups[:-1]).any(dim=-1).nonzero()[:, 0] + 1
-    starts = [0, *new.tolist()]
-    sizes = (stop - start for start, stop in zip(starts, [*starts[1:], len(groups)], strict=True))
-    return tuple(sizes), groups[starts]
 
 
 def _with_channels(
     query: Tensor, key: Tensor, value: Tensor, added: Tensor, groups: Tensor, dropout: float, scale: float
 ) -> Tensor:
     """The bias in channels; ``added`` is (batch, head or 1, query, group), divided by ``scale`` already."""
-    batch, heads, count, channels = query.shape
-    tokens = len(groups)
-    fill = -(channels + groups.shape[-1]) % _ALIGNED
-    zeros = query.new_zeros(1, 1, 1, 1)
-    filled = (zeros.expand(batch, heads, count, fill), zeros.expand(batch, heads, tokens, fill))
+    batch, heads, _, channels = query.shape
+    more = groups.shape[-1]
+    fill = -(channels + more) % _ALIGNED
     added = added.to(query.dtype).expand(batch, heads, -1, -1)
     of_tokens = groups.to(key.dtype).expand(batch, heads, -1, -1)
     attended = functional.scaled_dot_product_attention(
-        torch.cat((query, added, filled[0]), dim=-1),
-        torch.cat((key, of_tokens, filled[1]), dim=-1),
-        functional.pad(value, (0, fill + groups.shape[-1])),
+        functional.pad(torch.cat((query, added), dim=-1), (0, fill)),
+        functional.pad(torch.cat((key, of_tokens), dim=-1), (0, fill)),
+        functional.pad(value, (0, more + fill)),
         dropout_p=dropout,
         scale=scale,
     )

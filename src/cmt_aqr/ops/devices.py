@@ -1,6 +1,7 @@
-"""What differs between devices."""
+"""What differs between devices, and between one process and several."""
 
 import torch
+import torch.distributed
 
 
 def masks_are_free(device: torch.device) -> bool:
@@ -10,3 +11,9 @@ def masks_are_free(device: torch.device) -> bool:
     costs more than the rows that are left out; on a CPU there is nothing to wait for.
     """
     return device.type == "cpu"
+
+
+def processes() -> int:
+    """How many compute together."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if together else 1

@@ -1,12 +1,10 @@
-"""Batch norms in eval mode folded into the convolutions before them.
+"""Convolutions that are fast on a CPU: batch norms in eval mode folded into them, 1 x 1 kernels through oneDNN.
 
-Such a norm is a scale and a shift for each channel, which go into the kernel and the bias: that spares a pass
-over the map, and in training, where a backbone's norms are often kept in eval mode, the copy of the map that
-the norm's gradient would need. Gradients reach the kernel, the scale and the shift as before. Parameters keep
-their names and places.
+A norm in eval mode is a scale and a shift for each channel, which go into the kernel and the bias of the
+convolution before it: that spares a pass over the map, and in training, where a backbone's norms are often kept
+in eval mode, the copy of the map that the norm's gradient would need. Gradients reach the kernel, the scale and
+the shift as before. Parameters keep their names and places.
 """
-
-from __future__ import annotations
 
 from itertools import pairwise
 from typing import Any
@@ -19,7 +17,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cmt_aqr.ops.batch_norm import BatchNorm2d, BatchNormAct
-from cmt_aqr.ops.pointwise import convolve_pointwise, is_plain_pointwise
+from cmt_aqr.ops.pointwise import convolve_pointwise
 
 PAIRS = {
     ConvNormAct: [("conv", "bn")],
@@ -32,21 +30,6 @@ PAIRS = {
 
 In a ``Sequential`` it is any that stands behind one.
 """
-
-
-def folded(weight: Tensor, norm: _BatchNorm, dim: int = 0) -> tuple[Tensor, Tensor]:
-    """Kernel and bias that convolve and normalise at once.
-
-    Args:
-        weight: kernel of a convolution without bias, output channels along ``dim``.
-        norm: batch norm with learnt scale and shift and running statistics.
-        dim: 0 for a convolution, 1 for a transposed one.
-    """
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    shape = [-1 if axis == dim else 1 for axis in range(weight.dim())]
-    return weight * scale.view(shape), norm.bias - norm.running_mean * scale
 
 
 class FoldedBatchNorm2d(BatchNorm2d):
@@ -66,59 +49,39 @@ class FoldedBatchNormAct2d(BatchNormAct):
         return result
 
 
-FOLDED = {nn.BatchNorm2d: FoldedBatchNorm2d, BatchNormAct2d: FoldedBatchNormAct2d}
-EXACT = {nn.BatchNorm2d: BatchNorm2d, BatchNormAct2d: BatchNormAct}
+class Conv2d(nn.Conv2d):
+    """A convolution that applies the norm after it, and goes through oneDNN where its kernel is 1 x 1."""
 
-
-class _Normalised:
-    """A convolution that applies the batch norm after it as well while that norm is in eval mode."""
-
-    _parent: tuple[nn.Module, str]
-
-    @classmethod
-    def of(cls, conv: Any, parent: nn.Module, norm: str) -> None:
-        """Take over a convolution's class and parameters; ``norm`` names the batch norm within ``parent``."""
-        conv._pointwise = isinstance(conv, nn.Conv2d) and is_plain_pointwise(conv)
-        conv._parent = (parent, norm)  # a tuple, so that the parent is not registered as a child
-        conv.__class__ = cls
-
-    def _kernel(self, weight: Tensor, bias: Tensor | None, dim: int = 0) -> tuple[Tensor, Tensor | None]:
-        """Kernel and bias, with the norm's scale and shift where it leaves them to the convolution."""
-        parent, name = self._parent
-        norm = getattr(parent, name)
-        # Any other module there, a SyncBatchNorm say, normalises by itself.
-        if isinstance(norm, FoldedBatchNorm2d | FoldedBatchNormAct2d) and not norm.training:
-            return folded(weight, norm, dim)
-        return weight, bias
-
-
-class NormalisedConv2d(_Normalised, nn.Conv2d):
-    """See :class:`_Normalised`."""
-
-    _pointwise: bool
+    norm: tuple[nn.Module, str] | None
+    """Who holds the norm, and its name there; in a tuple, so that it is not registered as a child."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        weight, bias = self._kernel(weight, bias)
-        if self._pointwise:
+        weight, bias = _with_norm(self.norm, weight, bias)
+        if _is_pointwise(self):
             return convolve_pointwise(input, weight, bias, (self.stride[0], self.stride[1]))
         return super()._conv_forward(input, weight, bias)
 
 
-class NormalisedConvTranspose2d(_Normalised, nn.ConvTranspose2d):
-    """See :class:`_Normalised`; one without padding, groups or dilation."""
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """The same, transposed; one without padding, groups or dilation."""
+
+    norm: tuple[nn.Module, str] | None
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Convolve, transposed; the size follows from the input's."""
-        weight, bias = self._kernel(self.weight, self.bias, dim=1)
+        weight, bias = _with_norm(self.norm, self.weight, self.bias, dim=1)
         return functional.conv_transpose2d(input, weight, bias, self.stride)
 
 
-NORMALISED: dict[type, Any] = {nn.Conv2d: NormalisedConv2d, nn.ConvTranspose2d: NormalisedConvTranspose2d}
+EXACT = {nn.BatchNorm2d: BatchNorm2d, BatchNormAct2d: BatchNormAct}
+FOLDED = {nn.BatchNorm2d: FoldedBatchNorm2d, BatchNormAct2d: FoldedBatchNormAct2d}
+CONVOLUTIONS: dict[type, type] = {nn.Conv2d: Conv2d, nn.ConvTranspose2d: ConvTranspose2d}
 
 
-def fold_batch_norms(model: nn.Module) -> None:
-    """Fold every batch norm that is known to follow a convolution directly, see :data:`PAIRS`.
+def speed_up(model: nn.Module) -> None:
+    """Make its norms and convolutions, by their very types, those of this module.
 
+    A batch norm that is known to follow a convolution without bias directly (:data:`PAIRS`) is folded into it.
     All norms, folded or not, have exact statistics in training mode afterwards.
     """
     for parent in list(model.modules()):
@@ -126,11 +89,42 @@ def fold_batch_norms(model: nn.Module) -> None:
         for conv_name, norm_name in PAIRS.get(type(parent), pairwise(names)):
             conv: Any = getattr(parent, conv_name, None)
             norm: Any = getattr(parent, norm_name, None)
-            if type(norm) not in FOLDED or not norm.affine:
-                continue
-            if type(conv) in NORMALISED and conv.bias is None:
+            if type(norm) in FOLDED and norm.affine and type(conv) in CONVOLUTIONS and conv.bias is None:
                 norm.__class__ = FOLDED[type(norm)]
-                NORMALISED[type(conv)].of(conv, parent, norm_name)
+                conv.__class__ = CONVOLUTIONS[type(conv)]
+                conv.norm = (parent, norm_name)
     for module in model.modules():
         if type(module) in EXACT:
             module.__class__ = EXACT[type(module)]
+        elif type(module) is nn.Conv2d and _is_pointwise(module):
+            module.__class__ = Conv2d
+            module.norm = None  # type: ignore[assignment]  # it has another class now
+
+
+def _with_norm(
+    place: tuple[nn.Module, str] | None, weight: Tensor, bias: Tensor | None, dim: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """Kernel and bias, with the norm's scale and shift where it leaves them to the convolution.
+
+    Args:
+        place: who holds the norm, and its name there. Another module that was put there, a SyncBatchNorm say,
+            normalises by itself.
+        weight: kernel, output channels along ``dim``.
+        bias: of the convolution.
+        dim: 0 for a convolution, 1 for a transposed one.
+    """
+    norm = None if place is None else getattr(*place)
+    if not isinstance(norm, FoldedBatchNorm2d | FoldedBatchNormAct2d) or norm.training:
+        return weight, bias
+    assert isinstance(norm, _BatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shape = [-1 if axis == dim else 1 for axis in range(weight.dim())]
+    return weight * scale.view(shape), norm.bias - norm.running_mean * scale
+
+
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    """Whether it has a 1 x 1 kernel and nothing unusual."""
+    settings = (conv.kernel_size, conv.padding, conv.dilation, conv.groups)
+    return settings == ((1, 1), (0, 0), (1, 1), 1)

@@ -6,9 +6,7 @@ server core (Zen 5) that is 90 against 210 GFLOP/s, and a ResNet-50 is half 1 x 
 to rounding. Elsewhere (other devices, other types, autocast) everything goes PyTorch's usual way.
 """
 
-from __future__ import annotations
-
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,32 +79,3 @@ class _PointwiseConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             bias_gradient = rows.sum(0)
         return x_gradient, weight_gradient, bias_gradient
-
-
-class PointwiseConv2d(nn.Conv2d):
-    """A 1 x 1 convolution that goes through oneDNN where it can."""
-
-    @classmethod
-    def of(cls, conv: nn.Conv2d) -> Self:
-        """Take over the parameters of a 1 x 1 convolution without padding, groups or dilation."""
-        stride, bias = (conv.stride[0], conv.stride[1]), conv.bias is not None
-        own = cls(conv.in_channels, conv.out_channels, 1, stride, bias=bias, device="meta")
-        own.weight, own.bias = conv.weight, conv.bias
-        return own
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return convolve_pointwise(input, weight, bias, (self.stride[0], self.stride[1]))
-
-
-def replace_pointwise_convolutions(model: nn.Module) -> None:
-    """Make every plain 1 x 1 convolution a :class:`PointwiseConv2d`; names and parameters stay."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d) and is_plain_pointwise(child):
-                setattr(parent, name, PointwiseConv2d.of(child))
-
-
-def is_plain_pointwise(conv: nn.Conv2d) -> bool:
-    """Whether it has a 1 x 1 kernel and nothing unusual; subclasses may do something else and are left."""
-    settings = (conv.kernel_size, conv.padding, conv.dilation, conv.groups)
-    return type(conv) is nn.Conv2d and settings == ((1, 1), (0, 0), (1, 1), 1)

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from cmt_aqr.ops.devices import masks_are_free
+
 CHUNK_BYTES = 8 * 2**20
 """Products held before they are summed: few enough to stay in the cache and to reuse memory (glibc maps, and
 the kernel clears, every block above 32 MB anew)."""
@@ -99,21 +101,11 @@ class Rulebook:
         """(output, offset): :attr:`neighbours`, with all that an output needs side by side."""
         return self.neighbours.T.contiguous()
 
-    @cached_property
-    def exists(self) -> Tensor:
-        """(offset, output) bool: whether there is an input."""
-        return self.neighbours != self.inputs
-
-    @cached_property
-    def pair_count(self) -> int:
-        """Number of existing pairs. Reading it waits for the device."""
-        return int(self.exists.sum())
-
     def pairs(self, channels: int) -> PairPlan:
         """The existing pairs, in chunks whose products of ``channels`` values fit :data:`CHUNK_BYTES`."""
         size = max(1, CHUNK_BYTES // (4 * channels))
         if size not in self._plans:
-            self._plans[size] = plan_pairs(self.neighbours, self.exists, self.pair_count, size)
+            self._plans[size] = plan_pairs(self.neighbours, self.neighbours != self.inputs, size)
         return self._plans[size]
 
     @cached_property
@@ -121,19 +113,16 @@ class Rulebook:
         return {}
 
 
-def plan_pairs(neighbours: Tensor, exists: Tensor, pair_count: int, pairs_per_chunk: int) -> PairPlan:
-    """Order the existing pairs by (chunk, offset, output).
-
-    A chunk is a run of outputs with about ``pairs_per_chunk`` pairs.
+def plan_pairs(neighbours: Tensor, exists: Tensor, pairs_per_chunk: int) -> PairPlan:
+    """Order the existing pairs by (chunk, offset, output); a chunk is a run of outputs with about so many pairs.
 
     Args:
         neighbours: (offset, output) input of each pair.
         exists: (offset, output) whether there is one.
-        pair_count: how many there are.
-        pairs_per_chunk: how many a chunk should have.
+        pairs_per_chunk: how many.
     """
     offsets, outputs = neighbours.shape
-    number = max(1, math.ceil(pair_count / pairs_per_chunk))
+    number = max(1, math.ceil(int(exists.sum()) / pairs_per_chunk))
     rows = max(1, math.ceil(outputs / number))
     number = math.ceil(outputs / rows)
 
@@ -167,9 +156,24 @@ def plan_pairs(neighbours: Tensor, exists: Tensor, pair_count: int, pairs_per_ch
     )
 
 
-def _convolve_pairs(features: Tensor, weight: Tensor, plan: PairPlan) -> Tensor:
-    """Gather, multiply and reduce the existing pairs: (output, out)."""
-    result = features.new_empty((len(plan.bag_starts), weight.shape[2]))
+def _gathered(features: Tensor, rulebook: Rulebook) -> Iterator[tuple[slice, Tensor]]:
+    """Runs of outputs, and what all offsets bring to each: (output, offset * in), zeros for missing inputs."""
+    padded = functional.pad(features, (0, 0, 0, 1))
+    inputs = rulebook.by_output
+    rows = max(1, BLOCK_BYTES // (inputs.shape[1] * padded.shape[1] * padded.element_size()))
+    for start in range(0, len(inputs), rows):
+        run = slice(start, start + rows)
+        yield run, padded.index_select(0, inputs[run].flatten()).view(-1, inputs.shape[1] * padded.shape[1])
+
+
+def _convolve(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
+    """Values (output, out) of features (input, in) with a kernel (offset, in, out)."""
+    result = features.new_empty((rulebook.outputs, weight.shape[2]))
+    if not masks_are_free(features.device):
+        for run, gathered in _gathered(features, rulebook):
+            torch.mm(gathered, weight.flatten(0, 1), out=result[run])
+        return result
+    plan = rulebook.pairs(weight.shape[2])
     longest = max((chunk.pairs[1] - chunk.pairs[0] for chunk in plan.chunks), default=0)
     buffer = features.new_empty((longest, weight.shape[2]))
     for chunk in plan.chunks:
@@ -187,54 +191,19 @@ def _convolve_pairs(features: Tensor, weight: Tensor, plan: PairPlan) -> Tensor:
     return result
 
 
-def _gathered(features: Tensor, rulebook: Rulebook) -> Iterator[tuple[slice, Tensor]]:
-    """Runs of outputs, and what all offsets bring to each: (output, offset * in), zeros for missing inputs."""
-    padded = functional.pad(features, (0, 0, 0, 1))
-    inputs = rulebook.by_output
-    rows = max(1, BLOCK_BYTES // (inputs.shape[1] * padded.stride(0) * padded.element_size()))
-    for start in range(0, len(inputs), rows):
-        run = slice(start, start + rows)
-        yield run, padded.index_select(0, inputs[run].flatten()).view(-1, inputs.shape[1] * padded.shape[1])
-
-
-def _convolve_neighbours(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
-    """One product over all offsets, missing inputs being zeros: (output, out)."""
-    result = features.new_empty((rulebook.outputs, weight.shape[2]))
-    for run, gathered in _gathered(features, rulebook):
-        torch.mm(gathered, weight.flatten(0, 1), out=result[run])
-    return result
-
-
-def _convolve(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
-    if features.device.type == "cpu":
-        return _convolve_pairs(features, weight, rulebook.pairs(weight.shape[2]))
-    return _convolve_neighbours(features, weight, rulebook)
-
-
-def _weight_gradient_pairs(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
-    """Gradient (offset, in, out) of the kernel, from the existing pairs."""
-    plan, offsets = rulebook.pairs(gradient.shape[1]), len(rulebook.neighbours)
-    result = features.new_zeros((offsets, features.shape[1], gradient.shape[1]))
+def _weight_gradient(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
+    """Gradient (offset, in, out) of the kernel, from features (input, in) and a gradient (output, out)."""
+    result = features.new_zeros((len(rulebook.neighbours), features.shape[1], gradient.shape[1]))
+    if not masks_are_free(features.device):
+        for run, gathered in _gathered(features, rulebook):
+            result.flatten(0, 1).addmm_(gathered.T, gradient[run])
+        return result
+    plan = rulebook.pairs(gradient.shape[1])
     for chunk in plan.chunks:
         for offset, start, stop in chunk.offsets:
             gathered = features.index_select(0, plan.inputs[start:stop])
             result[offset].addmm_(gathered.T, gradient.index_select(0, plan.outputs[start:stop]))
     return result
-
-
-def _weight_gradient_neighbours(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
-    """Gradient (offset, in, out) of the kernel, one product over all offsets."""
-    offsets, channels = len(rulebook.neighbours), features.shape[1]
-    result = features.new_zeros((offsets * channels, gradient.shape[1]))
-    for run, gathered in _gathered(features, rulebook):
-        result.addmm_(gathered.T, gradient[run])
-    return result.view(offsets, channels, -1)
-
-
-def _weight_gradient(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
-    if features.device.type == "cpu":
-        return _weight_gradient_pairs(features, gradient, rulebook)
-    return _weight_gradient_neighbours(features, gradient, rulebook)
 
 
 class _SparseConvolution(torch.autograd.Function):

@@ -26,26 +26,19 @@ from cmt_aqr.ops.rulebook import Rulebook, sparse_convolution
 Triple = tuple[int, int, int]
 
 
+@dataclass(frozen=True, eq=False)
 class Sites:
-    """The occupied sites of a batch at one resolution, sorted by (sample, z, y, x), and their rulebook."""
+    """The occupied sites of a batch at one resolution, and their rulebook.
 
-    def __init__(self, coords: Tensor, shape: Triple, batch_size: int) -> None:
-        """Take sites that are sorted and distinct; :meth:`sorted` sorts them first.
+    Attributes:
+        coords: (site, 4) int64: sample, z, y, x; distinct, and sorted in this order.
+        shape: cells along z, y, x.
+        batch_size: number of samples.
+    """
 
-        Args:
-            coords: (site, 4) int64: sample, z, y, x.
-            shape: cells along z, y, x.
-            batch_size: number of samples.
-        """
-        self.coords = coords
-        self.shape = shape
-        self.batch_size = batch_size
-
-    @classmethod
-    def sorted(cls, coords: Tensor, shape: Triple, batch_size: int) -> tuple[Sites, Tensor]:
-        """Sort distinct sites (site, 4); also returns the order (site,) that their features must follow."""
-        order = _linear(coords.long().unbind(1), shape).argsort()
-        return cls(coords.long()[order], shape, batch_size), order
+    coords: Tensor
+    shape: Triple
+    batch_size: int
 
     def __len__(self) -> int:
         return len(self.coords)
@@ -92,12 +85,12 @@ class Sites:
         number of outputs depends on the data, so on a GPU this waits for the device.
 
         Args:
-            kernel: size along z, y, x.
-            stride: along z, y, x.
-            padding: along z, y, x, on both sides.
+            kernel: size along z, y, x, like the others.
+            stride: likewise.
+            padding: on both sides.
 
         Raises:
-            ValueError: where the output would have no cell on some axis.
+            SettingError: where the output would have no cell on some axis.
         """
         shape = strided_shape(self.shape, kernel, stride, padding)
         device = self.coords.device
@@ -121,7 +114,8 @@ class Sites:
         neighbours[offset, output] = site
         reverse = torch.full((number, inputs), outputs, dtype=torch.int64, device=device)
         reverse[offset, site] = output
-        return Sites(_unravel(keys, shape), shape, self.batch_size), Rulebook(neighbours, inputs, reverse)
+        coords = torch.stack(torch.unravel_index(keys, (self.batch_size, *shape)), dim=1)
+        return Sites(coords, shape, self.batch_size), Rulebook(neighbours, inputs, reverse)
 
 
 def strided_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple) -> Triple:
@@ -149,21 +143,9 @@ def _linear(coords: tuple[Tensor, ...], shape: Triple) -> Tensor:
     return ((sample * shape[0] + z) * shape[1] + y) * shape[2] + x
 
 
-def _unravel(keys: Tensor, shape: Triple) -> Tensor:
-    """Inverse of :func:`_linear`: (key, 4)."""
-    rest, x = keys // shape[2], keys % shape[2]
-    rest, y = rest // shape[1], rest % shape[1]
-    return torch.stack((rest // shape[0], rest % shape[0], y, x), dim=1)
-
-
 @dataclass(frozen=True, eq=False)
 class SparseTensor:
-    """Features at occupied sites.
-
-    Attributes:
-        features: (site, channel).
-        sites: where they are.
-    """
+    """Features (site, channel) at occupied sites."""
 
     features: Tensor
     sites: Sites
@@ -192,17 +174,8 @@ class _SparseConv3d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: Triple) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(*kernel, in_channels, out_channels))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the kernel from a uniform of variance 1 / (3 fan-in), as ``torch.nn.Conv3d`` does."""
-        bound = 1 / math.sqrt(self.weight[..., 0].numel())
+        bound = 1 / math.sqrt(self.weight[..., 0].numel())  # variance 1 / (3 fan-in), as of torch.nn.Conv3d
         nn.init.uniform_(self.weight, -bound, bound)
-
-    def extra_repr(self) -> str:
-        """Sizes, for printing."""
-        *kernel, in_channels, out_channels = self.weight.shape
-        return f"{in_channels}, {out_channels}, kernel={tuple(kernel)}"
 
 
 class SubmanifoldConv3d(_SparseConv3d):
@@ -236,10 +209,6 @@ class StridedSparseConv3d(_SparseConv3d):
         kz, ky, kx = self.weight.shape[:3]
         sites, rulebook = x.sites.strided((kz, ky, kx), self.stride, self.padding)
         return SparseTensor(sparse_convolution(x.features, self.weight, rulebook), sites)
-
-    def extra_repr(self) -> str:
-        """Sizes, for printing."""
-        return f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}"
 
 
 class SparseBatchNorm(nn.BatchNorm1d):

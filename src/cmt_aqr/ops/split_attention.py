@@ -11,8 +11,6 @@ given l - b_s for a segment's l_s, and o for its result. With g the gradient of 
 No public function of PyTorch gives l_s on a CPU; ``pyproject.toml`` bounds its version for the two operators here.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -26,7 +24,9 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 def split_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, sizes: tuple[int, ...], scale: float
 ) -> Tensor:
-    """softmax(scale q k + bias of the token's segment) v.
+    """softmax(scale q k + bias of the token's segment) v: (batch, head, query, d).
+
+    Differentiable once, in everything but ``scale``.
 
     Args:
         query: (batch, head, query, d), on a CPU, like all of these.
@@ -35,9 +35,6 @@ def split_attention(
         bias: (batch, head or 1, query, segment), finite; float64 if ``query`` is, or else float32.
         sizes: tokens of each segment, at least one; their sum is the number of tokens.
         scale: of the products.
-
-    Returns:
-        (batch, head, query, d). Differentiable once, in everything but ``scale``.
     """
     result: Tensor = _SplitAttention.apply(query, key, value, bias, sizes, scale)
     return result

@@ -1,7 +1,5 @@
 """Hard voxelisation: each voxel is the mean of its first few points (VoxelNet, Zhou and Tuzel, CVPR 2018)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -65,21 +63,19 @@ def hard_voxelize(
     max_points: int = 10,
     max_voxels: int = 160_000,
 ) -> Voxels:
-    """Group points into voxels and average the first ``max_points`` of each, in input order.
+    """Group points into sorted voxels and average the first ``max_points`` of each, in input order.
 
     Where a sample has more than ``max_voxels`` occupied voxels, those whose first point comes first are kept,
     as the released voxeliser does. The number of voxels depends on the data, so on a GPU this waits once for
     the device; everything else is asynchronous and deterministic (no atomic float additions).
 
     Args:
-        points: (point, feature) with x, y, z in metres first, LiDAR frame; samples one after another.
+        points: (point, feature) with x, y, z in metres first, LiDAR frame; samples one after another. Points
+            outside the grid (and NaN) are dropped.
         point_counts: points of every sample.
-        grid: range, voxel size and shape. Points outside (and NaN) are dropped.
-        max_points: points averaged in a voxel.
-        max_voxels: voxels kept in a sample.
-
-    Returns:
-        The voxels, sorted by (sample, z, y, x).
+        grid: range, voxel size and shape.
+        max_points: averaged in a voxel.
+        max_voxels: kept in a sample.
     """
     device, number = points.device, len(points)
     keys, cells, outside = _voxel_keys(points, point_counts, grid)

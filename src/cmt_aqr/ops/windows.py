@@ -8,8 +8,6 @@ and gathered again in the backward pass instead of being kept. They are each oth
     window_sum:     R[p, h, c] = sum_n  A[p, h, n] T[I[p, n], c]
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,7 +62,7 @@ def window_scores(queries: Tensor, table: Tensor, index: Tensor) -> Tensor:
     Returns:
         (pair, head, window cell). Differentiable once in ``queries`` and ``table``.
     """
-    return _WindowScores.apply(queries, table, index)
+    return _WindowProduct.apply(queries, table, index, False)
 
 
 def window_sum(weights: Tensor, table: Tensor, index: Tensor) -> Tensor:
@@ -72,96 +70,65 @@ def window_sum(weights: Tensor, table: Tensor, index: Tensor) -> Tensor:
 
     Args:
         weights: (pair, head, window cell).
-        table: (cell, channel), the map's cells as rows.
-        index: (pair, window cell) int64, rows of ``table``.
+        table: as of :func:`window_scores`, like ``index``.
+        index: likewise.
 
     Returns:
         (pair, head, channel). Differentiable once in ``weights`` and ``table``.
     """
-    return _WindowSum.apply(weights, table, index)
+    return _WindowProduct.apply(weights, table, index, True)
 
 
-class _WindowScores(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, queries: Tensor, table: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(queries, table, index)
-        return _scores(queries, table, index)
+class _WindowProduct(torch.autograd.Function):
+    """``window_sum`` of weights, or ``window_scores`` of queries, (pair, head, ...); each the other's adjoint."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        queries, table, index = ctx.saved_tensors
-        needs_queries, needs_table, _ = ctx.needs_input_grad
-        return (
-            _sum(gradient, table, index) if needs_queries else None,
-            _scatter(gradient, queries, index, len(table)) if needs_table else None,
-            None,
-        )
-
-
-class _WindowSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, table: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(weights, table, index)
-        return _sum(weights, table, index)
+    def forward(ctx: Any, first: Tensor, table: Tensor, index: Tensor, summed: bool) -> Tensor:
+        ctx.save_for_backward(first, table, index)
+        ctx.summed = summed
+        return _product(first, table, index, summed)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        weights, table, index = ctx.saved_tensors
-        needs_weights, needs_table, _ = ctx.needs_input_grad
-        return (
-            _scores(gradient, table, index) if needs_weights else None,
-            _scatter(weights, gradient, index, len(table)) if needs_table else None,
-            None,
-        )
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        first, table, index = ctx.saved_tensors
+        of_first = of_table = None
+        if ctx.needs_input_grad[0]:
+            of_first = _product(gradient, table, index, not ctx.summed)
+        if ctx.needs_input_grad[1]:
+            weights, queries = (first, gradient) if ctx.summed else (gradient, first)
+            of_table = _scatter(weights, queries, index, len(table))
+        return of_first, of_table, None, None
 
 
-def _blocks(table: Tensor, index: Tensor) -> Iterator[slice]:
-    """Slices of pairs whose windows together stay within a block of memory."""
+def _blocks(table: Tensor, index: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Blocks of pairs whose windows together stay within a limit of memory.
+
+    Yields:
+        the pairs, their cells (cell of the block,) int64, and room for these cells' rows (cell of the block,
+        channel): one buffer for all blocks, as fresh memory for each costs more than the gathering.
+    """
     limit = _CPU_BLOCK_BYTES if table.device.type == "cpu" else _GPU_BLOCK_BYTES
-    bytes_of_pair = index.shape[1] * table.shape[1] * table.element_size()
-    step = max(1, limit // bytes_of_pair)
+    step = max(1, limit // (index.shape[1] * table.shape[1] * table.element_size()))
+    buffer = table.new_empty(min(step, len(index)) * index.shape[1], table.shape[1])
     for start in range(0, len(index), step):
-        yield slice(start, start + step)
+        cells = index[start : start + step].flatten()
+        yield slice(start, start + step), cells, buffer[: len(cells)]
 
 
-def _windows(table: Tensor, index: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of pairs with their windows (pair of the block, window cell, channel), in one reused buffer."""
-    buffer = None
-    for block in _blocks(table, index):
-        rows = index[block]
-        if buffer is None:
-            # One buffer for all blocks: fresh memory for each costs more than the gathering.
-            buffer = table.new_empty(rows.numel(), table.shape[1])
-        window = buffer[: rows.numel()]
-        torch.index_select(table, 0, rows.flatten(), out=window)
-        yield block, window.view(*rows.shape, -1)
-
-
-def _scores(queries: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    result = queries.new_empty(*queries.shape[:2], index.shape[1])
-    for block, window in _windows(table, index):
-        torch.bmm(queries[block], window.transpose(1, 2), out=result[block])
-    return result
-
-
-def _sum(weights: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    result = weights.new_empty(*weights.shape[:2], table.shape[1])
-    for block, window in _windows(table, index):
-        torch.bmm(weights[block], window, out=result[block])
+def _product(first: Tensor, table: Tensor, index: Tensor, summed: bool) -> Tensor:
+    result = first.new_empty(*first.shape[:2], table.shape[1] if summed else index.shape[1])
+    for block, cells, rows in _blocks(table, index):
+        torch.index_select(table, 0, cells, out=rows)
+        window = rows.view(-1, index.shape[1], table.shape[1])
+        torch.bmm(first[block], window if summed else window.transpose(1, 2), out=result[block])
     return result
 
 
 def _scatter(weights: Tensor, queries: Tensor, index: Tensor, cells: int) -> Tensor:
     """Gradient of the table: (cell, channel), the sum over pairs and heads of weight times query."""
     result = queries.new_zeros(cells, queries.shape[2])
-    buffer = None
-    for block in _blocks(result, index):
-        rows = index[block]
-        if buffer is None:
-            buffer = queries.new_empty(*rows.shape, queries.shape[2])
-        outer = buffer[: len(rows)]
-        torch.bmm(weights[block].transpose(1, 2), queries[block], out=outer)
-        result.index_add_(0, rows.flatten(), outer.flatten(0, 1))
+    for block, of_block, rows in _blocks(result, index):
+        torch.bmm(weights[block].transpose(1, 2), queries[block], out=rows.view(-1, index.shape[1], rows.shape[1]))
+        result.index_add_(0, of_block, rows)
     return result

@@ -26,7 +26,8 @@ _BEFORE = (
     ("cmt_aqr.training.curves.", "cmt_aqr.runs.curves."),
     ("cmt_aqr.training.checkpoints.", "cmt_aqr.runs.checkpoints."),
     ("cmt_aqr.visual.progress.", "cmt_aqr.runs.progress."),
-    ("cmt_aqr.visual.summary.", "cmt_aqr.training.summary."),
+    ("cmt_aqr.visual.summary.", "cmt_aqr.training.plan."),
+    ("cmt_aqr.training.summary.", "cmt_aqr.training.plan."),
     ("cmt_aqr.data.augmentation.MaskModality", "cmt_aqr.data.masking.MaskModality"),
     ("cmt_aqr.data.augmentation.GridMask", "cmt_aqr.data.masking.GridMask"),
 )

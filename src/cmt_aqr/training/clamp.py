@@ -1,16 +1,16 @@
 """The clamp schedule: how high AQR's maps may rise, by epoch."""
 
-from __future__ import annotations
-
+from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 
 from cmt_aqr.aqr import AQR, Renderer
-from cmt_aqr.checks import require_above_zero, require_choice
+from cmt_aqr.checks import is_whole, require_above_zero, require_choice
 from cmt_aqr.errors import SettingError, UserError
-from cmt_aqr.training.module import DetectorModule
+from cmt_aqr.training.module import aqr_of
 
 
 class ClampSchedule(pl.Callback):
@@ -25,8 +25,7 @@ class ClampSchedule(pl.Callback):
         mode: ``step`` holds each value until the next milestone, ``linear`` goes straight to it.
 
     Raises:
-        SettingError: for epochs that are no whole numbers, do not begin at 0 or do not increase, and for values
-            that are no numbers above 0.
+        SettingError: for other epochs than whole numbers that begin at 0 and increase, and values not above 0.
     """
 
     def __init__(self, milestones: Mapping[int, float] | None = None, mode: str = "step") -> None:
@@ -39,15 +38,12 @@ class ClampSchedule(pl.Callback):
 
     def value_at(self, epoch: int) -> float | None:
         """The clamp in an epoch, or ``None`` where there are no milestones."""
-        passed = [start for start in self.milestones if start <= epoch]
-        if not passed:
+        if not self.milestones:
             return None
-        start, value = passed[-1], self.milestones[passed[-1]]
-        following = [later for later in self.milestones if later > epoch]
-        if self.mode == "step" or not following:
-            return value
-        share = (epoch - start) / (following[0] - start)
-        return value + share * (self.milestones[following[0]] - value)
+        starts, values = list(self.milestones), list(self.milestones.values())
+        if self.mode == "linear":
+            return float(np.interp(epoch, starts, values))
+        return values[bisect_right(starts, epoch) - 1]
 
     def unread(self) -> dict[str, str]:
         """Settings that have no effect, and the setting because of which."""
@@ -72,9 +68,7 @@ class ClampSchedule(pl.Callback):
         """Set the epoch's clamp."""
         self._set(trainer, pl_module)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Log the clamp, with the losses of the step."""
         if self._current is not None:
             pl_module.log("aqr/max_weight_clamp", self._current, batch_size=1)
@@ -95,24 +89,18 @@ class ClampSchedule(pl.Callback):
 def _checked(milestones: Mapping[Any, Any]) -> dict[int, float]:
     """The milestones, if they can be followed. Epochs may be text: so a key added on a command line comes."""
     epochs = [int(epoch) if isinstance(epoch, str) and epoch.isdigit() else epoch for epoch in milestones]
-    whole = all(isinstance(epoch, int) and not isinstance(epoch, bool) for epoch in epochs)
-    if not whole or (epochs and (epochs[0] != 0 or epochs != sorted(set(epochs)))):
+    if not all(map(is_whole, epochs)) or (epochs and epochs[0] != 0) or epochs != sorted(set(epochs)):
         raise SettingError(
             f"milestones={dict(milestones)}: epochs must be whole numbers, begin at 0 and "
             "increase; all of them are given at once, as in {0:2.5,6:2.0}"
         )
-    for epoch, value in zip(epochs, milestones.values(), strict=True):
-        require_above_zero(f"milestones[{epoch}]", value)
-    return {epoch: float(value) for epoch, value in zip(epochs, milestones.values(), strict=True)}
+    return {
+        epoch: require_above_zero(f"milestones[{epoch}]", value)
+        for epoch, value in zip(epochs, milestones.values(), strict=True)
+    }
 
 
 def renderer_of(module: pl.LightningModule) -> Renderer | None:
-    """The renderer whose clamp is scheduled, or ``None`` where AQR renders nothing.
-
-    Raises:
-        TypeError: for another module than a DetectorModule.
-    """
-    if not isinstance(module, DetectorModule):
-        raise TypeError(f"a clamp belongs to a DetectorModule, not to {type(module).__name__}")
-    aqr = module.model.aqr
+    """The renderer whose clamp is scheduled, or ``None`` where AQR renders nothing."""
+    aqr = aqr_of(module)
     return aqr.renderer if isinstance(aqr, AQR) else None

@@ -3,8 +3,6 @@
 CMT's form: groups of noised boxes, each group one query a box, padded to the batch's largest box count.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +62,7 @@ class Denoising:
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> DenoisingTargets | None:
-        """Make the queries.
+        """Make the queries and their targets; ``None`` for a batch without boxes.
 
         Args:
             batch: frames with their boxes.
@@ -73,16 +71,12 @@ class Denoising:
             noise: (group * box, 3) uniform in [0, 1), group-major over the batch's boxes; drawn if not given.
             generator: to draw it from, on the batch's device; ``None``: PyTorch's own, which then stands
                 elsewhere for all that comes after, depending on the number of boxes.
-
-        Returns:
-            The queries and their targets, or ``None`` for a batch without boxes.
         """
         most = max(batch.box_counts)
         groups = min(self.groups, matching_queries // most) if most else 0
         if groups == 0:
             return None
-        boxes, device = batch.boxes.repeat(groups, 1), batch.boxes.device
-        count = len(batch.boxes)
+        boxes, device, count = batch.boxes.repeat(groups, 1), batch.boxes.device, len(batch.boxes)
         if noise is None:
             noise = torch.rand(len(boxes), 3, device=device, generator=generator)
         offset = (2 * noise - 1) * self.noise_scale
@@ -92,8 +86,8 @@ class Denoising:
         labels = torch.where(offset.norm(dim=1) > self.background_above, self.classes, labels)
 
         sample = sample_index(batch.box_counts, device)
-        start = from_host([sum(batch.box_counts[:i]) for i in range(batch.size)], device)
-        within = torch.arange(count, device=device) - start[sample]
+        counts = from_host(batch.box_counts, device)
+        within = torch.arange(count, device=device) - (counts.cumsum(0) - counts)[sample]
         group = torch.arange(groups, device=device).repeat_interleave(count)
         sample, position = sample.repeat(groups), within.repeat(groups) + group * most
         reference_points = centres.new_zeros(batch.size, groups * most, 3)

@@ -1,10 +1,7 @@
 """Losses and weights that are not finite, found without waiting for the device in every step."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,53 +14,20 @@ class NotFiniteError(UserError):
     """The training diverged, or data made the loss infinite or NaN."""
 
 
-@dataclass(frozen=True)
-class _Losses:
-    """A batch's losses, still on the device.
-
-    Attributes:
-        step: the optimiser step that the batch belongs to, from 0.
-        tokens: the frames.
-        names: of the loss terms.
-        values: (term + input,), after the losses 1 for each part of the inputs that is finite, else 0.
-        inputs: names of the parts.
-    """
-
-    step: int
-    tokens: tuple[str, ...]
-    names: tuple[str, ...]
-    values: Tensor
-    inputs: tuple[str, ...]
-
-
 class LossGuard:
     """Remembers the losses of the last batches and looks at all of them at once, now and then."""
 
     def __init__(self) -> None:
-        self._recent: list[_Losses] = []
+        self._recent: list[tuple[int, tuple[str, ...], dict[str, Tensor], Mapping[str, Tensor]]] = []
 
     def __len__(self) -> int:
         return len(self._recent)
 
     def add(
-        self,
-        step: int,
-        tokens: tuple[str, ...],
-        losses: Mapping[str, Tensor],
-        inputs: Mapping[str, Tensor] | None = None,
+        self, step: int, tokens: tuple[str, ...], losses: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
     ) -> None:
-        """Remember a batch's loss terms (scalars); does not wait for the device.
-
-        Args:
-            step: the optimiser step that the batch belongs to, from 0.
-            tokens: the frames.
-            losses: by name.
-            inputs: which parts of the batch are finite, see :func:`finite_inputs`.
-        """
-        inputs = inputs or {}
-        flags = [flag.to(next(iter(losses.values())).dtype) for flag in inputs.values()]
-        values = torch.stack([*(value.detach() for value in losses.values()), *flags])
-        self._recent.append(_Losses(step, tokens, tuple(losses), values, tuple(inputs)))
+        """Remember losses (scalars) and which parts of the batch are finite, without waiting for the device."""
+        self._recent.append((step, tokens, {name: value.detach() for name, value in losses.items()}, inputs))
 
     def problem(self) -> str | None:
         """A sentence about the first batch whose loss is not finite, or ``None``; then all are forgotten.
@@ -73,17 +37,14 @@ class LossGuard:
         recent, self._recent = self._recent, []
         if not recent:
             return None
-        values = torch.cat([losses.values for losses in recent]).tolist()
-        start = 0
-        for losses in recent:
-            terms = dict(zip(losses.names, values[start:], strict=False))
-            start += len(losses.names)
-            flags = dict(zip(losses.inputs, values[start:], strict=False))
-            start += len(losses.inputs)
+        scalars = [part.float() for *_, losses, inputs in recent for part in (*losses.values(), *inputs.values())]
+        values = iter(torch.stack(scalars).tolist())
+        for step, tokens, losses, inputs in recent:
+            terms = {name: next(values) for name in losses}
+            bad = [name for name in inputs if not next(values)]
             if not all(map(math.isfinite, terms.values())):
                 listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-                said = f"step {losses.step}: the loss is not finite ({listed}) on {frames(losses.tokens)}"
-                bad = [name for name, finite in flags.items() if not finite]
+                said = f"step {step}: the loss is not finite ({listed}) on {frames(tokens)}"
                 return f"{said}; {_from_outside(bad[0], 'there')}" if bad else said
         return None
 
@@ -102,18 +63,15 @@ def finite_inputs(batch: Batch) -> dict[str, Tensor]:
 
 
 def why_not_finite(batch: Batch, weights: Iterable[tuple[str, Tensor]]) -> str:
-    """Why a model's outputs for a batch are not finite: its inputs, a weight, or neither; waits for the device.
-
-    Args:
-        batch: what the model was given.
-        weights: parameters and buffers by name.
-    """
-    of_points, of_boxes = batch.points.split(batch.point_counts), batch.boxes.split(batch.box_counts)
-    for number, token in enumerate(batch.tokens):
-        parts = {"points": of_points[number], "lidar2img": batch.lidar2img[number], "boxes": of_boxes[number]}
-        if batch.images is not None:
-            parts["images"] = batch.images[number]
-        for name, part in parts.items():
+    """Why outputs for a batch are not finite: its inputs, a weight or buffer, or neither; waits for the device."""
+    parts: dict[str, Sequence[Tensor]] = {
+        "points": batch.points.split(batch.point_counts),
+        "images": () if batch.images is None else tuple(batch.images),
+        "lidar2img": tuple(batch.lidar2img),
+        "boxes": batch.boxes_of_each(),
+    }
+    for name, of_frames in parts.items():
+        for token, part in zip(batch.tokens, of_frames, strict=False):
             if not part.isfinite().all():
                 return _from_outside(name, f"of frame {token}")
     bad = _not_finite(weights)
@@ -128,12 +86,7 @@ def frames(tokens: Iterable[str]) -> str:
 
 
 def weights_problem(named: Iterable[tuple[str, Tensor]], step: int) -> str | None:
-    """A sentence about weights that are not finite, or ``None``; one wait for the device.
-
-    Args:
-        named: parameters by name.
-        step: number of optimiser steps done.
-    """
+    """A sentence about weights that are not finite after ``step`` steps, or ``None``; one wait for the device."""
     weights = dict(named)
     bad = _not_finite(weights.items())
     if not bad:
@@ -146,7 +99,6 @@ def weights_problem(named: Iterable[tuple[str, Tensor]], step: int) -> str | Non
 def _not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Names of tensors that are not finite; one wait for the device. A clamp is infinite where there is none."""
     looked_at = {name: value.detach() for name, value in named if not name.endswith("clamp_limit")}
-    if not looked_at:
-        return []
-    flags = torch.stack([value.isfinite().all() for value in looked_at.values()]).tolist()
-    return [name for name, finite in zip(looked_at, flags, strict=True) if not finite]
+    flags = [value.isfinite().all() for value in looked_at.values()]
+    finite = torch.stack(flags).tolist() if flags else []
+    return [name for name, is_finite in zip(looked_at, finite, strict=True) if not is_finite]

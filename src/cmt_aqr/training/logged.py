@@ -1,7 +1,5 @@
 """The numbers that a run logs, and callbacks that watch them."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from typing import Any
@@ -24,10 +22,6 @@ def logged_numbers(config: DictConfig) -> list[str]:
 
 def check_monitors(callbacks: Mapping[str, Any], config: DictConfig) -> None:
     """Refuse a callback that watches a number which is never logged.
-
-    Args:
-        callbacks: as built, by name.
-        config: the whole configuration.
 
     Raises:
         UserError: naming the first such key, and what there is.

@@ -1,7 +1,5 @@
 """CMT's losses: focal for the classes, L1 for the codes, on every layer, for denoising queries, too."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -14,10 +12,11 @@ from torchvision.ops import sigmoid_focal_loss
 from cmt_aqr.checks import require_number, require_numbers
 from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import encode_boxes
+from cmt_aqr.ops.devices import processes
 from cmt_aqr.outputs import Predictions, QueryOutputs
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.denoising import DenoisingTargets
-from cmt_aqr.training.matching import HungarianMatcher
+from cmt_aqr.training.matching import match
 
 SIGNAL = "loss_aqr"
 """Name of the loss of AQR's own signal."""
@@ -25,61 +24,48 @@ SIGNAL = "loss_aqr"
 CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
 
 
-def sigmoid_focal(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss, not summed (Lin et al., ICCV 2017).
+def sigmoid_focal(logits: Tensor, labels: Tensor) -> Tensor:
+    """Focal loss (..., class), not summed (Lin et al., ICCV 2017), alpha 0.25, gamma 2.
 
     Args:
         logits: (..., class).
         labels: (...,) int64; the number of classes stands for background.
-        alpha: weight of the positives.
-        gamma: focusing exponent.
-
-    Returns:
-        (..., class).
     """
     target = functional.one_hot(labels, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
-    return sigmoid_focal_loss(logits, target, alpha, gamma)
+    return sigmoid_focal_loss(logits, target)
 
 
 def normalisers(counts: Sequence[float], device: torch.device) -> Tensor:
     """What this process divides its sums by, so that the mean over processes is one process' loss.
 
-    Args:
-        counts: of this process.
-        device: where the result goes; nothing waits for it.
-
     Returns:
-        (count,) each summed over all processes, at least 1, and divided by the number of processes.
+        (count,) on the device, each summed over all processes, at least 1, and divided by the number of processes.
     """
     own = torch.stack([torch.full((), float(count), device=device) for count in counts])
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    processes = torch.distributed.get_world_size() if distributed else 1
-    return mean_over_processes(own).clamp(min=1 / processes)
+    return mean_over_processes(own).clamp(min=1 / processes())
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
     """The mean of a tensor over all processes; the tensor itself where there is one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if processes() == 1:
         return values
     total = values.clone()
     torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()
+    return total / processes()
 
 
 class Criterion(nn.Module):
     """Sums the losses of a batch.
 
     Args:
-        matcher: pairs queries with boxes.
-        class_weight: weight of the focal loss.
-        box_weight: weight of the L1 loss.
+        class_weight: of the focal loss.
+        box_weight: of the L1 loss.
         background_weight: a negative query counts this much in the focal loss' normaliser.
-        denoising_weight: weight of the denoising losses, on top of the two above.
+        denoising_weight: of the denoising losses, on top of the two above.
         code_weights: (10,) weight of each code column.
         classes: number of classes.
         background_above: as in the denoising queries; it scales their focal loss' normaliser.
-        signal_weight: weight of what AQR is told of the damage that faults did (binary cross entropy of what it
-            said, mean over the queries); 0 leaves it out.
+        signal_weight: of what AQR is told of the damage that faults did; 0 leaves it out.
 
     Raises:
         SettingError: a weight is no number of 0 or more.
@@ -89,7 +75,6 @@ class Criterion(nn.Module):
 
     def __init__(
         self,
-        matcher: HungarianMatcher | None = None,
         class_weight: float = 2.0,
         box_weight: float = 0.25,
         background_weight: float = 0.1,
@@ -108,7 +93,6 @@ class Criterion(nn.Module):
             ("signal_weight", signal_weight),
         ):
             require_number(name, weight, 0)
-        self.matcher = matcher or HungarianMatcher()
         self.class_weight = class_weight
         self.box_weight = box_weight
         self.background_weight = background_weight
@@ -136,8 +120,7 @@ class Criterion(nn.Module):
             predictions: of the batch.
             batch: with its boxes.
             denoising: what the denoising queries should answer; ``None`` for a batch without.
-            same_terms: without ``denoising``, its losses are there and 0, for the processes of a run must
-                have the same terms.
+            same_terms: without ``denoising``, its losses are there and 0: processes need the same terms.
         """
         matching, answers = predictions.matching, None if denoising is None else predictions.denoising
         layers, samples, queries = matching.logits.shape[:3]
@@ -162,7 +145,7 @@ class Criterion(nn.Module):
 
     def _matching_losses(self, outputs: QueryOutputs, batch: Batch, divisors: Tensor) -> dict[str, Tensor]:
         """``divisors``: (2,) of the class and the box loss."""
-        matches = self.matcher(outputs, batch, self.code_weights)
+        matches = match(outputs, batch, self.code_weights)
         logits, codes = outputs.logits.float(), outputs.codes.float()
         layers, samples, queries = logits.shape[:3]
         labels = torch.full((layers, samples, queries), self.classes, device=logits.device)
@@ -172,11 +155,8 @@ class Criterion(nn.Module):
         target = encode_boxes(batch.boxes)[matches.box]
         error = (codes[matches.layer, matches.sample, matches.query] - target).abs() * self.code_weights
         distance = error.new_zeros(layers).index_add(0, matches.layer, error.sum(dim=1))
-        return _by_layer(
-            self.class_weight * focal / divisors[0],
-            self.box_weight * distance / divisors[1],
-            "",
-        )
+        classes, boxes = self.class_weight * focal / divisors[0], self.box_weight * distance / divisors[1]
+        return _by_layer(classes, boxes, "")
 
     def _denoising_losses(
         self, outputs: QueryOutputs, targets: DenoisingTargets, divisors: Tensor
@@ -222,12 +202,6 @@ def _names_by_layer(layers: int, prefix: str) -> list[str]:
 
 
 def loss_names(layers: int, denoising: bool, signal: bool) -> list[str]:
-    """Names of the loss terms of :class:`Criterion`.
-
-    Args:
-        layers: of the decoder.
-        denoising: whether there are denoising queries.
-        signal: whether AQR is told of the damage.
-    """
+    """Names of the loss terms of :class:`Criterion`, with denoising queries, and with a signal for AQR."""
     names = _names_by_layer(layers, "") + (_names_by_layer(layers, "dn_") if denoising else [])
     return [*names, SIGNAL] if signal else names

@@ -1,22 +1,21 @@
 """The LightningModule: one training step, one evaluation step, one optimiser."""
 
-from __future__ import annotations
-
-import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 
+from cmt_aqr.aqr import AQR, AttentionBias
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import check_anything_to_find
 from cmt_aqr.model.cmt import CMT
+from cmt_aqr.ops.devices import processes
 from cmt_aqr.outputs import Predictions
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.denoising import Denoising
@@ -29,22 +28,18 @@ from cmt_aqr.training.finite import (
     why_not_finite,
 )
 from cmt_aqr.training.losses import Criterion, mean_over_processes
-from cmt_aqr.training.optimization import Multipliers, OptimizerSettings, module_of
+from cmt_aqr.training.optimization import MODULES, Multipliers, OptimizerSettings, module_of
 
 
 class DetectorModule(pl.LightningModule):
     """Trains and evaluates a :class:`~cmt_aqr.model.cmt.CMT`.
 
     Args:
-        model: the detector.
-        criterion: its losses.
-        denoising: makes denoising queries; ``None`` trains without.
-        optimizer: AdamW's settings and schedule.
+        denoising: ``None`` trains without denoising queries.
         multipliers: learning-rate and weight-decay factors by module.
-        metric: nuScenes' official metric; ``None`` for a module that only trains.
+        metric: ``None`` for a module that only trains.
         samples_per_step: frames per step over all processes, for the learning rate's scale.
-        max_detections: boxes kept a frame in evaluation.
-        score_threshold: boxes scored lower are dropped in evaluation.
+        max_detections: boxes kept a frame in evaluation; those scored below ``score_threshold`` are dropped.
         seed: of dropout and denoising noise, together with the step.
         config: the composed configuration, kept in every checkpoint.
     """
@@ -85,9 +80,14 @@ class DetectorModule(pl.LightningModule):
         self._guard = LossGuard()
         self.look_at_losses_every = 10
         """Batches; looking waits for the device, as logging does."""
-        self._frozen = [part for name, part in self._parts() if name in multipliers.frozen()]
+        frozen = multipliers.frozen()
+        self._frozen = [
+            part
+            for name, part in model.named_modules()
+            if f"{name}.".startswith(tuple(MODULES.values())) and module_of(f"{name}.") in frozen
+        ]
         for name, parameter in model.named_parameters():
-            if module_of(name) in multipliers.frozen():
+            if module_of(name) in frozen:
                 parameter.requires_grad_(False)
         # Lightning leaves modules in the mode it finds them in.
         self.train(self.training)
@@ -102,25 +102,11 @@ class DetectorModule(pl.LightningModule):
         if self.metric is not None and isinstance(data, NuScenesDataModule) and data.annotated:
             check_anything_to_find(self.metric.truth, np.arange(len(data.dataset("val"))))
 
-    def _parts(self) -> list[tuple[str, nn.Module]]:
-        """Submodules of the model with the multiplier name that all their parameters go by."""
-        model = self.model
-        found: list[tuple[str, nn.Module | None]] = [
-            ("img_backbone", getattr(model.image, "backbone", None)),
-            ("img_neck", getattr(model.image, "neck", None)),
-            ("pts_backbone", model.lidar),
-            ("aqr_weight_generator", model.aqr),
-            ("transformer", model.decoder),
-        ]
-        for name, child in model.head.named_children():
-            found.append((module_of(f"head.{name}."), child))
-        return [(name, part) for name, part in found if part is not None]
-
-    def train(self, mode: bool = True) -> DetectorModule:
+    def train(self, mode: bool = True) -> Self:
         """Switch mode; frozen modules stay in evaluation mode, batch norm statistics included."""
         super().train(mode)
         for part in self._frozen:
-            part.eval()
+            part.training = False
         return self
 
     def forward(self, batch: Batch) -> Predictions:
@@ -146,7 +132,7 @@ class DetectorModule(pl.LightningModule):
         try:
             losses = self.criterion(predictions, batch, targets, same_terms=self.denoising is not None)
         except NotFiniteError as error:
-            held = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
+            held = (*self.model.named_parameters(), *self.model.named_buffers())
             raise NotFiniteError(
                 self._guard.problem()
                 or f"step {self.global_step}: {error} on {frames(batch.tokens)}; {why_not_finite(batch, held)}"
@@ -171,10 +157,10 @@ class DetectorModule(pl.LightningModule):
         Raises:
             NotFiniteError: with the first process' sentence.
         """
-        if self.trainer.world_size > 1 and torch.distributed.is_initialized():
+        if processes() > 1:
             if not self.trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
                 return
-            problems: list[str | None] = [None] * self.trainer.world_size
+            problems: list[str | None] = [None] * processes()
             torch.distributed.all_gather_object(problems, problem)
             problem = next(filter(None, problems))
         if problem is not None:
@@ -229,6 +215,11 @@ class DetectorModule(pl.LightningModule):
         weights = weights_problem(self.model.named_parameters(), self.global_step)
         self._refuse(self._guard.problem() or weights)
         checkpoint["config"] = self.config
+
+
+def aqr_of(module: pl.LightningModule) -> AQR | AttentionBias | None:
+    """The module's AQR; ``None`` for plain CMT."""
+    return module.model.aqr if isinstance(module, DetectorModule) else None
 
 
 def seen_by(predictions: Predictions) -> dict[str, Tensor | None] | None:

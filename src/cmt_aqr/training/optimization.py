@@ -1,7 +1,5 @@
 """AdamW with multipliers per module, and the one-cycle schedule CMT trains with."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,16 +13,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from cmt_aqr.checks import is_number, require, require_choice, require_count, require_number
 from cmt_aqr.errors import SettingError
 
-MODULES: dict[str, tuple[str, ...]] = {
-    "img_backbone": ("image.backbone.",),
-    "img_neck": ("image.neck.",),
-    "pts_backbone": ("lidar.",),
-    "aqr_weight_generator": ("aqr.",),
-    "transformer": ("decoder.",),
-    "task_heads": ("head.task.",),
-    "embeddings": ("head.",),
+MODULES = {
+    "img_backbone": "image.backbone.",
+    "img_neck": "image.neck.",
+    "pts_backbone": "lidar.",
+    "aqr_weight_generator": "aqr.",
+    "transformer": "decoder.",
+    "task_heads": "head.task.",
+    "embeddings": "head.",
 }
-"""Modules by the names that multipliers go by, and their parameters' prefixes; the first match counts.
+"""Modules by the names that multipliers go by, and their parameters' prefix; the first match counts.
 
 ``pts_backbone`` is the whole LiDAR branch; ``embeddings`` is what the head holds beside its outputs.
 """
@@ -36,8 +34,8 @@ def module_of(parameter: str) -> str:
     Raises:
         KeyError: for a parameter outside all of them.
     """
-    for name, prefixes in MODULES.items():
-        if parameter.startswith(prefixes):
+    for name, prefix in MODULES.items():
+        if parameter.startswith(prefix):
             return name
     raise KeyError(f"parameter {parameter} belongs to none of the modules {', '.join(MODULES)}")
 
@@ -74,20 +72,19 @@ def parameter_groups(
     model: nn.Module, lr: float, weight_decay: float, multipliers: Multipliers
 ) -> list[dict[str, Any]]:
     """Optimiser groups, one a module that has anything to learn, named after it."""
-    members: dict[str, list[nn.Parameter]] = {name: [] for name in MODULES}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            members[module_of(name)].append(parameter)
-    return [
-        {
+    groups: dict[str, dict[str, Any]] = {
+        name: {
             "name": name,
-            "params": parameters,
+            "params": [],
             "lr": lr * multipliers.lr.get(name, 1.0),
             "weight_decay": weight_decay * multipliers.weight_decay.get(name, 1.0),
         }
-        for name, parameters in members.items()
-        if parameters
-    ]
+        for name in MODULES
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[module_of(name)]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
 
 
 @dataclass(frozen=True)
@@ -167,13 +164,7 @@ class OneCycle(LRScheduler):
     """
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        steps: int,
-        peak: float,
-        final: float,
-        warmup: float,
-        lowest_beta: float,
+        self, optimizer: Optimizer, steps: int, peak: float, final: float, warmup: float, lowest_beta: float
     ) -> None:
         self.steps = max(1, steps)
         self.peak, self.final, self.lowest_beta = peak, final, lowest_beta

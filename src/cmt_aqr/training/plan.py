@@ -1,19 +1,20 @@
-"""What a run is going to do, on screen before it does it, and how long that takes."""
-
-from __future__ import annotations
+"""What a model is made of and what a run is going to do, on screen before it does it, and how long that takes."""
 
 import logging
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from rich.table import Table
+from torch import nn
 
 from cmt_aqr.checks import require_count
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.runs.console import console
 from cmt_aqr.training.module import DetectorModule
+from cmt_aqr.training.optimization import MODULES, Multipliers, OptimizerSettings, module_of
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,41 @@ _CHECKPOINTS = 3
 """``last.ckpt``, ``previous.ckpt`` and ``best.ckpt``."""
 
 
+def parameter_table(model: nn.Module, optimizer: OptimizerSettings, factors: Multipliers, samples: int) -> Table:
+    """Parameters, learning rate and weight decay of every module."""
+    lr = optimizer.scaled_lr(samples)
+    table = Table("module", title=f"Parameters by module (learning rate {lr:g} for {samples} samples per step)")
+    for heading in ("parameters", "learning", "learning rate", "weight decay"):
+        table.add_column(heading, justify="right")
+    counts: dict[str, Counter[bool]] = {module: Counter() for module in MODULES}
+    for name, parameter in model.named_parameters():
+        counts[module_of(name)][parameter.requires_grad] += parameter.numel()
+    for module, count in counts.items():
+        rate = lr * factors.lr.get(module, 1.0)
+        decay = optimizer.weight_decay * factors.weight_decay.get(module, 1.0)
+        if count:
+            shown = f"{rate:.2e}" if rate else "frozen"
+            table.add_row(module, f"{count.total():,}", f"{count[True]:,}", shown, f"{decay:g}")
+    table.add_section()
+    every = sum(counts.values(), Counter())
+    table.add_row("all", f"{every.total():,}", f"{every[True]:,}", "", "")
+    return table
+
+
+class ParameterSummary(pl.Callback):
+    """Prints the parameters by module when a fit starts."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the table, on one process."""
+        if trainer.is_global_zero and isinstance(pl_module, DetectorModule):
+            settings, factors = pl_module.optimizer_settings, pl_module.multipliers
+            console().print(parameter_table(pl_module.model, settings, factors, pl_module.samples_per_step))
+
+
 class RunPlan(pl.Callback):
     """Prints frames, steps, epochs with and without pasted objects, learning rate and disk before a run starts.
 
-    After some steps the log says how many hours are left, evaluations not counted.
-
-    Args:
-        steps: to time before hours are estimated.
+    After so many steps the log says how many hours are left, evaluations not counted.
 
     Raises:
         SettingError: ``steps`` is no whole number above 0.
@@ -50,15 +79,13 @@ class RunPlan(pl.Callback):
         self._first = trainer.global_step
         data = getattr(trainer, "datamodule", None)
         if (
-            trainer.is_global_zero
-            and isinstance(pl_module, DetectorModule)
+            isinstance(pl_module, DetectorModule)
             and isinstance(data, NuScenesDataModule)
+            and trainer.is_global_zero
         ):
             console().print(plan_table(trainer, pl_module, data))
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Time the first steps, and say once how long the rest takes."""
         if self._first is None:
             return
@@ -85,10 +112,10 @@ def plan_table(trainer: pl.Trainer, module: DetectorModule, data: NuScenesDataMo
     if settings.schedule == "one_cycle":
         rate += f", up to {lr * settings.peak:.3g} at step {int(steps * settings.warmup)}"
     table = Table(title="Plan of the run", title_justify="left", show_header=False)
-    drawn = (
-        "" if data.resampling == "none" else f", drawn by {data.resampling} from {len(data.dataset('train')):,}"
-    )
-    table.add_row("frames per epoch", f"{per_epoch:,}{drawn}")
+    frames = f"{per_epoch:,}"
+    if data.resampling != "none":
+        frames += f", drawn by {data.resampling} from {len(data.dataset('train')):,}"
+    table.add_row("frames per epoch", frames)
     length = "" if epochs in (None, -1) else f" in at most {epochs} epochs"
     table.add_row("steps", f"{steps:,} of {samples} frames{length}")
     table.add_row("learning rate", rate)
@@ -96,17 +123,13 @@ def plan_table(trainer: pl.Trainer, module: DetectorModule, data: NuScenesDataMo
         until = data.sampling.until_epoch
         pasted = "all epochs" if until is None else f"epochs 0 to {until - 1}, none from epoch {until} on"
         table.add_row("objects pasted", pasted)
-    table.add_row("disk", _disk(module, data))
-    return table
-
-
-def _disk(module: DetectorModule, data: NuScenesDataModule) -> str:
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
-    told = f"{_CHECKPOINTS * _BYTES_PER_PARAMETER * parameters / 1e9:.2f} GB of checkpoints"
+    disk = f"{_CHECKPOINTS * _BYTES_PER_PARAMETER * parameters / 1e9:.2f} GB of checkpoints"
     folder = data.database_folder()
-    if folder is None:
-        return told
-    return f"{told}, {size_of(folder) / 1e9:.2f} GB of objects in {folder}"
+    if folder is not None:
+        disk += f", {size_of(folder) / 1e9:.2f} GB of objects in {folder}"
+    table.add_row("disk", disk)
+    return table
 
 
 def size_of(folder: Path) -> int:

@@ -1,7 +1,5 @@
 """A training run and an evaluation, from a composed configuration to metrics.json."""
 
-from __future__ import annotations
-
 import logging
 import math
 import signal
@@ -23,6 +21,7 @@ from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.table import metrics_table
 from cmt_aqr.files import nan_to_null, remove_partial, write_json, write_table
+from cmt_aqr.lab import LabCamera
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.decoder import DecoderLayer
 from cmt_aqr.model.image import ImageBranch
@@ -55,11 +54,6 @@ RESULTS = "results_nusc.json"
 def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
     """Train, then evaluate the weights the run ended with.
 
-    Args:
-        config: composed and checked.
-        folder: the run's folder.
-        overrides: as given on the command line, for the record.
-
     Returns:
         The official metrics, as written to ``metrics.json``.
     """
@@ -67,18 +61,15 @@ def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, f
         try:
             return _train(config, folder, overrides, record, signals)
         except NotFiniteError as error:
-            raise NotFiniteError(f"{error}; {_last_good(folder)}") from error
+            path = newest_checkpoint(folder)
+            last = "no checkpoint was written yet" if path is None else f"the last good checkpoint is {path}"
+            raise NotFiniteError(f"{error}; {last}") from error
         except SystemExit:
             if signals.received is None:
                 raise
             _say_how_to_resume(folder, signals.received)
             # Lightning kills the main process when another ends with an error.
             raise Stopped(signals.received) if is_rank_zero() else SystemExit(0) from None
-
-
-def _last_good(folder: Path) -> str:
-    path = newest_checkpoint(folder)
-    return "no checkpoint was written yet" if path is None else f"the last good checkpoint is {path}"
 
 
 def _say_how_to_resume(folder: Path, signum: int) -> None:
@@ -116,7 +107,10 @@ def _train(
     data = build_data(config)
     module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
     module.look_at_losses_every = config.trainer.log_every_n_steps
-    start_from_weights(config, module)
+    if config.weights is not None:
+        loaded = load_weights(module.model, config.weights)
+        if is_rank_zero():
+            console().print(loaded.table())
     if config.ckpt_path:
         # Before Lightning does: a checkpoint of another model is then refused in one sentence.
         checkpoint = read_checkpoint(Path(config.ckpt_path))
@@ -208,8 +202,6 @@ def _use_threads(config: DictConfig, trainer: pl.Trainer) -> None:
 def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -> DetectorModule:
     """The LightningModule of a configuration, with fresh weights."""
     samples = config.data.batch_size * config.trainer.accumulate_grad_batches * processes
-    # Not resolved: an override on the checkpoint must reach what is interpolated from its key.
-    written_out = unresolved(config)
     denoising = build(config.training.denoising)
     model = build(config.model.network)
     check_feature_shapes(model, config.model.image_size)
@@ -225,7 +217,7 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
         max_detections=config.evaluation.max_detections,
         score_threshold=config.evaluation.get("score_threshold", 0.0),
         seed=config.seed,
-        config=written_out,
+        config=unresolved(config),  # an override on the checkpoint must reach what is interpolated from its key
     )
 
 
@@ -233,8 +225,7 @@ def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
     """Compare the shapes that the renderer declares with those the model will make, before data are read.
 
     Args:
-        model: the detector.
-        image_size: height and width of its images in pixels.
+        image_size: height and width of the images in pixels.
 
     Raises:
         UserError: they differ.
@@ -243,9 +234,8 @@ def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
         return
     bev = None if model.lidar is None else model.head.grid.bev_shape
     images = None
-    if isinstance(model.image, ImageBranch):
-        rows, columns = (math.ceil(side / model.image.stride) for side in image_size)
-        images = (len(CAMERAS), rows, columns)
+    if isinstance(model.image, ImageBranch | LabCamera):
+        images = (len(CAMERAS), *(math.ceil(side / model.image.stride) for side in image_size))
     try:
         model.aqr.renderer.check_shapes(bev, images)
     except SettingError as error:
@@ -255,33 +245,18 @@ def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
 def _check_factors(model: CMT) -> None:
     """Compare the number of AQR's factors with the decoder's layers and heads."""
     factors = getattr(model.aqr, "factors", None)
-    there = [layer.cross_attention.heads for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
-    if factors is not None and list(factors.shape) != [len(there), *set(there)]:
+    heads = [layer.cross_attention.heads for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
+    if factors is not None and factors.shape != (len(heads), heads[0]):
         raise UserError(
-            f"aqr.per_layer_and_head={list(factors.shape)}: the decoder has {len(there)} layers of {there[0]} "
+            f"aqr.per_layer_and_head={list(factors.shape)}: the decoder has {len(heads)} layers of {heads[0]} "
             "heads; give 'aqr.per_layer_and_head=[${model.layers},${model.heads}]'"
         )
-
-
-def start_from_weights(config: DictConfig, module: DetectorModule) -> None:
-    """Load ``weights=``, if given, and print what was loaded."""
-    if config.weights is None:
-        return
-    report = load_weights(module.model, config.weights)
-    if is_rank_zero():
-        console().print(report.table())
 
 
 def restore(
     config: DictConfig, module: DetectorModule, checkpoint: dict[str, Any], overrides: Sequence[str] = ()
 ) -> None:
     """Bring a module to where a checkpoint was written: its weights, and the clamp of its epoch.
-
-    Args:
-        config: of the module.
-        module: to load into.
-        checkpoint: as read from ``config.ckpt_path``.
-        overrides: as given on the command line, for messages.
 
     Raises:
         UserError: the weights do not fit.
@@ -293,18 +268,10 @@ def restore(
 def load_checkpoint_weights(
     module: DetectorModule, checkpoint: dict[str, Any], path: Path, overrides: Sequence[str] = ()
 ) -> None:
-    """Load a training checkpoint's weights into a module of the same configuration.
-
-    Plain CMT (``aqr=none``) takes all but AQR's.
-
-    Args:
-        module: to load into.
-        checkpoint: as read.
-        path: of the checkpoint, for the message.
-        overrides: as given on the command line, to name those that made it another model.
+    """Load a training checkpoint's weights into a module; plain CMT (``aqr=none``) takes all but AQR's.
 
     Raises:
-        UserError: the weights do not fit.
+        UserError: the weights do not fit; the sentence names the overrides that made it another model.
     """
     state = checkpoint["state_dict"]
     if module.model.aqr is None:

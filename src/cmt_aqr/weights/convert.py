@@ -4,12 +4,9 @@ Each rule maps one family of names; together they are a bijection between the fo
 project's models. A sparse convolution's kernel is (out, kz, ky, kx, in) there and (kz, ky, kx, in, out) here.
 """
 
-from __future__ import annotations
-
+import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from torch import Tensor
@@ -18,133 +15,34 @@ from cmt_aqr.weights.files import WeightsError
 
 Naming = Literal["official", "ours", "backbone"]
 
-OFFICIAL_PREFIXES = (
-    "pts_middle_encoder.",
-    "pts_backbone.",
-    "pts_neck.",
-    "pts_bbox_head.",
-    "img_backbone.",
-    "img_neck.",
-)
-OUR_PREFIXES = ("lidar.", "image.", "decoder.", "aqr.", "head.reference_points", "head.bev_embedding")
+_BLOCK = "pts_middle_encoder.encoder_layers.encoder_layer{s}."
+_OSA = "img_backbone.stage{s}.OSA{s}_{b}."
+_OUR_OSA = "image.backbone.stages_{s-2}.blocks.{b-1}."
+_LAYER = "pts_bbox_head.transformer.decoder.layers.{n}."
 
-_FIELD = re.compile(r"\{([a-z]+)([+-]\d+)?\}")
-
-
-@dataclass(frozen=True)
-class Template:
-    """A parameter name with fields.
-
-    ``{rest}`` is anything, any other ``{field}`` a number; ``{field+1}`` is that number plus one. A field
-    that stands twice must say the same twice.
-    """
-
-    text: str
-
-    @cached_property
-    def _shifts(self) -> list[tuple[str, int]]:
-        return [(field, int(shift or 0)) for field, shift in _FIELD.findall(self.text)]
-
-    @cached_property
-    def _regex(self) -> re.Pattern[str]:
-        pattern = ""
-        for index, part in enumerate(re.split(r"(\{[^}]*\})", self.text)):
-            if index % 2 == 0:
-                pattern += re.escape(part)
-            else:
-                pattern += "(.+)" if part == "{rest}" else r"(\d+)"
-        return re.compile(pattern)
-
-    def parse(self, name: str) -> dict[str, str | int] | None:
-        """Read the fields of ``name``, or return ``None`` if it is no such name."""
-        match = self._regex.fullmatch(name)
-        if match is None:
-            return None
-        fields: dict[str, str | int] = {}
-        for (field, shift), text in zip(self._shifts, match.groups(), strict=True):
-            value = text if field == "rest" else int(text) - shift
-            if fields.setdefault(field, value) != value:
-                return None
-        return fields
-
-    def fill(self, fields: Mapping[str, str | int]) -> str:
-        """Write the name with these fields."""
-
-        def write(match: re.Match[str]) -> str:
-            value, shift = fields[match[1]], int(match[2] or 0)
-            return str(value + shift if isinstance(value, int) else value)
-
-        return _FIELD.sub(write, self.text)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One family of names, official and ours."""
-
-    official: Template
-    ours: Template
-
-
-def _rules(*pairs: tuple[str, str]) -> tuple[Rule, ...]:
-    return tuple(Rule(Template(official), Template(ours)) for official, ours in pairs)
-
-
-LIDAR_RULES = _rules(
+RULES = (
     ("pts_middle_encoder.conv_input.0.{rest}", "lidar.encoder.input.conv.{rest}"),
     ("pts_middle_encoder.conv_input.1.{rest}", "lidar.encoder.input.norm.{rest}"),
-    *(
-        (
-            f"pts_middle_encoder.encoder_layers.encoder_layer{{s}}.{{b}}.{theirs}{{k}}.{{rest}}",
-            f"lidar.encoder.stages.{{s-1}}.blocks.{{b}}.{ours}{{k}}.{{rest}}",
-        )
-        for theirs, ours in (("conv", "conv"), ("bn", "norm"))
-    ),
-    (
-        "pts_middle_encoder.encoder_layers.encoder_layer{s}.2.0.{rest}",
-        "lidar.encoder.stages.{s-1}.down.conv.{rest}",
-    ),
-    (
-        "pts_middle_encoder.encoder_layers.encoder_layer{s}.2.1.{rest}",
-        "lidar.encoder.stages.{s-1}.down.norm.{rest}",
-    ),
+    (_BLOCK + "{b}.conv{k}.{rest}", "lidar.encoder.stages.{s-1}.blocks.{b}.conv{k}.{rest}"),
+    (_BLOCK + "{b}.bn{k}.{rest}", "lidar.encoder.stages.{s-1}.blocks.{b}.norm{k}.{rest}"),
+    (_BLOCK + "2.0.{rest}", "lidar.encoder.stages.{s-1}.down.conv.{rest}"),
+    (_BLOCK + "2.1.{rest}", "lidar.encoder.stages.{s-1}.down.norm.{rest}"),
     ("pts_middle_encoder.conv_out.0.{rest}", "lidar.encoder.output.conv.{rest}"),
     ("pts_middle_encoder.conv_out.1.{rest}", "lidar.encoder.output.norm.{rest}"),
     ("pts_backbone.blocks.{n}.{rest}", "lidar.backbone.blocks.{n}.{rest}"),
     ("pts_neck.deblocks.{n}.{rest}", "lidar.neck.blocks.{n}.{rest}"),
-)
-
-VOVNET_RULES = _rules(
     ("img_backbone.stem.stem_{n}/conv.{rest}", "image.backbone.stem_{n-1}.conv.{rest}"),
     ("img_backbone.stem.stem_{n}/norm.{rest}", "image.backbone.stem_{n-1}.bn.{rest}"),
-    *(
-        (
-            f"img_backbone.stage{{s}}.OSA{{s}}_{{b}}.{theirs}.{{rest}}",
-            f"image.backbone.stages_{{s-2}}.blocks.{{b-1}}.{ours}.{{rest}}",
-        )
-        for theirs, ours in (
-            ("layers.{k}.OSA{s}_{b}_{k}/conv", "conv_mid.{k}.conv"),
-            ("layers.{k}.OSA{s}_{b}_{k}/norm", "conv_mid.{k}.bn"),
-            ("concat.OSA{s}_{b}_concat/conv", "conv_concat.conv"),
-            ("concat.OSA{s}_{b}_concat/norm", "conv_concat.bn"),
-            ("ese.fc", "attn.fc"),
-        )
-    ),
-)
-
-IMAGE_RULES = (
-    *VOVNET_RULES,
-    *_rules(
-        ("img_backbone.conv1.{rest}", "image.backbone.conv1.{rest}"),
-        ("img_backbone.bn1.{rest}", "image.backbone.bn1.{rest}"),
-        ("img_backbone.layer{n}.{rest}", "image.backbone.layer{n}.{rest}"),
-        ("img_neck.lateral_convs.{n}.conv.{rest}", "image.neck.lateral.{n}.{rest}"),
-        ("img_neck.fpn_convs.0.conv.{rest}", "image.neck.output.{rest}"),
-    ),
-)
-
-_LAYER = "pts_bbox_head.transformer.decoder.layers.{n}."
-
-HEAD_RULES = _rules(
+    (_OSA + "layers.{k}.OSA{s}_{b}_{k}/conv.{rest}", _OUR_OSA + "conv_mid.{k}.conv.{rest}"),
+    (_OSA + "layers.{k}.OSA{s}_{b}_{k}/norm.{rest}", _OUR_OSA + "conv_mid.{k}.bn.{rest}"),
+    (_OSA + "concat.OSA{s}_{b}_concat/conv.{rest}", _OUR_OSA + "conv_concat.conv.{rest}"),
+    (_OSA + "concat.OSA{s}_{b}_concat/norm.{rest}", _OUR_OSA + "conv_concat.bn.{rest}"),
+    (_OSA + "ese.fc.{rest}", _OUR_OSA + "attn.fc.{rest}"),
+    ("img_backbone.conv1.{rest}", "image.backbone.conv1.{rest}"),
+    ("img_backbone.bn1.{rest}", "image.backbone.bn1.{rest}"),
+    ("img_backbone.layer{n}.{rest}", "image.backbone.layer{n}.{rest}"),
+    ("img_neck.lateral_convs.{n}.conv.{rest}", "image.neck.lateral.{n}.{rest}"),
+    ("img_neck.fpn_convs.0.conv.{rest}", "image.neck.output.{rest}"),
     ("pts_bbox_head.shared_conv.conv.{rest}", "head.shared_conv.0.{rest}"),
     ("pts_bbox_head.shared_conv.bn.{rest}", "head.shared_conv.1.{rest}"),
     ("pts_bbox_head.reference_points.weight", "head.reference_points"),
@@ -158,44 +56,68 @@ HEAD_RULES = _rules(
     (_LAYER + "ffns.0.layers.1.{rest}", "decoder.layers.{n}.linear2.{rest}"),
     (_LAYER + "norms.{k}.{rest}", "decoder.layers.{n}.norm{k+1}.{rest}"),
 )
+"""Families of names, official and ours.
 
-RULES: tuple[Rule, ...] = (*LIDAR_RULES, *IMAGE_RULES, *HEAD_RULES)
+``{rest}`` is anything, any other ``{field}`` a number and ``{field+1}`` that number plus one. A field that stands
+twice in a name says the same twice.
+"""
+
+_FIELD = re.compile(r"\{([a-z]+)([+-]\d+)?\}")
+
+
+@functools.cache
+def _pattern(template: str) -> re.Pattern[str]:
+    """What names of a family look like, with a group for each field."""
+    known = set()
+
+    def group(field: re.Match[str]) -> str:
+        if field[1] in known:
+            return f"(?P={field[1]})"
+        known.add(field[1])
+        return f"(?P<{field[1]}>{'.+' if field[1] == 'rest' else '[0-9]+'})"
+
+    return re.compile(_FIELD.sub(group, template.replace(".", r"\.")))
+
+
+def renamed(name: str, source: str, target: str) -> str | None:
+    """A name of the family ``source`` as one of ``target``; ``None`` where it is not of that family."""
+    match = _pattern(source).fullmatch(name)
+    if match is None:
+        return None
+    shifts = dict(_FIELD.findall(source))
+
+    def write(field: re.Match[str]) -> str:
+        text = match[field[1]]
+        if field[1] == "rest":
+            return text
+        return str(int(text) - int(shifts[field[1]] or 0) + int(field[2] or 0))
+
+    return _FIELD.sub(write, target)
 
 
 def our_name(official: str) -> str | None:
     """Our name of an official parameter, or ``None`` if no rule knows it."""
-    return _first(official, ((rule.official, rule.ours) for rule in RULES))
+    names = (renamed(official, source, target) for source, target in RULES)
+    return next((name for name in names if name is not None), None)
 
 
 def official_name(ours: str) -> str | None:
     """The official name of one of our parameters, or ``None`` if no rule knows it."""
-    return _first(ours, ((rule.ours, rule.official) for rule in RULES))
-
-
-def _first(name: str, templates: Iterable[tuple[Template, Template]]) -> str | None:
-    for source, target in templates:
-        fields = source.parse(name)
-        if fields is not None:
-            return target.fill(fields)
-    return None
+    names = (renamed(ours, source, target) for target, source in RULES)
+    return next((name for name in names if name is not None), None)
 
 
 def our_layout(value: Tensor) -> Tensor:
     """A sparse kernel (out, kz, ky, kx, in) becomes (kz, ky, kx, in, out); all else stays as it is."""
-    return value.permute(1, 2, 3, 4, 0).contiguous() if value.ndim == 5 else value
-
-
-def official_layout(value: Tensor) -> Tensor:
-    """Inverse of :func:`our_layout`."""
-    return value.permute(4, 0, 1, 2, 3).contiguous() if value.ndim == 5 else value
+    return value.movedim(0, -1).contiguous() if value.ndim == 5 else value
 
 
 def naming_of(names: Iterable[str]) -> Naming:
     """Tell whose names these are: the official CMT's, ours, or a bare backbone's."""
     names = list(names)
-    if any(name.startswith(OFFICIAL_PREFIXES) for name in names):
+    if any(our_name(name) for name in names):
         return "official"
-    if any(name.startswith(OUR_PREFIXES) for name in names):
+    if any(name.startswith("aqr.") or official_name(name) for name in names):
         return "ours"
     return "backbone"
 
@@ -206,7 +128,8 @@ def to_ours(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         WeightsError: where a name is not one of the published models'.
     """
-    return _convert(official, our_name, our_layout, "here")
+    names = _all_named({name: our_name(name) for name in official}, "here")
+    return {names[name]: our_layout(value) for name, value in official.items()}
 
 
 def to_official(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -215,7 +138,23 @@ def to_official(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         WeightsError: where a name has no official counterpart, as everything of AQR.
     """
-    return _convert(ours, official_name, official_layout, "in the official CMT")
+    names = _all_named({name: official_name(name) for name in ours}, "in the official CMT")
+    return {
+        names[name]: value.movedim(-1, 0).contiguous() if value.ndim == 5 else value
+        for name, value in ours.items()
+    }
+
+
+def _all_named(names: Mapping[str, str | None], where: str) -> dict[str, str]:
+    """The names, where each has a counterpart."""
+    known = {name: other for name, other in names.items() if other is not None}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise WeightsError(
+            f"{len(unknown)} of {len(names)} parameters have no counterpart {where}, e.g. {unknown[0]}; only "
+            "the published CMT models convert"
+        )
+    return known
 
 
 def convert(state: Mapping[str, Tensor], to: Literal["official", "ours"] | None = None) -> dict[str, Tensor]:
@@ -234,19 +173,3 @@ def convert(state: Mapping[str, Tensor], to: Literal["official", "ours"] | None 
     if to == naming:
         return dict(state)
     return to_ours(state) if to == "ours" else to_official(state)
-
-
-def _convert(
-    state: Mapping[str, Tensor],
-    rename: Callable[[str], str | None],
-    layout: Callable[[Tensor], Tensor],
-    where: str,
-) -> dict[str, Tensor]:
-    renamed = {name: rename(name) for name in state}
-    unknown = [name for name, new in renamed.items() if new is None]
-    if unknown:
-        raise WeightsError(
-            f"{len(unknown)} of {len(state)} parameters have no counterpart {where}, e.g. {unknown[0]}; only "
-            "the published CMT models convert"
-        )
-    return {str(renamed[name]): layout(value) for name, value in state.items()}

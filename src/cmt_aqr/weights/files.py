@@ -1,11 +1,9 @@
 """Reading and writing weights. Nothing from a file is ever executed."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,13 @@ from cmt_aqr.files import written_at_once
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 """Entries under which checkpoints keep their state dict."""
 
-WRAPPER_PREFIXES = ("module.", "model.")
+_WRAPPER_PREFIXES = re.compile(r"^((module|model)\.)+")
 """What DistributedDataParallel and a LightningModule put before every name."""
+
+_CLAMP = "renderer.clamp_limit"
+"""The end of the name of the clamp's limit, which models once held and which is none of the weights."""
+
+_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 
 class WeightsError(UserError):
@@ -40,25 +43,17 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        raise WeightsError(f"weights={path} is a folder: name a file of weights{_in_it(path)}")
+        held = sorted(held.name for held in path.iterdir() if held.suffix in _ENDINGS)
+        example = f" in it, as {held[0]}" if held else ""
+        raise WeightsError(f"weights={path} is a folder: name a file of weights{example}")
     if not path.is_file():
         raise FileNotFoundError(f"weights={path}: there is no such file")
     what = other_file(path)
     if what is not None:
         raise WeightsError(f"weights={path} is {what}")
-    content = _read_safetensors(path) if is_safetensors(path) else _read_pickled(path)
-    state = unwrap(content, str(path))
+    state = unwrap(_read(path), str(path))
     require_finite(state, f"weights={path}")
     return state
-
-
-def _in_it(folder: Path) -> str:
-    """Files in a folder that look like weights, for a message."""
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in _ENDINGS)
-    return f" in it, as {names[0]}" if names else ""
-
-
-_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 
 def require_finite(state: Mapping[str, Tensor], source: str) -> None:
@@ -71,16 +66,17 @@ def require_finite(state: Mapping[str, Tensor], source: str) -> None:
     Raises:
         WeightsError: naming the first such parameter.
     """
+    bad = []
     for name, value in state.items():
         kind = _no_real_numbers(value)
         if kind is not None:
             raise WeightsError(
                 f"{source}: {name} is {kind}, and no weight of these models is: save it as float32, say"
             )
-    # That limit is infinite where there is none.
-    bad = [
-        name for name, value in state.items() if not (_is_finite(value) or name.endswith("renderer.clamp_limit"))
-    ]
+        # isfinite does not know the types of eight bits. The clamp's limit is infinite where there is none.
+        numbers = value.float() if value.is_floating_point() and value.element_size() == 1 else value
+        if not numbers.isfinite().all() and not name.endswith(_CLAMP):
+            bad.append(name)
     if bad:
         raise WeightsError(
             f"{source}: {bad[0]} ({len(bad)} of {len(state)} tensors) holds values that are not finite: take "
@@ -90,43 +86,30 @@ def require_finite(state: Mapping[str, Tensor], source: str) -> None:
 
 def _no_real_numbers(value: Tensor) -> str | None:
     """What a tensor is whose values cannot be copied to a weight as they are."""
-    if value.is_meta:
-        return "a tensor without values"
-    if value.is_complex():
-        return "complex"
-    if value.is_quantized:
-        return "quantised"
-    if value.layout is not torch.strided:
-        return "sparse"
-    if str(value.dtype).startswith("torch.float4"):  # two in a byte
-        return str(value.dtype)
-    return None
+    kinds = {
+        "a tensor without values": value.is_meta,
+        "complex": value.is_complex(),
+        "quantised": value.is_quantized,
+        "sparse": value.layout is not torch.strided,
+        str(value.dtype): str(value.dtype).startswith("torch.float4"),  # two in a byte
+    }
+    return next((kind for kind, is_it in kinds.items() if is_it), None)
 
 
-def _is_finite(value: Tensor) -> bool:
-    if not value.is_floating_point():
-        return True
-    # isfinite does not know the types of eight bits.
-    return bool((value.float() if value.element_size() == 1 else value).isfinite().all())
-
-
-def _read_safetensors(path: Path) -> Any:
+def _read(path: Path) -> Any:
+    """What a file holds, of tensors and plain data only."""
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise WeightsError(
-            f"weights={path} is damaged: safetensors with {error}; download or copy it again"
-        ) from error
-
-
-def _read_pickled(path: Path) -> Any:
-    """``torch.load`` that unpickles tensors and plain data only."""
-    try:
+        if is_safetensors(path):
+            return load_file(path)
         if path.suffix == ".safetensors":  # torch would go by the name
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
         # Only torch's zip format can be mapped; files from before PyTorch 1.6 are read.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except SafetensorError as error:
+        raise WeightsError(
+            f"weights={path} is damaged: safetensors with {error}; download or copy it again"
+        ) from error
     except Exception as error:  # a damaged file can end the reader in any error
         asked = re.search(r"(?:GLOBAL|global:?|class) ([a-zA-Z_][\w.]*\.\w+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and asked:
@@ -163,72 +146,44 @@ def unwrap(content: Any, source: str) -> dict[str, Tensor]:
         )
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
+            held = [key for key, entry in content.items() if isinstance(entry, Mapping) and _has_tensors(entry)]
+            advice = "save tensors by name, with torch.save(model.state_dict(), ...)"
+            if held:
+                advice = f"the tensors seem to be under {held[0]!r}: save that entry alone, with torch.save"
             raise WeightsError(
                 f"weights={source}: entry {name!r} is no tensor but {type(value).__name__}, so this is no "
-                f"state dict, and none is under {', '.join(WRAPPER_KEYS)}; {_where_it_is(content)}"
+                f"state dict, and none is under {', '.join(WRAPPER_KEYS)}; {advice}"
             )
-    # The clamp's limit, which models once held, is none of the weights.
-    weights = {name: value for name, value in content.items() if not name.endswith("renderer.clamp_limit")}
-    return _strip_prefixes(weights, source)
-
-
-def _where_it_is(content: Mapping[Any, Any]) -> str:
-    """What to do about a checkpoint whose state dict is wrapped otherwise."""
-    held = [
-        key
-        for key, value in content.items()
-        if isinstance(value, Mapping) and any(isinstance(entry, Tensor) for entry in value.values())
-    ]
-    if held:
-        return f"the tensors seem to be under {held[0]!r}: save that entry alone, with torch.save"
-    return "save tensors by name, with torch.save(model.state_dict(), ...)"
-
-
-def _strip_prefixes(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    while any(name.startswith(WRAPPER_PREFIXES) for name in state):
-        stripped = {}
-        for name, value in state.items():
-            short = name
-            for prefix in WRAPPER_PREFIXES:
-                short = short.removeprefix(prefix)
-            if short in stripped:
-                raise WeightsError(
-                    f"weights={source} holds {short!r} both with and without the prefix of a wrapper"
-                )
-            stripped[short] = value
-        state = stripped
+    state: dict[str, Tensor] = {}
+    for name, value in content.items():
+        short = _WRAPPER_PREFIXES.sub("", name)
+        if short in state:
+            raise WeightsError(f"weights={source} holds {short!r} both with and without the prefix of a wrapper")
+        if not name.endswith(_CLAMP):
+            state[short] = value
     return state
 
 
-def save_safetensors(
-    state: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
-) -> Path:
-    """Write a state dict as safetensors, under a temporary name first, so that no half a file is left.
-
-    Args:
-        state: what to write; moved to the CPU and made contiguous.
-        path: where, ending in ``.safetensors``.
-        metadata: words to keep in the file's header.
-
-    Returns:
-        The path.
-    """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise WeightsError(f"target={path}: expected a name that ends in .safetensors")
-    return _write(path, state, lambda tensors, to: save_file(tensors, to, metadata=dict(metadata or {})))
+def _has_tensors(entry: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in entry.values())
 
 
-def save_pickled(state: Mapping[str, Tensor], path: str | Path) -> Path:
-    """Write ``{"state_dict": state}`` with ``torch.save``, as the official tools read it; atomically."""
-    return _write(Path(path), state, lambda tensors, to: torch.save({"state_dict": tensors}, to))
+def save_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write a state dict as safetensors, at once or not at all, with words to keep in the file's header."""
+    with written_at_once(path) as partial:
+        save_file(_copied(state), partial, metadata=dict(metadata or {}))
+    return path
 
 
-def _write(path: Path, state: Mapping[str, Tensor], write: Callable[[dict[str, Tensor], Path], None]) -> Path:
-    # Cloned, because safetensors refuses tensors that share memory.
-    tensors = {
+def save_pickled(state: Mapping[str, Tensor], path: Path) -> Path:
+    """Write ``{"state_dict": state}`` with ``torch.save``, as the official tools read it, at once."""
+    with written_at_once(path) as partial:
+        torch.save({"state_dict": _copied(state)}, partial)
+    return path
+
+
+def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, side by side in memory, and each in its own: safetensors refuses tensors that share memory."""
+    return {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()
     }
-    with written_at_once(path) as partial:
-        write(tensors, partial)
-    return path

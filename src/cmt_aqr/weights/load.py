@@ -1,10 +1,8 @@
 """Loading weights of any origin into a model, with a report of what came from where."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,18 +12,17 @@ from torch import Tensor, nn
 from cmt_aqr.weights.convert import Naming, naming_of, our_layout, our_name
 from cmt_aqr.weights.files import WeightsError, read_state_dict, unwrap
 
-SPLIT_MODULES = ("lidar", "image", "head")
-"""Modules whose parts are reported one by one."""
-
 BACKBONE = "image.backbone"
-FRESH = ("aqr",)
-"""Modules that no published checkpoint has: they may start fresh without being named."""
+
+KINDS = ("loaded", "missing", "unexpected", "wrong_shape")
+
+Weights = str | Path | Mapping[str, Tensor] | Sequence[str | Path]
 
 
 def module_of(name: str) -> str:
     """The module that a report counts a parameter under, e.g. ``image.backbone`` or ``decoder``."""
     parts = name.split(".")
-    return ".".join(parts[:2]) if parts[0] in SPLIT_MODULES else parts[0]
+    return ".".join(parts[:2]) if parts[0] in ("lidar", "image", "head") else parts[0]
 
 
 @dataclass(frozen=True)
@@ -61,8 +58,7 @@ class LoadReport:
 
     def table(self) -> Table:
         """The counts by module, for a terminal."""
-        table = Table(title=f"Weights from {self.source} ({self.naming} names)")
-        table.add_column("module")
+        table = Table("module", title=f"Weights from {self.source} ({self.naming} names)")
         for kind in KINDS:
             table.add_column(kind.replace("_", " "), justify="right")
         table.add_column("")
@@ -72,28 +68,15 @@ class LoadReport:
         return table
 
 
-KINDS = ("loaded", "missing", "unexpected", "wrong_shape")
-
-
-Weights = str | Path | Mapping[str, Tensor] | Sequence[str | Path]
-
-
 def load_weights(model: nn.Module, weights: Weights) -> LoadReport:
-    """Load a checkpoint, official or ours, or a backbone's weights, into ``model``.
+    """Load a checkpoint, official or ours, or a backbone's weights, into a model whose names are CMT's.
 
     Of several files each gives what those before it lack, as a LiDAR's and a camera's model to a fused one.
 
     A module counts as loaded when all of it was. A CMT checkpoint leaves AQR as it was made, a backbone-only
     file all but the backbone; anything else that the file does not cover is an error. What the file has and
     the model has not is reported, and an error only within a module that the model has. Where this raises, the
-    model is as it was.
-
-    Args:
-        model: a CMT model, or any module whose names start with ``image.``, ``lidar.``, ``head.``, ...
-        weights: a file, several, or a state dict.
-
-    Returns:
-        The report, with the first file's naming; print its :meth:`LoadReport.table`.
+    model is as it was. The report has the first file's naming.
 
     Raises:
         FileNotFoundError: where there is no such file.
@@ -105,10 +88,9 @@ def load_weights(model: nn.Module, weights: Weights) -> LoadReport:
     else:
         files = [weights] if isinstance(weights, str | Path) else weights
         source, states = ",".join(map(str, files)), [read_state_dict(file) for file in files]
-    naming = naming_of(states[0])
     translated: dict[str, Tensor] = {}
     for state in states:
-        translated = translate(state, naming_of(state), own.keys()) | translated
+        translated = _translated(state, own) | translated
 
     wrong_shape = {
         name: (tuple(value.shape), tuple(own[name].shape))
@@ -118,7 +100,7 @@ def load_weights(model: nn.Module, weights: Weights) -> LoadReport:
     fitting = {name: value for name, value in translated.items() if name in own and name not in wrong_shape}
     report = LoadReport(
         source,
-        naming,
+        naming_of(states[0]),
         loaded=tuple(fitting),
         # Old files lack the batch counters, which change nothing where momentum is a number.
         missing=tuple(n for n in own if n not in translated and not n.endswith("num_batches_tracked")),
@@ -130,33 +112,31 @@ def load_weights(model: nn.Module, weights: Weights) -> LoadReport:
     return report
 
 
-def translate(state: Mapping[str, Tensor], naming: Naming, known: Iterable[str] = ()) -> dict[str, Tensor]:
-    """Give a state dict our names and layouts; what no rule knows keeps its name.
+def _translated(state: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
+    """A state dict with our names and layouts; what no rule knows keeps its name.
 
     Args:
         state: what was read.
-        naming: whose names it has.
         known: names in the model, which decide how a bare backbone's names are read.
     """
-    if naming == "ours":
-        return dict(state)
-    if naming == "official":
-        return {our_name(name) or name: our_layout(value) for name, value in state.items()}
-    known = set(known)
+    match naming_of(state):
+        case "ours":
+            return dict(state)
+        case "official":
+            return {our_name(name) or name: our_layout(value) for name, value in state.items()}
     return {_backbone_name(name, known): value for name, value in state.items()}
 
 
-def _backbone_name(name: str, known: set[str]) -> str:
+def _backbone_name(name: str, known: Collection[str]) -> str:
     """Our name of a parameter of a timm, torchvision or mmdet-style backbone.
 
     timm's feature extractors flatten ``stages.0`` to ``stages_0``; mmdet-style files say ``backbone.`` first.
     """
     bare = name.removeprefix("backbone.")
     flat = re.sub(r"^([a-z]+)\.(\d+)\.", r"\1_\2.", bare)
-    candidates = (f"{BACKBONE}.{bare}", f"{BACKBONE}.{flat}", our_name(f"img_backbone.{bare}"))
-    for candidate in candidates:
+    for candidate in (f"{BACKBONE}.{bare}", f"{BACKBONE}.{flat}", our_name(f"img_backbone.{bare}")):
         if candidate in known:
-            return candidate
+            return candidate  # type: ignore[return-value]  # None is no name
     # A deeper backbone than the model's: what is too much still belongs to the backbone, not to the rest.
     for part in (bare, flat):
         if any(other.startswith(f"{BACKBONE}.{part.split('.')[0]}.") for other in known):
@@ -184,7 +164,7 @@ def _check(report: LoadReport, modules: set[str]) -> None:
                 f"e.g. {name} {list(theirs)}, the model {list(ours)}; use the model that the file is of"
             )
         whole = count["missing"] and not count["loaded"] and not count["unexpected"]
-        if whole and (module in FRESH or backbone_only):
+        if whole and (module == "aqr" or backbone_only):  # no published checkpoint has AQR
             continue
         if count["missing"] or count["unexpected"]:
             names = [name for name in (*report.missing, *report.unexpected) if module_of(name) == module]
