@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.corruptions import multicorrupt, nuscenes_c, nuscenes_r
-from cmt_aqr.data.corruptions.calibration import EGO_IN_LIDAR, MovedCameras
 from cmt_aqr.data.corruptions.corruption import Corruption
+from cmt_aqr.data.corruptions.nuscenes_r import EGO_IN_LIDAR, draw_moves
 from cmt_aqr.data.corruptions.times import Stuck
 from cmt_aqr.data.dataset import SampleKey, frame_generator
 from cmt_aqr.data.faults import SomeFrames
@@ -37,7 +37,8 @@ def test_every_condition_is_in_its_suite_and_may_be_trained_on() -> None:
     assert listed == IN_SUITES
     assert {suite: len(members) for suite, members in config.conditions.items()} == SUITES
     for option in IN_SUITES:
-        training, evaluation = composed(f"fault={option}").fault, composed(f"eval_fault={option}").eval_fault
+        both = composed(f"fault={option}", f"eval_fault={option}")
+        training, evaluation = both.fault, both.eval_fault
         assert (training.share, evaluation.share) == (0.5, 1.0)
         training.share = 1.0
         assert training == evaluation
@@ -264,7 +265,7 @@ def test_moved_cameras_turn_about_the_ego_frame() -> None:
     assert torch.stack(shifts).min() + 1e-6 >= 0.005 and torch.stack(shifts).max() <= 0.01 + 1e-6
     single = nuscenes_r.extrinsics(together=False)(frame, generator()).lidar2img
     assert len({tuple(matrix.flatten().tolist()) for matrix in single}) == 6
-    moves = MovedCameras((10.0, 10.0), (0.0, 0.0)).draw(3000, np.random.default_rng(0))
+    moves = draw_moves(3000, np.random.default_rng(0), (10.0, 10.0), (0.0, 0.0))
     axes = np.stack(
         [moves[:, 2, 1] - moves[:, 1, 2], moves[:, 0, 2] - moves[:, 2, 0], moves[:, 1, 0] - moves[:, 0, 1]]
     )
