@@ -219,50 +219,6 @@ def test_a_folder_in_place_of_a_cache(small_root: Path, tmp_path: Path) -> None:
         path.write_bytes(content)
 
 
-CACHES = {
-    "index-v1.0-mini-mini_val": [
-        ("boxes", lambda a: a[:, :7]),
-        ("boxes", lambda a: a[:-1]),
-        ("boxes", lambda a: np.zeros(a.shape, dtype=int)),
-        ("labels", lambda a: a[:-1]),
-        ("labels", lambda a: a + 10),
-        ("box_offsets", lambda a: a[:-1]),
-        ("box_offsets", lambda a: a + 1),
-        ("lidar", lambda a: a + 1000),
-        ("tokens", lambda a: a[:-1]),
-        ("image_files", lambda a: a.T),
-        ("sweep_previous", lambda a: a + 1000),
-    ],
-    "ground-truth-v1.0-mini-mini_val": [
-        ("rows", lambda a: a[:-1]),
-        ("rows", lambda a: a[:, :10]),
-        ("frames", lambda a: a + 1000),
-        ("frames", lambda a: a[::-1]),
-        ("ego", lambda a: a[:-1]),
-        ("tokens", lambda a: a[:-1]),
-    ],
-}
-
-
-@pytest.mark.parametrize("name", CACHES)
-def test_a_cache_whose_arrays_do_not_fit_together_is_made_again(
-    small_root: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = datamodule(small_root, tmp_path, train_split=None)
-    data.prepare_data()
-    (path,) = tmp_path.glob(f"{name}-*.npz")
-    with np.load(path) as file:
-        good = dict(file)
-    for array, damage in CACHES[name]:
-        np.savez(path, **{**good, array: damage(good[array])})
-        caplog.clear()
-        data.prepare_data()
-        assert str(path) in caplog.text, array
-        with np.load(path) as file:
-            for key, value in good.items():
-                np.testing.assert_array_equal(file[key], value, err_msg=array)
-
-
 @pytest.mark.parametrize(
     ("table", "content"),
     [
@@ -409,7 +365,7 @@ def test_intensities_from_0_to_1_are_warned_of_once(tmp_path: Path, caplog: pyte
     assert str(path) in message and "255" in message
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("folder", "folder|directory"), ("loop", "symbolic links")])
+@pytest.mark.parametrize(("kind", "reason"), [("folder", "directory"), ("loop", "symbolic links")])
 @pytest.mark.parametrize("sensor", ["LIDAR_TOP", "CAM_FRONT"])
 def test_a_folder_or_a_link_to_itself_in_place_of_a_file(
     root: Path, small_root: Path, tmp_path: Path, kind: str, reason: str, sensor: str

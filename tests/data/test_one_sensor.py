@@ -46,7 +46,7 @@ def test_a_model_of_the_other_sensor_needs_neither_files_nor_records(
         assert (len(frame.points) == 0) == (sensor == "LIDAR")
     assert len(data.ground_truth().rows) and np.isfinite(data.ground_truth().ego).all()
     both = datamodule(root, tmp_path / "cache")
-    with pytest.raises(DataError, match=rf"{named}.* lack it" if records else rf"{named}.* is missing"):
+    with pytest.raises(DataError, match=rf"{named}.* lack it" if records else rf"{named}.* cannot be read"):
         both.setup("fit")
 
 

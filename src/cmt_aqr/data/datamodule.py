@@ -26,12 +26,12 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.finishing import Finishing
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
-from cmt_aqr.data.learnable import check_anything_to_learn
 from cmt_aqr.data.make_database import Making, prepare_database
+from cmt_aqr.data.points import check_range
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.resampling import RESAMPLINGS, resampled_frames
 from cmt_aqr.data.sampling import ObjectSampler, Sampling
-from cmt_aqr.data.tables import check_request, close_tables, fingerprint, is_annotated, read_table
+from cmt_aqr.data.tables import check_request, close_tables, fingerprint, is_annotated
 from cmt_aqr.errors import SettingError
 from cmt_aqr.runs.trainer_settings import check_shares
 from cmt_aqr.structures import Batch
@@ -257,11 +257,13 @@ class NuScenesDataModule(LightningDataModule):
         reader = FrameReader(
             self.root, index, self.sweeps, self.cameras, self.lidar, half_size=self.half_size_images
         )
-        index.check_files(self.root, range(1), self.cameras, self.lidar)
-        points = reader.read_first_points() if self.lidar else None
+        points = reader.check_first()
         if training:
             where = f"split {split} of {self.root / self.version}, {len(index)} frames"
-            check_anything_to_learn(index, points, where, self._categories, self.min_points, self.point_range)
+            categories = self.root / self.version / "category.json"
+            index.check_learnable(where, categories, self.min_points, self.point_range)
+            if points is not None:
+                check_range(points, where, self.point_range)
         transforms = self._train_transforms if training else self._eval_transforms
         sampler = None
         if training and self.sampling is not None:
@@ -269,10 +271,6 @@ class NuScenesDataModule(LightningDataModule):
             sampler = ObjectSampler(self.sampling, database, self.min_points)
         replace_empty = training and self.replace_empty_frames
         return FrameDataset(reader, transforms, self.seed, self.cache_frames, replace_empty, sampler)
-
-    def _categories(self) -> list[str]:
-        """Names of the categories that the tables know."""
-        return [category["name"] for category in read_table(self.root, self.version, "category")]
 
     def index(self, split: str) -> FrameIndex:
         """The index of a split.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,10 +16,9 @@ from cmt_aqr.constants import BOX_SIZE, CAMERAS, CLASSES, LIDAR
 from cmt_aqr.data.columns import refused
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.poses import invert, poses, rotations
-from cmt_aqr.data.saved_arrays import Layout, load_arrays, report_damage, save_arrays
 from cmt_aqr.data.table_arrays import CHANNELS, Annotations, Tables
-from cmt_aqr.data.tables import cache_path, check_request, fingerprint, open_tables
-from cmt_aqr.files import check_folder, writing
+from cmt_aqr.data.table_files import read_records
+from cmt_aqr.data.tables import cached
 
 FORMAT = 6
 """Raise it when the arrays change their meaning, so that old caches are made again."""
@@ -101,21 +99,6 @@ class FrameIndex:
         changes |= {name: getattr(self, name)[: count + 1] for name in ("box_offsets", "other_offsets")}
         return dataclasses.replace(self, **changes)
 
-    def check_files(self, root: Path, frames: Iterable[int], cameras: bool, lidar: bool) -> None:
-        """Raise a :class:`DataError` that names the first file of these frames that is missing.
-
-        Args:
-            root: data root.
-            frames: their numbers.
-            cameras: whether images are read.
-            lidar: whether points are read.
-        """
-        for frame in frames:
-            points = [self.sweep_files[self.lidar[frame]]] if lidar else []
-            images = list(self.image_files[frame]) if cameras else []
-            for name in points + images:
-                _check_file(root / name.decode())
-
     def check_sensors(self, cameras: bool, lidar: bool) -> None:
         """Raise a :class:`DataError` that names the first frame without a record of a sensor that is read."""
         files = dict(zip(CAMERAS, self.image_files.T, strict=True)) if cameras else {}
@@ -131,74 +114,33 @@ class FrameIndex:
                     f"without {what}, as model={instead}"
                 )
 
-    def save(self, path: Path, stamp: str) -> None:
-        """Write to ``path`` at once or not at all, stamped with what it was made from."""
-        save_arrays(path, stamp, _arrays(self))
+    def check_learnable(self, where: str, categories: Path, min_points: int, point_range: Sequence[float]) -> None:
+        """Refuse to train on nothing but background.
 
-    @classmethod
-    def load(cls, path: Path, stamp: str) -> Self | None:
-        """Read what :meth:`save` wrote; None where it is absent, of another stamp, or damaged (logged)."""
-        arrays = load_arrays(path, stamp, _LAYOUT)
-        if arrays is None:
-            return None
-        index = cls(**arrays)
-        if not index.is_consistent():
-            report_damage(path, "its rows and offsets do not fit together")
-            return None
-        return index
+        Args:
+            where: what the frames are, for the message.
+            categories: table of the categories that annotations may have.
+            min_points: LiDAR points without which a box is not trained on.
+            point_range: x0, y0, z0, x1, y1, z1 in metres, LiDAR frame.
 
-    def is_consistent(self) -> bool:
-        """Whether rows and offsets point into the arrays."""
-        rows = len(self.sweep_files)
-        return bool(
-            _are_offsets(self.box_offsets, len(self.boxes))
-            and _are_offsets(self.other_offsets, len(self.others))
-            and ((self.lidar >= 0) & (self.lidar < rows)).all()
-            and ((self.sweep_previous >= -1) & (self.sweep_previous < rows)).all()
-            and ((self.labels >= 0) & (self.labels < len(CLASSES))).all()
-        )
-
-
-def _are_offsets(offsets: NDArray[np.int64], end: int) -> bool:
-    return bool(offsets[0] == 0 and offsets[-1] == end and (np.diff(offsets) >= 0).all())
-
-
-_LAYOUT: Layout = {
-    "tokens": ("S", ("frame",)),
-    "scenes": ("S", ("frame",)),
-    "timestamps": ("i", ("frame",)),
-    "lidar": ("i", ("frame",)),
-    "sweep_files": ("S", ("sweep",)),
-    "sweep_times": ("i", ("sweep",)),
-    "sweep_to_global": ("f", ("sweep", 4, 4)),
-    "sweep_previous": ("i", ("sweep",)),
-    "image_files": ("S", ("frame", len(CAMERAS))),
-    "lidar2img": ("f", ("frame", len(CAMERAS), 4, 4)),
-    "box_offsets": ("i", ("frame+1",)),
-    "boxes": ("f", ("box", BOX_SIZE)),
-    "labels": ("i", ("box",)),
-    "box_points": ("i", ("box",)),
-    "box_radar_points": ("i", ("box",)),
-    "other_offsets": ("i", ("frame+1",)),
-    "others": ("f", ("other", BOX_SIZE)),
-    "other_points": ("i", ("other",)),
-}
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what is no file, by what it is."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: the tables name it, data.root lacks it") from error
-    except OSError as error:  # a link to itself, or a folder that may not be entered
-        raise DataError(f"{path} cannot be reached ({error.strerror}), but the tables name it: mend it") from error
-    if not stat.S_ISREG(mode):
-        raise DataError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no file'}, but the tables name a file")
-
-
-def _arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
-    return {field.name: getattr(index, field.name) for field in dataclasses.fields(index)}
+        Raises:
+            DataError: naming what leaves nothing.
+        """
+        if not len(self.labels):
+            names = ", ".join(sorted(category["name"] for category in read_records(categories)))
+            raise DataError(
+                f"{where}: no annotation is of one of nuScenes' ten detection classes, nothing to learn; "
+                f"the categories are {names or 'none'}"
+            )
+        seen = self.box_points >= min_points
+        if not seen.any():
+            raise DataError(
+                f"{where}: none of {len(seen)} boxes has data.min_points={min_points} LiDAR points or more "
+                f"(num_lidar_pts is at most {self.box_points.max()}); give data.min_points=0, or mend the tables"
+            )
+        centres, low, high = self.boxes[:, :2], point_range[:2], point_range[3:5]
+        if not (seen & ((centres >= low) & (centres <= high)).all(axis=1)).any():
+            raise DataError(f"{where}: no box lies within data.point_range={point_range} (x, y of its centre)")
 
 
 USUAL_MOUNT = poses([0.94, 0.0, 1.84], [0.5**0.5, 0.0, 0.0, -(0.5**0.5)])[0]
@@ -206,7 +148,7 @@ USUAL_MOUNT = poses([0.94, 0.0, 1.84], [0.5**0.5, 0.0, 0.0, -(0.5**0.5)])[0]
 
 
 def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIndex:
-    """The index of a split: from the cache while the tables are what they were, else made and cached.
+    """The index of a split, see :func:`cmt_aqr.data.tables.cached`.
 
     Args:
         root: nuScenes data root.
@@ -218,16 +160,12 @@ def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIn
         DataError: see :func:`cmt_aqr.data.tables.check_request`, and where the split has no frame or a
             frame lacks one of its sensors.
     """
-    check_request(root, version, split)
-    stamp = f"format {FORMAT} {fingerprint(root, version)}"
-    path = cache_path(cache_dir, "index", root, version, split, ".npz")
-    index = FrameIndex.load(path, stamp)
-    if index is None:
-        check_folder("data.cache_dir", cache_dir)
-        index = build_index(open_tables(root, version), split)
-        with writing("data.cache_dir", cache_dir):
-            index.save(path, stamp)
-    return index
+    names = [field.name for field in dataclasses.fields(FrameIndex)]
+
+    def make(tables: Tables) -> dict[str, NDArray[Any]]:
+        return vars(build_index(tables, split))
+
+    return FrameIndex(**cached("index", FORMAT, names, make, root, version, split, cache_dir))
 
 
 def build_index(tables: Tables, split: str) -> FrameIndex:

@@ -50,7 +50,7 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import FrameIndex
 from cmt_aqr.data.paste import points_inside
 from cmt_aqr.data.reading import FrameReader
-from cmt_aqr.data.saved_arrays import Layout, load_arrays, save_arrays
+from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
 from cmt_aqr.data.views import patches_of
 from cmt_aqr.files import check_folder, remove_partial, write_json, writing, written_at_once
 from cmt_aqr.runs.threads import cores
@@ -64,7 +64,7 @@ _PARTS = 16
 """Of a small data set, so that several processes have something to do."""
 
 
-_PART: Layout = {"entries": ("V", ("object",)), "valid": ("i", (len(CLASSES),)), "sizes": ("i", (2,))}
+_PART = ("entries", "valid", "sizes")
 """What is known of a part: its objects, how many boxes of each class a sensor sees, and bytes of its two files."""
 
 

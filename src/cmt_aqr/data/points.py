@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,20 @@ def _say_scale(path: Path, highest: float) -> None:
         path,
         highest,
     )
+
+
+def check_range(points: NDArray[np.float32], where: str, point_range: Sequence[float]) -> None:
+    """Refuse points (point, 5) of a first frame of which none lies in x0, y0, z0, x1, y1, z1, metres.
+
+    Raises:
+        DataError: naming ``where`` they are from.
+    """
+    places = points[:, :3]
+    if not ((places >= point_range[:3]) & (places <= point_range[3:])).all(axis=1).any():
+        raise DataError(
+            f"{where}: no point of the first frame lies within data.point_range={point_range}; "
+            "are the files in metres, and the LiDAR's frame?"
+        )
 
 
 def _what_it_is(path: Path, raw: NDArray[np.uint8]) -> str:

@@ -108,13 +108,25 @@ class FrameReader:
     def __len__(self) -> int:
         return len(self.index)
 
-    def read_first_points(self) -> NDArray[np.float32]:
-        """The points (point, 5) of the first keyframe's own sweep.
+    def check_first(self) -> NDArray[np.float32] | None:
+        """See that the first frame's files are there, and that its points look like points.
+
+        Returns:
+            Points (point, 5) of the first keyframe's own sweep; ``None`` where no points are read.
 
         Raises:
-            DataError: see :func:`read_checked_points`.
+            DataError: naming the first file that is missing or no file; see :func:`read_checked_points`.
         """
-        return read_checked_points(self.root / self.index.sweep_files[self.index.lidar[0]].decode())
+        sweep = self.index.sweep_files[self.index.lidar[0]]
+        for name in ([sweep] if self.lidar else []) + (list(self.index.image_files[0]) if self.cameras else []):
+            path = self.root / name.decode()
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise DataError(
+                    f"{path} cannot be read ({error.strerror}): the tables name it, so data.root must have it"
+                ) from error
+        return read_checked_points(self.root / sweep.decode()) if self.lidar else None
 
     def read(self, frame: int) -> Frame:
         """Read a frame: images uint8 and unresized, all boxes of the ten classes, nothing filtered.

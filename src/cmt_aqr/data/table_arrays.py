@@ -10,16 +10,13 @@ from numpy.typing import NDArray
 from nuscenes.utils.splits import create_splits_scenes
 
 from cmt_aqr.constants import CAMERAS, LIDAR
-from cmt_aqr.data.columns import refused
+from cmt_aqr.data.columns import bytes_of, refused
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.poses import poses
 from cmt_aqr.data.table_files import read_splits
-from cmt_aqr.data.tokens import bytes_of
 
 CHANNELS = (LIDAR, *CAMERAS)
 """The sensors that are read."""
-
-ANNOTATIONS = "sample_annotation"
 
 
 @dataclass(frozen=True)
