@@ -26,7 +26,7 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.finishing import Finishing
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
-from cmt_aqr.data.make_database import Making, prepare_database
+from cmt_aqr.data.make_database import prepare_database
 from cmt_aqr.data.points import check_range
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.resampling import RESAMPLINGS, resampled_frames
@@ -213,8 +213,8 @@ class NuScenesDataModule(LightningDataModule):
         assert self.sampling is not None and self.train_split is not None
         index = self.index(self.train_split).first(self.limit_train_frames)
         folder, contents = self._database()
-        making = Making(folder, contents, self.root, index)
-        self._objects = prepare_database(making, self.sampling.database is not None, self.sampling.processes)
+        given, processes = self.sampling.database is not None, self.sampling.processes
+        self._objects = prepare_database(folder, contents, self.root, index, given, processes)
         return self._objects
 
     def database_folder(self) -> Path | None:
