@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 
 from cmt_aqr.data.augmentation import Transform
 from cmt_aqr.data.dataset import SampleKey
-from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.faults import NEAREST_ECHO, Fog, Night, SomeFrames
 from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.structures import Frame
@@ -127,13 +126,6 @@ def test_night_is_dark_noisy_and_stays_in_range() -> None:
     bright = Night(light=1.0, gain=1000.0)(frame_of(images=images), generator()).images
     assert bright is not None
     assert bright[..., 255].min() == 255
-
-
-def test_night_needs_images_as_read() -> None:
-    with pytest.raises(DataError, match=r"uint8.*torch.float32"):
-        Night()(frame_of(images=grey(9).float()), generator())
-    blind = frame_of()
-    assert Night()(blind, generator()) is blind
 
 
 FAULTS: list[Transform] = [Fog(), Night(), SomeFrames(1.0, fog=Fog(), night=Night())]

@@ -209,10 +209,6 @@ def test_collate_keeps_counts_and_order(small_root: Path, tmp_path: Path) -> Non
         assert torch.equal(batch.images[number], frame.images)
         assert torch.equal(batch.lidar2img[number], frame.lidar2img.float())
         assert torch.equal(batch.lidar2global[number], frame.lidar2global)
-    with pytest.raises(ValueError, match="no frame"):
-        collate([])
-    with pytest.raises(ValueError, match="images in 2 of 3 frames"):
-        collate([*frames[:2], frames[2].replace(images=None)])
     assert collate([frame.replace(images=None) for frame in frames]).images is None
     alone = collate(frames[:1])  # megabytes that are not copied
     assert alone.images is not None and frames[0].images is not None

@@ -52,29 +52,17 @@ _POINT_BYTES = 4 * POINT_FEATURES
 
 @dataclass(frozen=True)
 class Contents:
-    """What a database is made of; another value makes another database.
+    """What a database is made of; another value makes another database."""
 
-    Attributes:
-        tables: fingerprint of the tables.
-        version: e.g. ``v1.0-trainval``.
-        split: whose frames.
-        frames: how many of them.
-        sweeps: before a keyframe's own, at most.
-        cameras: whether patches are cut.
-        min_points: an object has so many points of all sweeps at least.
-        patch_camera: see :func:`cmt_aqr.data.views.patches_of`.
-        patch_behind: likewise.
-    """
-
-    tables: str
-    version: str
-    split: str
-    frames: int
-    sweeps: int
-    cameras: bool
-    min_points: int
-    patch_camera: str
-    patch_behind: str
+    tables: str  # their fingerprint
+    version: str  # e.g. v1.0-trainval
+    split: str  # whose frames
+    frames: int  # how many of them
+    sweeps: int  # before a keyframe's own, at most
+    cameras: bool  # whether patches are cut
+    min_points: int  # an object has so many points of all sweeps at least
+    patch_camera: str  # see cmt_aqr.data.views.patches_of
+    patch_behind: str  # likewise
 
     @property
     def stamp(self) -> str:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
-from cmt_aqr.checks import require, require_choice, require_count, require_numbers, require_whole
+from cmt_aqr.checks import require_choice, require_count, require_numbers, require_whole
 from cmt_aqr.data.augmentation import (
     ImageAugmentation,
     ImageProcessing,
@@ -22,7 +22,6 @@ from cmt_aqr.data.augmentation import (
 from cmt_aqr.data.damage import TellDamage
 from cmt_aqr.data.database import Contents, ObjectDatabase
 from cmt_aqr.data.dataset import FrameDataset, FrameLoader, FrameSampler
-from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.finishing import Finishing
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
@@ -153,8 +152,6 @@ class NuScenesDataModule(LightningDataModule):
         require_numbers("point_range", point_range, 6)
         require_numbers("image_mean", image_mean, 3)
         require_numbers("image_std", image_std, 3)
-        for name, value in (("cameras", cameras), ("lidar", lidar)):
-            require(not isinstance(value, str), name, value, "true or false")
         if not (cameras or lidar):
             raise SettingError("cameras=false and lidar=false: at least one sensor must be read")
         self.root = Path(root).expanduser()
@@ -172,7 +169,8 @@ class NuScenesDataModule(LightningDataModule):
         self.resampling = resampling
         self.sampling = None if evaluating else sampling
         self.replace_empty_frames = replace_empty_frames
-        self.mask_per_frame = _mask_per_frame(image_augmentation)
+        grid_mask = None if image_augmentation is None else image_augmentation.grid_mask
+        self.mask_per_frame = grid_mask is not None and grid_mask.per_frame
         self.sweeps = sweeps
         self.cameras = cameras
         self.lidar = lidar
@@ -225,9 +223,16 @@ class NuScenesDataModule(LightningDataModule):
         """Where the database of objects is, and what it is made of."""
         assert self.sampling is not None and self.train_split is not None
         frames = len(self.index(self.train_split).first(self.limit_train_frames))
-        tables = fingerprint(self.root, self.version)
-        contents = self.sampling.contents(
-            tables, self.version, self.train_split, frames, self.sweeps, self.cameras
+        contents = Contents(
+            tables=fingerprint(self.root, self.version),
+            version=self.version,
+            split=self.train_split,
+            frames=frames,
+            sweeps=self.sweeps,
+            cameras=self.cameras and self.sampling.images,
+            min_points=self.sampling.min_points,
+            patch_camera=self.sampling.patch_camera,
+            patch_behind=self.sampling.patch_behind,
         )
         return self.sampling.database or contents.folder(self.cache_dir, self.root), contents
 
@@ -273,11 +278,7 @@ class NuScenesDataModule(LightningDataModule):
         return FrameDataset(reader, transforms, self.seed, self.cache_frames, replace_empty, sampler)
 
     def index(self, split: str) -> FrameIndex:
-        """The index of a split.
-
-        Raises:
-            DataError: see :func:`cmt_aqr.data.index.load_index`.
-        """
+        """The index of a split, see :func:`cmt_aqr.data.index.load_index`."""
         return load_index(self.root, self.version, split, self.cache_dir)
 
     def ground_truth(self, split: str | None = None) -> GroundTruth:
@@ -302,13 +303,7 @@ class NuScenesDataModule(LightningDataModule):
             check_request(self.root, self.version, split)
 
     def dataset(self, name: str) -> FrameDataset:
-        """The data set ``train`` or ``val``; set up first.
-
-        Raises:
-            DataError: it has not been set up.
-        """
-        if name not in self._datasets:
-            raise DataError(f"the {name} data is not set up: call setup() first")
+        """The data set ``train`` or ``val``; set up first."""
         return self._datasets[name]
 
     def _loader(self, name: str) -> FrameLoader:
@@ -316,17 +311,10 @@ class NuScenesDataModule(LightningDataModule):
         training = name == "train"
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         resampled = self._resampled(dataset) if training else None
-        sampler = FrameSampler(
-            frames=len(dataset) if resampled is None else len(resampled),
-            batch_size=self.batch_size if training else self.eval_batch_size,
-            training=training,
-            seed=self.seed,
-            num_replicas=ranks,
-            rank=rank,
-            resampled=resampled,
-        )
-        pin_memory = torch.cuda.is_available()
-        loader = FrameLoader(dataset, sampler, self.num_workers, pin_memory, self.mask_per_frame)
+        frames = len(dataset) if resampled is None else len(resampled)
+        batch_size = self.batch_size if training else self.eval_batch_size
+        sampler = FrameSampler(frames, batch_size, training, self.seed, ranks, rank, resampled)
+        loader = FrameLoader(dataset, sampler, self.num_workers, torch.cuda.is_available(), self.mask_per_frame)
         if self.trainer:
             check_shares(self.trainer, name, len(loader))
         return loader
@@ -350,11 +338,6 @@ class NuScenesDataModule(LightningDataModule):
     def val_dataloader(self) -> FrameLoader:
         """Every frame of ``val_split`` once, in order, shared out among the processes."""
         return self._loader("val")
-
-
-def _mask_per_frame(augmentation: ImageAugmentation | None) -> bool:
-    """Whether each frame of a batch has a GridMask of its own."""
-    return augmentation is not None and augmentation.grid_mask is not None and augmentation.grid_mask.per_frame
 
 
 def _faults(fault: Transform | None, transforms: Transforms, damage: bool) -> list[Transform]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import Dataset, DistributedSampler
 
-from cmt_aqr.checks import require_count
 from cmt_aqr.data.augmentation import Transform, apply_transforms
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.errors import DataError
@@ -182,7 +181,6 @@ class FrameSampler(DistributedSampler[SampleKey]):
         rank: int = 0,
         resampled: NDArray[np.int64] | None = None,
     ) -> None:
-        require_count("batch_size", batch_size)
         self.frames = frames
         self.resampled = np.arange(frames) if resampled is None else resampled
         self.repeats = occurrences(self.resampled)
@@ -262,20 +260,8 @@ class FrameLoader(WorkerLoader[Batch]):
             collate_fn=functools.partial(collate, mask_per_frame=mask_per_frame),
             pin_memory=pin_memory,
         )
-        self._epoch = sampler.epoch
-        self._batches_done = sampler.batches_done
-
-    @property
-    def frame_sampler(self) -> FrameSampler:
-        """The sampler, by its own type."""
-        assert isinstance(self.sampler, FrameSampler)
-        return self.sampler
-
-    @property
-    def frames(self) -> FrameDataset:
-        """The data set, by its own type."""
-        assert isinstance(self.dataset, FrameDataset)
-        return self.dataset
+        self.frames, self.frame_sampler = dataset, sampler
+        self._epoch, self._batches_done = sampler.epoch, sampler.batches_done
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches from the sampler's position on.

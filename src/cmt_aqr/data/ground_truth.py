@@ -26,29 +26,20 @@ _BIKE_RACK = "static_object.bicycle_rack"
 class GroundTruth:
     """Annotations of a split, global frame, and what the evaluation's filters look up.
 
-    Attributes:
-        version: e.g. ``v1.0-trainval``.
-        split: e.g. ``val``.
-        tokens: sample tokens in the order of the devkit's sample table; a frame's number counts them.
-        frames: (box,) int64, the frame of each annotation of a detection class, rising.
-        rows: (box, 15) float64, columns as of :mod:`cmt_aqr.data.rows`; not filtered.
-            The score is -1, the velocity NaN where nuScenes has none.
-        points: (box,) int64, annotated LiDAR and radar points.
-        ego: (frame, 3) float64, where the car was at the LiDAR's time, or a camera's without LiDAR, metres.
-        rack_frames: (rack,) int64, the frame of each annotated bicycle rack.
-        racks: (rack, 10) float64: the columns of translation, size and rotation.
-        annotated: whether there is anything to compare with; else all but ``tokens`` is empty.
+    Tokens are in the order of the devkit's sample table; a frame's number counts them. Rows have the columns of
+    :mod:`cmt_aqr.data.rows` and are not filtered; the score is -1, the velocity NaN where nuScenes has none. Where
+    nothing is annotated, all but the tokens is empty.
     """
 
-    version: str
-    split: str
+    version: str  # e.g. v1.0-trainval
+    split: str  # e.g. val
     tokens: tuple[str, ...]
-    frames: NDArray[np.int64]
-    rows: NDArray[np.float64]
-    points: NDArray[np.int64]
-    ego: NDArray[np.float64]
-    rack_frames: NDArray[np.int64]
-    racks: NDArray[np.float64]
+    frames: NDArray[np.int64]  # (box,) the frame of each annotation of a detection class, rising
+    rows: NDArray[np.float64]  # (box, 15)
+    points: NDArray[np.int64]  # (box,) annotated LiDAR and radar points
+    ego: NDArray[np.float64]  # (frame, 3) metres: where the car was at the LiDAR's time, without one at a camera's
+    rack_frames: NDArray[np.int64]  # (rack,) the frame of each annotated bicycle rack
+    racks: NDArray[np.float64]  # (rack, 10) the columns of translation, size and rotation
     annotated: bool = True
 
     @classmethod

@@ -29,48 +29,32 @@ class FrameIndex:
     """Everything about a split's frames but the sensor data itself.
 
     Arrays, not objects: processes share them as mapped from the cache, and they load without executing anything.
-
-    Attributes:
-        tokens: (frame,) bytes, sample tokens, in the order of the devkit's sample table.
-        scenes: (frame,) bytes, scene names.
-        timestamps: (frame,) int64, microseconds.
-        lidar: (frame,) int32, row of the keyframe's sweep in the ``sweep_*`` arrays.
-        sweep_files: (sweep,) bytes, paths below the data root; empty for the sweep that stands in for that of a
-            frame without LiDAR, at the usual place of the LiDAR on the car.
-        sweep_times: (sweep,) int64, microseconds.
-        sweep_to_global: (sweep, 4, 4) float64, LiDAR frame of the sweep to the global frame.
-        sweep_previous: (sweep,) int32, row of the sweep before, -1 at the start of a scene.
-        image_files: (frame, view) bytes, views in the order of ``CAMERAS``; empty where a frame lacks the camera.
-        lidar2img: (frame, view, 4, 4) float64 in pixels of the image as stored; by way of the global frame,
-            so each camera is where the car was when that camera fired. The unit matrix without a camera.
-        box_offsets: (frame + 1,) int64; boxes of frame i are rows ``box_offsets[i]:box_offsets[i + 1]``.
-        boxes: (box, 9) float32 in the keyframe's LiDAR frame; velocity NaN where nuScenes has none.
-        labels: (box,) int64, indices into ``CLASSES``.
-        box_points: (box,) int64, annotated LiDAR points.
-        box_radar_points: (box,) int64, annotated radar points.
-        other_offsets: (frame + 1,) int64, as ``box_offsets``, for the boxes of other categories.
-        others: (box, 9) float32, boxes as above of categories outside ``CLASSES``: they take up room.
-        other_points: (box,) int64, annotated LiDAR points of those.
+    Boxes of frame i are rows ``box_offsets[i]:box_offsets[i + 1]``, those of categories outside ``CLASSES``, which
+    take up room, rows ``other_offsets[i]:other_offsets[i + 1]``; in the keyframe's LiDAR frame, velocity NaN where
+    nuScenes has none. Tokens are in the order of the devkit's sample table. A frame without LiDAR has a sweep
+    without a file, at the usual place of the LiDAR on the car. ``lidar2img`` is in pixels of the image as stored,
+    by way of the global frame, so each camera is where the car was when that camera fired; the unit matrix without
+    a camera.
     """
 
-    tokens: NDArray[np.bytes_]
-    scenes: NDArray[np.bytes_]
-    timestamps: NDArray[np.int64]
-    lidar: NDArray[np.int32]
-    sweep_files: NDArray[np.bytes_]
-    sweep_times: NDArray[np.int64]
-    sweep_to_global: NDArray[np.float64]
-    sweep_previous: NDArray[np.int32]
-    image_files: NDArray[np.bytes_]
-    lidar2img: NDArray[np.float64]
-    box_offsets: NDArray[np.int64]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    box_points: NDArray[np.int64]
-    box_radar_points: NDArray[np.int64]
-    other_offsets: NDArray[np.int64]
-    others: NDArray[np.float32]
-    other_points: NDArray[np.int64]
+    tokens: NDArray[np.bytes_]  # (frame,) sample tokens
+    scenes: NDArray[np.bytes_]  # (frame,) scene names
+    timestamps: NDArray[np.int64]  # (frame,) microseconds
+    lidar: NDArray[np.int32]  # (frame,) row of the keyframe's sweep in the sweep_* arrays
+    sweep_files: NDArray[np.bytes_]  # (sweep,) paths below the data root
+    sweep_times: NDArray[np.int64]  # (sweep,) microseconds
+    sweep_to_global: NDArray[np.float64]  # (sweep, 4, 4) LiDAR frame of the sweep to the global frame
+    sweep_previous: NDArray[np.int32]  # (sweep,) row of the sweep before, -1 at the start of a scene
+    image_files: NDArray[np.bytes_]  # (frame, view) in the order of CAMERAS; empty where a frame lacks the camera
+    lidar2img: NDArray[np.float64]  # (frame, view, 4, 4)
+    box_offsets: NDArray[np.int64]  # (frame + 1,)
+    boxes: NDArray[np.float32]  # (box, 9)
+    labels: NDArray[np.int64]  # (box,) indices into CLASSES
+    box_points: NDArray[np.int64]  # (box,) annotated LiDAR points
+    box_radar_points: NDArray[np.int64]  # (box,) annotated radar points
+    other_offsets: NDArray[np.int64]  # (frame + 1,)
+    others: NDArray[np.float32]  # (other, 9)
+    other_points: NDArray[np.int64]  # (other,) annotated LiDAR points
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -90,14 +74,15 @@ class FrameIndex:
         """The first ``count`` frames only, or all where ``count`` is None."""
         if count is None or count >= len(self):
             return self
-        end, end_of_others = int(self.box_offsets[count]), int(self.other_offsets[count])
-        per_frame = ("tokens", "scenes", "timestamps", "lidar", "image_files", "lidar2img")
-        per_box = ("boxes", "labels", "box_points", "box_radar_points")
-        changes = {name: getattr(self, name)[:count] for name in per_frame}
-        changes |= {name: getattr(self, name)[:end] for name in per_box}
-        changes |= {name: getattr(self, name)[:end_of_others] for name in ("others", "other_points")}
-        changes |= {name: getattr(self, name)[: count + 1] for name in ("box_offsets", "other_offsets")}
-        return dataclasses.replace(self, **changes)
+        ends = {
+            ("tokens", "scenes", "timestamps", "lidar", "image_files", "lidar2img"): count,
+            ("boxes", "labels", "box_points", "box_radar_points"): self.box_offsets[count],
+            ("others", "other_points"): self.other_offsets[count],
+            ("box_offsets", "other_offsets"): count + 1,
+        }
+        return dataclasses.replace(
+            self, **{name: getattr(self, name)[:end] for names, end in ends.items() for name in names}
+        )
 
     def check_sensors(self, cameras: bool, lidar: bool) -> None:
         """Raise a :class:`DataError` that names the first frame without a record of a sensor that is read."""

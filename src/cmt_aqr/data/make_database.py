@@ -50,19 +50,12 @@ _MOST_FRAMES, _PARTS = 512, 16
 
 @dataclass(frozen=True)
 class Cut:
-    """What is cut out of a frame.
+    """What is cut out of a frame."""
 
-    Attributes:
-        objects: rows of :data:`~cmt_aqr.data.database.ENTRY`, whose points and patch begin where the frame's do.
-        points: (point, 5) of all objects, one after the other.
-        patches: of all objects, likewise.
-        boxes: (class,) int64, how many a sensor sees.
-    """
-
-    objects: NDArray[np.void]
-    points: NDArray[np.float32]
-    patches: list[bytes]
-    boxes: NDArray[np.int64]
+    objects: NDArray[np.void]  # rows of database.ENTRY, whose points and patch begin where the frame's do
+    points: NDArray[np.float32]  # (point, 5) of all objects, one after the other
+    patches: list[bytes]  # likewise
+    boxes: NDArray[np.int64]  # (class,) how many a sensor sees
 
 
 class ObjectCutter(Dataset[Cut]):
