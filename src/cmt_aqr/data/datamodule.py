@@ -47,89 +47,47 @@ class NuScenesDataModule(LightningDataModule):
     ``image_augmentation``, in this order; an evaluated one through ``eval_fault``, ``eval_transforms`` and the
     plain image processing. Sensor faults and masked-modal training see the frame as it was read, with what was
     pasted. All of it depends on (seed, epoch, frame, repeat) only.
-
-    Args:
-        root: data root: the folder with ``samples``, ``sweeps`` and the version's folder.
-        version: e.g. ``v1.0-trainval``.
-        point_range: x0, y0, z0, x1, y1, z1 of the model's grid, metres, LiDAR frame.
-        image_size: height and width of the images that the model gets.
-        train_split: a split of the devkit, or of ``splits.json``.
-        resampling: ``none``, or ``cbgs``, see :mod:`cmt_aqr.data.resampling`.
-        sampling: objects to paste into training frames, or None.
-        replace_empty_frames: train on another frame, drawn from all, in place of one without a box.
-        val_split: for evaluations in training.
-        eval_split: what ``evaluating`` reads; ``val_split`` where None.
-        evaluating: read ``eval_split`` instead of the others.
-        sweeps: sweeps before the keyframe's own, at most.
-        cameras: read images; off for a LiDAR-only model.
-        lidar: read points; off for a camera-only model.
-        batch_size: frames per step and device in training.
-        eval_batch_size: the same in evaluation; ``batch_size`` where None.
-        num_workers: reading processes per loader; 0 reads in the main process.
-        image_mean: of the B, G, R channels, 0..255.
-        image_std: of the B, G, R channels.
-        scene_augmentation: of points, boxes and calibration together, or None.
-        image_augmentation: of the images, or None.
-        train_fault: sensor fault of training frames, or None; see ``cmt_aqr.data.faults``.
-        eval_fault: of evaluated frames; like ``eval_transforms`` drawn from (seed, frame).
-        train_transforms: on frames as read, in training.
-        eval_transforms: on frames as read, in evaluation; drawn from (seed, frame), the same every time.
-        damage: note what the faults and transforms above broke, for a model that learns from it.
-        min_points: boxes with fewer LiDAR points are not trained on.
-        crop_points: drop points outside ``point_range`` in training.
-        shuffle_points: random order of points in training, see :class:`TrainingFilter`.
-        half_size_images: decode images to half their height and width, for speed; see ``reading.read_image``.
-        half_points: round points to half precision in training, see :class:`TrainingFilter`.
-        exact_lidar2img: see :class:`ImageProcessing`.
-        cache_frames: keep frames in memory once read, in each process; for small data sets.
-        cache_dir: for indexes and ground truth, see :func:`cmt_aqr.data.index.load_index`.
-        limit_train_frames: the first so many frames of the training split only.
-        limit_eval_frames: the same for the other splits.
-        seed: of shuffling and augmentation.
-
-    Raises:
-        SettingError: a value out of range, named.
     """
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
-        version: str,
-        point_range: Sequence[float],
-        image_size: Sequence[int] = (320, 800),
-        train_split: str | None = "train",
-        resampling: str = "none",
-        sampling: Sampling | None = None,
-        replace_empty_frames: bool = False,
-        val_split: str = "val",
-        eval_split: str | None = None,
-        evaluating: bool = False,
-        sweeps: int = 10,
-        cameras: bool = True,
-        lidar: bool = True,
-        batch_size: int = 2,
-        eval_batch_size: int | None = None,
-        num_workers: int = 4,
-        image_mean: Sequence[float] = (103.530, 116.280, 123.675),
-        image_std: Sequence[float] = (57.375, 57.120, 58.395),
-        scene_augmentation: SceneAugmentation | None = None,
+        root: str | os.PathLike[str],  # the folder with samples, sweeps and the version's folder
+        version: str,  # e.g. v1.0-trainval
+        point_range: Sequence[float],  # x0, y0, z0, x1, y1, z1 of the model's grid, metres, LiDAR frame
+        image_size: Sequence[int] = (320, 800),  # height and width of the images that the model gets
+        train_split: str | None = "train",  # a split of the devkit, or of splits.json
+        resampling: str = "none",  # or cbgs, see cmt_aqr.data.resampling
+        sampling: Sampling | None = None,  # objects to paste into training frames
+        replace_empty_frames: bool = False,  # train on another frame in place of one without a box
+        val_split: str = "val",  # for evaluations in training
+        eval_split: str | None = None,  # what evaluating reads; None: val_split
+        evaluating: bool = False,  # read eval_split instead of the others
+        sweeps: int = 10,  # before the keyframe's own, at most
+        cameras: bool = True,  # read images; off for a LiDAR-only model
+        lidar: bool = True,  # read points; off for a camera-only model
+        batch_size: int = 2,  # frames per step and device in training
+        eval_batch_size: int | None = None,  # the same in evaluation; None: batch_size
+        num_workers: int = 4,  # reading processes per loader; 0 reads in the main process
+        image_mean: Sequence[float] = (103.530, 116.280, 123.675),  # of the B, G, R channels, 0..255
+        image_std: Sequence[float] = (57.375, 57.120, 58.395),  # likewise
+        scene_augmentation: SceneAugmentation | None = None,  # of points, boxes and calibration together
         image_augmentation: ImageAugmentation | None = None,
-        train_fault: Transform | None = None,
-        eval_fault: Transform | None = None,
-        train_transforms: Transforms = None,
-        eval_transforms: Transforms = None,
-        damage: bool = False,
-        min_points: int = 1,
-        crop_points: bool = True,
-        shuffle_points: bool = True,
-        half_size_images: bool = False,
-        half_points: bool = False,
-        exact_lidar2img: bool = True,
-        cache_frames: bool = False,
-        cache_dir: str | os.PathLike[str] = ".cache/cmt_aqr",
-        limit_train_frames: int | None = None,
-        limit_eval_frames: int | None = None,
-        seed: int = 0,
+        train_fault: Transform | None = None,  # of a sensor in training frames; see cmt_aqr.data.faults
+        eval_fault: Transform | None = None,  # in evaluated ones; drawn from (seed, frame), the same every time
+        train_transforms: Transforms = None,  # on frames as read, in training
+        eval_transforms: Transforms = None,  # in evaluation; drawn like eval_fault
+        damage: bool = False,  # note what these faults and transforms broke, for a model that learns from it
+        min_points: int = 1,  # boxes with fewer LiDAR points are not trained on
+        crop_points: bool = True,  # see TrainingFilter
+        shuffle_points: bool = True,  # likewise
+        half_size_images: bool = False,  # decode images to half their height and width, see reading.read_image
+        half_points: bool = False,  # see TrainingFilter
+        exact_lidar2img: bool = True,  # see ImageProcessing
+        cache_frames: bool = False,  # keep frames in memory once read, in each process; for small data sets
+        cache_dir: str | os.PathLike[str] = ".cache/cmt_aqr",  # for indexes, ground truth and objects
+        limit_train_frames: int | None = None,  # the first so many frames of the training split only
+        limit_eval_frames: int | None = None,  # the same for the other splits
+        seed: int = 0,  # of shuffling and augmentation
     ) -> None:
         super().__init__()
         require_count("batch_size", batch_size)
@@ -202,12 +160,7 @@ class NuScenesDataModule(LightningDataModule):
             self.make_database()
 
     def make_database(self) -> ObjectDatabase:
-        """Make the database of objects of the training frames where it is absent or of other tables, and open it.
-
-        Raises:
-            DataError: the folder that ``sampling`` names holds another one.
-            UserError: it cannot be written.
-        """
+        """Make the database of objects of the training frames where that is needed, and open it."""
         assert self.sampling is not None and self.train_split is not None
         index = self.index(self.train_split).first(self.limit_train_frames)
         folder, contents = self._database()
@@ -282,11 +235,7 @@ class NuScenesDataModule(LightningDataModule):
         return load_index(self.root, self.version, split, self.cache_dir)
 
     def ground_truth(self, split: str | None = None) -> GroundTruth:
-        """What the official evaluation compares with, of ``val_split`` or the split that is named.
-
-        Raises:
-            DataError: the split should have annotations, and has none.
-        """
+        """What the official evaluation compares with, of ``val_split`` or the split that is named."""
         split = split or self.val_split
         if self.annotated:
             return load_ground_truth(self.root, self.version, split, self.cache_dir)
@@ -294,11 +243,7 @@ class NuScenesDataModule(LightningDataModule):
         return GroundTruth.unknown(self.version, split, tuple(map(index.token, range(len(index)))))
 
     def check(self) -> None:
-        """See, without reading a table, that root, version and splits exist.
-
-        Raises:
-            DataError: one of them does not; the sentence says which.
-        """
+        """See, without reading a table, that root, version and splits exist; else raise a ``DataError``."""
         for split in self._splits():
             check_request(self.root, self.version, split)
 
