@@ -21,19 +21,12 @@ Records = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of field.
+    """A kind of field."""
 
-    Attributes:
-        what: it must be, for the message.
-        read: from the values of many records to an array (record, ...) or list; ``None``: one is of another kind.
-        target: table whose tokens it holds; "": none.
-        may_end: whether "" stands for no token.
-    """
-
-    what: str
-    read: Callable[[Sequence[Any]], Any]
-    target: str = ""
-    may_end: bool = False
+    what: str  # it must be, for the message
+    read: Callable[[Sequence[Any]], Any]  # from many records' values to an array (record, ...) or list; None: bad
+    target: str = ""  # table whose tokens it holds; "": none
+    may_end: bool = False  # whether "" stands for no token
 
 
 def refused(table: str, token: str | bytes | int, what: str) -> DataError:
@@ -65,12 +58,12 @@ def column_of(records: Records, table: str, name: str, first: int = 0) -> list[A
 def read_column(
     table: str, name: str, column: Sequence[Any], tokens: Sequence[Any] | NDArray[np.bytes_], kind: Kind
 ) -> Any:
-    """What ``kind.read`` makes of a column.
+    """What ``kind.read`` makes of a field's values.
 
     Args:
         table: its name.
         name: of the field.
-        column: the field's values.
+        column: the values.
         tokens: of the same records, as texts or bytes; or their places.
         kind: of the field.
 
@@ -149,12 +142,7 @@ def check_order(
 ) -> None:
     """See that ``prev`` leads back in time and ``next`` forth, so that no chain runs in a circle.
 
-    Args:
-        table: its name; in ``sample_data`` neighbours may be of the same time.
-        name: ``prev`` or ``next``.
-        neighbours: (record,) rows that the field refers to, -1: none.
-        times: (record,) in microseconds.
-        tokens: (record,) of the records.
+    Neighbours are rows (record,), -1: none; times are in microseconds, and may be equal in ``sample_data``.
 
     Raises:
         DataError: naming the first record whose neighbour is on the wrong side of it.

@@ -117,11 +117,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 class ObjectDatabase:
-    """Objects to draw from, by row.
-
-    Args:
-        folder: of a complete database.
-        contents: what it must be made of.
+    """Objects of a complete database in a folder, to draw from by row.
 
     Raises:
         DataError: it is absent, of other contents or another format, or damaged; the sentence says how.

@@ -28,16 +28,11 @@ class SampleKey(NamedTuple):
     """What a sampler asks a data set for.
 
     The epoch travels with the index, so a worker process that lives for the whole run needs no news of it.
-
-    Attributes:
-        epoch: counted from 0.
-        frame: its number in the index.
-        repeat: which occurrence of the frame in this epoch, where resampling repeats it.
     """
 
-    epoch: int
-    frame: int
-    repeat: int = 0
+    epoch: int  # counted from 0
+    frame: int  # its number in the index
+    repeat: int = 0  # which occurrence of the frame in this epoch, where resampling repeats it
 
 
 def frame_generator(seed: int, key: SampleKey) -> Generator:
@@ -57,9 +52,7 @@ _MOST_TRIES = 1000
 def generator_of_frame(random: Generator, frame: int) -> Generator:
     """The generator that another frame of the same epoch has where this frame has ``random``, not used yet.
 
-    Args:
-        random: of :func:`frame_generator`, or spawned from it.
-        frame: the other's number in the index.
+    ``random`` is of :func:`frame_generator`, or spawned from it.
     """
     sequence = random.bit_generator.seed_seq
     assert isinstance(sequence, np.random.SeedSequence) and isinstance(sequence.entropy, Sequence)

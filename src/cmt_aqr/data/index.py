@@ -107,9 +107,6 @@ class FrameIndex:
             categories: table of the categories that annotations may have.
             min_points: LiDAR points without which a box is not trained on.
             point_range: x0, y0, z0, x1, y1, z1 in metres, LiDAR frame.
-
-        Raises:
-            DataError: naming what leaves nothing.
         """
         if not len(self.labels):
             names = ", ".join(sorted(category["name"] for category in read_records(categories)))
@@ -135,15 +132,8 @@ USUAL_MOUNT = poses([0.94, 0.0, 1.84], [0.5**0.5, 0.0, 0.0, -(0.5**0.5)])[0]
 def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIndex:
     """The index of a split, see :func:`cmt_aqr.data.tables.cached`.
 
-    Args:
-        root: nuScenes data root.
-        version: e.g. ``v1.0-trainval``.
-        split: a split of the devkit, e.g. ``train``, or of the version's ``splits.json``.
-        cache_dir: made where it is absent.
-
     Raises:
-        DataError: see :func:`cmt_aqr.data.tables.check_request`, and where the split has no frame or a
-            frame lacks one of its sensors.
+        DataError: the request cannot be, the split has no frame, or a frame has neither LiDAR nor camera.
     """
     names = [field.name for field in dataclasses.fields(FrameIndex)]
 

@@ -59,13 +59,7 @@ class Cut:
 
 
 class ObjectCutter(Dataset[Cut]):
-    """Cuts the objects out of frames, by their number.
-
-    Args:
-        root: data root.
-        index: the frames.
-        contents: what is cut.
-    """
+    """Cuts the objects out of frames, by their number."""
 
     def __init__(self, root: Path, index: FrameIndex, contents: Contents) -> None:
         self.contents = contents
@@ -125,11 +119,11 @@ def prepare_database(
         contents: what it is made of.
         root: data root.
         index: the frames.
-        given: whether the user named the folder: a database of other contents there is not replaced then.
+        given: whether the user named the folder: a database of other contents there is refused then, not replaced.
         processes: that make it; ``None``: one for each core.
 
     Raises:
-        DataError: the folder holds a database of other contents.
+        DataError: see ``given``.
         UserError: it cannot be written, for want of room, say; parts that are whole stay, and count.
     """
     key = "data.sampling.database" if given else "data.cache_dir"

@@ -137,13 +137,7 @@ class ObjectSampler:
             )
 
     def __call__(self, frame: Frame, obstacles: NDArray[np.float32], random: Generator) -> Frame:
-        """The frame with the objects that find room among its boxes and the obstacles.
-
-        Args:
-            frame: as read, images uint8 and unresized.
-            obstacles: (box, >= 7) boxes of other categories.
-            random: draws.
-        """
+        """The frame, as read, with objects that find room among its boxes and obstacles (box, >= 7)."""
         counted = (frame.box_points >= self.min_points).numpy()
         rows, groups = self.draw(frame.labels.numpy()[counted], random)
         if not len(rows):

@@ -130,11 +130,9 @@ class _Reader:
             time_of: microseconds (record,), of a table with ``prev`` and ``next``: from the columns.
 
         Returns:
-            The columns that ``keep`` gives, end to end; and, of all records, the rows that they refer to of the
-            table itself, and of ``ego_pose``, which is so large that all are looked up at once.
-
-        Raises:
-            DataError: see :func:`read_tables`.
+            What ``keep`` gives, end to end; and, of all records, the rows that they refer to of the table itself,
+            and of
+            ``ego_pose``, which is so large that all are looked up at once.
         """
         late = {name: kind for name, kind in FIELDS[table].items() if kind.target in (table, "ego_pose")}
         kept: list[Columns] = []
@@ -213,13 +211,7 @@ def _read_mounts(reader: _Reader) -> tuple[Mounts, NDArray[np.int8]]:
 
 
 def _read_records(reader: _Reader, channels: NDArray[np.int8], ego: Columns) -> SensorRecords:
-    """The records of ``CHANNELS`` that are needed.
-
-    Args:
-        reader: of the tables.
-        channels: of each calibrated sensor.
-        ego: poses of the car.
-    """
+    """The needed records of ``CHANNELS``, given each calibrated sensor's channel, and the car's poses."""
 
     def keep(piece: Columns) -> Columns:
         channel = channels[piece["calibrated_sensor_token"]]
@@ -256,13 +248,7 @@ def _read_records(reader: _Reader, channels: NDArray[np.int8], ego: Columns) -> 
 def _read_annotations(
     reader: _Reader, category_of: NDArray[np.int64], sample_times: NDArray[np.int64]
 ) -> Annotations:
-    """The annotated boxes.
-
-    Args:
-        reader: of the tables.
-        category_of: (instance,) rows of the category table.
-        sample_times: (sample,) microseconds.
-    """
+    """The annotated boxes, given each instance's category, and the times (sample,) in microseconds."""
 
     def keep(piece: Columns) -> Columns:
         return {
@@ -290,11 +276,8 @@ def _velocities(
 ) -> NDArray[np.float64]:
     """Velocities (box, 2) in m/s between the annotations before and after: ``NuScenes.box_velocity``, bit for bit.
 
-    Args:
-        places: (box, 2) in metres, global frame.
-        times: (box,) in microseconds.
-        previous: (box,) the object's annotation before, -1: none.
-        following: (box,) the one after.
+    Places (box, 2) are in metres, times (box,) in microseconds; the rows before and after are -1 where there is
+    none.
     """
     own, seconds = np.arange(len(places)), 1e-6 * times
     first, last = np.where(previous < 0, own, previous), np.where(following < 0, own, following)

@@ -50,8 +50,8 @@ def check_request(root: Path, version: str, split: str) -> None:
         split: a split of the devkit, or one of ``splits.json`` in the version's folder.
 
     Raises:
-        DataError: the root, the version's folder or a table is missing, or the split is unknown or belongs
-            to another version.
+        DataError: the root, the version's folder or a table is missing, or the split is unknown or another
+            version's.
     """
     if not root.is_dir():
         raise DataError(f"data.root={root} is not a folder: give the folder that holds {version}/ and samples/")
@@ -113,9 +113,9 @@ def cached(
         stamp: number of their format.
         names: of the arrays.
         make: makes them.
-        root: nuScenes data root.
-        version: e.g. ``v1.0-trainval``.
-        split: see :func:`check_request`.
+        root: see :func:`check_request`, as the others.
+        version: likewise.
+        split: likewise.
         cache_dir: made where it is absent.
 
     Raises:

@@ -16,12 +16,7 @@ from cmt_aqr.structures import Frame
 
 
 def condition_generator(random: Generator, name: str) -> Generator:
-    """A generator that depends on a frame's generator as it was made, and on a name; not on what was drawn.
-
-    Args:
-        random: of a frame.
-        name: of the condition, without its severity.
-    """
+    """A generator that depends on a frame's generator as it was made, and on a name; not on what was drawn."""
     sequence = random.bit_generator.seed_seq
     assert isinstance(sequence, np.random.SeedSequence)
     key = (*sequence.spawn_key, zlib.crc32(name.encode()))
@@ -68,12 +63,7 @@ class Corruption:
 
 
 def over(change: Callable[..., Any], /, **settings: Sequence[Any]) -> list[Callable[..., Any]]:
-    """A change by severity.
-
-    Args:
-        change: a function.
-        **settings: of it, a value for each severity.
-    """
+    """A function by severity, given for each of its settings a value for every severity."""
     by_severity = zip(*settings.values(), strict=True)
     return [partial(change, **dict(zip(settings, values, strict=True))) for values in by_severity]
 
@@ -84,7 +74,7 @@ def graded(
     """What makes a condition of several severities; refuses others with a ``SettingError``.
 
     Args:
-        name: of the condition.
+        name: of the condition, without its severity.
         lidar: what happens to the points at severity 1, 2, ...; empty: nothing.
         cameras: to the images, likewise.
     """

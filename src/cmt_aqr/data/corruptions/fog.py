@@ -114,12 +114,7 @@ def plasma(side: int, count: int, random: Generator) -> NDArray[np.float32]:
     """Plasma fractals (diamond-square, wrapped around), 0..1: (count, cells, cells).
 
     Each level adds Uniform(-a^2, a^2) to the mean of four neighbours, and a falls by 1.7 from level to level. Of a
-    fractal of ``side`` pixels the coarse levels are drawn, down to ``CELLS`` a side.
-
-    Args:
-        side: pixels, a power of 2.
-        count: how many, all at once.
-        random: drawn from.
+    fractal of ``side`` pixels, a power of 2, the coarse levels are drawn, down to ``CELLS`` a side.
     """
     cells = min(side, CELLS)
     field = np.zeros((count, cells, cells), dtype=np.float32)

@@ -71,10 +71,7 @@ TREMBLE, MOST_TREMBLE = (0.15, 0.2, 0.12), 3.0
 def blur_points(frame: Frame, random: Generator, std: float) -> Frame:
     """A moving LiDAR: each file is shifted as a whole, and each point trembles a little.
 
-    Args:
-        frame: with its returns.
-        random: drawn from.
-        std: standard deviation in metres of a file's shift along x, y, z, in its own LiDAR frame.
+    The standard deviation, metres, is that of a file's shift along x, y, z, in its own LiDAR frame.
     """
     returns = returns_of(frame)
     shifts = random.normal(0, std, (len(returns.motions), 3)).astype(np.float32)
@@ -141,15 +138,9 @@ def drop_points(frame: Frame, random: Generator, share: float) -> Frame:
 
 
 def cut_holes(frame: Frame, random: Generator, holes: int, share: float = 0.02) -> Frame:
-    """Several times a random point is taken, and the nearest points to it are lost.
+    """So many times a random point is taken, and the nearest points to it, a share of those there were, are lost.
 
     Distances are over all five columns, as nuScenes-C has them.
-
-    Args:
-        frame: to change.
-        random: drawn from.
-        holes: how many times.
-        share: of the points as they were, that each hole takes.
     """
     points = frame.points.double().numpy()
     squares = np.square(points).sum(axis=1)

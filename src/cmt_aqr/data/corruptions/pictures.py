@@ -86,14 +86,7 @@ def look_up(table: NDArray[np.uint8], first: Picture, second: Picture) -> Pictur
 def black_views(
     frame: Frame, random: Generator, probability: float = 1.0, views: Sequence[int] | None = None
 ) -> Frame:
-    """Some images are black (0 before normalisation).
-
-    Args:
-        frame: with images.
-        random: drawn from.
-        probability: of each image, independently.
-        views: places in ``CAMERAS`` of those that may be struck; ``None``: all.
-    """
+    """Each image, or each of some views, is black (0 before normalisation) with a probability."""
     assert frame.images is not None
     struck = random.random(len(frame.images)) < probability
     if views is not None:

@@ -117,14 +117,7 @@ class Stuck:
         return with_images(frame, {view: shown for view, shown in sources.items() if shown is not source})
 
     def shown(self, source: FrameSource, random: Generator, sensor: int, sensors: int) -> FrameSource:
-        """The frame that a sensor shows at the time of another.
-
-        Args:
-            source: of the frame that is asked for.
-            random: of that frame, which other frames' generators are told from.
-            sensor: which of them.
-            sensors: how many draw together.
-        """
+        """The frame that a sensor, of several that draw together, shows at the time of another."""
         while (before := source.earlier(1)) is not None and self._is_stuck(source, random, sensor, sensors):
             source = before
             if self.burst == 1:
