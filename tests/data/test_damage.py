@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from PIL import Image
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.points import read_checked_points, read_points
 from cmt_aqr.data.reading import read_image
-from cmt_aqr.data.tables import close_tables, open_tables
+from cmt_aqr.data.tables import open_tables
 from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.evaluation.official import check_anything_to_find
@@ -238,24 +237,6 @@ def test_a_table_that_is_none_is_named(root: Path, tmp_path: Path, table: str, c
         datamodule(root, tmp_path / "cache").prepare_data()
 
 
-def test_a_bug_in_the_index_keeps_its_traceback(
-    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: Any) -> Any:
-        raise TypeError("a bug")
-
-    monkeypatch.setattr("cmt_aqr.data.index._index_sweeps", broken)
-    with pytest.raises(TypeError, match="a bug"):
-        datamodule(small_root, tmp_path / "cache").prepare_data()
-
-
-def test_closed_tables_are_gone(small_root: Path) -> None:
-    kept = weakref.ref(open_tables(small_root, VERSION))
-    assert kept() is not None
-    close_tables()
-    assert kept() is None
-
-
 NOTHING = [
     ("category", everywhere("name", "animal"), "animal"),
     ("sample_annotation", everywhere("num_lidar_pts", 0), "data.min_points=1"),
@@ -298,13 +279,6 @@ def test_a_point_that_is_not_finite_or_absurd_is_dropped_and_said_once(
         np.testing.assert_array_equal(cloud, np.delete(points, 400, axis=0))
     (message,) = [record.getMessage() for record in caplog.records]
     assert str(path) in message and "1 of 1000" in message
-
-
-def test_a_file_without_a_usable_point(tmp_path: Path) -> None:
-    path = tmp_path / "nan.bin"
-    np.full((10, 5), np.nan, dtype=np.float32).tofile(path)
-    with pytest.raises(DataError, match=str(path)):
-        read_points(path)
 
 
 def cloud(columns: int, count: int = 1000, dtype: type = np.float32) -> np.ndarray:
@@ -414,27 +388,6 @@ def test_an_evaluation_with_nothing_to_find_is_refused(root: Path, tmp_path: Pat
         data.prepare_data()
         data.setup("validate")
         check_anything_to_find(data.ground_truth(), np.arange(len(data.dataset("val"))))
-
-
-def test_real_and_embedded_points_are_what_is_expected(small_root: Path) -> None:
-    files = sorted(small_root.glob("samples/LIDAR_TOP/*.bin"))[:1]
-    files += sorted(SHARED.glob("nuscenes-keyframe/samples/LIDAR_TOP/*.bin"))
-    assert files
-    for path in files:
-        read_checked_points(path)
-
-
-def test_a_jpeg_damaged_in_its_middle_is_refused(small_root: Path, tmp_path: Path) -> None:
-    source = next(iter(sorted(small_root.glob("samples/CAM_FRONT/*.jpg"))))
-    raw = source.read_bytes()
-    for name, damaged in {
-        "zeros": raw[: len(raw) // 2] + bytes(300) + raw[len(raw) // 2 + 300 :],
-        "missing": raw[: len(raw) // 2] + raw[len(raw) // 2 + 300 :],
-    }.items():
-        path = tmp_path / f"{name}.jpg"
-        path.write_bytes(damaged)
-        with pytest.raises(DataError, match=str(path)):
-            read_image(path)
 
 
 def test_whole_jpegs_are_decoded_as_opencv_does(small_root: Path) -> None:

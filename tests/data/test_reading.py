@@ -131,18 +131,18 @@ def test_missing_files_are_named(copied: FrameReader) -> None:
         copied.read(0)
 
 
-def test_unreadable_images_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "picture.jpg"
-    noise = np.random.default_rng(0).integers(0, 255, (90, 160, 3), dtype=np.uint8)
-    cv2.imwrite(str(path), noise)
-    whole = path.read_bytes()
-    assert read_image(path).shape == (90, 160, 3)
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"picture\.jpg is truncated"):
-        read_image(path)
-    for garbage in (b"", b"not a picture"):
-        path.write_bytes(garbage)
-        with pytest.raises(DataError, match=r"picture\.jpg is not a readable image"):
+def test_unreadable_images_are_refused(small_root: Path, tmp_path: Path) -> None:
+    raw = next(iter(sorted(small_root.glob("samples/CAM_FRONT/*.jpg")))).read_bytes()
+    middle, path = len(raw) // 2, tmp_path / "picture.jpg"
+    for content, what in (
+        (raw[:middle], "is truncated"),
+        (b"", "is not a readable image"),
+        (b"not a picture", "is not a readable image"),
+        (raw[:middle] + bytes(300) + raw[middle + 300 :], "is a damaged JPEG"),
+        (raw[:middle] + raw[middle + 300 :], "is a damaged JPEG"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"picture\.jpg {what}"):
             read_image(path)
 
 

@@ -27,7 +27,7 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import points_in_boxes
 from cmt_aqr.structures import Frame
 from tests.data.test_loading import digest
-from tests.helpers.small_data import datamodule, edited, linked_copy
+from tests.helpers.small_data import datamodule, edited, linked_copy, ready
 
 MANY = dict.fromkeys(CLASSES, 25)
 """Goals that the frames of these data, which are full of objects, do not meet by themselves."""
@@ -151,8 +151,7 @@ def test_the_fade(small_root: Path, cache: Path, caplog: pytest.LogCaptureFixtur
     faded.setup("fit")
     whole = with_sampling(small_root, cache)
     whole.setup("fit")
-    plain = datamodule(small_root, cache, sweeps=3)
-    plain.setup("fit")
+    plain = ready("fit", small_root, cache, sweeps=3)
     for epoch in range(4):
         frames = [module.dataset("train")[SampleKey(epoch, 1)] for module in (faded, whole, plain)]
         same = [digest(collate([frame])) for frame in frames]
