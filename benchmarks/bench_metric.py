@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measuring import OwnProcess, own_process
 
 from cmt_aqr.constants import CLASSES
-from cmt_aqr.data.ground_truth import GroundTruth, load_saved
+from cmt_aqr.data.ground_truth import ARRAYS, GroundTruth
 from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
+from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import evaluate_boxes
 from cmt_aqr.evaluation.submission import FoundBoxes, write_submission
@@ -64,13 +65,14 @@ def compare_files(truth: GroundTruth, found: FoundBoxes, folder: Path) -> None:
 def compare_metrics(truth: GroundTruth, found: FoundBoxes, folder: Path) -> None:
     """The 67 numbers, against the devkit's `DetectionEval`."""
     cache = folder / "ground-truth.npz"
-    truth.save(cache, "")
+    save_arrays(cache, "", truth.arrays())
     parts = torch.from_numpy(found.rows).split(found.counts.tolist())
     numbers = torch.from_numpy(np.column_stack((found.frames, found.counts))).split(1)
 
     def ours() -> dict[str, float]:
-        saved = load_saved(cache, truth.version, truth.split, "")
-        assert saved is not None
+        arrays = load_arrays(cache, "", ARRAYS)
+        assert arrays is not None
+        saved = GroundTruth.of(truth.version, truth.split, arrays)
         metric = NuScenesMetric(saved)
         metric.frames, metric.rows = list(numbers), list(parts)
         return evaluate_boxes(saved, metric.found())

@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from cmt_aqr.constants import CLASSES
 from cmt_aqr.data import paste, sampling
 from cmt_aqr.data.augmentation import apply_transforms
 from cmt_aqr.data.datamodule import NuScenesDataModule
-from cmt_aqr.data.make_database import Making
+from cmt_aqr.data.make_database import ObjectCutter
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.geometry import points_in_boxes
 from cmt_aqr.runs.configuration import build_data
@@ -74,9 +73,8 @@ def main() -> None:
 
     reading = seconds(lambda _: reader.read(0))
     ours = seconds(sample)
-    making = Making(Path(), sampler.database.contents, data.root, dataset.reader.index)
-    valid = np.zeros(len(CLASSES), dtype=np.int64)
-    cutting = seconds(lambda _: making.cut_objects(reader, 0, 0, valid))
+    cutter = ObjectCutter(data.root, dataset.reader.index, sampler.database.contents)
+    cutting = seconds(lambda _: cutter[0])
     rest = seconds(lambda number: apply_transforms(frame, dataset.transforms, np.random.default_rng(number)))
     sampling.without_points_inside = plainly
     plain = seconds(sample, 4)

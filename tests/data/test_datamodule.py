@@ -18,7 +18,7 @@ from cmt_aqr.data.tables import open_tables
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.configuration import build_data
 from tests.helpers.composed import composed
-from tests.helpers.small_data import datamodule
+from tests.helpers.small_data import datamodule, ready
 
 SMALL = ("seed=5", "model.image_size=[64,160]", "data.num_workers=0")
 
@@ -59,13 +59,11 @@ def test_transforms_are_switched_by_name(small_root: Path, tmp_path: Path) -> No
 
 
 def test_sensors_and_limits(small_root: Path, tmp_path: Path) -> None:
-    data = datamodule(small_root, tmp_path, cameras=False, limit_train_frames=2, limit_eval_frames=1)
-    data.setup("fit")
+    data = ready("fit", small_root, tmp_path, cameras=False, limit_train_frames=2, limit_eval_frames=1)
     assert len(data.dataset("train")) == 2
     assert [batch.images for batch in data.val_dataloader()] == [None]
     transforms = {"mask": MaskModality(1.0, 0.0), "no": None}
-    blind = datamodule(small_root, tmp_path, lidar=False, train_transforms=transforms)
-    blind.setup("fit")
+    blind = ready("fit", small_root, tmp_path, lidar=False, train_transforms=transforms)
     batch = next(iter(blind.train_dataloader()))
     assert batch.points.shape == (0, 5)
     assert batch.images is not None
@@ -75,10 +73,10 @@ def test_sensors_and_limits(small_root: Path, tmp_path: Path) -> None:
 def test_tables_are_let_go_of(small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = datamodule(small_root, tmp_path)
     data.prepare_data()
-    for module in ("index", "ground_truth"):
-        monkeypatch.setattr(f"cmt_aqr.data.{module}.open_tables", lambda *_: pytest.fail("read the tables again"))
-    data.setup()
-    data.ground_truth()
+    with monkeypatch.context() as patch:
+        patch.setattr("cmt_aqr.data.tables.open_tables", lambda *_: pytest.fail("read the tables again"))
+        data.setup()
+        data.ground_truth()
     first = open_tables(small_root, "v1.0-mini")
     assert open_tables(small_root, "v1.0-mini") is first
     data.prepare_data()
@@ -89,33 +87,9 @@ def test_missing_files_stop_before_training(small_root: Path, tmp_path: Path) ->
     root = tmp_path / "root"
     shutil.copytree(small_root, root, ignore=shutil.ignore_patterns("CAM_*"))
     data = datamodule(root, tmp_path / "cache")
-    with pytest.raises(DataError, match=r"samples/CAM_FRONT/.*\.jpg is missing"):
+    with pytest.raises(DataError, match=r"samples/CAM_FRONT/.*\.jpg cannot be read"):
         data.setup("fit")
     datamodule(root, tmp_path / "cache", cameras=False).setup("fit")
-    with pytest.raises(DataError, match="train data is not set up"):
-        data.dataset("train")
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"batch_size": 0}, "batch_size=0: must be a whole number of 1 or more"),
-        ({"sweeps": "many"}, "sweeps=many"),
-        ({"min_points": 0.5}, "min_points=0.5"),
-        ({"limit_eval_frames": True}, "limit_eval_frames=true"),
-        ({"cameras": "maybe"}, "cameras=maybe"),
-        ({"point_range": [1, 2]}, "point_range="),
-        ({"image_mean": [1.0, 2.0]}, "image_mean="),
-        ({"image_std": ["a", "b", "c"]}, "image_std="),
-        ({"num_workers": -1}, "num_workers=-1"),
-        ({"sweeps": -1}, "sweeps=-1"),
-        ({"cameras": False, "lidar": False}, "at least one sensor"),
-        ({"limit_eval_frames": 0}, "limit_eval_frames=0"),
-    ],
-)
-def test_values_out_of_range_are_named(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        datamodule(tmp_path, tmp_path, **changes)
 
 
 @pytest.mark.parametrize("load", [load_index, load_ground_truth])

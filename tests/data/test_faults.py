@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +9,20 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cmt_aqr.data.augmentation import Transform
+from cmt_aqr.data.augmentation import (
+    ImageAugmentation,
+    ImageProcessing,
+    SceneAugmentation,
+    TrainingFilter,
+    Transform,
+)
 from cmt_aqr.data.dataset import SampleKey
-from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.faults import NEAREST_ECHO, Fog, Night, SomeFrames
+from cmt_aqr.data.masking import GridMask, MaskModality
 from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.structures import Frame
 from tests.helpers.composed import composed
-from tests.helpers.small_data import datamodule
+from tests.helpers.small_data import RANGE, ready
 
 COUNT = 20_000
 
@@ -129,33 +134,32 @@ def test_night_is_dark_noisy_and_stays_in_range() -> None:
     assert bright[..., 255].min() == 255
 
 
-def test_night_needs_images_as_read() -> None:
-    with pytest.raises(DataError, match=r"uint8.*torch.float32"):
-        Night()(frame_of(images=grey(9).float()), generator())
-    blind = frame_of()
-    assert Night()(blind, generator()) is blind
+CHANGES: list[Transform] = [
+    Fog(),
+    Night(),
+    SomeFrames(1.0, fog=Fog(), night=Night()),
+    SceneAugmentation((-0.785, 0.785), (0.9, 1.1), (0.5, 0.5, 0.5), 0.5, 0.5),
+    TrainingFilter(RANGE),
+    MaskModality(0.5, 0.5),
+    ImageProcessing((50, 60), augmentation=ImageAugmentation((0.9, 1.3), 0.5, GridMask(1.0))),
+]
 
 
-FAULTS: list[Transform] = [Fog(), Night(), SomeFrames(1.0, fog=Fog(), night=Night())]
+def tensors_of(frame: Frame) -> dict[str, torch.Tensor]:
+    held = {field.name: getattr(frame, field.name) for field in dataclasses.fields(frame)}
+    return {name: value for name, value in held.items() if isinstance(value, torch.Tensor)}
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
-def test_a_fault_changes_one_sensor_and_nothing_in_place(fault: Transform) -> None:
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: type(change).__name__)
+def test_the_generator_decides_nothing_changes_in_place_and_a_fault_has_one_sensor(change: Transform) -> None:
     frame = frame_of(images=grey(90))
-    before = {
-        field.name: value.clone()
-        for field in dataclasses.fields(frame)
-        if isinstance(value := getattr(frame, field.name), torch.Tensor)
-    }
+    before = {name: value.clone() for name, value in tensors_of(frame).items()}
     for seed in range(6):
-        changed = fault(frame, generator(seed))
-        different = {name for name, value in before.items() if not torch.equal(getattr(changed, name), value)}
-        assert different in ({"points"}, {"images"})
-        again = fault(frame, generator(seed))
-        assert torch.equal(again.points, changed.points)
-        assert torch.equal(again.images, changed.images)  # type: ignore[arg-type]
-    for name, value in before.items():
-        assert torch.equal(getattr(frame, name), value), name
+        changed, again = (tensors_of(change(frame, generator(seed))) for _ in range(2))
+        assert all(torch.equal(again[name], value) for name, value in changed.items())
+        different = {name for name, value in before.items() if not torch.equal(changed[name], value)}
+        assert different in ({"points"}, {"images"}) or change not in CHANGES[:3]
+    assert all(torch.equal(value, before[name]) for name, value in tensors_of(frame).items())
 
 
 def test_share_of_frames_and_of_each_fault() -> None:
@@ -178,52 +182,16 @@ def test_all_else_is_drawn_as_without_faults_and_severity_does_not_choose_frames
 
 
 def test_evaluation_draws_the_same_every_time(small_root: Path, tmp_path: Path) -> None:
-    data = datamodule(small_root, tmp_path, eval_fault=SomeFrames(1.0, fog=Fog(), night=Night()))
-    plain = datamodule(small_root, tmp_path)
-    for module in (data, plain):
-        module.setup("validate")
-    loader, clean = data.val_dataloader(), list(plain.val_dataloader())
+    fault = SomeFrames(1.0, fog=Fog(), night=Night())
+    loader = ready("validate", small_root, tmp_path, eval_fault=fault).val_dataloader()
     first = list(loader)
     loader.frame_sampler.set_epoch(5)
-    second = list(loader)
-    for left, right, without in zip(first, second, clean, strict=True):
-        assert torch.equal(left.points, right.points)
-        assert torch.equal(left.images, right.images)  # type: ignore[arg-type]
-        assert torch.equal(left.boxes, without.boxes)
-        assert torch.equal(left.lidar2img, without.lidar2img)
-        assert left.tokens == without.tokens
-        assert not torch.equal(left.images, without.images) or left.point_counts != without.point_counts  # type: ignore[arg-type]
-
-
-def test_faults_come_before_images_are_normalised(small_root: Path, tmp_path: Path) -> None:
-    data = datamodule(small_root, tmp_path, eval_fault=SomeFrames(1.0, night=Night(light=1e-9, read_noise=0.0)))
-    data.setup("validate")
-    batch = data.finish(next(iter(data.val_dataloader())))
-    assert batch.images is not None
-    black = -(torch.tensor((103.530, 116.280, 123.675)) / torch.tensor((57.375, 57.120, 58.395)))
-    torch.testing.assert_close(batch.images, black[:, None, None].expand_as(batch.images))
-
-
-@pytest.mark.parametrize(
-    ("make", "sentence"),
-    [
-        (lambda: Fog(visibility=0), "visibility=0: must be a number above 0"),
-        (lambda: Fog(visibility="thick"), "visibility=thick"),  # type: ignore[arg-type]
-        (lambda: Fog(clutter=1.2), "clutter=1.2: must be a number from 0 to 1"),
-        (lambda: Night(light=0), "light=0: must be a number above 0 and at most 1"),
-        (lambda: Night(light=2), "light=2"),
-        (lambda: Night(electrons=-5), "electrons=-5"),
-        (lambda: Night(read_noise=-1), "read_noise=-1: must be a number of 0 or more"),
-        (lambda: Night(gain=math.inf), "gain=inf"),
-        (lambda: Night(gamma=0), "gamma=0"),
-        (lambda: SomeFrames(1.5, fog=Fog()), "share=1.5"),
-        (lambda: SomeFrames(0.5), r"share=0.5: there is no fault"),
-        (lambda: SomeFrames(0.5, rain=3), "rain=3: must be a fault"),  # type: ignore[arg-type]
-    ],
-)
-def test_values_out_of_range_are_named(make: Callable[[], object], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        make()
+    plain = ready("validate", small_root, tmp_path).val_dataloader()
+    for left, right, clean in zip(first, loader, plain, strict=True):
+        assert all(torch.equal(getattr(left, name), getattr(right, name)) for name in ("points", "images"))
+        assert all(torch.equal(getattr(left, name), getattr(clean, name)) for name in ("boxes", "lidar2img"))
+        assert left.tokens == clean.tokens
+        assert not torch.equal(left.images, clean.images) or left.point_counts != clean.point_counts  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["fog", "night", "fog_or_night"])

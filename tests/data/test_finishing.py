@@ -11,7 +11,7 @@ from cmt_aqr.data.dataset import SampleKey
 from cmt_aqr.data.finishing import Finishing, shuffle
 from cmt_aqr.structures import Frame
 from tests.helpers.shared_data import KEYFRAME, needs_keyframe
-from tests.helpers.small_data import datamodule
+from tests.helpers.small_data import datamodule, ready
 
 MEAN, STD = (10.0, 20.0, 30.0), (2.0, 4.0, 8.0)
 
@@ -68,8 +68,7 @@ def test_half_precision_ends_on_the_device() -> None:
 
 
 def test_shuffles_are_drawn_from_seed_epoch_and_frame(small_root: Path, tmp_path: Path) -> None:
-    data = datamodule(small_root, tmp_path, cameras=False)
-    data.setup("fit")
+    data = ready("fit", small_root, tmp_path, cameras=False)
     seeds = {data.dataset("train")[SampleKey(epoch, number)].shuffle for epoch in range(2) for number in range(3)}
     assert len(seeds) == 6 and None not in seeds
     data.setup("validate")

@@ -8,7 +8,7 @@ import pytest
 
 from cmt_aqr.constants import CAMERAS, LIDAR
 from cmt_aqr.data.errors import DataError
-from tests.helpers.small_data import VERSION, datamodule, edited
+from tests.helpers.small_data import VERSION, datamodule, edited, ready
 
 LIDAR_ONLY = {"cameras": False}
 CAMERA_ONLY = {"lidar": False}
@@ -36,9 +36,7 @@ def test_a_model_of_the_other_sensor_needs_neither_files_nor_records(
     small_root: Path, tmp_path: Path, sensor: str, settings: dict[str, bool], named: str, records: bool
 ) -> None:
     root = without(small_root, tmp_path / "data", sensor, records)
-    data = datamodule(root, tmp_path / "cache", **settings)
-    data.prepare_data()
-    data.setup("fit")
+    data = ready("fit", root, tmp_path / "cache", **settings)
     for name in ("train", "val"):
         frame = data.dataset(name)[0]
         assert len(frame.boxes) and frame.lidar2img.isfinite().all() and frame.lidar2global.isfinite().all()
@@ -46,7 +44,7 @@ def test_a_model_of_the_other_sensor_needs_neither_files_nor_records(
         assert (len(frame.points) == 0) == (sensor == "LIDAR")
     assert len(data.ground_truth().rows) and np.isfinite(data.ground_truth().ego).all()
     both = datamodule(root, tmp_path / "cache")
-    with pytest.raises(DataError, match=rf"{named}.* lack it" if records else rf"{named}.* is missing"):
+    with pytest.raises(DataError, match=rf"{named}.* lack it" if records else rf"{named}.* cannot be read"):
         both.setup("fit")
 
 
@@ -98,6 +96,5 @@ def test_without_a_count_of_points_a_camera_model_is_told_what_to_change(small_r
     data.prepare_data()
     with pytest.raises(DataError, match=r"data\.min_points=1 .*data\.min_points=0"):
         data.setup("fit")
-    whole = datamodule(root, tmp_path / "cache", min_points=0, **CAMERA_ONLY)
-    whole.setup("fit")
+    whole = ready("fit", root, tmp_path / "cache", min_points=0, **CAMERA_ONLY)
     assert len(whole.dataset("train")[0].boxes)

@@ -12,7 +12,7 @@ from cmt_aqr.data.dataset import FrameSampler, SampleKey
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import load_index
 from cmt_aqr.data.resampling import balanced_frames, classes_of_frames, occurrences, resampled_frames
-from tests.helpers.small_data import datamodule
+from tests.helpers.small_data import ready
 
 
 def test_occurrences_count_earlier_entries() -> None:
@@ -83,8 +83,7 @@ def test_repeated_frames_are_told_apart_and_every_epoch_has_the_same(ranks: int)
 
 def test_the_data_module_resamples_and_repeats_look_different(small_root: Path, tmp_path: Path) -> None:
     turn = SceneAugmentation(rotation=(-0.5, 0.5))
-    data = datamodule(small_root, tmp_path, resampling="cbgs", batch_size=1, scene_augmentation=turn)
-    data.setup("fit")
+    data = ready("fit", small_root, tmp_path, resampling="cbgs", batch_size=1, scene_augmentation=turn)
     loader = data.train_dataloader()
     keys = list(loader.frame_sampler)
     assert len(loader) == len(keys) > len(data.dataset("train"))
@@ -97,15 +96,13 @@ def test_the_data_module_resamples_and_repeats_look_different(small_root: Path, 
 
 
 def test_frames_without_a_box_are_replaced(small_root: Path, tmp_path: Path) -> None:
-    plain = datamodule(small_root, tmp_path)
-    plain.setup("fit")
+    plain = ready("fit", small_root, tmp_path)
     reader = plain.dataset("train").reader
     index = reader.index = dataclasses.replace(reader.index, boxes=reader.index.boxes.copy())
     # Far away but for the boxes of frame 1.
     index.boxes[: index.box_offsets[1], 0] = index.boxes[index.box_offsets[2] :, 0] = 500.0
     assert not len(plain.dataset("train")[SampleKey(0, 0)].boxes)
-    data = datamodule(small_root, tmp_path, replace_empty_frames=True)
-    data.setup("fit")
+    data = ready("fit", small_root, tmp_path, replace_empty_frames=True)
     dataset = data.dataset("train")
     dataset.reader.index = index
     for key in (SampleKey(0, 0), SampleKey(0, 2, 1), SampleKey(5, 1)):

@@ -27,7 +27,7 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import points_in_boxes
 from cmt_aqr.structures import Frame
 from tests.data.test_loading import digest
-from tests.helpers.small_data import datamodule, edited, linked_copy
+from tests.helpers.small_data import datamodule, edited, linked_copy, ready
 
 MANY = dict.fromkeys(CLASSES, 25)
 """Goals that the frames of these data, which are full of objects, do not meet by themselves."""
@@ -151,8 +151,7 @@ def test_the_fade(small_root: Path, cache: Path, caplog: pytest.LogCaptureFixtur
     faded.setup("fit")
     whole = with_sampling(small_root, cache)
     whole.setup("fit")
-    plain = datamodule(small_root, cache, sweeps=3)
-    plain.setup("fit")
+    plain = ready("fit", small_root, cache, sweeps=3)
     for epoch in range(4):
         frames = [module.dataset("train")[SampleKey(epoch, 1)] for module in (faded, whole, plain)]
         same = [digest(collate([frame])) for frame in frames]
@@ -298,12 +297,6 @@ def spoil(folder: Path) -> None:
     (folder / DESCRIPTION).write_text("{", encoding="utf-8")
 
 
-def edit_entry(folder: Path, field: str, value: Any) -> None:
-    entries = np.load(folder / ENTRIES)
-    entries[field][np.flatnonzero(entries["view"] >= 0)[0]] = value
-    np.save(folder / ENTRIES, entries)
-
-
 def other_format(folder: Path) -> None:
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     (folder / DESCRIPTION).write_text(json.dumps(description | {"format": 99}), encoding="utf-8")
@@ -314,8 +307,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "patches are cut": (lambda folder: cut(patches_path(folder, 0)), "part-0000.patches is cut"),
     "a part is missing": (lambda folder: points_path(folder, 2).unlink(), "part-0002.points is missing"),
     "entries are cut": (lambda folder: cut(folder / ENTRIES), "entries.npy cannot be read"),
-    "a patch outside": (lambda folder: edit_entry(folder, "rectangle", (0, 0, 9999, 20)), "outside its picture"),
-    "points outside": (lambda folder: edit_entry(folder, "points_at", 10**9), "outside the files"),
     "no description": (spoil, "database.json cannot be read"),
     "another format": (other_format, "is of format 99"),
 }
@@ -334,9 +325,7 @@ def test_damage_is_told_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "damage", ["points are cut", "patches are cut", "a part is missing", "entries are cut", "a patch outside"]
-)
+@pytest.mark.parametrize("damage", ["points are cut", "patches are cut", "a part is missing", "entries are cut"])
 def test_what_is_cut_is_made_again(
     small_root: Path, cache: Path, tmp_path: Path, data: NuScenesDataModule, damage: str, caplog: Any
 ) -> None:

@@ -15,9 +15,8 @@ from cmt_aqr.data.dataset import SampleKey
 from cmt_aqr.data.paste import paste_patches
 from cmt_aqr.data.sampling import GOALS, ObjectSampler, Sampling
 from cmt_aqr.data.views import patches_of
-from cmt_aqr.errors import SettingError
 from tests.helpers.composed import composed
-from tests.helpers.small_data import datamodule
+from tests.helpers.small_data import ready
 
 MANY = dict.fromkeys(CLASSES, 25)
 
@@ -29,9 +28,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sampled(root: Path, cache: Path, **settings: Any) -> tuple[NuScenesDataModule, ObjectDatabase]:
     """Data with these settings of sampling, and the objects that they draw from."""
-    module = datamodule(root, cache, sampling=Sampling(MANY, processes=1, **settings), sweeps=1)
-    module.prepare_data()
-    module.setup("fit")
+    module = ready("fit", root, cache, sampling=Sampling(MANY, processes=1, **settings), sweeps=1)
     sampler = module.dataset("train").sampler
     assert sampler is not None
     return module, sampler.database
@@ -126,27 +123,3 @@ def test_a_share_of_the_patch_is_seen() -> None:
     }
     assert values == {0.25: [101, 125], 0.5: [101, 150], 1.0: [101, 200]}
     assert paste_patches(images, camera, box, [None]) is images
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"goals": {"tram": 2}}, "goals.tram"),
-        ({"goals": {"car": -1}}, "goals.car=-1"),
-        ({"rate": -1}, "rate=-1"),
-        ({"blend": 0.0}, "blend=0.0"),
-        ({"min_points": 0}, "min_points=0"),
-        ({"until_epoch": 1.5}, "until_epoch=1.5"),
-        ({"processes": 0}, "processes=0"),
-        ({"patch_camera": "first"}, "patch_camera=first: must be one of last, largest"),
-        ({"patch_behind": "no"}, "patch_behind=no"),
-    ],
-)
-def test_values_out_of_range_are_named(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(SettingError, match=sentence):
-        Sampling(**settings)
-
-
-def test_sampling_needs_lidar(small_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="data/sampling=none"):
-        datamodule(small_root, tmp_path, sampling=Sampling(), lidar=False)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from cmt_aqr.data import tokens as tokens_module
-from cmt_aqr.data.tokens import TokenRows, bytes_of
+from cmt_aqr.data.columns import TokenRows, bytes_of
 
 
 def made(random: np.random.Generator, count: int, most: int) -> list[str]:
@@ -15,11 +14,8 @@ def made(random: np.random.Generator, count: int, most: int) -> list[str]:
 
 
 @pytest.mark.parametrize("most", [1, 3, 40])
-@pytest.mark.parametrize("collide", [False, True])
-def test_rows_are_those_of_a_dictionary(most: int, collide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the lengths, and where hashes are equal, too."""
-    if collide:
-        monkeypatch.setattr(tokens_module, "_hashes", lambda some: np.zeros(len(some), dtype=np.uint64))
+def test_rows_are_those_of_a_dictionary(most: int) -> None:
+    """Whatever the lengths."""
     random = np.random.default_rng(0)
     texts = made(random, 200, most)
     rows = {text: row for row, text in enumerate(texts)}
@@ -29,10 +25,3 @@ def test_rows_are_those_of_a_dictionary(most: int, collide: bool, monkeypatch: p
     assert TokenRows(bytes_of(texts)).twice() is None
     assert TokenRows(bytes_of([*texts, texts[0]])).twice() == len(texts)
     assert TokenRows(bytes_of([])).find(bytes_of(wanted)).tolist() == [-1] * len(wanted)
-
-
-@pytest.mark.parametrize(
-    "texts", [[], [""], ["ab", "cd"], ["a", "bcd", ""], ["é", "ab"], ["é", "a"], ["éa", "abc"]]
-)
-def test_texts_in_bytes(texts: list[str]) -> None:
-    assert [text.decode() for text in bytes_of(texts).tolist()] == texts

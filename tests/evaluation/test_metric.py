@@ -113,7 +113,7 @@ def test_ground_truth_comes_from_the_cache(
     made = load_ground_truth(small_root, "v1.0-mini", "mini_val", tmp_path)
     (file,) = tmp_path.iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr("cmt_aqr.data.ground_truth.open_tables", lambda *_: pytest.fail("the tables were read"))
+        patch.setattr("cmt_aqr.data.tables.open_tables", lambda *_: pytest.fail("the tables were read"))
         again = load_ground_truth(small_root, "v1.0-mini", "mini_val", tmp_path)
         assert again.tokens == made.tokens
         np.testing.assert_array_equal(again.rows, made.rows)

@@ -47,6 +47,14 @@ def datamodule(root: Path, cache_dir: Path, **changes: Any) -> NuScenesDataModul
     return NuScenesDataModule(**{**settings, **changes})
 
 
+def ready(stage: str, root: Path, cache_dir: Path, **changes: Any) -> NuScenesDataModule:
+    """A data module of the tiny data set, prepared and set up for ``fit`` or ``validate``."""
+    data = datamodule(root, cache_dir, **changes)
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
 def linked_copy(root: Path, copy: Path) -> Path:
     """A data root with tables of its own, which may be changed, and links to the files of another."""
     copy.mkdir()

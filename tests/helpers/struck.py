@@ -49,13 +49,10 @@ def driving(points: int = 400, sweeps: int = 3) -> Frame:
 
 
 def own_frames(frame: Frame) -> Tensor:
-    """Positions (point, 3) in the frame of their file, one point after another."""
+    """Positions (point, 3) in the frame of their file."""
     assert frame.returns is not None
-    found = []
-    for point, sweep in zip(frame.points[:, :3].double(), frame.returns.sweep.tolist(), strict=True):
-        motion = frame.returns.motions[sweep]
-        found.append(motion[:3, :3].T @ (point - motion[:3, 3]))
-    return torch.stack(found)
+    motions = frame.returns.motions[frame.returns.sweep.long()]
+    return torch.einsum("pji,pj->pi", motions[:, :3, :3], frame.points[:, :3].double() - motions[:, :3, 3])
 
 
 def photograph(height: int = 60, width: int = 90, views: int = 6) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 
 from cmt_aqr.data.collision import find_room
 from cmt_aqr.data.paste import paste_patches, without_points_inside
+from cmt_aqr.data.reading import join_sweeps
 from cmt_aqr.data.resampling import balanced_frames
-from cmt_aqr.data.sweeps import join_sweeps
 from cmt_aqr.data.views import paste_rectangles, patches_of
 from cmt_aqr.geometry import box_corners
 from tests.helpers.shared_data import needs_reference

@@ -244,9 +244,7 @@ def test_shapes_fill_their_boxes() -> None:
 def test_a_lidar_of_fewer_beams_keeps_the_numbers_and_slopes_of_its_rings(beams: int, rings: list[int]) -> None:
     settings = Settings(beams=beams, azimuth_resolution=4.0)
     mount = sensors.build_rig(settings)[LIDAR]
-    x, y, z, _, ring = sensors.scan(
-        build_scene(settings, 0), mount, 0.0, settings, np.random.default_rng(0)
-    ).points.T
+    x, y, z, _, ring = sensors.scan(build_scene(settings, 0), mount, 0.0, settings, np.random.default_rng(0)).T
     assert np.unique(ring).tolist() == rings
     slope = np.rad2deg(np.arctan2(z, np.hypot(x, y)))
     assert np.allclose(slope, -30.67 + ring * (10.67 + 30.67) / 31, atol=1e-3)

@@ -9,7 +9,7 @@ from nuscenes.eval.common.loaders import load_prediction
 from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.utils.splits import create_splits_scenes
 
-from cmt_aqr.data.checks import MAY_LACK
+from cmt_aqr.data.fields import MAY_LACK
 from tests.helpers.commands import PAIR, finished
 from tests.helpers.ran import from_json
 

@@ -13,24 +13,15 @@ def collate(frames: Sequence[Frame], mask_per_frame: bool = False) -> Batch:
     """Put frames into a batch; points and boxes, whose number differs, are concatenated.
 
     Args:
-        frames: at least one; all with images of one size, or all without.
+        frames: at least one; all with images of one size, or all without. A single frame is not copied.
         mask_per_frame: let each frame's own ``image_mask`` count; otherwise the first one's counts for all, as
             in CMT's release, which draws one GridMask a batch.
-
-    Raises:
-        ValueError: no frame, or images in some frames only.
     """
-    if not frames:
-        raise ValueError("collate got no frame: a batch needs at least one")
     with_images = [frame.images for frame in frames if frame.images is not None]
-    if with_images and len(with_images) != len(frames):
-        raise ValueError(
-            f"collate got images in {len(with_images)} of {len(frames)} frames: it must be all or none"
-        )
     damages = [frame.damage for frame in frames if frame.damage is not None]
     return Batch(
         tokens=tuple(frame.token for frame in frames),
-        points=_joined([frame.points for frame in frames]),
+        points=frames[0].points if len(frames) == 1 else torch.cat([frame.points for frame in frames]),
         point_counts=tuple(len(frame.points) for frame in frames),
         images=_side_by_side(with_images) if with_images else None,
         lidar2img=torch.stack([frame.lidar2img for frame in frames]).float(),
@@ -46,16 +37,8 @@ def collate(frames: Sequence[Frame], mask_per_frame: bool = False) -> Batch:
     )
 
 
-def _joined(points: Sequence[Tensor]) -> Tensor:
-    """Points of all frames, (point, 5); those of a single frame as they are: megabytes that need no copy."""
-    return points[0] if len(points) == 1 else torch.cat(list(points))
-
-
 def _side_by_side(images: Sequence[Tensor]) -> Tensor:
-    """Images (batch, view, 3, height, width) that keep the channel last in memory, as they have it.
-
-    Those of a single frame are not copied, either.
-    """
+    """Images (batch, view, 3, height, width) that keep the channel last in memory."""
     if len(images) == 1:
         return images[0].unsqueeze(0)
     return torch.stack([image.permute(0, 2, 3, 1) for image in images]).permute(0, 1, 4, 2, 3)

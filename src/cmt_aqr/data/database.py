@@ -52,29 +52,17 @@ _POINT_BYTES = 4 * POINT_FEATURES
 
 @dataclass(frozen=True)
 class Contents:
-    """What a database is made of; another value makes another database.
+    """What a database is made of; another value makes another database."""
 
-    Attributes:
-        tables: fingerprint of the tables.
-        version: e.g. ``v1.0-trainval``.
-        split: whose frames.
-        frames: how many of them.
-        sweeps: before a keyframe's own, at most.
-        cameras: whether patches are cut.
-        min_points: an object has so many points of all sweeps at least.
-        patch_camera: see :func:`cmt_aqr.data.views.patches_of`.
-        patch_behind: likewise.
-    """
-
-    tables: str
-    version: str
-    split: str
-    frames: int
-    sweeps: int
-    cameras: bool
-    min_points: int
-    patch_camera: str
-    patch_behind: str
+    tables: str  # their fingerprint
+    version: str  # e.g. v1.0-trainval
+    split: str  # whose frames
+    frames: int  # how many of them
+    sweeps: int  # before a keyframe's own, at most
+    cameras: bool  # whether patches are cut
+    min_points: int  # an object has so many points of all sweeps at least
+    patch_camera: str  # see cmt_aqr.data.views.patches_of
+    patch_behind: str  # likewise
 
     @property
     def stamp(self) -> str:
@@ -129,11 +117,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 class ObjectDatabase:
-    """Objects to draw from, by row.
-
-    Args:
-        folder: of a complete database.
-        contents: what it must be made of.
+    """Objects of a complete database in a folder, to draw from by row.
 
     Raises:
         DataError: it is absent, of other contents or another format, or damaged; the sentence says how.
@@ -147,11 +131,9 @@ class ObjectDatabase:
         differs = difference(folder, contents)
         if differs is not None:
             raise DataError(f"the database of objects in {folder} {differs}: delete it, or name another folder")
-        self._parts: list[list[int]] = description["parts"]
-        for part, sizes in enumerate(self._parts):
+        for part, sizes in enumerate(description["parts"]):
             for path, size in zip((points_path(folder, part), patches_path(folder, part)), sizes, strict=True):
                 _check_size(path, size)
-        _check_entries(self.entries, self._parts, folder)
         self.starts: NDArray[np.int64] = np.searchsorted(self.entries["label"], np.arange(len(CLASSES) + 1))
         """(class + 1,): objects of class c are rows ``starts[c]:starts[c + 1]``."""
 
@@ -204,30 +186,3 @@ def _check_size(path: Path, size: int) -> None:
             f"{path} is {'cut' if path.is_file() else 'missing'}: {there} bytes of {size}; delete it, and it is "
             "made again"
         )
-
-
-def _check_entries(entries: NDArray[np.void], parts: list[list[int]], folder: Path) -> None:
-    """Refuse objects that lie outside the files, or whose patch lies outside the picture it was cut from."""
-    sizes = np.array(parts, dtype=np.int64).reshape(-1, 2)
-    part = entries["part"].astype(np.int64)
-    good = (part >= 0) & (part < len(sizes)) & (entries["label"] >= 0) & (entries["label"] < len(CLASSES))
-    sizes = sizes[np.where(good, part, 0)] if len(sizes) else np.zeros((len(entries), 2), dtype=np.int64)
-    end = (entries["points_at"] + entries["points"]) * _POINT_BYTES
-    good &= (entries["points_at"] >= 0) & (entries["points"] >= 0) & (end <= sizes[:, 0])
-    x0, y0, x1, y1 = entries["rectangle"].astype(np.int64).T
-    height, width = entries["picture"].astype(np.int64).T
-    within = (x0 >= 0) & (y0 >= 0) & (x0 < x1) & (y0 < y1) & (x1 <= width) & (y1 <= height)
-    stored = (entries["patch_at"] >= 0) & (entries["patch_at"] + 3 * (x1 - x0) * (y1 - y0) <= sizes[:, 1])
-    plain = entries["view"] < 0
-    for fine, what in (
-        (good, "lies outside the files"),
-        (plain | within, "has a patch that lies outside its picture"),
-        (plain | stored, "has a patch that lies outside the files"),
-    ):
-        if not fine.all():
-            row = int(np.argmin(fine))
-            raise DataError(
-                f"{folder / ENTRIES} is damaged: object {row} {what} (rectangle "
-                f"{entries['rectangle'][row].tolist()} of {entries['picture'][row].tolist()}); delete {folder}, "
-                "and it is made again"
-            )

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
-from cmt_aqr.checks import require, require_choice, require_count, require_numbers, require_whole
+from cmt_aqr.checks import require_choice, require_count, require_numbers, require_whole
 from cmt_aqr.data.augmentation import (
     ImageAugmentation,
     ImageProcessing,
@@ -22,16 +22,15 @@ from cmt_aqr.data.augmentation import (
 from cmt_aqr.data.damage import TellDamage
 from cmt_aqr.data.database import Contents, ObjectDatabase
 from cmt_aqr.data.dataset import FrameDataset, FrameLoader, FrameSampler
-from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.finishing import Finishing
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.data.index import FrameIndex, load_index
-from cmt_aqr.data.learnable import check_anything_to_learn
-from cmt_aqr.data.make_database import Making, prepare_database
+from cmt_aqr.data.make_database import prepare_database
+from cmt_aqr.data.points import check_range
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.resampling import RESAMPLINGS, resampled_frames
 from cmt_aqr.data.sampling import ObjectSampler, Sampling
-from cmt_aqr.data.tables import check_request, close_tables, fingerprint, is_annotated, read_table
+from cmt_aqr.data.tables import check_request, close_tables, fingerprint, is_annotated
 from cmt_aqr.errors import SettingError
 from cmt_aqr.runs.trainer_settings import check_shares
 from cmt_aqr.structures import Batch
@@ -48,89 +47,47 @@ class NuScenesDataModule(LightningDataModule):
     ``image_augmentation``, in this order; an evaluated one through ``eval_fault``, ``eval_transforms`` and the
     plain image processing. Sensor faults and masked-modal training see the frame as it was read, with what was
     pasted. All of it depends on (seed, epoch, frame, repeat) only.
-
-    Args:
-        root: data root: the folder with ``samples``, ``sweeps`` and the version's folder.
-        version: e.g. ``v1.0-trainval``.
-        point_range: x0, y0, z0, x1, y1, z1 of the model's grid, metres, LiDAR frame.
-        image_size: height and width of the images that the model gets.
-        train_split: a split of the devkit, or of ``splits.json``.
-        resampling: ``none``, or ``cbgs``, see :mod:`cmt_aqr.data.resampling`.
-        sampling: objects to paste into training frames, or None.
-        replace_empty_frames: train on another frame, drawn from all, in place of one without a box.
-        val_split: for evaluations in training.
-        eval_split: what ``evaluating`` reads; ``val_split`` where None.
-        evaluating: read ``eval_split`` instead of the others.
-        sweeps: sweeps before the keyframe's own, at most.
-        cameras: read images; off for a LiDAR-only model.
-        lidar: read points; off for a camera-only model.
-        batch_size: frames per step and device in training.
-        eval_batch_size: the same in evaluation; ``batch_size`` where None.
-        num_workers: reading processes per loader; 0 reads in the main process.
-        image_mean: of the B, G, R channels, 0..255.
-        image_std: of the B, G, R channels.
-        scene_augmentation: of points, boxes and calibration together, or None.
-        image_augmentation: of the images, or None.
-        train_fault: sensor fault of training frames, or None; see ``cmt_aqr.data.faults``.
-        eval_fault: of evaluated frames; like ``eval_transforms`` drawn from (seed, frame).
-        train_transforms: on frames as read, in training.
-        eval_transforms: on frames as read, in evaluation; drawn from (seed, frame), the same every time.
-        damage: note what the faults and transforms above broke, for a model that learns from it.
-        min_points: boxes with fewer LiDAR points are not trained on.
-        crop_points: drop points outside ``point_range`` in training.
-        shuffle_points: random order of points in training, see :class:`TrainingFilter`.
-        half_size_images: decode images to half their height and width, for speed; see ``reading.read_image``.
-        half_points: round points to half precision in training, see :class:`TrainingFilter`.
-        exact_lidar2img: see :class:`ImageProcessing`.
-        cache_frames: keep frames in memory once read, in each process; for small data sets.
-        cache_dir: for indexes and ground truth, see :func:`cmt_aqr.data.index.load_index`.
-        limit_train_frames: the first so many frames of the training split only.
-        limit_eval_frames: the same for the other splits.
-        seed: of shuffling and augmentation.
-
-    Raises:
-        SettingError: a value out of range, named.
     """
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
-        version: str,
-        point_range: Sequence[float],
-        image_size: Sequence[int] = (320, 800),
-        train_split: str | None = "train",
-        resampling: str = "none",
-        sampling: Sampling | None = None,
-        replace_empty_frames: bool = False,
-        val_split: str = "val",
-        eval_split: str | None = None,
-        evaluating: bool = False,
-        sweeps: int = 10,
-        cameras: bool = True,
-        lidar: bool = True,
-        batch_size: int = 2,
-        eval_batch_size: int | None = None,
-        num_workers: int = 4,
-        image_mean: Sequence[float] = (103.530, 116.280, 123.675),
-        image_std: Sequence[float] = (57.375, 57.120, 58.395),
-        scene_augmentation: SceneAugmentation | None = None,
+        root: str | os.PathLike[str],  # the folder with samples, sweeps and the version's folder
+        version: str,  # e.g. v1.0-trainval
+        point_range: Sequence[float],  # x0, y0, z0, x1, y1, z1 of the model's grid, metres, LiDAR frame
+        image_size: Sequence[int] = (320, 800),  # height and width of the images that the model gets
+        train_split: str | None = "train",  # a split of the devkit, or of splits.json
+        resampling: str = "none",  # or cbgs, see cmt_aqr.data.resampling
+        sampling: Sampling | None = None,  # objects to paste into training frames
+        replace_empty_frames: bool = False,  # train on another frame in place of one without a box
+        val_split: str = "val",  # for evaluations in training
+        eval_split: str | None = None,  # what evaluating reads; None: val_split
+        evaluating: bool = False,  # read eval_split instead of the others
+        sweeps: int = 10,  # before the keyframe's own, at most
+        cameras: bool = True,  # read images; off for a LiDAR-only model
+        lidar: bool = True,  # read points; off for a camera-only model
+        batch_size: int = 2,  # frames per step and device in training
+        eval_batch_size: int | None = None,  # the same in evaluation; None: batch_size
+        num_workers: int = 4,  # reading processes per loader; 0 reads in the main process
+        image_mean: Sequence[float] = (103.530, 116.280, 123.675),  # of the B, G, R channels, 0..255
+        image_std: Sequence[float] = (57.375, 57.120, 58.395),  # likewise
+        scene_augmentation: SceneAugmentation | None = None,  # of points, boxes and calibration together
         image_augmentation: ImageAugmentation | None = None,
-        train_fault: Transform | None = None,
-        eval_fault: Transform | None = None,
-        train_transforms: Transforms = None,
-        eval_transforms: Transforms = None,
-        damage: bool = False,
-        min_points: int = 1,
-        crop_points: bool = True,
-        shuffle_points: bool = True,
-        half_size_images: bool = False,
-        half_points: bool = False,
-        exact_lidar2img: bool = True,
-        cache_frames: bool = False,
-        cache_dir: str | os.PathLike[str] = ".cache/cmt_aqr",
-        limit_train_frames: int | None = None,
-        limit_eval_frames: int | None = None,
-        seed: int = 0,
+        train_fault: Transform | None = None,  # of a sensor in training frames; see cmt_aqr.data.faults
+        eval_fault: Transform | None = None,  # in evaluated ones; drawn from (seed, frame), the same every time
+        train_transforms: Transforms = None,  # on frames as read, in training
+        eval_transforms: Transforms = None,  # in evaluation; drawn like eval_fault
+        damage: bool = False,  # note what these faults and transforms broke, for a model that learns from it
+        min_points: int = 1,  # boxes with fewer LiDAR points are not trained on
+        crop_points: bool = True,  # see TrainingFilter
+        shuffle_points: bool = True,  # likewise
+        half_size_images: bool = False,  # decode images to half their height and width, see reading.read_image
+        half_points: bool = False,  # see TrainingFilter
+        exact_lidar2img: bool = True,  # see ImageProcessing
+        cache_frames: bool = False,  # keep frames in memory once read, in each process; for small data sets
+        cache_dir: str | os.PathLike[str] = ".cache/cmt_aqr",  # for indexes, ground truth and objects
+        limit_train_frames: int | None = None,  # the first so many frames of the training split only
+        limit_eval_frames: int | None = None,  # the same for the other splits
+        seed: int = 0,  # of shuffling and augmentation
     ) -> None:
         super().__init__()
         require_count("batch_size", batch_size)
@@ -153,8 +110,6 @@ class NuScenesDataModule(LightningDataModule):
         require_numbers("point_range", point_range, 6)
         require_numbers("image_mean", image_mean, 3)
         require_numbers("image_std", image_std, 3)
-        for name, value in (("cameras", cameras), ("lidar", lidar)):
-            require(not isinstance(value, str), name, value, "true or false")
         if not (cameras or lidar):
             raise SettingError("cameras=false and lidar=false: at least one sensor must be read")
         self.root = Path(root).expanduser()
@@ -172,7 +127,8 @@ class NuScenesDataModule(LightningDataModule):
         self.resampling = resampling
         self.sampling = None if evaluating else sampling
         self.replace_empty_frames = replace_empty_frames
-        self.mask_per_frame = _mask_per_frame(image_augmentation)
+        grid_mask = None if image_augmentation is None else image_augmentation.grid_mask
+        self.mask_per_frame = grid_mask is not None and grid_mask.per_frame
         self.sweeps = sweeps
         self.cameras = cameras
         self.lidar = lidar
@@ -204,17 +160,12 @@ class NuScenesDataModule(LightningDataModule):
             self.make_database()
 
     def make_database(self) -> ObjectDatabase:
-        """Make the database of objects of the training frames where it is absent or of other tables, and open it.
-
-        Raises:
-            DataError: the folder that ``sampling`` names holds another one.
-            UserError: it cannot be written.
-        """
+        """Make the database of objects of the training frames where that is needed, and open it."""
         assert self.sampling is not None and self.train_split is not None
         index = self.index(self.train_split).first(self.limit_train_frames)
         folder, contents = self._database()
-        making = Making(folder, contents, self.root, index)
-        self._objects = prepare_database(making, self.sampling.database is not None, self.sampling.processes)
+        given, processes = self.sampling.database is not None, self.sampling.processes
+        self._objects = prepare_database(folder, contents, self.root, index, given, processes)
         return self._objects
 
     def database_folder(self) -> Path | None:
@@ -225,9 +176,16 @@ class NuScenesDataModule(LightningDataModule):
         """Where the database of objects is, and what it is made of."""
         assert self.sampling is not None and self.train_split is not None
         frames = len(self.index(self.train_split).first(self.limit_train_frames))
-        tables = fingerprint(self.root, self.version)
-        contents = self.sampling.contents(
-            tables, self.version, self.train_split, frames, self.sweeps, self.cameras
+        contents = Contents(
+            tables=fingerprint(self.root, self.version),
+            version=self.version,
+            split=self.train_split,
+            frames=frames,
+            sweeps=self.sweeps,
+            cameras=self.cameras and self.sampling.images,
+            min_points=self.sampling.min_points,
+            patch_camera=self.sampling.patch_camera,
+            patch_behind=self.sampling.patch_behind,
         )
         return self.sampling.database or contents.folder(self.cache_dir, self.root), contents
 
@@ -257,11 +215,13 @@ class NuScenesDataModule(LightningDataModule):
         reader = FrameReader(
             self.root, index, self.sweeps, self.cameras, self.lidar, half_size=self.half_size_images
         )
-        index.check_files(self.root, range(1), self.cameras, self.lidar)
-        points = reader.read_first_points() if self.lidar else None
+        points = reader.check_first()
         if training:
             where = f"split {split} of {self.root / self.version}, {len(index)} frames"
-            check_anything_to_learn(index, points, where, self._categories, self.min_points, self.point_range)
+            categories = self.root / self.version / "category.json"
+            index.check_learnable(where, categories, self.min_points, self.point_range)
+            if points is not None:
+                check_range(points, where, self.point_range)
         transforms = self._train_transforms if training else self._eval_transforms
         sampler = None
         if training and self.sampling is not None:
@@ -270,24 +230,12 @@ class NuScenesDataModule(LightningDataModule):
         replace_empty = training and self.replace_empty_frames
         return FrameDataset(reader, transforms, self.seed, self.cache_frames, replace_empty, sampler)
 
-    def _categories(self) -> list[str]:
-        """Names of the categories that the tables know."""
-        return [category["name"] for category in read_table(self.root, self.version, "category")]
-
     def index(self, split: str) -> FrameIndex:
-        """The index of a split.
-
-        Raises:
-            DataError: see :func:`cmt_aqr.data.index.load_index`.
-        """
+        """The index of a split, see :func:`cmt_aqr.data.index.load_index`."""
         return load_index(self.root, self.version, split, self.cache_dir)
 
     def ground_truth(self, split: str | None = None) -> GroundTruth:
-        """What the official evaluation compares with, of ``val_split`` or the split that is named.
-
-        Raises:
-            DataError: the split should have annotations, and has none.
-        """
+        """What the official evaluation compares with, of ``val_split`` or the split that is named."""
         split = split or self.val_split
         if self.annotated:
             return load_ground_truth(self.root, self.version, split, self.cache_dir)
@@ -295,22 +243,12 @@ class NuScenesDataModule(LightningDataModule):
         return GroundTruth.unknown(self.version, split, tuple(map(index.token, range(len(index)))))
 
     def check(self) -> None:
-        """See, without reading a table, that root, version and splits exist.
-
-        Raises:
-            DataError: one of them does not; the sentence says which.
-        """
+        """See, without reading a table, that root, version and splits exist; else raise a ``DataError``."""
         for split in self._splits():
             check_request(self.root, self.version, split)
 
     def dataset(self, name: str) -> FrameDataset:
-        """The data set ``train`` or ``val``; set up first.
-
-        Raises:
-            DataError: it has not been set up.
-        """
-        if name not in self._datasets:
-            raise DataError(f"the {name} data is not set up: call setup() first")
+        """The data set ``train`` or ``val``; set up first."""
         return self._datasets[name]
 
     def _loader(self, name: str) -> FrameLoader:
@@ -318,17 +256,10 @@ class NuScenesDataModule(LightningDataModule):
         training = name == "train"
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         resampled = self._resampled(dataset) if training else None
-        sampler = FrameSampler(
-            frames=len(dataset) if resampled is None else len(resampled),
-            batch_size=self.batch_size if training else self.eval_batch_size,
-            training=training,
-            seed=self.seed,
-            num_replicas=ranks,
-            rank=rank,
-            resampled=resampled,
-        )
-        pin_memory = torch.cuda.is_available()
-        loader = FrameLoader(dataset, sampler, self.num_workers, pin_memory, self.mask_per_frame)
+        frames = len(dataset) if resampled is None else len(resampled)
+        batch_size = self.batch_size if training else self.eval_batch_size
+        sampler = FrameSampler(frames, batch_size, training, self.seed, ranks, rank, resampled)
+        loader = FrameLoader(dataset, sampler, self.num_workers, torch.cuda.is_available(), self.mask_per_frame)
         if self.trainer:
             check_shares(self.trainer, name, len(loader))
         return loader
@@ -352,11 +283,6 @@ class NuScenesDataModule(LightningDataModule):
     def val_dataloader(self) -> FrameLoader:
         """Every frame of ``val_split`` once, in order, shared out among the processes."""
         return self._loader("val")
-
-
-def _mask_per_frame(augmentation: ImageAugmentation | None) -> bool:
-    """Whether each frame of a batch has a GridMask of its own."""
-    return augmentation is not None and augmentation.grid_mask is not None and augmentation.grid_mask.per_frame
 
 
 def _faults(fault: Transform | None, transforms: Transforms, damage: bool) -> list[Transform]:

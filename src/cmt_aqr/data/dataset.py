@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import itertools
 import logging
-import multiprocessing
-import os
-import re
-import signal
-import sys
-import weakref
 from collections.abc import Iterator, Sequence
-from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
-import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_only
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
-from cmt_aqr.checks import require_count
 from cmt_aqr.data.augmentation import Transform, apply_transforms
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.resampling import occurrences
 from cmt_aqr.data.sampling import ObjectSampler
+from cmt_aqr.data.workers import WorkerLoader
 from cmt_aqr.structures import Batch, Frame
 
 
@@ -38,16 +28,11 @@ class SampleKey(NamedTuple):
     """What a sampler asks a data set for.
 
     The epoch travels with the index, so a worker process that lives for the whole run needs no news of it.
-
-    Attributes:
-        epoch: counted from 0.
-        frame: its number in the index.
-        repeat: which occurrence of the frame in this epoch, where resampling repeats it.
     """
 
-    epoch: int
-    frame: int
-    repeat: int = 0
+    epoch: int  # counted from 0
+    frame: int  # its number in the index
+    repeat: int = 0  # which occurrence of the frame in this epoch, where resampling repeats it
 
 
 def frame_generator(seed: int, key: SampleKey) -> Generator:
@@ -67,9 +52,7 @@ _MOST_TRIES = 1000
 def generator_of_frame(random: Generator, frame: int) -> Generator:
     """The generator that another frame of the same epoch has where this frame has ``random``, not used yet.
 
-    Args:
-        random: of :func:`frame_generator`, or spawned from it.
-        frame: the other's number in the index.
+    ``random`` is of :func:`frame_generator`, or spawned from it.
     """
     sequence = random.bit_generator.seed_seq
     assert isinstance(sequence, np.random.SeedSequence) and isinstance(sequence.entropy, Sequence)
@@ -191,7 +174,6 @@ class FrameSampler(DistributedSampler[SampleKey]):
         rank: int = 0,
         resampled: NDArray[np.int64] | None = None,
     ) -> None:
-        require_count("batch_size", batch_size)
         self.frames = frames
         self.resampled = np.arange(frames) if resampled is None else resampled
         self.repeats = occurrences(self.resampled)
@@ -244,40 +226,7 @@ class FrameSampler(DistributedSampler[SampleKey]):
         return map(SampleKey, itertools.repeat(epoch), frames, repeats)
 
 
-_START = "fork" if sys.platform == "linux" else "spawn"
-"""How workers are started, whatever the process' default is, which other libraries (joblib's loky) change."""
-
-_workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
-"""Workers of this process' loaders."""
-
-
-def _prepare_worker(_worker: int) -> None:
-    """Workers share the cores, one thread each, and leave it to the main process when to stop."""
-    # A terminal's Ctrl-C and a cluster's signals reach all processes; the step being finished may need this one
-    # still, and a handler that was inherited (submitit's puts the job back into the queue) is not for it.
-    for number in signal.valid_signals():
-        if number in (signal.SIGINT, signal.SIGTERM) or callable(signal.getsignal(number)):
-            signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-
-
-def _end_workers(parent: int) -> None:
-    """End what is left of the workers: at its own end Python sends them SIGTERM and waits, for ever if ignored."""
-    if os.getpid() != parent:
-        return  # a copy of that process, whose children they are not
-    for process in _workers:
-        if process.is_alive():
-            process.kill()
-
-
-@functools.cache
-def _end_workers_with(process: int) -> None:
-    """Once for each process."""
-    atexit.register(_end_workers, process)
-
-
-class FrameLoader(DataLoader[Batch]):
+class FrameLoader(WorkerLoader[Batch]):
     """A data loader whose position can be saved and restored; Lightning does so with every checkpoint.
 
     Args:
@@ -297,30 +246,15 @@ class FrameLoader(DataLoader[Batch]):
         mask_per_frame: bool = False,
     ) -> None:
         super().__init__(
-            dataset,  # type: ignore[arg-type]  # the loader yields batches of the data set's frames
+            dataset,
+            sampler,
+            num_workers,
             batch_size=sampler.batch_size,
-            sampler=sampler,
-            num_workers=num_workers,
             collate_fn=functools.partial(collate, mask_per_frame=mask_per_frame),
             pin_memory=pin_memory,
-            worker_init_fn=_prepare_worker if num_workers else None,
-            persistent_workers=num_workers > 0,
-            multiprocessing_context=_START if num_workers else None,
         )
-        self._epoch = sampler.epoch
-        self._batches_done = sampler.batches_done
-
-    @property
-    def frame_sampler(self) -> FrameSampler:
-        """The sampler, by its own type."""
-        assert isinstance(self.sampler, FrameSampler)
-        return self.sampler
-
-    @property
-    def frames(self) -> FrameDataset:
-        """The data set, by its own type."""
-        assert isinstance(self.dataset, FrameDataset)
-        return self.dataset
+        self.frames, self.frame_sampler = dataset, sampler
+        self._epoch, self._batches_done = sampler.epoch, sampler.batches_done
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches from the sampler's position on.
@@ -332,26 +266,11 @@ class FrameLoader(DataLoader[Batch]):
         self._epoch, self._batches_done = sampler.epoch, sampler.batches_done
         if sampler.training:
             self.frames.tell_fade(sampler.epoch)
-        try:
-            for batch in self._batches():
-                self._batches_done += 1
-                yield batch
-        except DataError as error:
-            # A worker's error arrives with the worker's traceback in its text: the sentence is its end.
-            told = re.findall(r"^[\w.]*\bDataError: (.*)", str(error), flags=re.MULTILINE)
-            raise DataError(told[-1].strip() if told else str(error)) from error
+        for batch in self.loaded():
+            self._batches_done += 1
+            yield batch
         if sampler.training:
             sampler.set_position(self._epoch, self._batches_done)
-
-    def _batches(self) -> Iterator[Batch]:
-        """An iterator of PyTorch's loader; workers that it starts are remembered."""
-        if not self.num_workers:
-            return super().__iter__()
-        before = set(multiprocessing.active_children())
-        batches = super().__iter__()
-        _workers.update(set(multiprocessing.active_children()) - before)
-        _end_workers_with(os.getpid())
-        return batches
 
     def set_position(self, epoch: int, batches_done: int) -> None:
         """Let the next iteration resume after ``batches_done`` batches of ``epoch``."""

@@ -22,9 +22,6 @@ class EmbeddedDataModule(NuScenesDataModule):
     Args:
         make: settings of :func:`cmt_aqr.scenes.make_dataset`, its folder left out; ``None``: its default.
         **settings: those of :class:`NuScenesDataModule`.
-
-    Raises:
-        SettingError: ``make`` has a setting that ``make_dataset`` does not know.
     """
 
     def __init__(self, make: Mapping[str, Any] | None, **settings: Any) -> None:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from cmt_aqr.checks import require_above_zero, require_fraction, require_number
 from cmt_aqr.data.augmentation import Transform
-from cmt_aqr.data.errors import DataError
 from cmt_aqr.errors import SettingError
 from cmt_aqr.structures import Frame
 
@@ -45,9 +44,6 @@ class Fog:
         visibility: meteorological optical range in metres. 50 is dense fog: alpha 0.06, of the returns
             from 20 m 9 % are left. Below 1000 it is called fog.
         clutter: share of the lost returns that become echoes of the fog.
-
-    Raises:
-        SettingError: a value out of range, named.
     """
 
     def __init__(self, visibility: float = 50.0, clutter: float = 0.1) -> None:
@@ -90,9 +86,6 @@ class Night:
         read_noise: standard deviation in electrons.
         gain: amplification of what was counted.
         gamma: exponent from pixels to light.
-
-    Raises:
-        SettingError: a value out of range, named.
     """
 
     def __init__(
@@ -114,11 +107,6 @@ class Night:
         """Darken and roughen the images; a frame without images stays as it is."""
         if frame.images is None:
             return frame
-        if frame.images.dtype != torch.uint8:
-            raise DataError(
-                f"night needs images as they were read (uint8), but got {frame.images.dtype}: put it before "
-                "image processing"
-            )
         # Views one by one: the counts of all six at once would take several hundred megabytes.
         views = frame.images.permute(0, 2, 3, 1).numpy()
         dark = np.stack([self._take(view, random) for view in views])
@@ -159,7 +147,7 @@ class SomeFrames:
     @property
     def strikes(self) -> frozenset[str]:
         """The sensors, of ``lidar`` and ``camera``, that one of the faults may touch."""
-        every = frozenset(("lidar", "camera"))
+        every = ("lidar", "camera")
         return frozenset().union(*(getattr(fault, "strikes", every) for fault in self.faults.values()))
 
     @property

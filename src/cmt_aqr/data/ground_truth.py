@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import boxes_of, class_of
 from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, COLUMNS, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
-from cmt_aqr.data.saved_arrays import Layout, load_arrays, report_damage, save_arrays
 from cmt_aqr.data.table_arrays import Tables
-from cmt_aqr.data.tables import cache_path, check_request, fingerprint, open_tables
-from cmt_aqr.files import check_folder, writing
+from cmt_aqr.data.tables import cached
 
 FORMAT = 5
 """Raise it when the arrays change their meaning, so that old caches are made again."""
@@ -28,29 +26,20 @@ _BIKE_RACK = "static_object.bicycle_rack"
 class GroundTruth:
     """Annotations of a split, global frame, and what the evaluation's filters look up.
 
-    Attributes:
-        version: e.g. ``v1.0-trainval``.
-        split: e.g. ``val``.
-        tokens: sample tokens in the order of the devkit's sample table; a frame's number counts them.
-        frames: (box,) int64, the frame of each annotation of a detection class, rising.
-        rows: (box, 15) float64, columns as of :mod:`cmt_aqr.data.rows`; not filtered.
-            The score is -1, the velocity NaN where nuScenes has none.
-        points: (box,) int64, annotated LiDAR and radar points.
-        ego: (frame, 3) float64, where the car was at the LiDAR's time, or a camera's without LiDAR, metres.
-        rack_frames: (rack,) int64, the frame of each annotated bicycle rack.
-        racks: (rack, 10) float64: the columns of translation, size and rotation.
-        annotated: whether there is anything to compare with; else all but ``tokens`` is empty.
+    Tokens are in the order of the devkit's sample table; a frame's number counts them. Rows have the columns of
+    :mod:`cmt_aqr.data.rows` and are not filtered; the score is -1, the velocity NaN where nuScenes has none. Where
+    nothing is annotated, all but the tokens is empty.
     """
 
-    version: str
-    split: str
+    version: str  # e.g. v1.0-trainval
+    split: str  # e.g. val
     tokens: tuple[str, ...]
-    frames: NDArray[np.int64]
-    rows: NDArray[np.float64]
-    points: NDArray[np.int64]
-    ego: NDArray[np.float64]
-    rack_frames: NDArray[np.int64]
-    racks: NDArray[np.float64]
+    frames: NDArray[np.int64]  # (box,) the frame of each annotation of a detection class, rising
+    rows: NDArray[np.float64]  # (box, 15)
+    points: NDArray[np.int64]  # (box,) annotated LiDAR and radar points
+    ego: NDArray[np.float64]  # (frame, 3) metres: where the car was at the LiDAR's time, without one at a camera's
+    rack_frames: NDArray[np.int64]  # (rack,) the frame of each annotated bicycle rack
+    racks: NDArray[np.float64]  # (rack, 10) the columns of translation, size and rotation
     annotated: bool = True
 
     @classmethod
@@ -64,51 +53,32 @@ class GroundTruth:
         """The same with some of the annotations (box,) only; frames stay."""
         return dataclasses.replace(self, frames=self.frames[kept], rows=self.rows[kept], points=self.points[kept])
 
-    def save(self, path: Path, stamp: str) -> None:
-        """Write to ``path`` at once or not at all, stamped with what it was made from."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
-        save_arrays(path, stamp, {"tokens": np.array(self.tokens), **arrays})
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is cached."""
+        return {"tokens": np.array(self.tokens)} | {name: getattr(self, name) for name in ARRAYS[1:]}
+
+    @classmethod
+    def of(cls, version: str, split: str, arrays: dict[str, NDArray[Any]]) -> Self:
+        """The inverse of :meth:`arrays`."""
+        fields: dict[str, Any] = arrays | {"tokens": tuple(arrays["tokens"].tolist())}
+        return cls(version, split, **fields)
 
 
-_ARRAYS: Layout = {
-    "frames": ("i", ("box",)),
-    "rows": ("f", ("box", COLUMNS)),
-    "points": ("i", ("box",)),
-    "ego": ("f", ("frame", 3)),
-    "rack_frames": ("i", ("rack",)),
-    "racks": ("f", ("rack", ROTATION.stop)),
-}
+ARRAYS = ("tokens", "frames", "rows", "points", "ego", "rack_frames", "racks")
 
 
 def load_ground_truth(root: Path, version: str, split: str, cache_dir: Path) -> GroundTruth:
-    """The ground truth of a split: from the cache while the tables are what they were, else made and cached.
+    """The ground truth of a split, see :func:`cmt_aqr.data.tables.cached`.
 
     Raises:
-        DataError: see :func:`cmt_aqr.data.tables.check_request`, or the split has no annotations at all.
+        DataError: the request cannot be, or the split has no annotations at all.
     """
-    check_request(root, version, split)
-    stamp = f"format {FORMAT} {fingerprint(root, version)}"
-    path = cache_path(cache_dir, "ground-truth", root, version, split, ".npz")
-    truth = load_saved(path, version, split, stamp)
-    if truth is None:
-        check_folder("data.cache_dir", cache_dir)
-        truth = build_ground_truth(open_tables(root, version), split)
-        with writing("data.cache_dir", cache_dir):
-            truth.save(path, stamp)
-    return truth
 
+    def make(tables: Tables) -> dict[str, NDArray[Any]]:
+        return build_ground_truth(tables, split).arrays()
 
-def load_saved(path: Path, version: str, split: str, stamp: str) -> GroundTruth | None:
-    """Read what ``GroundTruth.save`` wrote; None where it is absent, of another stamp, or damaged (logged)."""
-    arrays = load_arrays(path, stamp, {"tokens": ("U", ("frame",)), **_ARRAYS})
-    if arrays is None:
-        return None
-    for frames in (arrays["frames"], arrays["rack_frames"]):
-        if ((frames < 0) | (frames >= len(arrays["tokens"]))).any() or (np.diff(frames) < 0).any():
-            report_damage(path, "it has boxes of frames that are not there, or not in order")
-            return None
-    fields: dict[str, Any] = dict(arrays)
-    return GroundTruth(version, split, tuple(fields.pop("tokens").tolist()), **fields)
+    arrays = cached("ground-truth", FORMAT, ARRAYS, make, root, version, split, cache_dir)
+    return GroundTruth.of(version, split, arrays)
 
 
 def build_ground_truth(tables: Tables, split: str) -> GroundTruth:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,10 +16,9 @@ from cmt_aqr.constants import BOX_SIZE, CAMERAS, CLASSES, LIDAR
 from cmt_aqr.data.columns import refused
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.poses import invert, poses, rotations
-from cmt_aqr.data.saved_arrays import Layout, load_arrays, report_damage, save_arrays
 from cmt_aqr.data.table_arrays import CHANNELS, Annotations, Tables
-from cmt_aqr.data.tables import cache_path, check_request, fingerprint, open_tables
-from cmt_aqr.files import check_folder, writing
+from cmt_aqr.data.table_files import read_records
+from cmt_aqr.data.tables import cached
 
 FORMAT = 6
 """Raise it when the arrays change their meaning, so that old caches are made again."""
@@ -31,48 +29,32 @@ class FrameIndex:
     """Everything about a split's frames but the sensor data itself.
 
     Arrays, not objects: processes share them as mapped from the cache, and they load without executing anything.
-
-    Attributes:
-        tokens: (frame,) bytes, sample tokens, in the order of the devkit's sample table.
-        scenes: (frame,) bytes, scene names.
-        timestamps: (frame,) int64, microseconds.
-        lidar: (frame,) int32, row of the keyframe's sweep in the ``sweep_*`` arrays.
-        sweep_files: (sweep,) bytes, paths below the data root; empty for the sweep that stands in for that of a
-            frame without LiDAR, at the usual place of the LiDAR on the car.
-        sweep_times: (sweep,) int64, microseconds.
-        sweep_to_global: (sweep, 4, 4) float64, LiDAR frame of the sweep to the global frame.
-        sweep_previous: (sweep,) int32, row of the sweep before, -1 at the start of a scene.
-        image_files: (frame, view) bytes, views in the order of ``CAMERAS``; empty where a frame lacks the camera.
-        lidar2img: (frame, view, 4, 4) float64 in pixels of the image as stored; by way of the global frame,
-            so each camera is where the car was when that camera fired. The unit matrix without a camera.
-        box_offsets: (frame + 1,) int64; boxes of frame i are rows ``box_offsets[i]:box_offsets[i + 1]``.
-        boxes: (box, 9) float32 in the keyframe's LiDAR frame; velocity NaN where nuScenes has none.
-        labels: (box,) int64, indices into ``CLASSES``.
-        box_points: (box,) int64, annotated LiDAR points.
-        box_radar_points: (box,) int64, annotated radar points.
-        other_offsets: (frame + 1,) int64, as ``box_offsets``, for the boxes of other categories.
-        others: (box, 9) float32, boxes as above of categories outside ``CLASSES``: they take up room.
-        other_points: (box,) int64, annotated LiDAR points of those.
+    Boxes of frame i are rows ``box_offsets[i]:box_offsets[i + 1]``, those of categories outside ``CLASSES``, which
+    take up room, rows ``other_offsets[i]:other_offsets[i + 1]``; in the keyframe's LiDAR frame, velocity NaN where
+    nuScenes has none. Tokens are in the order of the devkit's sample table. A frame without LiDAR has a sweep
+    without a file, at the usual place of the LiDAR on the car. ``lidar2img`` is in pixels of the image as stored,
+    by way of the global frame, so each camera is where the car was when that camera fired; the unit matrix without
+    a camera.
     """
 
-    tokens: NDArray[np.bytes_]
-    scenes: NDArray[np.bytes_]
-    timestamps: NDArray[np.int64]
-    lidar: NDArray[np.int32]
-    sweep_files: NDArray[np.bytes_]
-    sweep_times: NDArray[np.int64]
-    sweep_to_global: NDArray[np.float64]
-    sweep_previous: NDArray[np.int32]
-    image_files: NDArray[np.bytes_]
-    lidar2img: NDArray[np.float64]
-    box_offsets: NDArray[np.int64]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    box_points: NDArray[np.int64]
-    box_radar_points: NDArray[np.int64]
-    other_offsets: NDArray[np.int64]
-    others: NDArray[np.float32]
-    other_points: NDArray[np.int64]
+    tokens: NDArray[np.bytes_]  # (frame,) sample tokens
+    scenes: NDArray[np.bytes_]  # (frame,) scene names
+    timestamps: NDArray[np.int64]  # (frame,) microseconds
+    lidar: NDArray[np.int32]  # (frame,) row of the keyframe's sweep in the sweep_* arrays
+    sweep_files: NDArray[np.bytes_]  # (sweep,) paths below the data root
+    sweep_times: NDArray[np.int64]  # (sweep,) microseconds
+    sweep_to_global: NDArray[np.float64]  # (sweep, 4, 4) LiDAR frame of the sweep to the global frame
+    sweep_previous: NDArray[np.int32]  # (sweep,) row of the sweep before, -1 at the start of a scene
+    image_files: NDArray[np.bytes_]  # (frame, view) in the order of CAMERAS; empty where a frame lacks the camera
+    lidar2img: NDArray[np.float64]  # (frame, view, 4, 4)
+    box_offsets: NDArray[np.int64]  # (frame + 1,)
+    boxes: NDArray[np.float32]  # (box, 9)
+    labels: NDArray[np.int64]  # (box,) indices into CLASSES
+    box_points: NDArray[np.int64]  # (box,) annotated LiDAR points
+    box_radar_points: NDArray[np.int64]  # (box,) annotated radar points
+    other_offsets: NDArray[np.int64]  # (frame + 1,)
+    others: NDArray[np.float32]  # (other, 9)
+    other_points: NDArray[np.int64]  # (other,) annotated LiDAR points
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -92,29 +74,15 @@ class FrameIndex:
         """The first ``count`` frames only, or all where ``count`` is None."""
         if count is None or count >= len(self):
             return self
-        end, end_of_others = int(self.box_offsets[count]), int(self.other_offsets[count])
-        per_frame = ("tokens", "scenes", "timestamps", "lidar", "image_files", "lidar2img")
-        per_box = ("boxes", "labels", "box_points", "box_radar_points")
-        changes = {name: getattr(self, name)[:count] for name in per_frame}
-        changes |= {name: getattr(self, name)[:end] for name in per_box}
-        changes |= {name: getattr(self, name)[:end_of_others] for name in ("others", "other_points")}
-        changes |= {name: getattr(self, name)[: count + 1] for name in ("box_offsets", "other_offsets")}
-        return dataclasses.replace(self, **changes)
-
-    def check_files(self, root: Path, frames: Iterable[int], cameras: bool, lidar: bool) -> None:
-        """Raise a :class:`DataError` that names the first file of these frames that is missing.
-
-        Args:
-            root: data root.
-            frames: their numbers.
-            cameras: whether images are read.
-            lidar: whether points are read.
-        """
-        for frame in frames:
-            points = [self.sweep_files[self.lidar[frame]]] if lidar else []
-            images = list(self.image_files[frame]) if cameras else []
-            for name in points + images:
-                _check_file(root / name.decode())
+        ends = {
+            ("tokens", "scenes", "timestamps", "lidar", "image_files", "lidar2img"): count,
+            ("boxes", "labels", "box_points", "box_radar_points"): self.box_offsets[count],
+            ("others", "other_points"): self.other_offsets[count],
+            ("box_offsets", "other_offsets"): count + 1,
+        }
+        return dataclasses.replace(
+            self, **{name: getattr(self, name)[:end] for names, end in ends.items() for name in names}
+        )
 
     def check_sensors(self, cameras: bool, lidar: bool) -> None:
         """Raise a :class:`DataError` that names the first frame without a record of a sensor that is read."""
@@ -131,74 +99,30 @@ class FrameIndex:
                     f"without {what}, as model={instead}"
                 )
 
-    def save(self, path: Path, stamp: str) -> None:
-        """Write to ``path`` at once or not at all, stamped with what it was made from."""
-        save_arrays(path, stamp, _arrays(self))
+    def check_learnable(self, where: str, categories: Path, min_points: int, point_range: Sequence[float]) -> None:
+        """Refuse to train on nothing but background.
 
-    @classmethod
-    def load(cls, path: Path, stamp: str) -> Self | None:
-        """Read what :meth:`save` wrote; None where it is absent, of another stamp, or damaged (logged)."""
-        arrays = load_arrays(path, stamp, _LAYOUT)
-        if arrays is None:
-            return None
-        index = cls(**arrays)
-        if not index.is_consistent():
-            report_damage(path, "its rows and offsets do not fit together")
-            return None
-        return index
-
-    def is_consistent(self) -> bool:
-        """Whether rows and offsets point into the arrays."""
-        rows = len(self.sweep_files)
-        return bool(
-            _are_offsets(self.box_offsets, len(self.boxes))
-            and _are_offsets(self.other_offsets, len(self.others))
-            and ((self.lidar >= 0) & (self.lidar < rows)).all()
-            and ((self.sweep_previous >= -1) & (self.sweep_previous < rows)).all()
-            and ((self.labels >= 0) & (self.labels < len(CLASSES))).all()
-        )
-
-
-def _are_offsets(offsets: NDArray[np.int64], end: int) -> bool:
-    return bool(offsets[0] == 0 and offsets[-1] == end and (np.diff(offsets) >= 0).all())
-
-
-_LAYOUT: Layout = {
-    "tokens": ("S", ("frame",)),
-    "scenes": ("S", ("frame",)),
-    "timestamps": ("i", ("frame",)),
-    "lidar": ("i", ("frame",)),
-    "sweep_files": ("S", ("sweep",)),
-    "sweep_times": ("i", ("sweep",)),
-    "sweep_to_global": ("f", ("sweep", 4, 4)),
-    "sweep_previous": ("i", ("sweep",)),
-    "image_files": ("S", ("frame", len(CAMERAS))),
-    "lidar2img": ("f", ("frame", len(CAMERAS), 4, 4)),
-    "box_offsets": ("i", ("frame+1",)),
-    "boxes": ("f", ("box", BOX_SIZE)),
-    "labels": ("i", ("box",)),
-    "box_points": ("i", ("box",)),
-    "box_radar_points": ("i", ("box",)),
-    "other_offsets": ("i", ("frame+1",)),
-    "others": ("f", ("other", BOX_SIZE)),
-    "other_points": ("i", ("other",)),
-}
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what is no file, by what it is."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: the tables name it, data.root lacks it") from error
-    except OSError as error:  # a link to itself, or a folder that may not be entered
-        raise DataError(f"{path} cannot be reached ({error.strerror}), but the tables name it: mend it") from error
-    if not stat.S_ISREG(mode):
-        raise DataError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no file'}, but the tables name a file")
-
-
-def _arrays(index: FrameIndex) -> dict[str, NDArray[Any]]:
-    return {field.name: getattr(index, field.name) for field in dataclasses.fields(index)}
+        Args:
+            where: what the frames are, for the message.
+            categories: table of the categories that annotations may have.
+            min_points: LiDAR points without which a box is not trained on.
+            point_range: x0, y0, z0, x1, y1, z1 in metres, LiDAR frame.
+        """
+        if not len(self.labels):
+            names = ", ".join(sorted(category["name"] for category in read_records(categories)))
+            raise DataError(
+                f"{where}: no annotation is of one of nuScenes' ten detection classes, nothing to learn; "
+                f"the categories are {names or 'none'}"
+            )
+        seen = self.box_points >= min_points
+        if not seen.any():
+            raise DataError(
+                f"{where}: none of {len(seen)} boxes has data.min_points={min_points} LiDAR points or more "
+                f"(num_lidar_pts is at most {self.box_points.max()}); give data.min_points=0, or mend the tables"
+            )
+        centres, low, high = self.boxes[:, :2], point_range[:2], point_range[3:5]
+        if not (seen & ((centres >= low) & (centres <= high)).all(axis=1)).any():
+            raise DataError(f"{where}: no box lies within data.point_range={point_range} (x, y of its centre)")
 
 
 USUAL_MOUNT = poses([0.94, 0.0, 1.84], [0.5**0.5, 0.0, 0.0, -(0.5**0.5)])[0]
@@ -206,28 +130,17 @@ USUAL_MOUNT = poses([0.94, 0.0, 1.84], [0.5**0.5, 0.0, 0.0, -(0.5**0.5)])[0]
 
 
 def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIndex:
-    """The index of a split: from the cache while the tables are what they were, else made and cached.
-
-    Args:
-        root: nuScenes data root.
-        version: e.g. ``v1.0-trainval``.
-        split: a split of the devkit, e.g. ``train``, or of the version's ``splits.json``.
-        cache_dir: made where it is absent.
+    """The index of a split, see :func:`cmt_aqr.data.tables.cached`.
 
     Raises:
-        DataError: see :func:`cmt_aqr.data.tables.check_request`, and where the split has no frame or a
-            frame lacks one of its sensors.
+        DataError: the request cannot be, the split has no frame, or a frame has neither LiDAR nor camera.
     """
-    check_request(root, version, split)
-    stamp = f"format {FORMAT} {fingerprint(root, version)}"
-    path = cache_path(cache_dir, "index", root, version, split, ".npz")
-    index = FrameIndex.load(path, stamp)
-    if index is None:
-        check_folder("data.cache_dir", cache_dir)
-        index = build_index(open_tables(root, version), split)
-        with writing("data.cache_dir", cache_dir):
-            index.save(path, stamp)
-    return index
+    names = [field.name for field in dataclasses.fields(FrameIndex)]
+
+    def make(tables: Tables) -> dict[str, NDArray[Any]]:
+        return vars(build_index(tables, split))
+
+    return FrameIndex(**cached("index", FORMAT, names, make, root, version, split, cache_dir))
 
 
 def build_index(tables: Tables, split: str) -> FrameIndex:

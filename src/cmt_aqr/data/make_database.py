@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import track
+from torch.utils.data import Dataset
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.database import (
@@ -50,97 +36,42 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import FrameIndex
 from cmt_aqr.data.paste import points_inside
 from cmt_aqr.data.reading import FrameReader
-from cmt_aqr.data.saved_arrays import Layout, load_arrays, save_arrays
+from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
 from cmt_aqr.data.views import patches_of
+from cmt_aqr.data.workers import WorkerLoader
 from cmt_aqr.files import check_folder, remove_partial, write_json, writing, written_at_once
 from cmt_aqr.runs.threads import cores
 
 log = logging.getLogger(__name__)
 
-_MOST_FRAMES = 512
-"""Of a part: one is made at a time, by one process, and made again where it was not finished."""
-
-_PARTS = 16
-"""Of a small data set, so that several processes have something to do."""
-
-
-_PART: Layout = {"entries": ("V", ("object",)), "valid": ("i", (len(CLASSES),)), "sizes": ("i", (2,))}
-"""What is known of a part: its objects, how many boxes of each class a sensor sees, and bytes of its two files."""
+_MOST_FRAMES, _PARTS = 512, 16
+"""Frames of a part, which is made again where it was not finished; and parts of a small data set."""
 
 
 @dataclass(frozen=True)
-class Making:
-    """What the making of a database needs, and each process of it gets.
+class Cut:
+    """What is cut out of a frame."""
 
-    Attributes:
-        folder: where it goes.
-        contents: what it is made of.
-        root: data root.
-        index: the frames.
-    """
+    objects: NDArray[np.void]  # rows of database.ENTRY, whose points and patch begin where the frame's do
+    points: NDArray[np.float32]  # (point, 5) of all objects, one after the other
+    patches: list[bytes]  # likewise
+    boxes: NDArray[np.int64]  # (class,) how many a sensor sees
 
-    folder: Path
-    contents: Contents
-    root: Path
-    index: FrameIndex
 
-    def parts(self) -> list[range]:
-        """The frames of each part; the same whatever the number of processes."""
-        frames = len(self.index)
-        size = min(_MOST_FRAMES, max(1, -(-frames // _PARTS)))
-        return [range(first, min(first + size, frames)) for first in range(0, frames, size)]
+class ObjectCutter(Dataset[Cut]):
+    """Cuts the objects out of frames, by their number."""
 
-    def read_part(self, part: int) -> dict[str, NDArray[Any]] | None:
-        """What is known of a part that is whole; ``None``: it must be made."""
-        path = self.folder / f"part-{part:04d}.npz"
-        arrays = load_arrays(path, self.contents.stamp, _PART)
-        if arrays is None:
-            return None
-        for file, size in zip((points_path, patches_path), arrays["sizes"].tolist(), strict=True):
-            there = file(self.folder, part)
-            if not there.is_file() or there.stat().st_size != size:
-                log.warning("%s is missing or cut: making it again", there)
-                return None
-        return arrays
+    def __init__(self, root: Path, index: FrameIndex, contents: Contents) -> None:
+        self.contents = contents
+        self.reader = FrameReader(root, index, contents.sweeps, cameras=contents.cameras, for_database=True)
 
-    def make_part(self, part: int, stop: Event | None = None) -> int:
-        """Write a part, at once or not at all, and return its number of frames."""
-        frames = self.parts()[part]
-        reader = FrameReader(
-            self.root, self.index, self.contents.sweeps, cameras=self.contents.cameras, for_database=True
-        )
-        entries: list[NDArray[np.void]] = []
-        valid = np.zeros(len(CLASSES), dtype=np.int64)
-        paths = points_path(self.folder, part), patches_path(self.folder, part)
-        with contextlib.ExitStack() as stack:
-            partial = [stack.enter_context(written_at_once(path)) for path in paths]
-            points_file, patches_file = (stack.enter_context(path.open("wb")) for path in partial)
-            written = [0, 0]
-            for frame in frames:
-                if stop is not None and stop.is_set():
-                    raise _StoppedError
-                objects, points, patches = self.cut_objects(reader, frame, part, valid)
-                objects["points_at"] += written[0]
-                objects["patch_at"] += written[1]
-                points_file.write(points.tobytes())
-                patches_file.writelines(patches)
-                written[0] += len(points)
-                written[1] += sum(map(len, patches))
-                entries.append(objects)
-        sizes = np.array([path.stat().st_size for path in paths])
-        arrays = {"entries": np.concatenate(entries), "valid": valid, "sizes": sizes}
-        save_arrays(self.folder / f"part-{part:04d}.npz", self.contents.stamp, arrays)
-        return len(frames)
-
-    def cut_objects(
-        self, reader: FrameReader, number: int, part: int, valid: NDArray[np.int64]
-    ) -> tuple[NDArray[np.void], NDArray[np.float32], list[bytes]]:
-        """A frame's objects, their points one after the other, and their patches; ``valid`` counts its boxes."""
-        own = slice(int(self.index.box_offsets[number]), int(self.index.box_offsets[number + 1]))
-        seen = self.index.box_points[own] + self.index.box_radar_points[own] > 0
-        frame = reader.read(number)
+    def __getitem__(self, number: int) -> Cut:
+        """The objects of a frame."""
+        index, frame = self.reader.index, self.reader.read(number)
+        own = slice(int(index.box_offsets[number]), int(index.box_offsets[number + 1]))
+        seen = index.box_points[own] + index.box_radar_points[own] > 0
         boxes, labels = frame.boxes.numpy()[seen], frame.labels.numpy()[seen]
-        valid += np.bincount(labels, minlength=len(CLASSES))
+        all_boxes = np.bincount(labels, minlength=len(CLASSES))
         points = frame.points.numpy()
         point, box = points_inside(points, boxes)
         counts = np.bincount(box, minlength=len(boxes))
@@ -153,13 +84,12 @@ class Making:
         bottom[:, 2] -= boxes[:, 5] / 2
         cut[:, :3] -= np.repeat(bottom, counts, axis=0)
         objects = np.zeros(len(boxes), dtype=ENTRY)
-        objects["label"], objects["part"], objects["frame"], objects["box"] = labels, part, number, boxes
+        objects["label"], objects["frame"], objects["box"], objects["view"] = labels, number, boxes, -1
         objects["points"], objects["points_at"] = counts, np.cumsum(counts) - counts
-        objects["view"] = -1
         patches: list[bytes] = []
         if frame.images is not None:
             patches = self._cut_patches(objects, frame.images.permute(0, 2, 3, 1).numpy(), frame.lidar2img.numpy())
-        return objects, cut, patches
+        return Cut(objects, cut, patches, all_boxes)
 
     def _cut_patches(
         self, objects: NDArray[np.void], images: NDArray[np.uint8], lidar2img: NDArray[np.float64]
@@ -170,34 +100,34 @@ class Making:
         found = patches_of(objects["box"], lidar2img, size, contents.patch_camera, contents.patch_behind)
         objects["view"], objects["rectangle"], objects["depth"] = found
         objects["picture"] = size
-        patches = [
+        lengths = 3 * (found.rectangles[:, 2:] - found.rectangles[:, :2]).prod(axis=1)
+        objects["patch_at"] = np.cumsum(lengths) - lengths
+        return [
             images[view, y0:y1, x0:x1].tobytes()
             for view, (x0, y0, x1, y1) in zip(found.views.tolist(), found.rectangles.tolist(), strict=True)
             if view >= 0
         ]
-        lengths = 3 * (found.rectangles[:, 2:] - found.rectangles[:, :2]).prod(axis=1)
-        objects["patch_at"] = np.cumsum(lengths) - lengths
-        return patches
 
 
-class _StoppedError(Exception):
-    """Another process failed, or the command ends."""
-
-
-def prepare_database(making: Making, given: bool, processes: int | None = None) -> ObjectDatabase:
+def prepare_database(
+    folder: Path, contents: Contents, root: Path, index: FrameIndex, given: bool, processes: int | None = None
+) -> ObjectDatabase:
     """Make the database where it is absent, or what is missing of it, and open it.
 
     Args:
-        making: what is made, and where.
-        given: whether the user named the folder: a database of other contents there is not replaced then.
+        folder: where it goes.
+        contents: what it is made of.
+        root: data root.
+        index: the frames.
+        given: whether the user named the folder: a database of other contents there is refused then, not replaced.
         processes: that make it; ``None``: one for each core.
 
     Raises:
-        DataError: the folder holds a database of other contents.
+        DataError: see ``given``.
         UserError: it cannot be written, for want of room, say; parts that are whole stay, and count.
     """
-    folder, key = making.folder, "data.sampling.database" if given else "data.cache_dir"
-    differs = difference(folder, making.contents)
+    key = "data.sampling.database" if given else "data.cache_dir"
+    differs = difference(folder, contents)
     if differs is not None and given:
         raise DataError(f"{key}={folder}: the database there {differs}; name another folder, or delete this one")
     with writing(key, folder):
@@ -206,106 +136,97 @@ def prepare_database(making: Making, given: bool, processes: int | None = None) 
             for path in (folder / DESCRIPTION, folder / ENTRIES, *folder.glob("part-*")):
                 path.unlink(missing_ok=True)
         check_folder(key, folder)
-        parts = [making.read_part(part) for part in range(len(making.parts()))]
-        missing = [number for number, part in enumerate(parts) if part is None]
-        database = None if missing else _open(making)
-        if database is not None:
-            return database
+        size = min(_MOST_FRAMES, max(1, -(-len(index) // _PARTS)))
+        parts = [range(first, min(first + size, len(index))) for first in range(0, len(index), size)]
+        missing = [number for number in range(len(parts)) if _read_part(folder, number, contents) is None]
+        if not missing and read_description(folder):
+            try:
+                return ObjectDatabase(folder, contents)
+            except DataError as error:
+                log.warning("%s", error)
         remove_partial(folder)
-        _make_parts(making, missing, processes)
-        _complete(making)
-    return ObjectDatabase(folder, making.contents)
+        cutter = ObjectCutter(root, index, contents)
+        _make_parts(cutter, folder, {number: parts[number] for number in missing}, processes or cores())
+        _complete(folder, contents, len(parts))
+    return ObjectDatabase(folder, contents)
 
 
-def _open(making: Making) -> ObjectDatabase | None:
-    """The database, if it is complete; what is damaged is told."""
-    if not read_description(making.folder):
+def _part_path(folder: Path, part: int) -> Path:
+    """What is known of a part: its objects, how many boxes of each class a sensor sees, and sizes of its files."""
+    return folder / f"part-{part:04d}.npz"
+
+
+def _read_part(folder: Path, part: int, contents: Contents) -> dict[str, NDArray[Any]] | None:
+    """What is known of a part that is whole; ``None``: it must be made."""
+    arrays = load_arrays(_part_path(folder, part), contents.stamp, ("entries", "valid", "sizes"))
+    if arrays is None:
         return None
-    try:
-        return ObjectDatabase(making.folder, making.contents)
-    except DataError as error:
-        log.warning("%s", error)
-        return None
+    for file, size in zip((points_path, patches_path), arrays["sizes"].tolist(), strict=True):
+        there = file(folder, part)
+        if not there.is_file() or there.stat().st_size != size:
+            log.warning("%s is missing or cut: making it again", there)
+            return None
+    return arrays
 
 
-def _make_parts(making: Making, missing: list[int], processes: int | None) -> None:
-    """Make the parts that are missing, and show how far it is."""
-    frames = [len(part) for part in making.parts()]
+def _make_parts(cutter: ObjectCutter, folder: Path, parts: dict[int, range], processes: int) -> None:
+    """Make parts, given by number their frames, and show how far it is."""
+    frames = list(itertools.chain(*parts.values()))
+    processes = min(processes, len(frames))
+    loader: WorkerLoader[Cut] = WorkerLoader(
+        cutter, frames, processes if processes > 1 else 0, batch_size=None, collate_fn=_as_it_is
+    )
     began = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        done = sum(frames) - sum(frames[part] for part in missing)
-        task = bar.add_task("Cutting objects out of frames", total=sum(frames), completed=done)
-        for count in _run(making, missing, processes or cores()):
-            bar.advance(task, count)
-    if missing:
-        seconds = time.perf_counter() - began
-        log.info("Cut objects out of %d frames in %.0f s", sum(frames[part] for part in missing), seconds)
+    cuts = track(loader.loaded(), "Cutting objects out of frames", total=len(frames), console=Console(stderr=True))
+    for number, own in parts.items():
+        _write_part(folder, number, cutter.contents, itertools.islice(cuts, len(own)))
+    if frames:
+        log.info("Cut objects out of %d frames in %.0f s", len(frames), time.perf_counter() - began)
 
 
-def _run(making: Making, parts: list[int], processes: int) -> Iterator[int]:
-    """Make parts; yields the frames of each as it is done."""
-    if min(processes, len(parts)) <= 1:
-        yield from (making.make_part(part) for part in parts)
-        return
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    stop = context.Event()
-    with ProcessPoolExecutor(
-        min(processes, len(parts)), mp_context=context, initializer=_begin_worker, initargs=(making, stop)
-    ) as pool:
-        futures = [pool.submit(_work, part) for part in parts]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+def _as_it_is(cut: Cut) -> Cut:
+    return cut
 
 
-_worker: dict[str, Any] = {}
-"""What a process of the making was given."""
+def _write_part(folder: Path, part: int, contents: Contents, cuts: Iterator[Cut]) -> None:
+    """Write a part, at once or not at all."""
+    entries, boxes, sizes = [], np.zeros(len(CLASSES), dtype=np.int64), np.zeros(2, dtype=np.int64)
+    rows = 0
+    with contextlib.ExitStack() as stack:
+        paths = (points_path(folder, part), patches_path(folder, part))
+        points_file, patches_file = (
+            stack.enter_context(stack.enter_context(written_at_once(path)).open("wb")) for path in paths
+        )
+        for cut in cuts:
+            objects = cut.objects
+            objects["part"] = part
+            objects["points_at"] += rows
+            objects["patch_at"] += sizes[1]
+            points_file.write(cut.points.tobytes())
+            patches_file.writelines(cut.patches)
+            rows += len(cut.points)
+            sizes += (cut.points.nbytes, sum(map(len, cut.patches)))
+            entries.append(objects)
+            boxes += cut.boxes
+    arrays = {"entries": np.concatenate(entries), "valid": boxes, "sizes": sizes}
+    save_arrays(_part_path(folder, part), contents.stamp, arrays)
 
 
-def _begin_worker(making: Making, stop: Event) -> None:
-    """One thread; it is the main process that a signal stops, and with whose end this one ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-    _worker.update(making=making, stop=stop)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _work(part: int) -> int:
-    return _worker["making"].make_part(part, _worker["stop"])
-
-
-def _complete(making: Making) -> None:
+def _complete(folder: Path, contents: Contents, count: int) -> None:
     """Write the list of all objects, by class, and what the database was made of, which says that it is whole."""
-    folder = making.folder
-    parts = [making.read_part(part) for part in range(len(making.parts()))]
-    whole = [part for part in parts if part is not None]
-    if len(whole) < len(parts):
-        raise DataError(f"{folder}: a part of the database vanished while it was made; make it again")
-    entries = np.concatenate([part["entries"] for part in whole])
+    parts = [part for number in range(count) if (part := _read_part(folder, number, contents)) is not None]
+    entries = np.concatenate([part["entries"] for part in parts])
     entries = entries[np.argsort(entries["label"], kind="stable")]
     with written_at_once(folder / ENTRIES) as partial, partial.open("wb") as file:
         np.save(file, entries)
     kept = np.bincount(entries["label"], minlength=len(CLASSES))
-    valid = np.sum([part["valid"] for part in whole], axis=0)
+    boxes = np.sum([part["valid"] for part in parts], axis=0)
     description = {
         "format": FORMAT,
-        "made_of": dataclasses.asdict(making.contents),
-        "parts": [part["sizes"].tolist() for part in whole],
-        "boxes": {name: int(count) for name, count in zip(CLASSES, valid, strict=True)},
-        "objects": {name: int(count) for name, count in zip(CLASSES, kept, strict=True)},
+        "made_of": dataclasses.asdict(contents),
+        "parts": [part["sizes"].tolist() for part in parts],
+        "boxes": dict(zip(CLASSES, boxes.tolist(), strict=True)),
+        "objects": dict(zip(CLASSES, kept.tolist(), strict=True)),
     }
     write_json(folder / DESCRIPTION, description)
 

@@ -34,9 +34,6 @@ class MaskModality:
             ``[CAM_FRONT, CAM_BACK]``.
         sector: degrees of azimuth that the LiDAR then loses, in a direction drawn anew for each frame; 360 is
             all of it.
-
-    Raises:
-        SettingError: a value out of range, named.
     """
 
     def __init__(

@@ -20,11 +20,7 @@ _CELL = 0.5
 def points_inside(
     points: NDArray[np.float32], boxes: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which points lie strictly inside which boxes.
-
-    Args:
-        points: (point, >= 3).
-        boxes: (box, >= 7).
+    """Which points (point, >= 3) lie strictly inside which boxes (box, >= 7).
 
     Returns:
         A pair for each: rows of points, rising, and rows of boxes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,9 @@ MOST = np.array([5e3, 5e3, 5e3, 512, 512], dtype=np.float32)
 
 _HEADERS = ((b"# .PCD", "PCD"), (b"VERSION", "PCD"), (b"ply\n", "PLY"), (b"ply\r", "PLY"), (b"LASF", "LAS"))
 
+_TOGETHER = 128
+"""Points that are compared side by side, which the processor does eight at a time."""
+
 
 def read_points(path: Path) -> NDArray[np.float32]:
     """Points (point, 5) of a nuScenes sweep: x, y, z, intensity 0..255, ring index; LiDAR frame of the sweep.
@@ -32,28 +36,39 @@ def read_points(path: Path) -> NDArray[np.float32]:
     Raises:
         DataError: the file is missing, empty, or does not hold whole points of five float32.
     """
+    points = _stored(path)
+    low, high = _extremes(points)
+    if not ((low >= LEAST) & (high <= MOST)).all():  # neither holds for NaN
+        usable = ((points >= LEAST) & (points <= MOST)).all(axis=1)
+        points = points[usable]
+        _say_dropped(path, len(usable) - len(points), len(usable))
+        if not len(points):
+            raise DataError(
+                f"{path} holds no usable point: values are not finite, or beyond {MOST.astype(int).tolist()}, the "
+                "limits of x, y, z, intensity, ring; download or convert the file again"
+            )
+    return points
+
+
+def _stored(path: Path) -> NDArray[np.float32]:
+    """The points (point, 5) of a file, at least one, whatever their values."""
     try:
         raw = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): data.root lacks this sweep") from error
     if not len(raw) or len(raw) % _POINT_BYTES:
-        raise DataError(f"{path} {_what_it_is(path, raw)}")
-    points = raw.view(np.float32).reshape(-1, POINT_FEATURES)
-    low, high = _extremes(points)
-    if not ((low >= LEAST) & (high <= MOST)).all():  # neither holds for NaN
-        usable = (points >= LEAST) & (points <= MOST)
-        points = points[usable.all(axis=1)]
-        _say_dropped(path, len(usable) - len(points), len(usable))
-        if not len(points):
-            raise _nothing_usable(path, usable)
-    return points
+        seems = _by_header(path) or _by_values(raw)
+        if seems is not None:
+            raise _other_points(path, seems)
+        raise DataError(
+            f"{path} is truncated: {len(raw)} bytes, no positive multiple of the {_POINT_BYTES} bytes of a point; "
+            "copy or download the file again"
+        )
+    return raw.view(np.float32).reshape(-1, POINT_FEATURES)
 
 
 def _extremes(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Least and greatest value of each column (5,), NaN where a column has one; at least one point.
-
-    Over many points side by side first, which the processor does eight at a time.
-    """
+    """Least and greatest value of each column (5,), NaN where a column has one; at least one point."""
     whole = len(points) // _TOGETHER * _TOGETHER
     parts = [points[whole:], points[:whole].reshape(-1, _TOGETHER * POINT_FEATURES)]
     lows, highs = [
@@ -61,20 +76,6 @@ def _extremes(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
         for find in (np.min, np.max)
     ]
     return lows.min(axis=0), highs.max(axis=0)
-
-
-_TOGETHER = 128
-
-
-def _nothing_usable(path: Path, usable: NDArray[np.bool_]) -> DataError:
-    where = " and ".join(name for name, good in zip(_COLUMNS, usable.any(axis=0), strict=True) if not good)
-    return DataError(
-        f"{path} holds no usable point: {where or 'each'} has values that are not finite or beyond "
-        f"{MOST.astype(int).tolist()}, the limits of {', '.join(_COLUMNS)}; download or convert the file again"
-    )
-
-
-_COLUMNS = ("x", "y", "z", "intensity", "ring")
 
 
 @functools.cache
@@ -89,33 +90,24 @@ def read_checked_points(path: Path) -> NDArray[np.float32]:
         DataError: the file holds something else, such as points of four numbers, which may fill whole points of
             five by chance.
     """
-    raw = np.fromfile(path, dtype=np.uint8) if path.is_file() else np.zeros(0, dtype=np.uint8)
-    if len(raw) and not len(raw) % _POINT_BYTES:
-        _check_columns(path, raw)
+    stored = _stored(path)
+    finite = stored[np.isfinite(stored).all(axis=1)]
+    intensity, ring = finite[:, 3], finite[:, 4]
+    with np.errstate(invalid="ignore"):
+        fits = (
+            (np.abs(finite[:, :3]) <= MOST[:3]).all(axis=1),
+            (intensity >= 0) & (intensity <= 255),
+            (ring >= 0) & (ring < 256) & (ring == np.round(ring)),
+        )
+    # Single points that are damaged are dropped elsewhere.
+    if len(finite) and min(column.mean() for column in fits) < 0.99:
+        seems = _by_header(path) or _by_values(stored.view(np.uint8).ravel())
+        raise _other_points(path, seems or "its fourth and fifth columns, or places, are something else")
     points = read_points(path)
     highest = float(points[:, 3].max())
     if 0 < highest <= 1:
         _say_scale(path, highest)
     return points
-
-
-def _check_columns(path: Path, raw: NDArray[np.uint8]) -> None:
-    """Refuse points of other columns; single points that are damaged are dropped elsewhere."""
-    with np.errstate(invalid="ignore"):
-        points = raw.view(np.float32).reshape(-1, POINT_FEATURES)
-        points = points[np.isfinite(points).all(axis=1)]
-        intensity, ring = points[:, 3], points[:, 4]
-        rings = (ring >= 0) & (ring < 256) & (ring == np.round(ring))
-        intensities = (intensity >= 0) & (intensity <= 255)
-        places = (np.abs(points[:, :3]) <= MOST[:3]).all(axis=1)
-    if not len(points) or min(rings.mean(), intensities.mean(), places.mean()) >= 0.99:
-        return
-    seems = _by_header(path) or _by_values(raw)
-    raise DataError(
-        f"{path} does not hold points of five float32 (x, y, z, intensity 0..255, ring index): its fourth "
-        f"column reaches from {intensity.min():.4g} to {intensity.max():.4g}, and {1 - rings.mean():.0%} of "
-        f"its fifth are no small whole numbers; {seems or 'it may hold other columns'}: convert the files first"
-    )
 
 
 @functools.cache
@@ -128,17 +120,24 @@ def _say_scale(path: Path, highest: float) -> None:
     )
 
 
-def _what_it_is(path: Path, raw: NDArray[np.uint8]) -> str:
-    """The rest of a sentence about a file that does not hold whole points of five float32."""
-    seems = _by_header(path) or (_by_values(raw) if len(raw) else None)
-    if seems is not None:
-        return (
-            f"does not hold points of five float32 (x, y, z, intensity 0..255, ring index): {seems}: convert the "
-            "files first"
+def check_range(points: NDArray[np.float32], where: str, point_range: Sequence[float]) -> None:
+    """Refuse points (point, 5) of a first frame of which none lies in x0, y0, z0, x1, y1, z1, metres.
+
+    Raises:
+        DataError: naming ``where`` they are from.
+    """
+    places = points[:, :3]
+    if not ((places >= point_range[:3]) & (places <= point_range[3:])).all(axis=1).any():
+        raise DataError(
+            f"{where}: no point of the first frame lies within data.point_range={point_range}; "
+            "are the files in metres, and the LiDAR's frame?"
         )
-    return (
-        f"is truncated: {len(raw)} bytes, which is not a positive multiple of the {_POINT_BYTES} bytes of a "
-        "point; copy or download the file again"
+
+
+def _other_points(path: Path, seems: str) -> DataError:
+    return DataError(
+        f"{path} does not hold points of five float32 (x, y, z, intensity 0..255, ring index): {seems}: convert "
+        "the files first"
     )
 
 
@@ -156,13 +155,13 @@ def _by_values(raw: NDArray[np.uint8]) -> str | None:
     """What numbers a file seems to hold, whose values are plausible in that reading alone."""
     for dtype, columns in ((np.float64, 5), (np.float64, 4), (np.float64, 3), (np.float32, 4), (np.float32, 3)):
         size = np.dtype(dtype).itemsize * columns
-        if len(raw) % size:
+        if not len(raw) or len(raw) % size:
             continue
         values = raw.view(dtype).reshape(-1, columns).astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
             near = (np.abs(values[:, :3]) < 1e3).all(axis=1)
             spread = np.median(np.abs(values[near, :2])) if near.any() else 0
-            columns_fit = columns == 3 or bool(((values[:, 3] >= 0) & (values[:, 3] <= 256)).mean() > 0.99)
+            columns_fit = columns == 3 or ((values[:, 3] >= 0) & (values[:, 3] <= 256)).mean() > 0.99
         if near.mean() > 0.99 and spread > 0.1 and columns_fit:
             whose = ", as KITTI's" if (dtype, columns) == (np.float32, 4) else ""
             return f"it seems to hold points of {columns} {np.dtype(dtype).name}{whose}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -15,9 +17,8 @@ from cmt_aqr.constants import POINT_FEATURES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import FrameIndex
 from cmt_aqr.data.points import read_checked_points, read_points
-from cmt_aqr.data.poses import invert
-from cmt_aqr.data.sources import StoredFrame, returns_of_files
-from cmt_aqr.data.sweeps import join_sweeps
+from cmt_aqr.data.poses import invert, move_points
+from cmt_aqr.data.sources import returns_of_files
 from cmt_aqr.structures import Frame, Returns
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -108,13 +109,25 @@ class FrameReader:
     def __len__(self) -> int:
         return len(self.index)
 
-    def read_first_points(self) -> NDArray[np.float32]:
-        """The points (point, 5) of the first keyframe's own sweep.
+    def check_first(self) -> NDArray[np.float32] | None:
+        """See that the first frame's files are there, and that its points look like points.
+
+        Returns:
+            Points (point, 5) of the first keyframe's own sweep; ``None`` where no points are read.
 
         Raises:
-            DataError: see :func:`read_checked_points`.
+            DataError: naming the first file that is missing or no file; see :func:`read_checked_points`.
         """
-        return read_checked_points(self.root / self.index.sweep_files[self.index.lidar[0]].decode())
+        sweep = self.index.sweep_files[self.index.lidar[0]]
+        for name in ([sweep] if self.lidar else []) + (list(self.index.image_files[0]) if self.cameras else []):
+            path = self.root / name.decode()
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise DataError(
+                    f"{path} cannot be read ({error.strerror}): the tables name it, so data.root must have it"
+                ) from error
+        return read_checked_points(self.root / sweep.decode()) if self.lidar else None
 
     def read(self, frame: int) -> Frame:
         """Read a frame: images uint8 and unresized, all boxes of the ten classes, nothing filtered.
@@ -125,11 +138,14 @@ class FrameReader:
         index = self.index
         boxes = slice(int(index.box_offsets[frame]), int(index.box_offsets[frame + 1]))
         points, returns = self.read_points(frame)
+        lidar2img = index.lidar2img[frame].copy()
+        if self.half_size:
+            lidar2img[:, :2] *= 0.5  # pixels' edges scale: u' = u / 2
         return Frame(
             token=index.token(frame),
             points=points,
             images=self._images(frame) if self.cameras else None,
-            lidar2img=torch.from_numpy(index.lidar2img[frame] * self._image_scale[:, None]),
+            lidar2img=torch.from_numpy(lidar2img),
             boxes=torch.from_numpy(np.nan_to_num(index.boxes[boxes], nan=0.0)),
             labels=torch.from_numpy(index.labels[boxes].copy()),
             box_points=torch.from_numpy(index.box_points[boxes].copy()),
@@ -137,12 +153,6 @@ class FrameReader:
             returns=returns,
             source=StoredFrame(self, frame),
         )
-
-    @property
-    def _image_scale(self) -> NDArray[np.float64]:
-        """(4,) from pixels of the images as stored to those of a frame, times depth; edges scale: u' = s u."""
-        scale = 0.5 if self.half_size else 1.0
-        return np.array([scale, scale, 1.0, 1.0])
 
     def obstacles(self, frame: int, least_points: int = 1) -> NDArray[np.float32]:
         """Boxes (box, 9) of categories outside the ten classes, with so many LiDAR points at least."""
@@ -169,15 +179,6 @@ class FrameReader:
         )
         return torch.from_numpy(points), None if self.for_database else returns_of_files(clouds, motions)
 
-    def scene(self, frame: int) -> bytes:
-        """Name of the scene that a frame is of."""
-        return self.index.scenes[frame]
-
-    def read_view(self, frame: int, view: int) -> Tensor:
-        """One of a frame's images (3, height, width), uint8, BGR."""
-        path = self.root / self.index.image_files[frame][view].decode()
-        return torch.from_numpy(read_image(path, self.half_size)).permute(2, 0, 1)
-
     def _images(self, frame: int) -> Tensor:
         """Images (view, 3, height, width) uint8, BGR; stored with the channel last, as decoded."""
         paths = [self.root / name.decode() for name in self.index.image_files[frame]]
@@ -194,3 +195,73 @@ class FrameReader:
             if not np.shares_memory(image, place):
                 place[:] = image
         return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class StoredFrame:
+    """The files of a frame of a reader's split: a :class:`~cmt_aqr.structures.FrameSource`."""
+
+    reader: FrameReader
+    number: int
+
+    def earlier(self, count: int, same_scene: bool = True) -> StoredFrame | None:
+        """The frame ``count`` entries before, or ``None`` where there is none (in this scene)."""
+        number, scenes = self.number - count, self.reader.index.scenes
+        if number < 0 or (same_scene and scenes[number] != scenes[self.number]):
+            return None
+        return StoredFrame(self.reader, number)
+
+    def points(self) -> tuple[Tensor, Returns | None]:
+        """Points (point, 5) of all its sweeps in its own LiDAR frame, and where they come from."""
+        return self.reader.read_points(self.number)
+
+    def image(self, view: int) -> Tensor:
+        """One of its images (3, height, width), uint8, BGR."""
+        path = self.reader.root / self.reader.index.image_files[self.number][view].decode()
+        return torch.from_numpy(read_image(path, self.reader.half_size)).permute(2, 0, 1)
+
+
+CLOSE = 1.0
+"""Metres along x and y: nearer points are the car's own."""
+
+
+def join_sweeps(
+    clouds: Sequence[NDArray[np.float32]],
+    motions: NDArray[np.float64],
+    lags: NDArray[np.float64],
+    remove_close: bool = False,
+    pad_to: int = 0,
+) -> NDArray[np.float32]:
+    """Points (point, 5): x, y, z in the keyframe's LiDAR frame, intensity, lag in seconds.
+
+    Training and testing take the sweeps as they are. The release's database of objects is made with the other
+    two arguments (mmdet3d, ``LoadPointsFromMultiSweeps``).
+
+    Args:
+        clouds: points (point, 5) of each sweep in its own LiDAR frame, the keyframe's first.
+        motions: (sweep, 4, 4) from each sweep's LiDAR frame to the keyframe's.
+        lags: (sweep,) seconds before the keyframe.
+        remove_close: drop points within ``CLOSE`` of the sensor, but not the keyframe's.
+        pad_to: where there is the keyframe alone, add it so many times more, as sweeps of no lag.
+    """
+    if remove_close:
+        clouds = [clouds[0], *map(without_close, clouds[1:])]
+    ends = np.cumsum([len(cloud) for cloud in clouds])
+    joined = np.empty((ends[-1], 5), dtype=np.float32)
+    for number, (cloud, motion, end) in enumerate(zip(clouds, motions, ends, strict=True)):
+        part = joined[end - len(cloud) : end]
+        if number:
+            # The relative motion is a few metres, so float32 keeps micrometres.
+            move_points(cloud, motion[:3, :3], motion[:3, 3], out=part)
+        else:
+            part[:] = cloud
+        part[:, 4] = lags[number]
+    if len(clouds) > 1 or not pad_to:
+        return joined
+    again = without_close(joined) if remove_close else joined
+    return np.concatenate([joined, *[again] * pad_to])
+
+
+def without_close(cloud: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Points of a sweep, in its own frame, without those on the car itself."""
+    return cloud[(np.abs(cloud[:, :2]) >= CLOSE).any(axis=1)]

@@ -20,14 +20,9 @@ _STREAM = 0xCB65
 
 
 def resampled_frames(index: FrameIndex, resampling: str, seed: int) -> NDArray[np.int64] | None:
-    """The frames of an epoch by number, repeated and left out as the resampling says; ``None``: all, once.
+    """The frames of an epoch by number, repeated and left out as one of ``RESAMPLINGS`` says; ``None``: all, once.
 
-    Drawn from the seed alone: once for all epochs of a run, the same on all ranks and when a run is resumed.
-
-    Args:
-        index: of the training frames.
-        resampling: one of ``RESAMPLINGS``.
-        seed: of the run.
+    Drawn from the run's seed alone: once for all epochs, the same on all ranks and when a run is resumed.
     """
     if resampling == "none":
         return None

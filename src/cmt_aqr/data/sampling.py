@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from cmt_aqr.checks import require_choice, require_count, require_number, require_whole
 from cmt_aqr.constants import CLASSES, POINT_FEATURES
 from cmt_aqr.data.collision import find_room
-from cmt_aqr.data.database import Contents, ObjectDatabase
+from cmt_aqr.data.database import ObjectDatabase
 from cmt_aqr.data.paste import paste_patches, without_points_inside
 from cmt_aqr.data.sources import with_more_points
 from cmt_aqr.data.views import PATCH_BEHIND, PATCH_CAMERAS
@@ -54,9 +54,6 @@ class Sampling:
             ``any_corner``, which is right.
         database: folder of the database of objects; ``None``: one below ``data.cache_dir``.
         processes: that make the database; ``None``: one for each core.
-
-    Raises:
-        SettingError: a value out of range, named.
     """
 
     def __init__(
@@ -92,20 +89,6 @@ class Sampling:
         self.patch_behind = patch_behind
         self.database = None if database is None else Path(database).expanduser()
         self.processes = processes
-
-    def contents(self, tables: str, version: str, split: str, frames: int, sweeps: int, cameras: bool) -> Contents:
-        """What the database that this draws from is made of, given what the data are; see :class:`Contents`."""
-        return Contents(
-            tables,
-            version,
-            split,
-            frames,
-            sweeps,
-            cameras=cameras and self.images,
-            min_points=self.min_points,
-            patch_camera=self.patch_camera,
-            patch_behind=self.patch_behind,
-        )
 
     def active(self, epoch: int) -> bool:
         """Whether an epoch, counted from 0, samples."""
@@ -154,13 +137,7 @@ class ObjectSampler:
             )
 
     def __call__(self, frame: Frame, obstacles: NDArray[np.float32], random: Generator) -> Frame:
-        """The frame with the objects that find room among its boxes and the obstacles.
-
-        Args:
-            frame: as read, images uint8 and unresized.
-            obstacles: (box, >= 7) boxes of other categories.
-            random: draws.
-        """
+        """The frame, as read, with objects that find room among its boxes and obstacles (box, >= 7)."""
         counted = (frame.box_points >= self.min_points).numpy()
         rows, groups = self.draw(frame.labels.numpy()[counted], random)
         if not len(rows):

@@ -9,7 +9,7 @@ import logging
 import os
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,12 +21,6 @@ from cmt_aqr.files import written_at_once
 
 log = logging.getLogger(__name__)
 
-Layout = Mapping[str, tuple[str, tuple[str | int, ...]]]
-"""Arrays by name: the kind of their type (``f``, ``i``, ``S`` or ``U``) and their shape.
-
-A size that has a name, as ``box``, is the same wherever that name stands; ``box+1`` is one more.
-"""
-
 
 def save_arrays(path: Path, stamp: str, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write to ``path`` at once or not at all, stamped with what the arrays were made from."""
@@ -35,7 +29,7 @@ def save_arrays(path: Path, stamp: str, arrays: Mapping[str, NDArray[Any]]) -> N
         np.savez(file, stamp=np.bytes_(stamp.encode()), **plain)
 
 
-def load_arrays(path: Path, stamp: str, layout: Layout) -> dict[str, NDArray[Any]] | None:
+def load_arrays(path: Path, stamp: str, names: Iterable[str]) -> dict[str, NDArray[Any]] | None:
     """Map what :func:`save_arrays` wrote; None where it is absent, of another stamp, or damaged (logged).
 
     The arrays cannot be written to. The file may be replaced while they are in use, but not changed.
@@ -53,11 +47,9 @@ def load_arrays(path: Path, stamp: str, layout: Layout) -> dict[str, NDArray[Any
             if str(_mapped(path, file, members["stamp"]).astype(np.str_)) != stamp:
                 log.info("The tables behind %s have changed: making it again", path)
                 return None
-            arrays = {name: _mapped(path, file, members[name]) for name in layout}
-        check_layout(arrays, layout)
-        return arrays
-    except (ValueError, TypeError, KeyError, EOFError, OSError, struct.error, zipfile.BadZipFile) as error:
-        report_damage(path, error)
+            return {name: _mapped(path, file, members[name]) for name in names}
+    except (ValueError, KeyError, EOFError, OSError, struct.error, zipfile.BadZipFile) as error:
+        log.warning("The cache %s is damaged (%s): making it again", path, error)
         return None
 
 
@@ -66,47 +58,20 @@ _LOCAL_HEADER = 30
 
 
 def _mapped(path: Path, file: BinaryIO, member: zipfile.ZipInfo) -> NDArray[Any]:
-    """An array of an ``.npz`` that ``np.savez`` wrote, which does not compress.
+    """An array of an ``.npz`` that ``np.savez`` wrote, which does not compress; in C order.
 
     Raises:
-        ValueError: it is compressed, or of Python objects, or no array.
+        ValueError: it is of Python objects, or no array.
     """
-    if member.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{member.filename} is compressed")
     file.seek(member.header_offset + _LOCAL_HEADER - 4)
     file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
-    reading = np.lib.format.read_array_header_1_0
-    if np.lib.format.read_magic(file) != (1, 0):
-        reading = np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = reading(file)
-    if fortran or dtype.hasobject:
-        raise ValueError(f"{member.filename} is not an array in C order of plain values")
+    if np.lib.format.read_magic(file) == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    if dtype.hasobject:
+        raise ValueError(f"{member.filename} is no array of plain values")
     if 0 in shape:
         return np.zeros(shape, dtype)
     mapped: NDArray[Any] = np.memmap(path, dtype, "r", file.tell(), shape)
     return mapped.view(np.ndarray)
-
-
-def report_damage(path: Path, reason: object) -> None:
-    """Say that a cache is made again."""
-    log.warning("The cache %s is damaged (%s): making it again", path, reason)
-
-
-def check_layout(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> None:
-    """See that arrays are of the types and shapes of a layout.
-
-    Raises:
-        ValueError: naming the first that is not.
-    """
-    sizes: dict[str, int] = {}
-    for name, (kind, shape) in layout.items():
-        array = arrays[name]
-        fits = array.dtype.kind == kind and array.ndim == len(shape)
-        for size, wanted in zip(array.shape, shape, strict=False):
-            if isinstance(wanted, int):
-                fits &= size == wanted
-            else:
-                of, _, more = wanted.partition("+")
-                fits &= size - int(more or 0) == sizes.setdefault(of, size - int(more or 0))
-        if not fits:
-            raise ValueError(f"{name} is {array.dtype} {array.shape}, and must be {kind} {shape} with {sizes}")

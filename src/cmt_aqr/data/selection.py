@@ -9,12 +9,9 @@ from cmt_aqr.data.errors import DataError
 
 
 def frame_numbers(data: NuScenesDataModule, frames: Sequence[int | str] | None, few: int = 3) -> list[int]:
-    """Numbers in ``data.val_split`` of frames that are named by number or sample token.
+    """Numbers of frames in ``data.val_split``, which is prepared, that are named by number from 0 or sample token.
 
-    Args:
-        data: prepared.
-        frames: numbers from 0, or tokens; ``None``: ``few`` frames over the whole split.
-        few: at most so many.
+    ``None`` stands for a ``few`` frames over the whole split.
 
     Raises:
         DataError: the split has no such frame.

@@ -1,9 +1,8 @@
-"""The files behind a frame: which one each point comes from, and those of the frames before."""
+"""Which file each point of a frame comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,9 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmt_aqr.structures import Frame, Returns
-
-if TYPE_CHECKING:
-    from cmt_aqr.data.reading import FrameReader
 
 _LOWEST_RING, _RING_STEP, _RINGS = -0.5353, 0.023275, 32
 """Elevation in radians of nuScenes' ring 0, from ring to ring, and how many there are."""
@@ -61,31 +57,3 @@ def with_more_points(frame: Frame, more: Tensor) -> Frame:
         ring=torch.cat((returns.ring, ring.to(returns.ring.dtype))),
     )
     return frame.replace(points=points, returns=joined)
-
-
-class StoredFrame:
-    """The files of a frame: a :class:`~cmt_aqr.structures.FrameSource`.
-
-    Args:
-        reader: of its split.
-        number: of the frame in it.
-    """
-
-    def __init__(self, reader: FrameReader, number: int) -> None:
-        self.reader = reader
-        self.number = number
-
-    def earlier(self, count: int, same_scene: bool = True) -> StoredFrame | None:
-        """The frame ``count`` entries before, or ``None`` where there is none (in this scene)."""
-        number = self.number - count
-        if number < 0 or (same_scene and self.reader.scene(number) != self.reader.scene(self.number)):
-            return None
-        return StoredFrame(self.reader, number)
-
-    def points(self) -> tuple[Tensor, Returns | None]:
-        """Points (point, 5) of all its sweeps in its own LiDAR frame, and where they come from."""
-        return self.reader.read_points(self.number)
-
-    def image(self, view: int) -> Tensor:
-        """One of its images (3, height, width), uint8, as a frame of the split has it."""
-        return self.reader.read_view(self.number, view)

@@ -10,115 +10,68 @@ from numpy.typing import NDArray
 from nuscenes.utils.splits import create_splits_scenes
 
 from cmt_aqr.constants import CAMERAS, LIDAR
-from cmt_aqr.data.columns import refused
+from cmt_aqr.data.columns import bytes_of, refused
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.poses import poses
 from cmt_aqr.data.table_files import read_splits
-from cmt_aqr.data.tokens import bytes_of
 
 CHANNELS = (LIDAR, *CAMERAS)
 """The sensors that are read."""
 
-ANNOTATIONS = "sample_annotation"
-
 
 @dataclass(frozen=True)
 class SensorRecords:
-    """Sweeps of the LiDAR, and images of keyframes.
+    """Sweeps of the LiDAR, and images of keyframes."""
 
-    Attributes:
-        channels: (record,) int8, index into ``CHANNELS``.
-        samples: (record,) int32, the sample that a record belongs to.
-        keyframe: (record,) bool.
-        times: (record,) int64, microseconds.
-        files: (record,) bytes, paths below the data root.
-        tokens: (record,) bytes.
-        previous: (record,) int32, what ``prev`` of a sweep names; -1 at the start of a scene, and for images.
-        mounts: (record,) int32, rows of :class:`Mounts`.
-        ego_translations: (record, 3) float64, metres, ego to global frame.
-        ego_rotations: (record, 4) float64, w, x, y, z.
-    """
-
-    channels: NDArray[np.int8]
-    samples: NDArray[np.int32]
-    keyframe: NDArray[np.bool_]
-    times: NDArray[np.int64]
-    files: NDArray[np.bytes_]
-    tokens: NDArray[np.bytes_]
-    previous: NDArray[np.int32]
-    mounts: NDArray[np.int32]
-    ego_translations: NDArray[np.float64]
-    ego_rotations: NDArray[np.float64]
+    channels: NDArray[np.int8]  # (record,) index into CHANNELS
+    samples: NDArray[np.int32]  # (record,) the sample that a record belongs to
+    keyframe: NDArray[np.bool_]  # (record,)
+    times: NDArray[np.int64]  # (record,) microseconds
+    files: NDArray[np.bytes_]  # (record,) paths below the data root
+    tokens: NDArray[np.bytes_]  # (record,)
+    previous: NDArray[np.int32]  # (record,) what prev of a sweep names; -1 at the start of a scene, and for images
+    mounts: NDArray[np.int32]  # (record,) rows of Mounts
+    ego_translations: NDArray[np.float64]  # (record, 3) metres, ego to global frame
+    ego_rotations: NDArray[np.float64]  # (record, 4) w, x, y, z
 
 
 @dataclass(frozen=True)
 class Mounts:
-    """Calibrated sensors.
+    """Calibrated sensors."""
 
-    Attributes:
-        to_ego: (mount, 4, 4) float64, sensor to ego frame.
-        intrinsics: (mount, 3, 3) float64, zeros for sensors that are no cameras.
-    """
-
-    to_ego: NDArray[np.float64]
-    intrinsics: NDArray[np.float64]
+    to_ego: NDArray[np.float64]  # (mount, 4, 4) sensor to ego frame
+    intrinsics: NDArray[np.float64]  # (mount, 3, 3) zeros for sensors that are no cameras
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Annotated boxes of all categories in the global frame, in the order of their table.
+    """Annotated boxes of all categories in the global frame, in the order of their table."""
 
-    Attributes:
-        samples: (box,) int32.
-        categories: (box,) int16, index into ``Tables.categories``.
-        attributes: (box,) int16, index into ``Tables.attributes``, -1: none.
-        translations: (box, 3) float64, metres.
-        sizes: (box, 3) float64, width, length, height.
-        rotations: (box, 4) float64, w, x, y, z.
-        lidar_points: (box,) int64.
-        radar_points: (box,) int64.
-        velocities: (box, 2) float64, m/s, NaN where the devkit's ``box_velocity`` is.
-    """
-
-    samples: NDArray[np.int32]
-    categories: NDArray[np.int16]
-    attributes: NDArray[np.int16]
-    translations: NDArray[np.float64]
-    sizes: NDArray[np.float64]
-    rotations: NDArray[np.float64]
-    lidar_points: NDArray[np.int64]
-    radar_points: NDArray[np.int64]
-    velocities: NDArray[np.float64]
+    samples: NDArray[np.int32]  # (box,)
+    categories: NDArray[np.int16]  # (box,) index into Tables.categories
+    attributes: NDArray[np.int16]  # (box,) index into Tables.attributes, -1: none
+    translations: NDArray[np.float64]  # (box, 3) metres
+    sizes: NDArray[np.float64]  # (box, 3) width, length, height, metres
+    rotations: NDArray[np.float64]  # (box, 4) w, x, y, z
+    lidar_points: NDArray[np.int64]  # (box,)
+    radar_points: NDArray[np.int64]  # (box,)
+    velocities: NDArray[np.float64]  # (box, 2) m/s, NaN where the devkit's box_velocity is
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What is needed of a version's tables.
-
-    Attributes:
-        folder: where they are.
-        scenes: (scene,) bytes, names.
-        tokens: (sample,) bytes, in the order of the sample table.
-        sample_scenes: (sample,) int32.
-        sample_times: (sample,) int64, microseconds.
-        keyframes: (sample, channel) int32, rows of ``records`` in the order of ``CHANNELS``; -1: none.
-        records: of the sensors.
-        mounts: of the sensors.
-        categories: names.
-        attributes: names.
-        annotations: boxes.
-    """
+    """What is needed of a version's tables, which lie in a folder."""
 
     folder: Path
-    scenes: NDArray[np.bytes_]
-    tokens: NDArray[np.bytes_]
-    sample_scenes: NDArray[np.int32]
-    sample_times: NDArray[np.int64]
-    keyframes: NDArray[np.int32]
+    scenes: NDArray[np.bytes_]  # (scene,) names
+    tokens: NDArray[np.bytes_]  # (sample,) in the order of the sample table
+    sample_scenes: NDArray[np.int32]  # (sample,)
+    sample_times: NDArray[np.int64]  # (sample,) microseconds
+    keyframes: NDArray[np.int32]  # (sample, channel) rows of records in the order of CHANNELS; -1: none
     records: SensorRecords
     mounts: Mounts
-    categories: tuple[str, ...]
-    attributes: tuple[str, ...]
+    categories: tuple[str, ...]  # names
+    attributes: tuple[str, ...]  # names
     annotations: Annotations
 
     def samples_of(self, split: str) -> NDArray[np.int64]:

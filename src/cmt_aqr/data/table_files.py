@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,41 +10,30 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from cmt_aqr.data.columns import TEXT, check_column, column_of, shown
+from cmt_aqr.data.columns import column_of, read_column, shown
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.fields import TEXT
 
 PIECE = 1 << 22
 """Bytes of a table parsed at a time."""
 
+_AGAIN = "download the version's metadata again"
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
 
-    Raises:
-        DataError: it cannot be read, or is none in UTF-8.
-    """
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        return parsed(path.read_bytes(), path)
+        yield
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise DataError(f"{path} cannot be read ({error.strerror}); {_AGAIN}") from error
 
 
-def parsed(text: bytes, path: Path) -> Any:
-    """What JSON says.
-
-    Raises:
-        DataError: it is none in UTF-8.
-    """
+def _parsed(text: bytes, path: Path) -> Any:
+    """What JSON says; takes NaN and Infinity, too: what is wrong with them is said by field."""
     try:
         return json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # also for a number of thousands of digits
-        raise DataError(
-            f"{path} is not valid JSON in UTF-8 ({error}); download the version's metadata again"
-        ) from error
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be read ({error.strerror}); download the version's metadata again")
+        raise DataError(f"{path} is not valid JSON in UTF-8 ({error}); {_AGAIN}") from error
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -64,14 +54,14 @@ def read_pieces(path: Path, size: int = PIECE) -> Iterator[tuple[int, list[dict[
     Raises:
         DataError: the file cannot be read, is not JSON in UTF-8, or is no list of records.
     """
-    try:
-        with path.open("rb") as file:
-            yield from _pieces(file, path, size)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    with _reading(path), path.open("rb") as file:
+        for read, records in _pieces(file, path, size):
+            if not (isinstance(records, list) and set(map(type, records)) <= {dict}):
+                raise DataError(f"{path} is no list of records; {_AGAIN}")
+            yield read, records
 
 
-def _pieces(file: BinaryIO, path: Path, size: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+def _pieces(file: BinaryIO, path: Path, size: int) -> Iterator[tuple[int, Any]]:
     text = b""
     while block := file.read(size):
         text += block
@@ -84,19 +74,13 @@ def _pieces(file: BinaryIO, path: Path, size: int) -> Iterator[tuple[int, list[d
         except orjson.JSONDecodeError:
             text += file.read()
             break
-        yield len(head), _checked(records, path)
+        yield len(head), records
         text = b"[" + text[cut:]
     try:
         records = orjson.loads(text)
     except orjson.JSONDecodeError:
-        records = parsed(text, path)  # takes NaN and Infinity, too: what is wrong with them is said by field
-    yield len(text), _checked(records, path)
-
-
-def _checked(records: Any, path: Path) -> list[dict[str, Any]]:
-    if not (isinstance(records, list) and set(map(type, records)) <= {dict}):
-        raise DataError(f"{path} is no list of records; download the version's metadata again")
-    return records
+        records = _parsed(text, path)
+    yield len(text), records
 
 
 def read_splits(folder: Path) -> dict[str, list[str]]:
@@ -111,11 +95,12 @@ def read_splits(folder: Path) -> dict[str, list[str]]:
     path = folder / "splits.json"
     if not path.exists():
         return {}
-    splits = read_json(path)
+    with _reading(path):
+        splits = _parsed(path.read_bytes(), path)
     if not isinstance(splits, dict):
         raise DataError(f'{path} must be lists of scene names by split, as in {{"mine": ["scene-0061"]}}')
     for name, scenes in splits.items():
-        if not (isinstance(scenes, list) and scenes and TEXT.fits(scenes)):
+        if not (isinstance(scenes, list) and scenes and TEXT.read(scenes)):
             raise DataError(f'{path}: split "{name}" is {shown(scenes)}, and must be a list of scene names')
     return splits
 
@@ -126,9 +111,9 @@ def check_scenes(folder: Path, split: str, scenes: Sequence[str]) -> None:
     Raises:
         DataError: naming the first that is not.
     """
-    there = column_of(read_records(folder / "scene.json"), "scene", "name")
-    check_column("scene", "name", there, there, TEXT)
-    unknown = [scene for scene in scenes if scene not in set(there)]
+    names = column_of(read_records(folder / "scene.json"), "scene", "name")
+    there = set(read_column("scene", "name", names, range(len(names)), TEXT))
+    unknown = [scene for scene in scenes if scene not in there]
     if unknown:
         raise DataError(
             f'{folder / "splits.json"}: split "{split}" names {shown(unknown[0])}, which is no name in '

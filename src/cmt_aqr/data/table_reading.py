@@ -17,12 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from cmt_aqr.data.checks import MAY_LACK, TableChecks
-from cmt_aqr.data.columns import INTRINSIC, read_column
+from cmt_aqr.data.columns import (
+    Records,
+    TokenRows,
+    bytes_of,
+    check_order,
+    column_of,
+    linked,
+    read_column,
+    refused,
+)
+from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.fields import FIELDS, INTRINSIC, MAY_BE_EMPTY, MAY_LACK, TEXT
 from cmt_aqr.data.poses import poses
-from cmt_aqr.data.table_arrays import ANNOTATIONS, CHANNELS, Annotations, Mounts, SensorRecords, Tables
+from cmt_aqr.data.table_arrays import CHANNELS, Annotations, Mounts, SensorRecords, Tables
 from cmt_aqr.data.table_files import read_pieces
-from cmt_aqr.data.tokens import bytes_of
 
 _PROGRESS_FROM = 200e6
 """Bytes of a folder's tables from which on a bar is drawn."""
@@ -41,7 +50,8 @@ def read_tables(folder: Path) -> Tables:
         DataError: a table is no list of records in JSON, a record refers to one that is not there, or a value
             is not what it must be; the sentence names table, token and field.
     """
-    with _without_collector(), _Reader(folder) as reader:
+    reader = _Reader(folder)
+    with _without_collector(), reader.progress:
         for table in ("visibility", "log"):
             reader.read(table)
         categories, attributes = (tuple(reader.read(table)["name"]) for table in ("category", "attribute"))
@@ -53,14 +63,17 @@ def read_tables(folder: Path) -> Tables:
         times = samples["timestamp"].astype(np.int64)
         records = _read_records(reader, channels, ego)
         annotations = _read_annotations(reader, instances["category_token"], times)
-        reader.checks.check_logs(reader.read("map")["log_tokens"])
+        logs = set(reader.rows["log"].sorted.tolist())
+        without = logs.difference(*map(bytes_of, reader.read("map")["log_tokens"]))
+        if without:  # the devkit looks for it
+            raise refused("log", min(without), "no record of map.json has this token in its log_tokens")
     keyframes = np.full((len(times), len(CHANNELS)), -1, dtype=np.int32)
     rows = np.flatnonzero(records.keyframe)
     keyframes[records.samples[rows], records.channels[rows]] = rows
     return Tables(
         folder=folder,
         scenes=bytes_of(scenes["name"]),
-        tokens=bytes_of(samples["token"]),
+        tokens=samples["token"],
         sample_scenes=samples["scene_token"].astype(np.int32),
         sample_times=times,
         keyframes=keyframes,
@@ -85,25 +98,22 @@ def _without_collector() -> Iterator[None]:
 
 
 Columns = dict[str, Any]
-"""By field, arrays (record, ...) or lists: see :meth:`cmt_aqr.data.checks.TableChecks.check`."""
+"""By field, arrays (record, ...) or lists."""
 
 
 class _Reader:
-    """Reads and checks tables of a folder, with a bar where that takes long."""
+    """Reads tables of a folder, each checked by itself and against those before it; shows a bar for large ones.
+
+    Attributes:
+        rows: of each table that was read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.checks = TableChecks(folder)
+        self.rows: dict[str, TokenRows] = {}
         total = sum(path.stat().st_size for path in folder.glob("*.json"))
-        self._progress = Progress(disable=total < _PROGRESS_FROM)
-        self._task = self._progress.add_task(f"Reading the tables of {folder.name}", total=total)
-
-    def __enter__(self) -> _Reader:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self.progress = Progress(disable=total < _PROGRESS_FROM)
+        self._task = self.progress.add_task(f"Reading the tables of {folder.name}", total=total)
 
     def read(
         self,
@@ -115,37 +125,76 @@ class _Reader:
 
         Args:
             table: its name.
-            keep: of the columns of some records.
+            keep: of the columns of some records: ``token`` in bytes, references as rows (record,) of int64, -1 for
+                none, all else as :data:`~cmt_aqr.data.fields.FIELDS` reads it.
             time_of: microseconds (record,), of a table with ``prev`` and ``next``: from the columns.
 
         Returns:
-            The columns that ``keep`` gives, end to end; and of all records the rows that
-            :meth:`cmt_aqr.data.checks.TableChecks.finish` gives.
-
-        Raises:
-            DataError: see :func:`read_tables`.
+            What ``keep`` gives, end to end; and, of all records, the rows that they refer to of the table itself,
+            and of
+            ``ego_pose``, which is so large that all are looked up at once.
         """
-        pieces: list[Columns] = []
-        times: list[NDArray[np.int64]] = []
+        late = {name: kind for name, kind in FIELDS[table].items() if kind.target in (table, "ego_pose")}
+        kept: list[Columns] = []
+        of_all: list[Columns] = []
+        first = 0
         for size, records in self._pieces(table):
-            columns = self.checks.check(table, records)
+            columns = self._columns(table, records, first)
+            first += len(records)
+            whole = {name: columns.pop(name) for name in late} | {"token": columns["token"]}
             if time_of is not None:
-                times.append(time_of(columns).astype(np.int64))
-            pieces.append(keep(columns))
-            self._progress.advance(self._task, size)
-        links = self.checks.finish(table, np.concatenate(times) if times else None)
-        return {name: _joined([piece[name] for piece in pieces]) for name in pieces[0]} | links
+                whole["time"] = time_of(columns).astype(np.int64)
+            kept.append(keep(columns))
+            of_all.append(whole)
+            self.progress.advance(self._task, size)
+        found = _joined(of_all)
+        tokens = found["token"]
+        rows = self.rows[table] = TokenRows(tokens)
+        twice = rows.twice()
+        if twice is not None:
+            raise refused(table, tokens[twice], "token is that of two records, and must be of one")
+        links = {}
+        for name, kind in late.items():
+            links[name] = linked(self.rows[kind.target], found[name], tokens, table, name, kind)
+            if kind.target == table:
+                check_order(table, name, links[name], found["time"], tokens)
+        return _joined(kept) | links
 
     def _pieces(self, table: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """Bytes and records of a table's pieces; of one that may be empty or lacking, an empty piece."""
         path = self.folder / f"{table}.json"
-        return iter([(0, [])]) if table in MAY_LACK and not path.exists() else read_pieces(path)
+        if table in MAY_LACK and not path.exists():
+            yield 0, []
+            return
+        count = 0
+        for size, records in read_pieces(path):
+            count += len(records)
+            yield size, records
+        if not count and table not in MAY_BE_EMPTY:
+            raise DataError(f"{path} has no record; download the version's metadata again")
+
+    def _columns(self, table: str, records: Records, first: int) -> Columns:
+        """The fields of some records, of which the first is number ``first``."""
+        places = range(first, first + len(records))
+        tokens = bytes_of(read_column(table, "token", column_of(records, table, "token", first), places, TEXT))
+        columns: Columns = {"token": tokens}
+        for name, kind in FIELDS[table].items():
+            values = read_column(table, name, column_of(records, table, name), tokens, kind)
+            if kind.target:
+                values = bytes_of(values)
+                if kind.target not in (table, "ego_pose"):
+                    values = linked(self.rows[kind.target], values, tokens, table, name, kind)
+            columns[name] = values
+        return columns
 
 
-def _joined(parts: list[Any]) -> Any:
-    """Arrays or lists, end to end."""
-    return (
-        np.concatenate(parts) if isinstance(parts[0], np.ndarray) else list(itertools.chain.from_iterable(parts))
-    )
+def _joined(pieces: list[Columns]) -> Columns:
+    """Arrays or lists of pieces, end to end."""
+
+    def whole(parts: list[Any]) -> Any:
+        return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else list(itertools.chain(*parts))
+
+    return {name: whole([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _read_mounts(reader: _Reader) -> tuple[Mounts, NDArray[np.int8]]:
@@ -162,14 +211,7 @@ def _read_mounts(reader: _Reader) -> tuple[Mounts, NDArray[np.int8]]:
 
 
 def _read_records(reader: _Reader, channels: NDArray[np.int8], ego: Columns) -> SensorRecords:
-    """The records of ``CHANNELS`` that are needed.
-
-    Args:
-        reader: of the tables.
-        channels: of each calibrated sensor.
-        ego: poses of the car.
-    """
-    table = "sample_data"
+    """The needed records of ``CHANNELS``, given each calibrated sensor's channel, and the car's poses."""
 
     def keep(piece: Columns) -> Columns:
         channel = channels[piece["calibrated_sensor_token"]]
@@ -183,11 +225,11 @@ def _read_records(reader: _Reader, channels: NDArray[np.int8], ego: Columns) -> 
             "keyframe": keyframe[own],
             "times": piece["timestamp"][own].astype(np.int64),
             "files": bytes_of([piece["filename"][row] for row in own]),
-            "tokens": bytes_of([piece["token"][row] for row in own]),
+            "tokens": piece["token"][own],
         }
 
-    kept = reader.read(table, keep, time_of=lambda piece: piece["timestamp"])
-    reader.checks.forget("ego_pose", table)
+    kept = reader.read("sample_data", keep, time_of=lambda piece: piece["timestamp"])
+    del reader.rows["ego_pose"], reader.rows["sample_data"]  # to which no other table refers
     needed = kept.pop("needed")
     rows, place = np.flatnonzero(needed), np.full(len(needed) + 1, -1, dtype=np.int32)
     place[rows] = np.arange(len(rows))  # one entry more, so that -1 stays -1
@@ -206,13 +248,7 @@ def _read_records(reader: _Reader, channels: NDArray[np.int8], ego: Columns) -> 
 def _read_annotations(
     reader: _Reader, category_of: NDArray[np.int64], sample_times: NDArray[np.int64]
 ) -> Annotations:
-    """The annotated boxes.
-
-    Args:
-        reader: of the tables.
-        category_of: (instance,) rows of the category table.
-        sample_times: (sample,) microseconds.
-    """
+    """The annotated boxes, given each instance's category, and the times (sample,) in microseconds."""
 
     def keep(piece: Columns) -> Columns:
         return {
@@ -226,8 +262,7 @@ def _read_annotations(
             "radar_points": piece["num_radar_pts"].astype(np.int64),
         }
 
-    kept = reader.read(ANNOTATIONS, keep, time_of=lambda piece: sample_times[piece["sample_token"]])
-    reader.checks.forget(ANNOTATIONS, "instance")
+    kept = reader.read("sample_annotation", keep, time_of=lambda piece: sample_times[piece["sample_token"]])
     previous, following = kept.pop("prev"), kept.pop("next")
     velocities = _velocities(kept["translations"][:, :2], sample_times[kept["samples"]], previous, following)
     return Annotations(**kept, velocities=velocities)
@@ -241,11 +276,8 @@ def _velocities(
 ) -> NDArray[np.float64]:
     """Velocities (box, 2) in m/s between the annotations before and after: ``NuScenes.box_velocity``, bit for bit.
 
-    Args:
-        places: (box, 2) in metres, global frame.
-        times: (box,) in microseconds.
-        previous: (box,) the object's annotation before, -1: none.
-        following: (box,) the one after.
+    Places (box, 2) are in metres, times (box,) in microseconds; the rows before and after are -1 where there is
+    none.
     """
     own, seconds = np.arange(len(places)), 1e-6 * times
     first, last = np.where(previous < 0, own, previous), np.where(following < 0, own, following)

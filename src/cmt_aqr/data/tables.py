@@ -7,21 +7,22 @@ import hashlib
 import importlib.metadata
 import logging
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from nuscenes.utils.splits import create_splits_scenes
 
-from cmt_aqr.data.checks import FIELDS, MAY_LACK
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.fields import FIELDS, MAY_LACK
+from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
 from cmt_aqr.data.table_arrays import Tables
-from cmt_aqr.data.table_files import check_scenes, read_records, read_splits
+from cmt_aqr.data.table_files import check_scenes, read_splits
 from cmt_aqr.data.table_reading import read_tables
+from cmt_aqr.files import check_folder, writing
 
 log = logging.getLogger(__name__)
-
-TABLES = tuple(FIELDS)
-"""The thirteen tables of the nuScenes v1.0 format."""
 
 
 def is_annotated(version: str) -> bool:
@@ -49,8 +50,8 @@ def check_request(root: Path, version: str, split: str) -> None:
         split: a split of the devkit, or one of ``splits.json`` in the version's folder.
 
     Raises:
-        DataError: the root, the version's folder or a table is missing, or the split is unknown or belongs
-            to another version.
+        DataError: the root, the version's folder or a table is missing, or the split is unknown or another
+            version's.
     """
     if not root.is_dir():
         raise DataError(f"data.root={root} is not a folder: give the folder that holds {version}/ and samples/")
@@ -59,7 +60,7 @@ def check_request(root: Path, version: str, split: str) -> None:
         found = sorted(path.parent.name for path in root.glob("*/sample.json"))
         there = f"there is {', '.join(found)}" if found else "no folder there holds nuScenes tables"
         raise DataError(f"data.version={version} has no folder {folder}: {there}")
-    needed = [name for name in TABLES if is_annotated(version) or name not in MAY_LACK]
+    needed = [name for name in FIELDS if is_annotated(version) or name not in MAY_LACK]
     missing = [f"{name}.json" for name in needed if not (folder / f"{name}.json").is_file()]
     if missing:
         raise DataError(f"{folder} lacks the table {', '.join(missing)}: download the version's metadata again")
@@ -95,10 +96,42 @@ def fingerprint(root: Path, version: str) -> str:
     return digest.hexdigest()
 
 
-def cache_path(cache_dir: Path, kind: str, root: Path, version: str, split: str, suffix: str) -> Path:
-    """Where something derived from a split's tables is cached: keyed by data root, version and split."""
+def cached(
+    kind: str,
+    stamp: int,
+    names: Iterable[str],
+    make: Callable[[Tables], dict[str, NDArray[Any]]],
+    root: Path,
+    version: str,
+    split: str,
+    cache_dir: Path,
+) -> dict[str, NDArray[Any]]:
+    """Arrays derived from a split's tables: from the cache while those are what they were, else made and cached.
+
+    Args:
+        kind: what they are.
+        stamp: number of their format.
+        names: of the arrays.
+        make: makes them.
+        root: see :func:`check_request`, as the others.
+        version: likewise.
+        split: likewise.
+        cache_dir: made where it is absent.
+
+    Raises:
+        DataError: see :func:`check_request` and :func:`open_tables`.
+    """
+    check_request(root, version, split)
+    made_of = f"format {stamp} {fingerprint(root, version)}"
     key = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]
-    return cache_dir / f"{kind}-{version}-{split}-{key}{suffix}"
+    path = cache_dir / f"{kind}-{version}-{split}-{key}.npz"
+    arrays = load_arrays(path, made_of, names)
+    if arrays is None:
+        check_folder("data.cache_dir", cache_dir)
+        arrays = make(open_tables(root, version))
+        with writing("data.cache_dir", cache_dir):
+            save_arrays(path, made_of, arrays)
+    return arrays
 
 
 @functools.lru_cache(maxsize=1)
@@ -119,8 +152,3 @@ def open_tables(root: Path, version: str) -> Tables:
 def close_tables() -> None:
     """Let go of the tables, once everything derived is cached."""
     _open.cache_clear()
-
-
-def read_table(root: Path, version: str, table: str) -> list[dict[str, Any]]:
-    """The records of one small table."""
-    return read_records(root / version / f"{table}.json")

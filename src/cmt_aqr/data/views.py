@@ -25,17 +25,11 @@ PATCH_BEHIND = ("third_corner", "any_corner")
 
 
 class Patches(NamedTuple):
-    """From which image the patch of each box is cut.
+    """From which image the patch of each box is cut; 0 but for the view where none sees it well enough."""
 
-    Attributes:
-        views: (box,) int64; -1: none sees it well enough.
-        rectangles: (box, 4) int64; 0 without a view.
-        depths: (box,) mean of the corners' depth, metres; 0 without a view.
-    """
-
-    views: NDArray[np.int64]
-    rectangles: NDArray[np.int64]
-    depths: NDArray[np.float64]
+    views: NDArray[np.int64]  # (box,) -1: none
+    rectangles: NDArray[np.int64]  # (box, 4)
+    depths: NDArray[np.float64]  # (box,) mean of the corners' depth, metres
 
 
 def _project(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -52,9 +53,8 @@ class _Layout:
         self._halves = np.empty((capacity, 2))
         self._occupied = 1
         speed, acceleration, sway, _ = ego
-        self._centres[0] = np.stack(
-            (speed * self.times + 0.5 * acceleration * self.times**2, 0 * self.times), axis=1
-        )
+        driven = speed * self.times + 0.5 * acceleration * self.times**2
+        self._centres[0] = np.stack((driven, 0 * driven), axis=1)
         self._halves[0] = (EGO_SIZE[0] / 2 + 1.5, EGO_SIZE[1] / 2 + 0.4 + sway)
 
     def size_of(self, kind: str) -> Array:
@@ -137,6 +137,7 @@ def build_scene(settings: Settings, index: int) -> Scene:
     paints = _paint(random, kinds)
     x, y, heading = random.uniform((300, 300, -math.pi), (1500, 1500, math.pi)).tolist()
     elevation, azimuth = random.uniform(0.6, 1.2), random.uniform(-math.pi, math.pi)
+    flat = math.cos(elevation)
     horizon = np.array((0.74, 0.8, 0.86)) + random.uniform(-0.05, 0.05, 3)
     return Scene(
         road=Road(curvature, x, y, heading),
@@ -144,17 +145,10 @@ def build_scene(settings: Settings, index: int) -> Scene:
         labels=tuple(KINDS[kind].detection_class for kind in kinds),
         attributes=tuple(layout.attributes),
         sizes=sizes,
-        paints=paints,
         motion=np.stack(layout.motion),
-        solids=build_solids(list(kinds), sizes, paints),
+        solids=build_solids(kinds, sizes, paints),
         ego_motion=ego,
-        sun=np.array(
-            (
-                math.cos(elevation) * math.cos(azimuth),
-                math.cos(elevation) * math.sin(azimuth),
-                math.sin(elevation),
-            )
-        ),
+        sun=np.array((flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation))),
         light=random.uniform(0.85, 1.1),
         sky=np.stack((horizon, np.array((0.36, 0.55, 0.82)))),
         description=f"Synthetic: {name}, {len(kinds)} objects",
@@ -217,35 +211,17 @@ def _fill_lane(
     moving = abs(speed) + abs(acceleration) > 0
     state = "vehicle.moving" if moving else "vehicle.stopped"
     direction = 1.0 if speed >= 0 else -1.0
+    motion: dict[str, Any] = {"speed": speed, "acceleration": acceleration, "heading": _along(speed)}
     for s in _spread(random, *reach, gap):
         tall = abs(s) > _TALL_DISTANCE and random.random() < tall_share
         kind = str(random.choice(_TALL_TRAFFIC if tall else _LOW_TRAFFIC))
         offset = d + random.uniform(-0.2, 0.2)
         attribute = "cycle.with_rider" if kind == "motorcycle_ridden" else state
         size = layout.size_of(kind)
-        added = layout.add(
-            kind,
-            s,
-            offset,
-            speed=speed,
-            acceleration=acceleration,
-            heading=_along(speed),
-            attribute=attribute,
-            size=size,
-        )
-        if added and kind == "trailer":
+        if layout.add(kind, s, offset, attribute=attribute, size=size, **motion) and kind == "trailer":
             truck = layout.size_of("truck")
             ahead = s + direction * (0.5 * (size[0] + truck[0]) + _CLEARANCE + 0.15)
-            layout.add(
-                "truck",
-                ahead,
-                offset,
-                speed=speed,
-                acceleration=acceleration,
-                heading=_along(speed),
-                attribute=state,
-                size=truck,
-            )
+            layout.add("truck", ahead, offset, attribute=state, size=truck, **motion)
 
 
 def _count(random: Generator, mean: float) -> int:
@@ -353,23 +329,18 @@ def _add_pedestrians(layout: _Layout, start: float) -> None:
         sidewalk = (*SIDEWALKS, (-9.8, -7.2), (10.8, 13.4))[random.integers(4)]
         for _ in range(8):
             s, d = start + random.uniform(0, BLOCK), random.uniform(*sidewalk)
-            way = random.random()
+            way, speed, sideways = random.random(), 0.0, 0.0
             if way < 0.35:
                 heading = random.uniform(-math.pi, math.pi)
-                added = layout.add("pedestrian", s, d, heading=heading, attribute="pedestrian.standing")
             elif way < 0.9:
                 speed = random.uniform(0.8, 1.6) * random.choice((-1, 1))
-                added = layout.add(
-                    "pedestrian", s, d, speed=speed, heading=_along(speed), attribute="pedestrian.moving"
-                )
+                heading = _along(speed)
             else:
                 # Across the street, from this sidewalk towards the other one.
-                speed = random.uniform(1.0, 1.6) * (1 if d < 0 else -1)
-                heading = math.copysign(0.5 * math.pi, speed)
-                added = layout.add(
-                    "pedestrian", s, d, sideways=speed, heading=heading, attribute="pedestrian.moving"
-                )
-            if added:
+                sideways = random.uniform(1.0, 1.6) * (1 if d < 0 else -1)
+                heading = math.copysign(0.5 * math.pi, sideways)
+            state = "pedestrian.standing" if way < 0.35 else "pedestrian.moving"
+            if layout.add("pedestrian", s, d, speed=speed, sideways=sideways, heading=heading, attribute=state):
                 break
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import track
 from rich.table import Table
 
 from cmt_aqr.checks import require_count, require_flag, require_folder
@@ -75,7 +75,8 @@ def make_dataset(
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        rows = _record(wanted, partial, workers or _available_cores(), progress)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        rows = _record(wanted, partial, workers or cores, progress)
         _write_tables(wanted, partial, rows)
         # Somebody else may have written there meanwhile.
         _check_target(out, overwrite)
@@ -99,23 +100,15 @@ def _check_target(out: Path, overwrite: bool) -> None:
         )
 
 
-def _available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _record(settings: Settings, root: Path, workers: int, progress: bool) -> Tables:
     """Write the files of all scenes and return all rows, scene after scene."""
     names = settings.scene_names()
     for folder in (*(f"samples/{channel}" for channel in (LIDAR, *CAMERAS)), f"sweeps/{LIDAR}", "maps"):
         (root / folder).mkdir(parents=True)
     recorders = [Recorder(settings, index, name, root) for index, name in enumerate(names)]
-    done: dict[int, Tables] = {}
-    with _progress_bar(enabled=progress) as bar:
-        task = bar.add_task("Scenes", total=len(recorders))
-        for index, rows in _run_all(recorders, min(workers, len(recorders))):
-            done[index] = rows
-            bar.advance(task)
+    recorded = _run_all(recorders, min(workers, len(recorders)))
+    screen = Console(stderr=True)
+    done = dict(track(recorded, "Scenes", total=len(recorders), console=screen, disable=not progress))
     logs = [done[index]["log"][0]["token"] for index in range(len(names))]
     merged: Tables = {name: [] for name in TABLE_NAMES}
     merged.update(tables.common_tables(settings.seed, build_rig(settings), logs))
@@ -172,10 +165,7 @@ def _write_tables(settings: Settings, root: Path, rows: Tables) -> None:
         "settings": dataclasses.asdict(settings),
     }
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    written, data = cv2.imencode(".png", np.zeros((16, 16), np.uint8))
-    if not written:
-        raise RuntimeError(f"OpenCV could not encode {MAP_FILE} as PNG")
-    (root / MAP_FILE).write_bytes(data.tobytes())
+    (root / MAP_FILE).write_bytes(cv2.imencode(".png", np.zeros((16, 16), np.uint8))[1].tobytes())
 
 
 def _put_in_place(partial: Path, out: Path) -> None:
@@ -191,17 +181,6 @@ def _put_in_place(partial: Path, out: Path) -> None:
         old.rename(out)
         raise
     shutil.rmtree(old)
-
-
-def _progress_bar(enabled: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=not enabled,
-    )
 
 
 def _report(settings: Settings, out: Path, rows: Tables, seconds: float) -> None:

@@ -23,19 +23,12 @@ _EDGES = np.array([(i, j) for i in range(8) for j in range(i + 1, 8) if bin(i ^ 
 
 @dataclass(frozen=True)
 class Hits:
-    """What each ray of a grid meets first.
+    """What each ray of a grid meets first."""
 
-    Attributes:
-        distance: (row, column) float32, in lengths of the ray's direction; infinite where it meets nothing.
-        part: (row, column) int32 index into the solids' parts, -1 for none.
-        face: (row, column) int8: 0 and 1 back and front, 2 and 3 right and left, 4 and 5 bottom and top.
-        silhouette: (object,) rays that would meet the object if it stood alone.
-    """
-
-    distance: Rays
-    part: NDArray[np.int32]
-    face: NDArray[np.int8]
-    silhouette: NDArray[np.int64]
+    distance: Rays  # (row, column) in lengths of the ray's direction; infinite where it meets nothing
+    part: NDArray[np.int32]  # (row, column) index into the solids' parts, -1 for none
+    face: NDArray[np.int8]  # (row, column) 0 and 1 back and front, 2 and 3 right and left, 4 and 5 bottom and top
+    silhouette: NDArray[np.int64]  # (object,) rays that would meet the object if it stood alone
 
     def owners(self, solids: Solids) -> NDArray[np.int32]:
         """Object that each ray meets (row, column), -1 for none."""

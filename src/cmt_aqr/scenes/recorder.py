@@ -15,9 +15,9 @@ from cmt_aqr.scenes import sensors, tables
 from cmt_aqr.scenes.layout import build_scene
 from cmt_aqr.scenes.scene import Scene
 from cmt_aqr.scenes.sensors import Array, Mount, Picture, Pose
-from cmt_aqr.scenes.settings import KEYFRAME_RATE, Settings
+from cmt_aqr.scenes.settings import Settings
 from cmt_aqr.scenes.shapes import KINDS
-from cmt_aqr.scenes.tables import Row, Tables, floats, token
+from cmt_aqr.scenes.tables import Row, Tables, token
 
 _EPOCH = 1_704_103_200_000_000
 _SCENE_SPACING = 120_000_000
@@ -57,30 +57,26 @@ class Recorder:
         sweeps = self.settings.sweeps_per_keyframe
         for sample in range(self.settings.samples_per_scene):
             for sweep in range(1, sweeps) if sample else ():
-                self._sweep(sample, start_time(self.index) + self._lidar_offset(sample - 1, sweep))
-            self._keyframe(sample, start_time(self.index) + self._lidar_offset(sample, 0))
+                self._scan(sample, self._time_of(sample - 1, sweep), is_key_frame=False)
+            self._keyframe(sample, self._time_of(sample, 0))
         self._finish()
         return self.rows
 
     def _token(self, table: str, *key: object) -> str:
         return token(self.settings.seed, table, self.index, *key)
 
-    def _lidar_offset(self, sample: int, sweep: int) -> int:
-        """Microseconds from the first keyframe to a sweep after a keyframe."""
+    def _time_of(self, sample: int, sweep: int) -> int:
+        """Timestamp of a sweep after a keyframe."""
         step = sample * self.settings.sweeps_per_keyframe + sweep
-        return step * _MICROSECONDS // (KEYFRAME_RATE * self.settings.sweeps_per_keyframe)
+        return start_time(self.index) + step * _MICROSECONDS // self.settings.sweep_rate
 
     def _seconds(self, timestamp: int) -> float:
         return (timestamp - start_time(self.index)) / _MICROSECONDS
 
     def _random(self, channel: str, timestamp: int) -> Generator:
         """Noise of one recording, the same whoever records it and in whatever order."""
-        return np.random.default_rng(
-            (self.settings.seed, self.index, 1 + list(self.rig).index(channel), timestamp)
-        )
-
-    def _sweep(self, sample: int, timestamp: int) -> None:
-        self._scan(sample, timestamp, is_key_frame=False)
+        number = 1 + list(self.rig).index(channel)
+        return np.random.default_rng((self.settings.seed, self.index, number, timestamp))
 
     def _keyframe(self, sample: int, timestamp: int) -> None:
         points = self._scan(sample, timestamp, is_key_frame=True)
@@ -98,10 +94,10 @@ class Recorder:
 
     def _scan(self, sample: int, timestamp: int, is_key_frame: bool) -> NDArray[np.float32]:
         time, mount = self._seconds(timestamp), self.rig[LIDAR]
-        scan = sensors.scan(self.scene, mount, time, self.settings, self._random(LIDAR, timestamp))
+        points = sensors.scan(self.scene, mount, time, self.settings, self._random(LIDAR, timestamp))
         file = self._add_data(mount, sample, timestamp, is_key_frame, "pcd", ".pcd.bin")
-        file.write_bytes(np.ascontiguousarray(scan.points, "<f4").tobytes())
-        return scan.points
+        file.write_bytes(np.ascontiguousarray(points, "<f4").tobytes())
+        return points
 
     def _picture(self, sample: int, timestamp: int, mount: Mount) -> Picture:
         timestamp += round(mount.delay * _MICROSECONDS)
@@ -114,10 +110,7 @@ class Recorder:
         )
         file = self._add_data(mount, sample, timestamp, True, "jpg", ".jpg")
         quality = [cv2.IMWRITE_JPEG_QUALITY, self.settings.jpeg_quality]
-        written, data = cv2.imencode(".jpg", picture.image[..., ::-1], quality)
-        if not written:
-            raise RuntimeError(f"OpenCV could not encode the picture {file.name} as JPEG")
-        file.write_bytes(data.tobytes())
+        file.write_bytes(cv2.imencode(".jpg", picture.image[..., ::-1], quality)[1].tobytes())
         return picture
 
     def _add_data(
@@ -134,8 +127,8 @@ class Recorder:
             {
                 "token": pose_token,
                 "timestamp": timestamp,
-                "rotation": floats(pose.ego_quaternion),
-                "translation": floats(pose.ego_position),
+                "rotation": pose.ego_quaternion.tolist(),
+                "translation": pose.ego_position.tolist(),
             }
         )
         self.channels[channel].append(
@@ -180,9 +173,9 @@ class Recorder:
                 "instance_token": self._token("instance", index),
                 "visibility_token": tables.visibility_token(shares[index]),
                 "attribute_tokens": [token(self.settings.seed, "attribute", attribute)] if attribute else [],
-                "translation": floats(centres[index]),
-                "size": floats(np.array((width, length, height))),
-                "rotation": floats(np.array((np.cos(half), 0.0, 0.0, np.sin(half)))),
+                "translation": centres[index].tolist(),
+                "size": np.array((width, length, height)).tolist(),
+                "rotation": np.array((np.cos(half), 0.0, 0.0, np.sin(half))).tolist(),
                 "prev": "",
                 "next": "",
                 "num_lidar_pts": count,
@@ -233,16 +226,10 @@ class Recorder:
 
 
 def count_points(points: Array, centres: Array, headings: Array, sizes: Array) -> NDArray[np.int64]:
-    """Points in each box, borders included, as the devkit's ``points_in_box`` counts them.
+    """How many points (point, 3) lie in each box, borders included, as the devkit's ``points_in_box`` counts them.
 
-    Args:
-        points: (point, 3), same frame as the boxes.
-        centres: (box, 3).
-        headings: (box,) radians.
-        sizes: (box, 3) length, width, height.
-
-    Returns:
-        (box,) numbers of points.
+    Boxes have centres (box, 3), headings (box,) in radians and sizes (box, 3): length, width, height; all in one
+    frame.
     """
     order = np.argsort(points[:, 0])
     points = points[order]

@@ -20,19 +20,12 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Road:
-    """A street of constant curvature in the global frame.
+    """A street of constant curvature in the global frame."""
 
-    Attributes:
-        curvature: 1 / radius in 1/m, positive to the left; never 0, a straight street has a tiny one.
-        x: global position of s = 0, d = 0.
-        y: global position of s = 0, d = 0.
-        heading: of the street at s = 0, radians.
-    """
-
-    curvature: float
-    x: float
+    curvature: float  # 1 / radius in 1/m, positive to the left; never 0, a straight street has a tiny one
+    x: float  # global position of s = 0, d = 0
     y: float
-    heading: float
+    heading: float  # of the street at s = 0, radians
 
     def place(self, s: Array, d: Array) -> tuple[Array, Array, Array]:
         """Global x, y and the street's heading at street coordinates."""
@@ -62,38 +55,21 @@ class Road:
 class Scene:
     """One scene: objects as arrays, and where they are at a time.
 
-    Times are seconds after the first keyframe. Objects include scenery, whose ``labels`` are empty.
-
-    Attributes:
-        road: the street.
-        kinds: kind of every object.
-        labels: detection class of every object, "" for scenery.
-        attributes: nuScenes attribute of every object, "" for none.
-        sizes: (object, 3) length, width, height in metres.
-        paints: (object, 3) RGB, 0..1: each object's signature colour.
-        motion: (object, 6) s, d at time 0, their speeds, acceleration along s, heading relative to the
-            street's.
-        solids: the objects' cuboids.
-        ego_motion: speed, acceleration, amplitude (m) and angular frequency (1/s) of the sway in the lane.
-        sun: unit vector towards the sun, global frame.
-        light: brightness of the day, around 1.
-        sky: (2, 3) RGB 0..1 at the horizon and overhead.
-        description: one sentence for the scene table.
+    Times are seconds after the first keyframe. Objects include scenery.
     """
 
     road: Road
     kinds: tuple[str, ...]
-    labels: tuple[str, ...]
-    attributes: tuple[str, ...]
-    sizes: Array
-    paints: Array
-    motion: Array
+    labels: tuple[str, ...]  # detection class of every object, "" for scenery
+    attributes: tuple[str, ...]  # nuScenes attribute of every object, "" for none
+    sizes: Array  # (object, 3) length, width, height in metres
+    motion: Array  # (object, 6) s, d at time 0, their speeds, acceleration of s, heading relative to the street
     solids: Solids
-    ego_motion: tuple[float, float, float, float]
-    sun: Array
-    light: float
-    sky: Array
-    description: str
+    ego_motion: tuple[float, float, float, float]  # speed, acceleration, sway in the lane (m), its frequency (1/s)
+    sun: Array  # unit vector towards the sun, global frame
+    light: float  # brightness of the day, around 1
+    sky: Array  # (2, 3) RGB 0..1 at the horizon and overhead
+    description: str  # one sentence for the scene table
 
     def boxes_at(self, time: float) -> tuple[Array, Array]:
         """Box centres (object, 3) and headings (object,) in the global frame."""

@@ -51,21 +51,13 @@ _FULL_WIDTH = 1600
 
 @dataclass(frozen=True)
 class Mount:
-    """A calibrated sensor.
+    """A calibrated sensor."""
 
-    Attributes:
-        channel: nuScenes' name of the sensor.
-        translation: (3,) of the sensor in the ego frame, metres.
-        quaternion: (4,) w, x, y, z: from the sensor frame to the ego frame.
-        intrinsic: (3, 3) of a camera in pixels of its picture, or ``None``.
-        delay: seconds from the LiDAR's timestamp to the sensor's, at most 0.
-    """
-
-    channel: str
-    translation: Array
-    quaternion: Array
-    intrinsic: Array | None
-    delay: float
+    channel: str  # nuScenes' name of the sensor
+    translation: Array  # (3,) of the sensor in the ego frame, metres
+    quaternion: Array  # (4,) w, x, y, z: from the sensor frame to the ego frame
+    intrinsic: Array | None  # (3, 3) of a camera in pixels of its picture
+    delay: float  # seconds from the LiDAR's timestamp to the sensor's, at most 0
 
     @property
     def rotation(self) -> Array:
@@ -96,19 +88,12 @@ def build_rig(settings: Settings) -> dict[str, Mount]:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a sensor is at a time.
+    """Where a sensor is at a time."""
 
-    Attributes:
-        position: (3,) of the sensor, global frame.
-        rotation: (3, 3) from the sensor frame to the global frame.
-        ego_position: (3,) of the ego vehicle, global frame.
-        ego_heading: radians.
-    """
-
-    position: Array
-    rotation: Array
-    ego_position: Array
-    ego_heading: float
+    position: Array  # (3,) of the sensor, global frame
+    rotation: Array  # (3, 3) from the sensor frame to the global frame
+    ego_position: Array  # (3,) of the ego vehicle, global frame
+    ego_heading: float  # radians
 
     @property
     def ego_quaternion(self) -> Array:
@@ -147,21 +132,8 @@ def _lidar_rays(rings: tuple[int, ...], columns: int) -> Rays:
     ).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Scan:
-    """One turn of the LiDAR, taken at one instant.
-
-    Attributes:
-        points: (point, 5) float32: x, y, z in metres in the LiDAR frame, intensity 0..255, ring.
-        owners: (point,) object that returned the ray, -1 for the ground.
-    """
-
-    points: NDArray[np.float32]
-    owners: NDArray[np.int32]
-
-
-def scan(scene: Scene, mount: Mount, time: float, settings: Settings, random: Generator) -> Scan:
-    """Measure with the LiDAR.
+def scan(scene: Scene, mount: Mount, time: float, settings: Settings, random: Generator) -> NDArray[np.float32]:
+    """Measure with the LiDAR: one turn, taken at one instant.
 
     Args:
         scene: what is there.
@@ -171,7 +143,8 @@ def scan(scene: Scene, mount: Mount, time: float, settings: Settings, random: Ge
         random: noise and losses.
 
     Returns:
-        The points that came back, ring by ring.
+        The points (point, 5) that came back, ring by ring: x, y, z in metres in the LiDAR frame, intensity 0..255,
+        ring.
     """
     pose = pose_of(scene, mount, time)
     centres, headings = scene.boxes_at(time)
@@ -195,9 +168,7 @@ def scan(scene: Scene, mount: Mount, time: float, settings: Settings, random: Ge
     spread = random.standard_normal(len(distance), np.float32)
     mean = np.where(part < 0, np.float32(9), scene.solids.intensity[part])
     intensity = np.clip(mean * (1 + 0.25 * spread), 0, 255)
-    points = np.column_stack((*(beams[:, row, column] * distance), intensity, rings[row])).astype(np.float32)
-    owners = np.where(part < 0, np.int32(-1), scene.solids.owner[part])
-    return Scan(points, owners)
+    return np.column_stack((*(beams[:, row, column] * distance), intensity, rings[row])).astype(np.float32)
 
 
 def _ground_distance(rays: Rays, origin: Array) -> Rays:
@@ -208,23 +179,13 @@ def _ground_distance(rays: Rays, origin: Array) -> Rays:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a camera saw.
+    """What a camera saw."""
 
-    Attributes:
-        image: (row, column, 3) uint8, RGB.
-        owners: (row, column) int32: object at each pixel, -1 for ground and sky.
-        parts: (row, column) int32: part of it, index into the scene's solids.
-        depth: (row, column) float32 metres along the optical axis; infinite in the sky.
-        silhouette: (object,) pixels an object would fill if it stood alone.
-        seen: (object,) pixels it does fill.
-    """
-
-    image: NDArray[np.uint8]
-    owners: NDArray[np.int32]
-    parts: NDArray[np.int32]
-    depth: Rays
-    silhouette: NDArray[np.int64]
-    seen: NDArray[np.int64]
+    image: NDArray[np.uint8]  # (row, column, 3) RGB
+    owners: NDArray[np.int32]  # (row, column) object at each pixel, -1 for ground and sky
+    depth: Rays  # (row, column) metres along the optical axis; infinite in the sky
+    silhouette: NDArray[np.int64]  # (object,) pixels an object would fill if it stood alone
+    seen: NDArray[np.int64]  # (object,) pixels it does fill
 
 
 def take_picture(
@@ -238,12 +199,8 @@ def take_picture(
         time: seconds after the first keyframe, the camera's own.
         image_size: height and width in pixels.
         random: the picture's grain.
-
-    Returns:
-        The picture and which object each of its pixels shows.
     """
-    if mount.intrinsic is None:
-        raise ValueError(f"{mount.channel} is not a camera")
+    assert mount.intrinsic is not None
     pose = pose_of(scene, mount, time)
     centres, headings = scene.boxes_at(time)
     corners = pose.to_sensor(raycast.box_corners(centres, headings, scene.sizes))
@@ -255,7 +212,7 @@ def take_picture(
     ground = np.where(hits.part < 0, _ground_distance(rays, pose.position), np.float32(np.inf))
     image = _shade(scene, pose, headings, rays, hits, owners, ground, random)
     seen = np.bincount(owners[owners >= 0], minlength=len(centres))
-    return Picture(image, owners, hits.part, np.minimum(hits.distance, ground), hits.silhouette, seen)
+    return Picture(image, owners, np.minimum(hits.distance, ground), hits.silhouette, seen)
 
 
 def _camera_rays(intrinsic: Array, image_size: tuple[int, int]) -> Rays:

@@ -29,31 +29,19 @@ MINI_SCENES = 10
 class Settings:
     """Everything that decides the content of a synthetic data set. Same settings, same bytes.
 
-    Attributes:
-        scenes: number of scenes, 2 or more: up to 10 make a ``v1.0-mini``, more a ``v1.0-trainval``, with names
-            from the devkit's splits, about a fifth for validation.
-        seed: any integer from 0 on.
-        samples_per_scene: keyframes of a scene, two a second.
-        sweep_rate: LiDAR sweeps per second, an even number: every keyframe interval has half of them.
-        azimuth_resolution: degrees between two columns of the LiDAR.
-        beams: rings of the LiDAR: so many of its 32, spread from the lowest to the highest.
-        image_width: pixels, a multiple of 16; the height is 9/16 of it and the intrinsics scale along.
-        jpeg_quality: of the pictures, as OpenCV counts it.
-        annotated_range: metres from the ego vehicle; objects farther away are rendered but have no box.
-
-    Raises:
-        SettingError: a value is out of its range; the message names it and what is allowed.
+    Up to 10 scenes make a ``v1.0-mini``, more a ``v1.0-trainval``, with names from the devkit's splits, about a
+    fifth for validation. The pictures' height is 9/16 of their width and the intrinsics scale along.
     """
 
-    scenes: int = 10
+    scenes: int = 10  # 2 or more
     seed: int = 0
-    samples_per_scene: int = 20
-    sweep_rate: int = 10
-    azimuth_resolution: float = 0.4
-    beams: int = RINGS
-    image_width: int = 400
-    jpeg_quality: int = 90
-    annotated_range: float = 60.0
+    samples_per_scene: int = 20  # keyframes of a scene, two a second
+    sweep_rate: int = 10  # LiDAR sweeps per second, an even number: every keyframe interval has half of them
+    azimuth_resolution: float = 0.4  # degrees between two columns of the LiDAR
+    beams: int = RINGS  # rings of the LiDAR: so many of its 32, spread from the lowest to the highest
+    image_width: int = 400  # pixels, a multiple of 16
+    jpeg_quality: int = 90  # as OpenCV counts it
+    annotated_range: float = 60.0  # metres from the ego vehicle; what is farther away is rendered but has no box
 
     def __post_init__(self) -> None:
         require_whole("scenes", self.scenes, 2, MOST_SCENES)

@@ -24,41 +24,24 @@ PAINT = "paint"
 
 @dataclass(frozen=True)
 class Part:
-    """A cuboid of a shape, in fractions of the box: (-0.5, -0.5, -0.5) is back, right, bottom.
+    """A cuboid of a shape, in fractions of the box: (-0.5, -0.5, -0.5) is back, right, bottom."""
 
-    Attributes:
-        low: smallest x (along the heading), y (left), z (up).
-        high: largest x, y, z.
-        colour: RGB, or ``PAINT``.
-        loss: share of the LiDAR's rays that do not come back from it.
-    """
-
-    low: tuple[float, float, float]
-    high: tuple[float, float, float]
-    colour: Colour | str
-    loss: float
+    low: tuple[float, float, float]  # smallest x (along the heading), y (left), z (up)
+    high: tuple[float, float, float]  # largest
+    colour: Colour | str  # RGB, or PAINT
+    loss: float  # share of the LiDAR's rays that do not come back from it
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A detection class, or a variant of one.
+    """A detection class, or a variant of one."""
 
-    Attributes:
-        detection_class: one of the ten, or "" for scenery, which is never annotated.
-        category: nuScenes' category.
-        size: typical length, width, height in metres.
-        spread: relative standard deviation of the sizes.
-        paints: signature colours, RGB; an object has one of them.
-        intensity: mean of the LiDAR's intensity, 0..255.
-        parts: what it is made of.
-    """
-
-    detection_class: str
-    category: str
-    size: tuple[float, float, float]
-    spread: float
-    paints: Sequence[Colour]
-    intensity: float
+    detection_class: str  # one of the ten, or "" for scenery, which is never annotated
+    category: str  # nuScenes' category
+    size: tuple[float, float, float]  # typical length, width, height in metres
+    spread: float  # relative standard deviation of the sizes
+    paints: Sequence[Colour]  # signature colours, RGB; an object has one of them
+    intensity: float  # mean of the LiDAR's intensity, 0..255
     parts: tuple[Part, ...]
 
 
@@ -81,37 +64,20 @@ KINDS = _read_kinds()
 class Solids:
     """The cuboids of many objects, object after object.
 
-    Attributes:
-        low: (part, 3) smallest x, y, z in metres, in the object's own frame: origin at the box centre, x
-            along the heading, y left, z up.
-        high: (part, 3) largest x, y, z.
-        start: (object + 1,) object i owns parts start[i] to start[i + 1].
-        colour: (part, 3) RGB, 0..1.
-        intensity: (part,) mean LiDAR intensity.
-        loss: (part,) share of LiDAR rays lost.
-        owner: (part,) object.
+    An object's own frame has its origin at the box centre, x along the heading, y left, z up.
     """
 
-    low: Array
-    high: Array
-    start: NDArray[np.int64]
-    colour: NDArray[np.float32]
-    intensity: NDArray[np.float32]
-    loss: NDArray[np.float32]
-    owner: NDArray[np.int32]
+    low: Array  # (part, 3) smallest x, y, z in metres, in the object's own frame
+    high: Array  # (part, 3) largest
+    start: NDArray[np.int64]  # (object + 1,) object i owns parts start[i] to start[i + 1]
+    colour: NDArray[np.float32]  # (part, 3) RGB, 0..1
+    intensity: NDArray[np.float32]  # (part,) mean LiDAR intensity
+    loss: NDArray[np.float32]  # (part,) share of LiDAR rays lost
+    owner: NDArray[np.int32]  # (part,) object
 
 
-def build_solids(kinds: list[str], sizes: Array, paints: Array) -> Solids:
-    """Put the parts of objects together.
-
-    Args:
-        kinds: name of every object's kind.
-        sizes: (object, 3) length, width, height in metres.
-        paints: (object, 3) RGB, 0..1.
-
-    Returns:
-        The cuboids of all objects.
-    """
+def build_solids(kinds: Sequence[str], sizes: Array, paints: Array) -> Solids:
+    """The cuboids of objects of these kinds, with sizes (object, 3) in metres and paints (object, 3), RGB 0..1."""
     counts = [len(KINDS[kind].parts) for kind in kinds]
     owner = np.repeat(np.arange(len(kinds)), counts)
     parts = [part for kind in kinds for part in KINDS[kind].parts]

@@ -10,7 +10,7 @@ import itertools
 from typing import Any
 
 from cmt_aqr.constants import LIDAR
-from cmt_aqr.scenes.sensors import Array, Mount
+from cmt_aqr.scenes.sensors import Mount
 from cmt_aqr.scenes.shapes import KINDS
 
 Row = dict[str, Any]
@@ -44,10 +44,10 @@ ATTRIBUTES = {
 }
 
 _VISIBILITY = {
-    "1": ("v0-40", "Up to 40 % of the object's pixels in the six pictures are in view."),
-    "2": ("v40-60", "40 to 60 % of the object's pixels in the six pictures are in view."),
-    "3": ("v60-80", "60 to 80 % of the object's pixels in the six pictures are in view."),
-    "4": ("v80-100", "80 to 100 % of the object's pixels in the six pictures are in view."),
+    "1": ("v0-40", "Up to 40"),
+    "2": ("v40-60", "40 to 60"),
+    "3": ("v60-80", "60 to 80"),
+    "4": ("v80-100", "80 to 100"),
 }
 
 MAP_FILE = "maps/blank.png"
@@ -62,11 +62,6 @@ def token(seed: int, kind: str, *key: object) -> str:
 def visibility_token(share: float) -> str:
     """Token of the visibility level of an object, of whose pixels the share 0..1 is not hidden."""
     return str(1 + (share > 0.4) + (share > 0.6) + (share > 0.8))
-
-
-def floats(values: Array) -> list[Any]:
-    """An array as nested lists of Python numbers, as JSON wants them."""
-    return values.tolist()
 
 
 def common_tables(seed: int, rig: dict[str, Mount], log_tokens: list[str]) -> Tables:
@@ -87,7 +82,12 @@ def common_tables(seed: int, rig: dict[str, Mount], log_tokens: list[str]) -> Ta
             for name, text in ATTRIBUTES.items()
         ],
         "visibility": [
-            {"token": key, "level": level, "description": text} for key, (level, text) in _VISIBILITY.items()
+            {
+                "token": key,
+                "level": level,
+                "description": f"{share} % of the object's pixels in the six pictures are in view.",
+            }
+            for key, (level, share) in _VISIBILITY.items()
         ],
         "sensor": [
             {
@@ -114,9 +114,9 @@ def calibration_rows(seed: int, scene: int, rig: dict[str, Mount]) -> list[Row]:
         {
             "token": token(seed, "calibrated_sensor", scene, channel),
             "sensor_token": token(seed, "sensor", channel),
-            "translation": floats(mount.translation),
-            "rotation": floats(mount.quaternion),
-            "camera_intrinsic": [] if mount.intrinsic is None else floats(mount.intrinsic),
+            "translation": mount.translation.tolist(),
+            "rotation": mount.quaternion.tolist(),
+            "camera_intrinsic": [] if mount.intrinsic is None else mount.intrinsic.tolist(),
         }
         for channel, mount in rig.items()
     ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -13,30 +14,13 @@ from cmt_aqr.checks import require_whole
 from cmt_aqr.data.augmentation import Transform
 from cmt_aqr.structures import Frame
 
-Value = TypeVar("Value")
-
 
 def condition_generator(random: Generator, name: str) -> Generator:
-    """A generator that depends on a frame's generator as it was made, and on a name; not on what was drawn.
-
-    Args:
-        random: of a frame.
-        name: of the condition, without its severity.
-    """
+    """A generator that depends on a frame's generator as it was made, and on a name; not on what was drawn."""
     sequence = random.bit_generator.seed_seq
     assert isinstance(sequence, np.random.SeedSequence)
     key = (*sequence.spawn_key, zlib.crc32(name.encode()))
     return np.random.default_rng(np.random.SeedSequence(sequence.entropy, spawn_key=key))
-
-
-def of_severity(name: str, severity: int, values: Sequence[Value]) -> Value:
-    """The parameters of a severity, counted from 1.
-
-    Raises:
-        SettingError: there is no such severity.
-    """
-    require_whole("severity", severity, 1, len(values))
-    return values[severity - 1]
 
 
 class Corruption:
@@ -76,3 +60,27 @@ class Corruption:
         if self.cameras is not None and frame.images is not None:
             frame = self.cameras(frame, for_cameras)
         return frame
+
+
+def over(change: Callable[..., Any], /, **settings: Sequence[Any]) -> list[Callable[..., Any]]:
+    """A function by severity, given for each of its settings a value for every severity."""
+    by_severity = zip(*settings.values(), strict=True)
+    return [partial(change, **dict(zip(settings, values, strict=True))) for values in by_severity]
+
+
+def graded(
+    name: str, lidar: Sequence[Transform] = (), cameras: Sequence[Transform] = ()
+) -> Callable[[int], Corruption]:
+    """What makes a condition of several severities; refuses others with a ``SettingError``.
+
+    Args:
+        name: of the condition, without its severity.
+        lidar: what happens to the points at severity 1, 2, ...; empty: nothing.
+        cameras: to the images, likewise.
+    """
+
+    def make(severity: int = 1) -> Corruption:
+        require_whole("severity", severity, 1, len(lidar or cameras))
+        return Corruption(name, *(parts[severity - 1] if parts else None for parts in (lidar, cameras)))
+
+    return make

@@ -9,10 +9,10 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.stats import norm, poisson
 
-from cmt_aqr.data.corruptions.pictures import LEVELS, EachPicture, Picture, look_up, random_bytes
+from cmt_aqr.data.corruptions.pictures import LEVELS, Picture, look_up, random_bytes
 
 
-class Darker(EachPicture):
+def darken(picture: Picture, random: Generator, scale: float, photons: int, std: float) -> Picture:
     """Low light with photon and read noise (MultiCorrupt's ``dark``).
 
     With x in 0..1 and the least and greatest value of the picture:
@@ -25,26 +25,19 @@ class Darker(EachPicture):
     picture: a look-up instead of millions of Poisson draws.
 
     Args:
+        picture: (height, width, 3).
+        random: drawn from.
         scale: of the light that is left.
         photons: that y = 1 stands for.
         std: of the read noise, in units of full white.
     """
-
-    def __init__(self, scale: float, photons: int, std: float) -> None:
-        self.scale = scale
-        self.photons = photons
-        self.std = std
-
-    def change(self, picture: Picture, random: Generator, view: int) -> Picture:
-        """Draw what becomes of every pixel and channel."""
-        low, high = int(picture.min()), int(picture.max())
-        at_most = _distributions(self.scale, self.photons, self.std, low, high)
-        # How many of the quantiles fall to at most each value.
-        ends = np.ceil(LEVELS * at_most - random.random()).clip(0, LEVELS).astype(np.int64)
-        ends[:, -1] = LEVELS
-        counts = np.diff(ends, axis=1, prepend=0)
-        outcomes = np.repeat(np.tile(np.arange(256, dtype=np.uint8), 256), counts.ravel())
-        return look_up(outcomes.reshape(256, LEVELS), picture, random_bytes(picture.shape, random))
+    at_most = _distributions(scale, photons, std, int(picture.min()), int(picture.max()))
+    # How many of the quantiles fall to at most each value.
+    ends = np.ceil(LEVELS * at_most - random.random()).clip(0, LEVELS).astype(np.int64)
+    ends[:, -1] = LEVELS
+    counts = np.diff(ends, axis=1, prepend=0)
+    outcomes = np.repeat(np.tile(np.arange(256, dtype=np.uint8), 256), counts.ravel())
+    return look_up(outcomes.reshape(256, LEVELS), picture, random_bytes(picture.shape, random))
 
 
 @functools.lru_cache(maxsize=256)

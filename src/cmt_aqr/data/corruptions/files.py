@@ -59,9 +59,7 @@ def to_keyframe(positions: Tensor, returns: Returns) -> Tensor:
 def moved_in_own_frames(frame: Frame, changes: Tensor) -> Tensor:
     """Positions (point, 3), keyframe, where every file has been moved as a whole in its own LiDAR frame.
 
-    Args:
-        frame: with its points.
-        changes: (sweep, 4, 4) float64, rigid; the identity leaves a file alone.
+    Changes (sweep, 4, 4) are float64 and rigid; the identity leaves a file alone.
     """
     returns = returns_of(frame)
     whole = returns.motions @ changes @ torch.linalg.inv(returns.motions)
@@ -82,12 +80,7 @@ def _moved(positions: Tensor, sweep: Tensor, matrices: Tensor) -> Tensor:
 
 
 def rows_of_sweeps(sweep: Tensor, count: int) -> Sequence[slice | Tensor]:
-    """The points of each sweep: slices where they lie one sweep after another, as they were read.
-
-    Args:
-        sweep: (point,), of every point.
-        count: of sweeps.
-    """
+    """The points of each sweep, given every point's (point,): slices where they lie one sweep after another."""
     if bool((sweep[1:] >= sweep[:-1]).all()):
         ends = torch.bincount(sweep, minlength=count).cumsum(0).tolist()
         return [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]

@@ -13,16 +13,7 @@ from numpy.typing import NDArray
 from scipy.integrate import simpson
 
 from cmt_aqr.data.corruptions.files import returns_of
-from cmt_aqr.data.corruptions.pictures import (
-    BAND,
-    DOWN,
-    EachPicture,
-    Picture,
-    floor,
-    picture_of,
-    planes_of,
-    random_bytes,
-)
+from cmt_aqr.data.corruptions.pictures import BAND, DOWN, Picture, floor, picture_of, planes_of, random_bytes
 from cmt_aqr.structures import Frame
 
 PULSE = 2e-8
@@ -77,7 +68,7 @@ def echo_table(alpha: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return (ranges[place[last]] - PULSE * _LIGHT / 2).astype(np.float32), best[last].astype(np.float32)
 
 
-class FogEchoes:
+def echo_fog(frame: Frame, random: Generator, alpha: float, beta: float) -> Frame:
     """The LiDAR in fog: returns are dimmer, and where the fog's own echo is stronger, it takes their place.
 
     With r the range in the frame of the point's file and i its intensity:
@@ -89,54 +80,41 @@ class FogEchoes:
     below 0.
 
     Args:
+        frame: with its returns.
+        random: drawn from.
         alpha: extinction coefficient, 1/m.
         beta: backscattering coefficient, 1/sr.
-        noise: metres; the 10 above.
     """
-
-    def __init__(self, alpha: float, beta: float, noise: float = 10.0) -> None:
-        self.alpha = alpha
-        self.beta = beta
-        self.noise = noise
-
-    def __call__(self, frame: Frame, random: Generator) -> Frame:
-        """Dim and move points."""
-        returns = returns_of(frame)
-        lidars = returns.motions[:, :3, 3].float().index_select(0, returns.sweep.int())  # at each point's return
-        away = frame.points[:, :3] - lidars
-        r = away.norm(dim=1).numpy()
-        intensity = frame.points[:, 3].numpy()
-        echo_range, strength = echo_table(self.alpha)
-        entry = np.minimum(np.rint(r * PER_METRE), FARTHEST * PER_METRE).astype(np.int32)
-        hard = np.rint(np.exp(np.float32(-2 * self.alpha) * r) * intensity)
-        soft = strength[entry] * intensity * r**2 * np.float32(self.beta / TARGET)
-        drawn = random.random(len(r), np.float32)
-        echo = np.flatnonzero(soft > hard)
-        shown = drawn[echo] * np.float32(2 * self.noise) + r[echo] - np.float32(self.noise)
-        factor = echo_range[entry[echo]] / np.where(shown == 0, 1, shown)
-        points = frame.points.clone()
-        rows = torch.from_numpy(echo)
-        moved = lidars.index_select(0, rows) + torch.from_numpy(factor)[:, None] * away.index_select(0, rows)
-        points[:, :3].index_copy_(0, rows, moved)
-        points[:, 3] = torch.from_numpy(np.maximum(soft, hard))
-        return frame.replace(points=points)
+    returns = returns_of(frame)
+    lidars = returns.motions[:, :3, 3].float().index_select(0, returns.sweep.int())  # at each point's return
+    away = frame.points[:, :3] - lidars
+    r = away.norm(dim=1).numpy()
+    intensity = frame.points[:, 3].numpy()
+    echo_range, strength = echo_table(alpha)
+    entry = np.minimum(np.rint(r * PER_METRE), FARTHEST * PER_METRE).astype(np.int32)
+    hard = np.rint(np.exp(np.float32(-2 * alpha) * r) * intensity)
+    soft = strength[entry] * intensity * r**2 * np.float32(beta / TARGET)
+    drawn = random.random(len(r), np.float32)
+    echo = np.flatnonzero(soft > hard)
+    shown = drawn[echo] * np.float32(20) + r[echo] - np.float32(10)
+    factor = echo_range[entry[echo]] / np.where(shown == 0, 1, shown)
+    points = frame.points.clone()
+    rows = torch.from_numpy(echo)
+    moved = lidars.index_select(0, rows) + torch.from_numpy(factor)[:, None] * away.index_select(0, rows)
+    points[:, :3].index_copy_(0, rows, moved)
+    points[:, 3] = torch.from_numpy(np.maximum(soft, hard))
+    return frame.replace(points=points)
 
 
 CELLS = 128
 """Side of the fractals. What the diamond-square's finer levels would add is below a fifth of a grey level."""
 
 
-def plasma(side: int, count: int, random: Generator, decay: float = 1.7) -> NDArray[np.float32]:
+def plasma(side: int, count: int, random: Generator) -> NDArray[np.float32]:
     """Plasma fractals (diamond-square, wrapped around), 0..1: (count, cells, cells).
 
-    Each level adds Uniform(-a^2, a^2) to the mean of four neighbours, and a falls by ``decay`` from level to
-    level. Of a fractal of ``side`` pixels the coarse levels are drawn, down to ``CELLS`` a side.
-
-    Args:
-        side: pixels, a power of 2.
-        count: how many, all at once.
-        random: drawn from.
-        decay: of the amplitude's root.
+    Each level adds Uniform(-a^2, a^2) to the mean of four neighbours, and a falls by 1.7 from level to level. Of a
+    fractal of ``side`` pixels, a power of 2, the coarse levels are drawn, down to ``CELLS`` a side.
     """
     cells = min(side, CELLS)
     field = np.zeros((count, cells, cells), dtype=np.float32)
@@ -151,7 +129,7 @@ def plasma(side: int, count: int, random: Generator, decay: float = 1.7) -> NDAr
         beside = centres + np.roll(centres, 1, axis=2) + corners + np.roll(corners, -1, axis=1)
         field[:, ::step, half::step] = _near(above, wibble, random)
         field[:, half::step, ::step] = _near(beside, wibble, random)
-        step, wibble = half, wibble / decay
+        step, wibble = half, wibble / 1.7
     field -= field.min(axis=(1, 2), keepdims=True)
     field /= field.max(axis=(1, 2), keepdims=True)
     return field
@@ -163,10 +141,10 @@ def _near(total: NDArray, wibble: float, random: Generator) -> NDArray[np.float3
     return total / 4 + np.float32(wibble**2) * noise
 
 
-class FogHaze(EachPicture):
+def fog_over(picture: Picture, random: Generator, strength: float, beta: float) -> Picture:
     """Images in fog: clouds of haze, and grey by distance from the road in front.
 
-    With x in 0..1, f, a, b plasma fractals and the greatest value of the picture, max:
+    With x in 0..1, f, a, b plasma fractals, s the strength and the greatest value of the picture, max:
 
         y = (x + s f (1 - 0.8 a)(1 + 0.5 b)) max / (max + s), cut to 0..1
         x' = y t + 0.5 (1 - t),    t = exp(-beta d),    d = 2 rho (1 + U(0, 1) / 4) + sqrt(max(height, width))
@@ -175,59 +153,56 @@ class FogHaze(EachPicture):
     picture, and U is drawn for every pixel (MultiCorrupt's ``fog``).
 
     Args:
+        picture: (height, width, 3).
+        random: drawn from.
         strength: s.
         beta: of the grey, per pixel.
     """
+    height, width = picture.shape[:2]
+    brightest = float(picture.max()) / 255
+    gain = brightest / (brightest + strength)
+    clear = _clear(height, width, beta, random)
+    clouds = haze(height, width, random)
+    foggy = np.empty((3, height, width), dtype=np.uint8)
+    planes = planes_of(picture)
+    for top in range(0, height, 4 * BAND):
+        rows = slice(top, top + 4 * BAND)
+        # min(gain x + h, 255) t + 127.5 (1 - t) as min(gain t x + rest, most), each cut off below the point.
+        t = clear[rows]
+        rest = np.multiply(t, clouds[rows])
+        cv2.addWeighted(t, -127.5, rest, 255 * strength * gain, 127.5, rest)
+        most = cv2.convertScaleAbs(t, None, 127.5, 127.5 + DOWN)
+        t *= np.float32(gain)
+        for plane, result in zip(planes, foggy, strict=True):
+            shade = np.multiply(plane[rows], t)
+            cv2.add(shade, rest, shade)
+            floor(shade, result[rows])
+            cv2.min(result[rows], most, result[rows])
+    return picture_of(list(foggy))
 
-    def __init__(self, strength: float, beta: float) -> None:
-        self.strength = strength
-        self.beta = beta
 
-    def change(self, picture: Picture, random: Generator, view: int) -> Picture:
-        """Lay fog over a picture."""
-        height, width = picture.shape[:2]
-        brightest = float(picture.max()) / 255
-        gain = brightest / (brightest + self.strength)
-        clear = self.clear(height, width, random)
-        haze = self.haze(height, width, random)
-        foggy = np.empty((3, height, width), dtype=np.uint8)
-        planes = planes_of(picture)
-        for top in range(0, height, 4 * BAND):
-            rows = slice(top, top + 4 * BAND)
-            # min(gain x + h, 255) t + 127.5 (1 - t) as min(gain t x + rest, most), each cut off below the point.
-            t = clear[rows]
-            rest = np.multiply(t, haze[rows])
-            cv2.addWeighted(t, -127.5, rest, 255 * self.strength * gain, 127.5, rest)
-            most = cv2.convertScaleAbs(t, None, 127.5, 127.5 + DOWN)
-            t *= np.float32(gain)
-            for plane, result in zip(planes, foggy, strict=True):
-                shade = np.multiply(plane[rows], t)
-                cv2.add(shade, rest, shade)
-                floor(shade, result[rows])
-                cv2.min(result[rows], most, result[rows])
-        return picture_of(list(foggy))
+def haze(height: int, width: int, random: Generator) -> NDArray[np.float32]:
+    """f (1 - 0.8 a)(1 + 0.5 b), (height, width)."""
+    side = 1 << (max(height, width, 3) - 1).bit_length()
+    f, a, b = plasma(side, 3, random)
+    field = f * (1 - np.float32(0.8) * a) * (1 + np.float32(0.5) * b)
+    scale = side // len(field)
+    # Of the enlarged field only the part that the picture shows.
+    rows, columns = (min(len(field), -(-count // scale)) for count in (height, width))
+    large = cv2.resize(field[:rows, :columns], (columns * scale, rows * scale))
+    return np.asarray(large[:height, :width], dtype=np.float32)
 
-    def haze(self, height: int, width: int, random: Generator) -> NDArray[np.float32]:
-        """f (1 - 0.8 a)(1 + 0.5 b), (height, width)."""
-        side = 1 << (max(height, width, 3) - 1).bit_length()
-        f, a, b = plasma(side, 3, random)
-        field = f * (1 - np.float32(0.8) * a) * (1 + np.float32(0.5) * b)
-        scale = side // len(field)
-        # Of the enlarged field only the part that the picture shows.
-        rows, columns = (min(len(field), -(-count // scale)) for count in (height, width))
-        large = cv2.resize(field[:rows, :columns], (columns * scale, rows * scale))
-        return np.asarray(large[:height, :width], dtype=np.float32)
 
-    def clear(self, height: int, width: int, random: Generator) -> NDArray[np.float32]:
-        """t, (height, width)."""
-        still, drawn = _distances(height, width, self.beta)
-        clear = np.empty((height, width), dtype=np.float32)
-        steps = random_bytes((height, width), random)
-        for top in range(0, height, 2 * BAND):
-            rows = slice(top, top + 2 * BAND)
-            part = np.multiply(steps[rows], drawn[rows], out=clear[rows])
-            cv2.exp(cv2.add(part, still[rows], part), part)
-        return clear
+def _clear(height: int, width: int, beta: float, random: Generator) -> NDArray[np.float32]:
+    """t, (height, width)."""
+    still, drawn = _distances(height, width, beta)
+    clear = np.empty((height, width), dtype=np.float32)
+    steps = random_bytes((height, width), random)
+    for top in range(0, height, 2 * BAND):
+        rows = slice(top, top + 2 * BAND)
+        part = np.multiply(steps[rows], drawn[rows], out=clear[rows])
+        cv2.exp(cv2.add(part, still[rows], part), part)
+    return clear
 
 
 @functools.lru_cache(maxsize=16)

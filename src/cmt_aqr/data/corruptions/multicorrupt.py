@@ -6,83 +6,73 @@ lidarseg labels and files of snowflakes. Draws are ours: the published ones come
 cannot be repeated.
 """
 
-from __future__ import annotations
+from cmt_aqr.data.corruptions import lidar
+from cmt_aqr.data.corruptions.corruption import graded, over
+from cmt_aqr.data.corruptions.darkness import darken
+from cmt_aqr.data.corruptions.fog import echo_fog, fog_over
+from cmt_aqr.data.corruptions.pictures import black_views, blur, brighten, over_pictures
+from cmt_aqr.data.corruptions.snow import snow_on
+from cmt_aqr.data.corruptions.times import earlier_files, earlier_images
 
-from cmt_aqr.data.corruptions.corruption import Corruption, of_severity
-from cmt_aqr.data.corruptions.darkness import Darker
-from cmt_aqr.data.corruptions.fog import FogEchoes, FogHaze
-from cmt_aqr.data.corruptions.lidar import BlurPoints, KeepRings, KeepShare, TurnFiles
-from cmt_aqr.data.corruptions.pictures import BlackViews, Blur, Brighter
-from cmt_aqr.data.corruptions.snow import Snow
-from cmt_aqr.data.corruptions.times import EarlierFiles, EarlierImages
-
-SHARES = (0.2, 0.4, 0.6)
+_SHARES = (0.2, 0.4, 0.6)
 """Probability by severity of what is struck or not."""
 
+missingcamera = graded("multicorrupt/missingcamera", cameras=over(black_views, probability=_SHARES))
+"""Each image is black, independently."""
 
-def missingcamera(severity: int = 1) -> Corruption:
-    """Each image is black, independently."""
-    name = "multicorrupt/missingcamera"
-    return Corruption(name, cameras=BlackViews(of_severity(name, severity, SHARES)))
+brightness = graded("multicorrupt/brightness", cameras=over_pictures(brighten, added=(0.5, 0.6, 0.7)))
+"""The images' value is raised."""
 
+dark = graded(
+    "multicorrupt/dark",
+    cameras=over_pictures(darken, scale=(0.6, 0.4, 0.3), photons=(250, 120, 50), std=(0.008, 0.018, 0.026)),
+)
+"""Low light with photon and read noise."""
 
-def brightness(severity: int = 1) -> Corruption:
-    """The images' value is raised."""
-    name = "multicorrupt/brightness"
-    return Corruption(name, cameras=Brighter(of_severity(name, severity, (0.5, 0.6, 0.7))))
+motionblur = graded(
+    "multicorrupt/motionblur",
+    lidar=over(lidar.blur_points, std=(0.06, 0.1, 0.13)),
+    cameras=over_pictures(blur, sigma=(6.0, 10.0, 13.0)),
+)
+"""Images blurred along a line, files of points shifted and their points trembling."""
 
+pointsreducing = graded("multicorrupt/pointsreducing", over(lidar.keep_share, share=(0.3, 0.2, 0.1)))
+"""A share of the points of each file stays."""
 
-def dark(severity: int = 1) -> Corruption:
-    """Low light with photon and read noise."""
-    name = "multicorrupt/dark"
-    parameters = ((0.6, 250, 0.008), (0.4, 120, 0.018), (0.3, 50, 0.026))
-    return Corruption(name, cameras=Darker(*of_severity(name, severity, parameters)))
+_RINGS = (range(1, 32, 2), range(1, 30, 4), range(1, 26, 8))
 
+beamsreducing = graded("multicorrupt/beamsreducing", over(lidar.keep_rings, rings=_RINGS))
+"""16, 8 or 4 of the 32 rings stay. Needs the ring, the fifth column of the files."""
 
-def motionblur(severity: int = 1) -> Corruption:
-    """Images blurred along a line, files of points shifted and their points trembling."""
-    name = "multicorrupt/motionblur"
-    std, sigma = of_severity(name, severity, ((0.06, 6.0), (0.1, 10.0), (0.13, 13.0)))
-    return Corruption(name, lidar=BlurPoints(std), cameras=Blur(sigma))
+spatialmisalignment = graded(
+    "multicorrupt/spatialmisalignment",
+    over(lidar.turn_files, probability=_SHARES, degrees=(1.0, 2.0, 3.0), shift=[(2.0, 0.0, 0.0)] * 3),
+)
+"""Files of points are turned about all axes and shifted by 2 m to the right."""
 
+temporalmisalignment = graded(
+    "multicorrupt/temporalmisalignment",
+    lidar=over(earlier_files, probability=_SHARES),
+    cameras=over(earlier_images, probability=_SHARES),
+)
+"""The LiDAR's files, and each image on its own, are those of the frame before in the split."""
 
-def pointsreducing(severity: int = 1) -> Corruption:
-    """A share of the points of each file stays."""
-    name = "multicorrupt/pointsreducing"
-    return Corruption(name, lidar=KeepShare(of_severity(name, severity, (0.3, 0.2, 0.1))))
+fog = graded(
+    "multicorrupt/fog",
+    lidar=over(echo_fog, alpha=(0.02, 0.03, 0.06), beta=(0.008, 0.008, 0.05)),
+    cameras=over_pictures(fog_over, strength=(2.0, 3.0, 4.0), beta=(0.0005, 0.001, 0.002)),
+)
+"""Haze over the images, echoes of the fog among the points."""
 
-
-def beamsreducing(severity: int = 1) -> Corruption:
-    """16, 8 or 4 of the 32 rings stay. Needs the ring, the fifth column of the files."""
-    name = "multicorrupt/beamsreducing"
-    rings = of_severity(name, severity, (range(1, 32, 2), range(1, 30, 4), range(1, 26, 8)))
-    return Corruption(name, lidar=KeepRings(tuple(rings)))
-
-
-def spatialmisalignment(severity: int = 1) -> Corruption:
-    """Files of points are turned about all axes and shifted by 2 m to the right."""
-    name = "multicorrupt/spatialmisalignment"
-    probability, degrees = of_severity(name, severity, tuple(zip(SHARES, (1.0, 2.0, 3.0), strict=True)))
-    return Corruption(name, lidar=TurnFiles(probability, degrees, (2.0, 0.0, 0.0)))
-
-
-def temporalmisalignment(severity: int = 1) -> Corruption:
-    """The LiDAR's files, and each image on its own, are those of the frame before in the split."""
-    name = "multicorrupt/temporalmisalignment"
-    probability = of_severity(name, severity, SHARES)
-    return Corruption(name, lidar=EarlierFiles(probability), cameras=EarlierImages(probability))
-
-
-def fog(severity: int = 1) -> Corruption:
-    """Haze over the images, echoes of the fog among the points."""
-    name = "multicorrupt/fog"
-    parameters = ((0.02, 0.008, 2.0, 0.0005), (0.03, 0.008, 3.0, 0.001), (0.06, 0.05, 4.0, 0.002))
-    alpha, backscatter, strength, beta = of_severity(name, severity, parameters)
-    return Corruption(name, lidar=FogEchoes(alpha, backscatter), cameras=FogHaze(strength, beta))
-
-
-def snow(severity: int = 1) -> Corruption:
-    """Flakes over the images; the points stay clear, unlike MultiCorrupt's."""
-    name = "multicorrupt/snow"
-    parameters = ((0.3, 5, 0.9, 7, 0.9), (0.4, 4, 0.85, 8, 0.85), (0.5, 3, 0.8, 10, 0.8))
-    return Corruption(name, cameras=Snow(*of_severity(name, severity, parameters)))
+snow = graded(
+    "multicorrupt/snow",
+    cameras=over_pictures(
+        snow_on,
+        mean=(0.3, 0.4, 0.5),
+        zoom=(5, 4, 3),
+        threshold=(0.9, 0.85, 0.8),
+        radius=(7, 8, 10),
+        keep=(0.9, 0.85, 0.8),
+    ),
+)
+"""Flakes over the images; the points stay clear, unlike MultiCorrupt's."""

@@ -4,79 +4,41 @@ Parameters of thu-ml/3D_Corruptions_AD, ``LiDAR_corruptions.py`` and ``Camera_co
 strikes those of all sweeps, merged.
 """
 
-from __future__ import annotations
+from cmt_aqr.data.corruptions import lidar
+from cmt_aqr.data.corruptions.corruption import graded, over
+from cmt_aqr.data.corruptions.pictures import add_normal, add_uniform, over_pictures, strew
 
-from cmt_aqr.data.corruptions.corruption import Corruption, of_severity
-from cmt_aqr.data.corruptions.lidar import KeepSector
-from cmt_aqr.data.corruptions.noise import (
-    Crosstalk,
-    CutHoles,
-    DropPoints,
-    ImpulsePoints,
-    NoisyPictures,
-    NoisyPoints,
-    SaltAndPepper,
+_POINT_NOISE = (0.02, 0.04, 0.06, 0.08, 0.10)
+_PICTURE_NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)
+
+fov_lost = graded("nuscenes_c/fov_lost", over(lidar.keep_sector, degrees=(105.0, 90.0, 75.0, 60.0, 45.0)))
+"""The LiDAR sees so many degrees on either side of ahead."""
+
+density = graded("nuscenes_c/density", over(lidar.drop_points, share=(0.06, 0.12, 0.18, 0.24, 0.30)))
+"""A share of the points is lost."""
+
+cutout = graded("nuscenes_c/cutout", over(lidar.cut_holes, holes=(2, 3, 5, 7, 10)))
+"""So many holes of 2 % of the points."""
+
+crosstalk = graded("nuscenes_c/crosstalk", over(lidar.disturb_points, share=(0.004, 0.008, 0.012, 0.016, 0.020)))
+"""A share of the points is disturbed."""
+
+gaussian_lidar = graded("nuscenes_c/gaussian_lidar", over(lidar.add_normal, std=_POINT_NOISE))
+"""Normal noise on every column of the points."""
+
+uniform_lidar = graded("nuscenes_c/uniform_lidar", over(lidar.add_uniform, size=_POINT_NOISE))
+"""Uniform noise on every column of the points."""
+
+impulse_lidar = graded("nuscenes_c/impulse_lidar", over(lidar.jolt_points, one_in=(30, 25, 20, 15, 10)))
+"""One in so many points jumps by 0.1 on every column."""
+
+gaussian_camera = graded("nuscenes_c/gaussian_camera", cameras=over_pictures(add_normal, std=_PICTURE_NOISE))
+"""Normal noise on every pixel."""
+
+uniform_camera = graded("nuscenes_c/uniform_camera", cameras=over_pictures(add_uniform, size=_PICTURE_NOISE))
+"""Uniform noise on every pixel."""
+
+impulse_camera = graded(
+    "nuscenes_c/impulse_camera", cameras=over_pictures(strew, share=(0.03, 0.06, 0.09, 0.17, 0.27))
 )
-
-NOISE = (0.02, 0.04, 0.06, 0.08, 0.10)
-PICTURE_NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)
-
-
-def fov_lost(severity: int = 1) -> Corruption:
-    """The LiDAR sees to 105, 90, 75, 60, 45 degrees on either side of ahead."""
-    name = "nuscenes_c/fov_lost"
-    return Corruption(name, lidar=KeepSector(of_severity(name, severity, (105.0, 90.0, 75.0, 60.0, 45.0))))
-
-
-def density(severity: int = 1) -> Corruption:
-    """6, 12, 18, 24, 30 % of the points are lost."""
-    name = "nuscenes_c/density"
-    return Corruption(name, lidar=DropPoints(of_severity(name, severity, (0.06, 0.12, 0.18, 0.24, 0.30))))
-
-
-def cutout(severity: int = 1) -> Corruption:
-    """2, 3, 5, 7, 10 holes of 2 % of the points."""
-    name = "nuscenes_c/cutout"
-    return Corruption(name, lidar=CutHoles(of_severity(name, severity, (2, 3, 5, 7, 10))))
-
-
-def crosstalk(severity: int = 1) -> Corruption:
-    """0.4 to 2 % of the points are disturbed."""
-    name = "nuscenes_c/crosstalk"
-    return Corruption(name, lidar=Crosstalk(of_severity(name, severity, (0.004, 0.008, 0.012, 0.016, 0.020))))
-
-
-def gaussian_lidar(severity: int = 1) -> Corruption:
-    """Normal noise on every column of the points."""
-    name = "nuscenes_c/gaussian_lidar"
-    return Corruption(name, lidar=NoisyPoints(of_severity(name, severity, NOISE)))
-
-
-def uniform_lidar(severity: int = 1) -> Corruption:
-    """Uniform noise on every column of the points."""
-    name = "nuscenes_c/uniform_lidar"
-    return Corruption(name, lidar=NoisyPoints(of_severity(name, severity, NOISE), uniform=True))
-
-
-def impulse_lidar(severity: int = 1) -> Corruption:
-    """One in 30, 25, 20, 15, 10 points jumps by 0.1 on every column."""
-    name = "nuscenes_c/impulse_lidar"
-    return Corruption(name, lidar=ImpulsePoints(of_severity(name, severity, (30, 25, 20, 15, 10))))
-
-
-def gaussian_camera(severity: int = 1) -> Corruption:
-    """Normal noise on every pixel."""
-    name = "nuscenes_c/gaussian_camera"
-    return Corruption(name, cameras=NoisyPictures(of_severity(name, severity, PICTURE_NOISE)))
-
-
-def uniform_camera(severity: int = 1) -> Corruption:
-    """Uniform noise on every pixel."""
-    name = "nuscenes_c/uniform_camera"
-    return Corruption(name, cameras=NoisyPictures(of_severity(name, severity, PICTURE_NOISE), uniform=True))
-
-
-def impulse_camera(severity: int = 1) -> Corruption:
-    """3, 6, 9, 17, 27 % of the pixels' channels are white or black."""
-    name = "nuscenes_c/impulse_camera"
-    return Corruption(name, cameras=SaltAndPepper(of_severity(name, severity, (0.03, 0.06, 0.09, 0.17, 0.27))))
+"""A share of the pixels' channels is white or black."""

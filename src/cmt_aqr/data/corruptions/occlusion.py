@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from cmt_aqr.data.corruptions.pictures import EachPicture, Picture, look_up
+from cmt_aqr.data.corruptions.pictures import Picture, look_up
 from cmt_aqr.errors import SettingError
 
 MASKS = 16
@@ -19,30 +20,26 @@ MASKS = 16
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
 
 
-class Occluded(EachPicture):
-    """Every image gets one of 16 masks: with a = (m / 255)^3, picture' = a picture + (1 - a) m.
+def occlude(picture: Picture, random: Generator, masks: Sequence[Path | int]) -> Picture:
+    """The picture under one of 16 masks: with a = (m / 255)^3, picture' = a picture + (1 - a) m."""
+    mask = _loaded(masks[int(random.integers(MASKS))], picture.shape[0], picture.shape[1])
+    return look_up(_blends(), mask, picture)
+
+
+def masks_of(folder: str | None) -> Sequence[Path | int]:
+    """The 16 masks of a folder, in order; or numbers of splashes of mud of our own.
 
     Args:
-        masks: folder with nuScenes-R's 16 masks (its Occlusion_mask.zip), which are turned by 90 degrees
-            counter-clockwise and resized to the picture; ``None``: splashes of mud of our own, as many.
+        folder: with nuScenes-R's masks (its Occlusion_mask.zip), which are turned by 90 degrees counter-clockwise
+            and resized to the picture; ``None``: our own.
 
     Raises:
         SettingError: there is no such folder, or there are not 16 pictures in it.
     """
-
-    def __init__(self, masks: str | None = None) -> None:
-        self.files = None if masks is None else _mask_files(masks)
-
-    def change(self, picture: Picture, random: Generator, view: int) -> Picture:
-        """Lay a mask over the picture."""
-        number, (height, width) = int(random.integers(MASKS)), picture.shape[:2]
-        mask = _loaded(self.files[number] if self.files else number, height, width)
-        return look_up(_blends(), mask, picture)
-
-
-def _mask_files(folder: str) -> list[Path]:
+    if folder is None:
+        return range(MASKS)
     path = Path(folder).expanduser()
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _ENDINGS) if path.is_dir() else []
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _ENDINGS)
     if len(found) != MASKS:
         what = f"{len(found)} pictures are in it" if path.is_dir() else "there is no such folder"
         raise SettingError(
@@ -75,19 +72,13 @@ def _loaded(mask: Path | int, height: int, width: int) -> NDArray[np.uint8]:
 def mud_mask(number: int, height: int, width: int) -> NDArray[np.uint8]:
     """A splash of mud (height, width): 255 is clean glass, the darker the more is hidden.
 
-    Drops of all sizes around a few centres; a quarter to a half of the picture is covered. The
-    same for a number and shape always.
-
-    Args:
-        number: which, from 0.
-        height: pixels.
-        width: pixels.
+    Drops of all sizes around a few centres; a quarter to a half of the picture is covered. The same for a number
+    and shape always.
     """
     random = np.random.default_rng((number, 0x3D))
-    rows, columns = 225, 400
+    rows, columns, drops = 225, 400, 90
     canvas = np.full((rows, columns), 255, dtype=np.uint8)
     centres = random.random((int(random.integers(2, 5)), 2))
-    drops = 90
     around = centres[random.integers(len(centres), size=drops)] + random.normal(0, 0.16, (drops, 2))
     radii = np.clip(random.pareto(1.6, drops) * 6, 3, 55)
     shades = random.integers(25, 110, drops)
@@ -98,5 +89,4 @@ def mud_mask(number: int, height: int, width: int) -> NDArray[np.uint8]:
     grain = random.normal(0, 7, (rows // 8, columns // 8)).astype(np.float32)
     soft = cv2.GaussianBlur(canvas, (0, 0), 1.5).astype(np.float32)
     soft += cv2.resize(grain, (columns, rows)) * (soft < 200)
-    mud = np.clip(cv2.resize(soft, (width, height)), 0, 255)
-    return mud.astype(np.uint8)
+    return np.clip(cv2.resize(soft, (width, height)), 0, 255).astype(np.uint8)

@@ -1,17 +1,23 @@
-"""Images one after another, as they were read, each changed by itself."""
+"""Images one after another, as they were read, each changed by itself.
+
+A change is a function of a picture, which stays as it is, and of a generator of its own.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
+from scipy.stats import norm
 
-from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.corruptions.corruption import over
 from cmt_aqr.structures import Frame
 
 Picture = NDArray[np.uint8]
@@ -20,46 +26,30 @@ Picture = NDArray[np.uint8]
 BAND = 16
 """Rows of 1600 pixels that are computed at once where a step has many passes, so that they stay in the cache."""
 
+DOWN = 1e-4 - 0.5
+"""What turns OpenCV's rounding into cutting off below the point; a whole number that came out just below stays."""
 
-class EachPicture:
-    """Changes the images of a frame one by one; the raw ones, before they are resized and normalised.
+LEVELS = 256
+"""Equally likely outcomes that stand for a distribution of what a pixel becomes."""
 
-    A subclass says what becomes of one picture, with a generator of its own.
-    """
 
-    def __call__(self, frame: Frame, random: Generator) -> Frame:
-        """Change every image that :meth:`change` is asked for."""
-        assert frame.images is not None
-        if frame.images.dtype != torch.uint8:
-            raise DataError(
-                f"{type(self).__name__} needs images as they were read (uint8), but got {frame.images.dtype}: put "
-                "it before image processing"
-            )
-        views = np.ascontiguousarray(frame.images.permute(0, 2, 3, 1).numpy())
-        changed = np.empty_like(views)
-        for view, own in enumerate(random.spawn(len(views))):
-            changed[view] = self.change(views[view], own, view)
-        return frame.replace(images=torch.from_numpy(changed).permute(0, 3, 1, 2))
+def each_picture(frame: Frame, random: Generator, change: Callable[[Picture, Generator], Picture]) -> Frame:
+    """Change the images of a frame one by one; the raw ones, before they are resized and normalised."""
+    assert frame.images is not None
+    views = np.ascontiguousarray(frame.images.permute(0, 2, 3, 1).numpy())
+    changed = np.empty_like(views)
+    for view, own in enumerate(random.spawn(len(views))):
+        changed[view] = change(views[view], own)
+    return frame.replace(images=torch.from_numpy(changed).permute(0, 3, 1, 2))
 
-    def change(self, picture: Picture, random: Generator, view: int) -> Picture:
-        """What becomes of a picture.
 
-        Args:
-            picture: (height, width, 3) uint8, BGR; it stays as it is.
-            random: of this picture.
-            view: its place in ``CAMERAS``.
-        """
-        raise NotImplementedError
+def over_pictures(change: Callable[..., Picture], **settings: Sequence[Any]) -> list[Callable[..., Frame]]:
+    """A change of pictures by severity, as :func:`~cmt_aqr.data.corruptions.corruption.over` has it for frames."""
+    return over(each_picture, change=over(change, **settings))
 
 
 def floor(values: NDArray[np.float32], result: NDArray[np.uint8]) -> None:
-    """Values of 0 or more as pixels, cut off below the point and at 255, in one pass.
-
-    Args:
-        values: of any shape.
-        result: of the same shape, filled in.
-    """
-    # OpenCV rounds; without a little more, a whole number that came out just below would lose one.
+    """Fill in values of 0 or more as pixels of the same shape, cut off below the point and at 255."""
     cv2.convertScaleAbs(values, result, 1, DOWN)
 
 
@@ -71,18 +61,6 @@ def planes_of(picture: Picture) -> list[NDArray[np.uint8]]:
 def picture_of(planes: Sequence[NDArray[np.uint8]]) -> Picture:
     """The picture of channels (height, width)."""
     return np.asarray(cv2.merge(planes), dtype=np.uint8)
-
-
-DOWN = 1e-4 - 0.5
-"""What turns rounding into cutting off below the point."""
-
-LEVELS = 256
-"""Equally likely outcomes that stand for a distribution of what a pixel becomes."""
-
-
-def spread_quantiles(random: Generator) -> NDArray[np.float64]:
-    """(LEVELS,) probabilities, evenly apart; where the first lies is drawn, so that over pictures all are met."""
-    return (np.arange(LEVELS) + random.random()) / LEVELS
 
 
 def random_bytes(shape: tuple[int, ...], random: Generator) -> NDArray[np.uint8]:
@@ -105,107 +83,117 @@ def look_up(table: NDArray[np.uint8], first: Picture, second: Picture) -> Pictur
     return result
 
 
-class BlackViews:
-    """Some images are black (0 before normalisation).
+def black_views(
+    frame: Frame, random: Generator, probability: float = 1.0, views: Sequence[int] | None = None
+) -> Frame:
+    """Each image, or each of some views, is black (0 before normalisation) with a probability."""
+    assert frame.images is not None
+    struck = random.random(len(frame.images)) < probability
+    if views is not None:
+        struck &= np.isin(np.arange(len(struck)), views)
+    images = frame.images.permute(0, 2, 3, 1).numpy().copy()
+    images[struck] = 0
+    return frame.replace(images=torch.from_numpy(images).permute(0, 3, 1, 2))
 
-    Args:
-        probability: of each image, independently.
-        views: or the places in ``CAMERAS`` of those that are, always.
+
+def brighten(picture: Picture, random: Generator, added: float) -> Picture:
+    """Value (of hue, saturation, value) is raised by ``added``, of 1; the others stay; black becomes grey."""
+    planes = planes_of(picture)
+    value = np.maximum(np.maximum(planes[0], planes[1]), planes[2])
+    return picture_of([look_up(_brighter(added), value, plane) for plane in planes])
+
+
+@functools.cache
+def _brighter(added: float) -> NDArray[np.uint8]:
+    """(value, channel) as they were, 256 each: the channel as it becomes.
+
+    With hue and saturation kept, every channel is proportional to the value: x' = x min(V + added, 1) / V.
     """
-
-    def __init__(self, probability: float = 1.0, views: tuple[int, ...] | None = None) -> None:
-        self.probability = probability
-        self.views = views
-
-    def __call__(self, frame: Frame, random: Generator) -> Frame:
-        """Blacken the images that are struck."""
-        assert frame.images is not None
-        struck = random.random(len(frame.images)) < self.probability
-        if self.views is not None:
-            struck &= np.isin(np.arange(len(struck)), self.views)
-        views = frame.images.permute(0, 2, 3, 1).numpy().copy()
-        views[struck] = 0
-        return frame.replace(images=torch.from_numpy(views).permute(0, 3, 1, 2))
+    value, channel = np.arange(256)[:, None] / 255, np.arange(256) / 255
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bright = np.where(value > 0, channel * np.minimum(value + added, 1) / value, min(added, 1))
+    # A little more than nothing, or what rounding makes of 255 would be cut off to 254.
+    return np.minimum(255 * bright + 1e-6, 255).astype(np.uint8)
 
 
-class Brighter(EachPicture):
-    """Value (of hue, saturation, value) is raised; hue and saturation stay.
-
-    With both kept, every channel is proportional to the value, so that x' = x min(V + added, 1) / V.
-
-    Args:
-        added: to the value, of 1.
-    """
-
-    def __init__(self, added: float) -> None:
-        value, channel = np.arange(256)[:, None] / 255, np.arange(256) / 255
-        with np.errstate(divide="ignore", invalid="ignore"):
-            bright = np.where(value > 0, channel * np.minimum(value + added, 1) / value, min(added, 1))
-        # A little more than nothing, or what rounding makes of 255 would be cut off to 254.
-        self.table = np.minimum(255 * bright + 1e-6, 255).astype(np.uint8)
-        """(value, channel) as they were: the channel as it becomes."""
-
-    def change(self, picture: Picture, random: Generator, view: int) -> Picture:
-        """Scale the channels; black becomes grey."""
-        planes = planes_of(picture)
-        value = np.maximum(np.maximum(planes[0], planes[1]), planes[2])
-        return picture_of([look_up(self.table, value, plane) for plane in planes])
+def blur(picture: Picture, random: Generator, sigma: float) -> Picture:
+    """Motion blur of 31 taps in a direction of -45 to 45 degrees, cut off below the point; see :func:`blurred`."""
+    result = np.empty_like(picture)
+    for rows, sums in blurred(picture, random.uniform(-45.0, 45.0), sigma, radius=15):
+        floor(sums, result[rows])
+    return result
 
 
-class Blur(EachPicture):
-    """Motion blur: taps along a line, from the pixel in one direction, with the weights of half a Gaussian.
+def blurred(
+    picture: NDArray, degrees: float, sigma: float, radius: int
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Blur a picture along a line, some rows at a time.
 
-    Edge pixels are repeated beyond the border (the motion blur of Hendrycks and Dietterich's ImageNet-C).
+    Taps lie from the pixel in one direction, with the weights of half a Gaussian; edge pixels are repeated beyond
+    the border (the motion blur of Hendrycks and Dietterich's ImageNet-C).
 
     Args:
+        picture: (height, width) or (height, width, channel), uint8.
+        degrees: the direction.
         sigma: of the Gaussian, pixels.
         radius: there are 2 radius + 1 taps, a pixel apart.
-        degrees: lowest and highest angle of the direction.
+
+    Yields:
+        Rows, and what they become, float32; the array is used again for the next.
     """
+    weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
+    weights = (weights / weights.sum()).astype(np.float32)
+    height, width = picture.shape[:2]
+    edge = len(weights)
+    padded = cv2.copyMakeBorder(picture, edge, edge, edge, edge, cv2.BORDER_REPLICATE)
+    angle = np.deg2rad(degrees)
+    line = np.arange(edge)[:, None] * (np.sin(angle), np.cos(angle))
+    offsets = -np.ceil(line - 0.5).astype(np.int64)  # rows and columns (tap, 2) of the shift
+    starts = np.flatnonzero(np.diff(offsets, axis=0, prepend=edge).any(axis=1))  # some fall into one pixel
+    offsets, weights = offsets[starts], np.add.reduceat(weights, starts)
+    # A weighted mean, tap after tap: OpenCV has no sum of weighted bytes in one pass, but this.
+    taps = list(zip(offsets.tolist(), (weights / np.cumsum(weights)).tolist(), strict=True))
+    rows = min(BAND * 4800 * len(picture) // picture.size + 1, height)
+    band = np.empty((rows, *picture.shape[1:]), np.float32)
+    for top in range(0, height, rows):
+        sums = band[: height - top]
+        sums[:] = 0
+        for (down, right), share in taps:
+            first, left = top + edge - down, edge - right
+            cv2.accumulateWeighted(padded[first : first + len(sums), left : left + width], sums, share)
+        yield slice(top, top + len(sums)), sums
 
-    def __init__(self, sigma: float, radius: int = 15, degrees: tuple[float, float] = (-45.0, 45.0)) -> None:
-        weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
-        self.weights = (weights / weights.sum()).astype(np.float32)
-        self.degrees = degrees
 
-    def offsets(self, degrees: float) -> NDArray[np.int64]:
-        """Rows and columns (tap, 2) that the picture is shifted by for every tap."""
-        angle = np.deg2rad(degrees)
-        line = np.arange(len(self.weights))[:, None] * (np.sin(angle), np.cos(angle))
-        return -np.ceil(line - 0.5).astype(np.int64)
+def _quantiles(random: Generator) -> NDArray[np.float64]:
+    """(LEVELS,) probabilities, evenly apart; where the first lies is drawn, so that over pictures all are met."""
+    return (np.arange(LEVELS) + random.random()) / LEVELS
 
-    def change(self, picture: Picture, random: Generator, view: int) -> Picture:
-        """Add the shifted pictures up, cut off below the point."""
-        result = np.empty_like(picture)
-        for rows, sums in self.blurred(picture, random.uniform(*self.degrees)):
-            floor(sums, result[rows])
-        return result
 
-    def blurred(self, picture: NDArray, degrees: float) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Blur a picture in a direction, some rows at a time.
+def add_uniform(picture: Picture, random: Generator, size: float) -> Picture:
+    """Uniform noise from ``-size`` to ``size``, of full white, on every channel, cut off below the point."""
+    quantiles, drawn = _quantiles(random), random_bytes(picture.shape, random)
+    width = 255 * size
+    least = width * (2 * float(quantiles[0]) - 1)
+    return np.asarray(cv2.addWeighted(drawn, 2 * width / LEVELS, picture, 1, least + DOWN), dtype=np.uint8)
 
-        Args:
-            picture: (height, width) or (height, width, channel), uint8.
-            degrees: the direction.
 
-        Yields:
-            Rows, and what they become, float32; the array is used again for the next.
-        """
-        height, width = picture.shape[:2]
-        edge = len(self.weights)
-        padded = cv2.copyMakeBorder(picture, edge, edge, edge, edge, cv2.BORDER_REPLICATE)
-        offsets = self.offsets(degrees)
-        starts = np.flatnonzero(np.diff(offsets, axis=0, prepend=edge).any(axis=1))  # some fall into one pixel
-        offsets, weights = offsets[starts], np.add.reduceat(self.weights, starts)
-        # A weighted mean, tap after tap: OpenCV has no sum of weighted bytes in one pass, but this.
-        taps = list(zip(offsets.tolist(), (weights / np.cumsum(weights)).tolist(), strict=True))
-        band = np.empty(
-            (min(BAND * 4800 * len(picture) // picture.size + 1, height), *picture.shape[1:]), np.float32
-        )
-        for top in range(0, height, len(band)):
-            sums = band[: height - top]
-            sums[:] = 0
-            for (down, right), share in taps:
-                first, left = top + edge - down, edge - right
-                cv2.accumulateWeighted(padded[first : first + len(sums), left : left + width], sums, share)
-            yield slice(top, top + len(sums)), sums
+def add_normal(picture: Picture, random: Generator, std: float) -> Picture:
+    """Normal noise, of full white, on every channel: one of ``LEVELS`` quantiles, cut off below the point."""
+    quantiles, drawn = _quantiles(random), random_bytes(picture.shape, random)
+    # Pixels are whole steps: the noise may be cut off below the point by itself.
+    steps = np.floor(255 * std * norm.ppf(quantiles) + 1e-6)
+    amount = cv2.LUT(drawn, np.minimum(np.abs(steps), 255).astype(np.uint8))
+    up = cv2.threshold(drawn, int((steps < 0).sum()) - 1, 255, cv2.THRESH_BINARY)[1]
+    cv2.bitwise_and(amount, up, up)
+    down = cv2.subtract(amount, up, amount)
+    return np.asarray(cv2.subtract(cv2.add(picture, up, up), down, down), dtype=np.uint8)
+
+
+def strew(picture: Picture, random: Generator, share: float) -> Picture:
+    """A share of the pixels' channels is white or black, as often the one as the other."""
+    quantiles, drawn = _quantiles(random), random_bytes(picture.shape, random)
+    struck, white = (int((quantiles < part).sum()) for part in (share, share / 2))
+    kept = cv2.threshold(drawn, struck - 1, 255, cv2.THRESH_BINARY)[1]
+    cv2.bitwise_and(picture, kept, kept)
+    cv2.threshold(drawn, white - 1, 255, cv2.THRESH_BINARY_INV, drawn)
+    return np.asarray(cv2.bitwise_or(kept, drawn, kept), dtype=np.uint8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from numpy.random import Generator
 
@@ -9,6 +11,9 @@ from cmt_aqr.data.corruptions.corruption import condition_generator
 from cmt_aqr.data.dataset import generator_of_frame
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.structures import Frame, FrameSource, Returns
+
+FIRST = 2
+"""Number in the split of the first frame whose points MultiCorrupt replaces."""
 
 
 def source_of(frame: Frame) -> FrameSource:
@@ -24,43 +29,19 @@ def source_of(frame: Frame) -> FrameSource:
     return frame.source
 
 
-class EarlierFiles:
-    """The LiDAR's files are those of the frame before: MultiCorrupt's temporal misalignment of points.
+def earlier_files(frame: Frame, random: Generator, probability: float) -> Frame:
+    """With a probability, the LiDAR's files are those of the frame before in the split, of whatever scene.
 
-    The frame before is that of the split, of whatever scene. Its files take the places of this frame's, and are
-    moved by this frame's motions; if the two have different numbers of sweeps, only the keyframe's file is.
-
-    Args:
-        probability: of a frame.
-        first: number in the split of the first frame that it can strike.
+    They take the places of this frame's, and are moved by this frame's motions; if the two have different numbers
+    of sweeps, only the keyframe's file is.
     """
-
-    def __init__(self, probability: float, first: int = 2) -> None:
-        self.probability = probability
-        self.first = first
-
-    def __call__(self, frame: Frame, random: Generator) -> Frame:
-        """Replace files, or none."""
-        source = source_of(frame)
-        before = source.earlier(1, same_scene=False)
-        if random.random() >= self.probability or source.number < self.first or before is None:
-            return frame
-        points, returns = before.points()
-        assert frame.returns is not None and returns is not None
-        equal = len(returns.motions) == len(frame.returns.motions)
-        return frame.replace(**_replaced(frame, frame.returns, points, returns, whole=equal))
-
-
-def _replaced(frame: Frame, own: Returns, points: torch.Tensor, returns: Returns, whole: bool) -> dict:
-    """Points and returns of a frame with another's files in their place.
-
-    Args:
-        frame: to change.
-        own: its returns.
-        points: the other's, in its own keyframe's LiDAR frame.
-        returns: the other's.
-        whole: all sweeps, or the keyframe's alone.
-    """
+    source, own = source_of(frame), frame.returns
+    before = source.earlier(1, same_scene=False)
+    if random.random() >= probability or source.number < FIRST or before is None:
+        return frame
+    points, returns = before.points()
+    assert own is not None and returns is not None
+    whole = len(returns.motions) == len(own.motions)
     parts, sweeps, rings = [], [], []
     for sweep, now in enumerate(own.motions):
         replaced = whole or sweep == 0
@@ -76,35 +57,28 @@ def _replaced(frame: Frame, own: Returns, points: torch.Tensor, returns: Returns
         sweeps.append(from_returns.sweep[chosen])
         rings.append(from_returns.ring[chosen])
     kept = Returns(sweep=torch.cat(sweeps), ring=torch.cat(rings), motions=own.motions)
-    return {"points": torch.cat(parts), "returns": kept}
+    return frame.replace(points=torch.cat(parts), returns=kept)
 
 
-class EarlierImages:
-    """Each image, on its own, is that of the frame before in the split, of whatever scene.
-
-    Args:
-        probability: of each image.
-    """
-
-    def __init__(self, probability: float) -> None:
-        self.probability = probability
-
-    def __call__(self, frame: Frame, random: Generator) -> Frame:
-        """Replace the images that are struck."""
-        assert frame.images is not None
-        before = source_of(frame).earlier(1, same_scene=False)
-        struck = random.random(len(frame.images)) < self.probability
-        if before is None or not struck.any():
-            return frame
-        return frame.replace(images=with_images(frame.images, dict.fromkeys(struck.nonzero()[0], before)))
+def earlier_images(frame: Frame, random: Generator, probability: float) -> Frame:
+    """Each image, with a probability, is that of the frame before in the split, of whatever scene."""
+    assert frame.images is not None
+    before = source_of(frame).earlier(1, same_scene=False)
+    struck = random.random(len(frame.images)) < probability
+    if before is None:
+        return frame
+    return with_images(frame, dict.fromkeys(struck.nonzero()[0], before))
 
 
-def with_images(images: torch.Tensor, sources: dict[int, FrameSource]) -> torch.Tensor:
-    """Images (view, 3, height, width) with some replaced by those of other frames, by view."""
-    changed = images.clone()
+def with_images(frame: Frame, sources: Mapping[int, FrameSource]) -> Frame:
+    """A frame with some images replaced by those of other frames, by view."""
+    if not sources:
+        return frame
+    assert frame.images is not None
+    images = frame.images.clone()
     for view, source in sources.items():
-        changed[view] = source.image(view)
-    return changed
+        images[view] = source.image(view)
+    return frame.replace(images=images)
 
 
 class Stuck:
@@ -140,18 +114,10 @@ class Stuck:
         assert frame.images is not None
         views = len(frame.images)
         sources = {view: self.shown(source, random, view, views) for view in range(views)}
-        late = {view: shown for view, shown in sources.items() if shown is not source}
-        return frame.replace(images=with_images(frame.images, late)) if late else frame
+        return with_images(frame, {view: shown for view, shown in sources.items() if shown is not source})
 
     def shown(self, source: FrameSource, random: Generator, sensor: int, sensors: int) -> FrameSource:
-        """The frame that a sensor shows at the time of another.
-
-        Args:
-            source: of the frame that is asked for.
-            random: of that frame, which other frames' generators are told from.
-            sensor: which of them.
-            sensors: how many draw together.
-        """
+        """The frame that a sensor, of several that draw together, shows at the time of another."""
         while (before := source.earlier(1)) is not None and self._is_stuck(source, random, sensor, sensors):
             source = before
             if self.burst == 1:
