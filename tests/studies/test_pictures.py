@@ -21,7 +21,7 @@ from cmt_aqr.studies.pictures import (
     colour_scale,
     image_edges,
 )
-from cmt_aqr.studies.rendering import ARRANGEMENT, box_lines
+from cmt_aqr.studies.rendering import VIEWS, box_lines
 from tests.helpers.aqr_scenes import GOLDEN_GRID, GRID, IMAGE_MAP, IMAGE_SIZE, rig
 from tests.helpers.builders import box
 
@@ -120,7 +120,7 @@ def test_the_map_of_a_query_is_coloured_at_its_pixel_in_its_own_view() -> None:
     figure = camera_picture(scene(camera=pair(weights)))
     axes = [axis for axis in figure.axes if axis.get_title()]
     assert [axis.get_title() for axis in axes] == 2 * [
-        name.removeprefix("CAM_").replace("_", " ").lower() for name in ARRANGEMENT
+        CAMERAS[view].removeprefix("CAM_").replace("_", " ").lower() for view in VIEWS
     ]
     picture = rendered(figure)
     for axis in axes:

@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmt_aqr.aqr.statistics import map_statistics
-from cmt_aqr.constants import CAMERAS
 from cmt_aqr.geometry import BEVGrid, pixel_of_cell
 from cmt_aqr.studies.rendering import (
-    ARRANGEMENT,
     FOUND_STYLE,
     TRUTH_STYLE,
+    VIEWS,
     Styled,
     box_handles,
-    render_camera,
+    render_cameras,
     render_from_above,
 )
 
@@ -241,19 +240,17 @@ def _versions(targets: Sequence, maps: MapPair) -> list[tuple]:
 
 def _render_cameras(part: Figure | SubFigure, scene: Scene, weights: Tensor | None) -> list[Axes]:
     """The six images, with a map (view, row, column) over them if one is given; returns their axes."""
-    grid = part.subplots(2, 3, squeeze=False)
-    for axis, camera in zip(grid.flat, ARRANGEMENT, strict=True):
-        view = CAMERAS.index(camera)
-        image = None if scene.images is None else scene.images[view]
-        lidar2img = scene.lidar2img[view]
-        render_camera(axis, camera, image, scene.boxes, lidar2img, scene.image_size, scene.image_extent)
+    axes: list[Axes] = list(part.subplots(2, 3).flat)
+    assert scene.images is not None
+    render_cameras(axes, scene.images, scene.boxes, scene.lidar2img, scene.image_size, scene.image_extent)
+    for axis, view in zip(axes, VIEWS, strict=True):
         if scene.beta is not None and scene.beta.cells is not None:
             lost = scene.beta.cells[view].numpy()
             axis.imshow(lost, cmap=_LOST, vmin=0, vmax=1, extent=scene.image_extent, aspect="auto", zorder=3)
         if weights is not None and scene.camera is not None:
             edges = image_edges((weights.shape[1], weights.shape[2]), scene.image_size)
             _paint(axis, edges, weights[view], scene.camera, strongest=_CAMERA_OPACITY)
-    return list(grid.flat)
+    return axes
 
 
 def _paint(
