@@ -1,9 +1,9 @@
 """Running with several devices: one process each, started, watched and ended by the command.
 
 Lightning would start the others by calling the command once more. Within a sweep (``-m``) such a call is a sweep
-again, and the environment variables of the first run stay and mislead the second. Here the command's own process
-takes no part in the training: it starts every process with an explicit job and the environment that ``torchrun``
-would give it, waits, and hands their result or error back. So each run of a sweep begins from a clean state.
+again, and the environment variables of the first run mislead the second. Here the command's own process takes no
+part in the training: it starts every process with an explicit job and the environment that ``torchrun`` would give
+it, waits, and hands their result or error back.
 """
 
 from __future__ import annotations
@@ -48,16 +48,12 @@ STOP_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is told to do.
+    """What a process is told to do: a task, by its dotted name, and its arguments.
 
     Attributes:
-        task: dotted name of the function, a :data:`Task`.
-        config: its configuration, not resolved.
-        folder: the run's folder.
-        overrides: as given on the command line.
         hydra: Hydra's own configuration, for ``${hydra:...}``; ``None`` outside of Hydra.
-        sigterm_saves: SIGTERM does not end the run, because the command's process lets it pass.
         arguments: ``sys.argv`` of the command, for the record.
+        sigterm_saves: SIGTERM does not end the run, because the command's process lets it pass.
     """
 
     task: str
@@ -71,17 +67,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a process sends when it is done.
-
-    Attributes:
-        metrics: the task's result; ``None`` where it was left early, without an error or with one.
-        error: what was raised.
-        time: when, in seconds; the first error is the cause of the others.
-    """
+    """What a process sends when it is done: metrics, an error, or neither where it was left early; and when."""
 
     metrics: Metrics | None
     error: BaseException | None
     time: float
+    """In seconds; the first error is the cause of the others."""
 
 
 def run_task(task: Task, config: DictConfig, folder: Path, overrides: list[str]) -> Metrics:
@@ -93,43 +84,35 @@ def run_task(task: Task, config: DictConfig, folder: Path, overrides: list[str])
         folder: the run's folder, shared by all processes.
         overrides: as given on the command line.
 
-    Returns:
-        The official metrics.
-
     Raises:
-        UserError: the trainer's devices do not fit the processes that torchrun or srun started, or a process
-            was killed.
+        UserError: the trainer's devices do not fit the processes that torchrun or srun started, or one was killed.
     """
     processes = processes_to_start(config)
     if processes == 0:
         return run_here(task, config, folder, overrides)
+    hydra: Any = HydraConfig.instance().cfg
     job = Job(
         task=f"{task.__module__}.{task.__qualname__}",
         config=config,
         folder=str(folder),
         overrides=overrides,
-        hydra=_sendable_config(),
+        # Without its schema's classes: those of a launcher's plugin may be loaded twice.
+        hydra=None if hydra is None else OmegaConf.create(unresolved(hydra)),
         arguments=sys.argv,
         sigterm_saves=is_others(signal.SIGTERM),
     )
     return Processes(job, processes).run()
 
 
-def _sendable_config() -> DictConfig | None:
-    """Hydra's configuration without its schema's classes: those of a launcher's plugin may be loaded twice."""
-    config: Any = HydraConfig.instance().cfg
-    return None if config is None else OmegaConf.create(unresolved(config))
-
-
 def run_here(task: Task, config: DictConfig, folder: Path, overrides: list[str]) -> Metrics:
     """Run a task in this process, and end its loggers."""
-    done = False
+    failed = True
     try:
         metrics = task(config, folder, overrides)
-        done = True
+        failed = False
         return metrics
     finally:
-        finish_loggers(failed=not done)
+        finish_loggers(failed)
 
 
 def processes_to_start(config: DictConfig) -> int:
@@ -180,10 +163,6 @@ class Processes:
     Each has a connection to this process. It receives its job there, and its end tells it that this process is
     gone, however that happened: it then ends itself. Each is the head of a process group, so that its loader
     workers can be ended with it, and so that Ctrl-C in a terminal reaches only this process.
-
-    Args:
-        job: what to do; the same for all.
-        count: number of processes.
     """
 
     def __init__(self, job: Job, count: int) -> None:
@@ -235,7 +214,7 @@ class Processes:
             stopping = self._signal is not None and self._processes[0].returncode is None
             if stopping:
                 deadline = min(deadline, time.monotonic() + STOP_SECONDS)
-            elif self._signal is not None or self._failed():
+            elif self._signal is not None or self._errors() or any(one.poll() for one in self._processes):
                 deadline = min(deadline, time.monotonic() + ERROR_SECONDS)
             time.sleep(POLL_SECONDS)
             self._collect()
@@ -247,10 +226,6 @@ class Processes:
                 while rank not in self._outcomes and connection.poll():
                     self._outcomes[rank] = connection.recv()
 
-    def _failed(self) -> bool:
-        broken = any(process.returncode not in (None, 0) for process in self._processes)
-        return broken or any(outcome.error is not None for outcome in self._outcomes.values())
-
     def _end_all(self) -> None:
         self._killed_by_us = {rank for rank, process in enumerate(self._processes) if process.poll() is None}
         for process in self._processes:
@@ -260,6 +235,11 @@ class Processes:
         for connection in self._connections:
             connection.close()
 
+    def _errors(self) -> list[Outcome]:
+        """Those that failed, the first one first."""
+        failed = [outcome for outcome in self._outcomes.values() if outcome.error is not None]
+        return sorted(failed, key=lambda outcome: outcome.time)
+
     def _result(self) -> Metrics:
         for rank, process in enumerate(self._processes):
             died = process.returncode < 0 and rank not in self._killed_by_us and rank not in self._outcomes
@@ -268,9 +248,8 @@ class Processes:
                     f"process {rank} of {self.count} was ended by {signal.Signals(-process.returncode).name} (out "
                     f"of memory, if nobody sent it), and the others with it; the run's folder is {self.job.folder}"
                 )
-        errors = [outcome for outcome in self._outcomes.values() if outcome.error is not None]
-        if errors:
-            first = min(errors, key=lambda outcome: outcome.time).error
+        for failed in self._errors():
+            first = failed.error
             assert first is not None
             if self._signal is not None and isinstance(first, SystemExit) and is_others(self._signal):
                 signal.raise_signal(self._signal)
@@ -326,14 +305,7 @@ def correct_record(folder: Path, error: Exception) -> None:
 
 
 def worker_environment(environment: Mapping[str, str], rank: int, count: int, port: int) -> dict[str, str]:
-    """The environment of a process: this one's, and what ``torchrun`` sets on one machine.
-
-    Args:
-        environment: to begin with.
-        rank: of the process.
-        count: of processes.
-        port: where the store is that they find each other by.
-    """
+    """An environment, and what ``torchrun`` sets on one machine, with the store at a port of this one."""
     return {
         **environment,
         "RANK": str(rank),

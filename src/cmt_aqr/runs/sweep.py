@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import os
 from collections.abc import Iterator
@@ -15,15 +14,15 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cmt_aqr.errors import UserError
+from cmt_aqr.files import write_table
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.folder import COMPLETE, FAILED, NEW, STOPPED, Run
 from cmt_aqr.runs.sweep_runs import identity, runs_of
-from cmt_aqr.runs.sweep_summary import summary_table, write_summary
+from cmt_aqr.runs.sweep_summary import summary_rows, summary_table
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +97,7 @@ def forget() -> None:
 def finish() -> str | None:
     """Print the summary of the sweep that ended in this process, and write ``summary.csv``.
 
-    Returns:
-        What went wrong, in one sentence; ``None`` if all runs are complete or there was no sweep.
+    What went wrong is returned in one sentence; ``None`` if all runs are complete or there was no sweep.
     """
     global _under_way
     sweep, _under_way = _under_way, None
@@ -107,25 +105,23 @@ def finish() -> str | None:
         return None
     runs = sweep.runs()
     console().print(summary_table(runs, f"Sweep {sweep.folder}"))
-    path = write_summary(runs, sweep.folder / "summary.csv")
+    path = sweep.folder / "summary.csv"
+    write_table(path, summary_rows(runs))
     console().print(f"This table is in {path}", soft_wrap=True)
     failed = [run for run in runs if run.outcome == FAILED]
     unfinished = [run for run in runs if run.outcome in (STOPPED, NEW)]
     sentences = []
     if failed:
-        sentences.append(f"{len(failed)} of {len(runs)} runs failed ({_reasons(failed)})")
+        names: dict[str, list[str]] = {}
+        for run in failed:
+            names.setdefault(str(run.error), []).append(run.name)
+        reasons = "; ".join(f"{' and '.join(same)}: {reason}" for reason, same in names.items())
+        sentences.append(f"{len(failed)} of {len(runs)} runs failed ({reasons})")
     if unfinished:
         sentences.append(f"{len(unfinished)} of {len(runs)} runs did not end")
     if not sentences:
         return None
     return f"{', and '.join(sentences)}; the same command with sweep_dir={sweep.folder} resumes these"
-
-
-def _reasons(failed: list[Run]) -> str:
-    names: dict[str, list[str]] = {}
-    for run in failed:
-        names.setdefault(str(run.error), []).append(run.name)
-    return "; ".join(f"{' and '.join(same)}: {reason}" for reason, same in names.items())
 
 
 def _grid(config: DictConfig) -> list[list[str]] | None:
@@ -136,20 +132,17 @@ def _grid(config: DictConfig) -> list[list[str]] | None:
     of_sweep = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     given = list(config.hydra.overrides.task)
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    _refuse_nothing_to_sweep(parser.parse_overrides(of_sweep), parser.parse_overrides(given))
+    fixed = {one.get_key_element(): one for one in parser.parse_overrides(given) if not one.is_sweep_override()}
+    twice = [fixed.get(one.get_key_element()) for one in parser.parse_overrides(of_sweep)]
+    if twice and all(twice):
+        lines = ", ".join(str(one.input_line) for one in twice if one is not None)
+        raise UserError(f"{lines}: leaves nothing to sweep, because the sweep chooses it; drop one of them")
     overrides = parser.parse_overrides(of_sweep + given)
     for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise UserError(f"{override.input_line}: only sweep=optuna takes intervals; list the values instead")
     (grid,) = BasicSweeper.split_arguments(overrides, None)
     return [list(item) for item in grid]
-
-
-def _refuse_nothing_to_sweep(of_sweep: list[Override], given: list[Override]) -> None:
-    fixed = {item.get_key_element(): item for item in given if not item.is_sweep_override()}
-    if of_sweep and all(item.get_key_element() in fixed for item in of_sweep):
-        lines = ", ".join(str(fixed[item.get_key_element()].input_line) for item in of_sweep)
-        raise UserError(f"{lines}: leaves nothing to sweep, because the sweep chooses it; drop one of them")
 
 
 def _refused(config: DictConfig, grid: list[list[str]]) -> dict[int, str]:
@@ -177,9 +170,7 @@ def _job_config(job: DictConfig) -> Iterator[DictConfig]:
     with read_write(job.hydra.runtime), open_dict(job.hydra.runtime):
         job.hydra.runtime.output_dir = str(job.hydra.sweep.dir)
     HydraConfig.instance().set_config(job)
-    task = copy.deepcopy(job)
-    with open_dict(task):
-        del task["hydra"]
+    task = OmegaConf.masked_copy(job, [str(key) for key in job if key != "hydra"])
     try:
         yield task
     finally:

@@ -1,15 +1,13 @@
-"""The table of a sweep's runs, on screen and on disk."""
+"""The table of a sweep's runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from cmt_aqr.files import write_table
 from cmt_aqr.runs.folder import COMPLETE, FAILED, Run
 from cmt_aqr.runs.sweep_runs import key_values
 
@@ -32,7 +30,7 @@ def summary_table(runs: Sequence[Run], title: str) -> Table:
         table.add_column(name, justify="right")
     for name in ("status", "reason"):
         table.add_column(name, overflow="fold")
-    rows = _rows(runs)
+    rows = summary_rows(runs)
     best = max((row["NDS"] for row in rows if row["NDS"] is not None), default=None)
     for row in rows:
         table.add_row(
@@ -47,17 +45,7 @@ def summary_table(runs: Sequence[Run], title: str) -> Table:
     return table
 
 
-def write_summary(runs: Sequence[Run], path: Path) -> Path:
-    """Write the table as CSV: a line for each run, with a column for each swept key.
-
-    Returns:
-        ``path``.
-    """
-    write_table(path, _rows(runs))
-    return path
-
-
-def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def summary_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each run, with what it reached if it is complete: results that another run left do not count."""
     keys, rows = swept_keys(runs), []
     for run in runs:
