@@ -9,7 +9,6 @@ import shutil
 import signal
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +42,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"ckpt_path={path}: there is no such file")
-    _refuse_other_files(path)
     try:
+        what = _WEIGHTS_ONLY.format(path=path) if is_safetensors(path) else other_file(path)
+        if what is not None:
+            raise UserError(f"ckpt_path={path}: {what}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"ckpt_path={path}: the file is damaged, or holds Python objects beside tensors and plain values; "
@@ -66,15 +69,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 _WEIGHTS_ONLY = "not a checkpoint of a training run, but of weights alone at most; give weights={path} instead"
 
 
-def _refuse_other_files(path: Path) -> None:
-    try:
-        what = _WEIGHTS_ONLY.format(path=path) if is_safetensors(path) else other_file(path)
-    except OSError:
-        return  # told by who reads it
-    if what is not None:
-        raise UserError(f"ckpt_path={path}: {what}")
-
-
 def saved_config(path: Path) -> dict[str, Any]:
     """The composed configuration that a checkpoint was trained with.
 
@@ -88,25 +82,15 @@ def saved_config(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that can be read.
+    """The newest checkpoint that can be read in a run's folder or its ``checkpoints``; ``None``: there is none.
 
     One that cannot be read is skipped with a warning that names it.
-
-    Args:
-        folder: of a run, or its ``checkpoints``.
-
-    Returns:
-        ``None`` where the folder holds no checkpoint.
 
     Raises:
         UserError: where none of those that it holds can be read.
     """
-    inside = folder / "checkpoints"
-    paths = [
-        path
-        for name in (LAST, PREVIOUS, BEST)
-        if (path := (inside if inside.is_dir() else folder) / name).is_file()
-    ]
+    inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    paths = [inside / name for name in (LAST, PREVIOUS, BEST) if (inside / name).is_file()]
     # Sorting is stable: of the same step, last.ckpt comes first.
     for path in sorted(paths, key=_step_of, reverse=True):
         try:
@@ -153,8 +137,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     os.fsync(file.fileno())
                 if target.name == LAST and target.exists():
                     _keep(target, target.with_name(PREVIOUS))
-        except (OSError, RuntimeError) as error:  # torch has a RuntimeError for what the file system refused
-            reason = next((cause.strerror for cause in _causes(error) if isinstance(cause, OSError)), str(error))
+        except (OSError, RuntimeError) as error:
+            cause: BaseException | None = error  # torch has a RuntimeError for what the file system refused
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__
+            reason = error if cause is None else cause.strerror
             before = f"the one before it, {target}, is intact; " if target.exists() else ""
             raise UserError(
                 f"the checkpoint {target} could not be written ({reason}): {before}make room and resume with "
@@ -164,12 +151,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint, see :func:`read_checkpoint`."""
         return read_checkpoint(Path(path))
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _keep(path: Path, name: Path) -> None:
@@ -200,9 +181,6 @@ class Checkpoints(Checkpoint):
 
     Attributes:
         signals: those that end the run or ask for a checkpoint; ``None``: nobody listens.
-
-    Raises:
-        SettingError: for no folder, intervals below 1, or no time above 0.
     """
 
     def __init__(

@@ -25,8 +25,7 @@ _UNKNOWN_TO_HYDRA = re.compile(r"[^\x20-\x7e]|[#!&;<>^`~]")
 def read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Hydra's flags, and the overrides among them in their order, made readable for Hydra; none with ``--help``.
 
-    Raises:
-        UserError: for a flag that Hydra does not know, or a value that a flag does not take.
+    A flag that Hydra does not know, and a value that a flag does not take, is a :class:`UserError`.
     """
     flags = _parse(arguments)
     helps = flags.help or flags.hydra_help  # the same whatever is overridden

@@ -6,14 +6,11 @@ from typing import Any
 
 
 def expect_evaluation(fit_loop: dict[str, Any]) -> None:
-    """Change the progress of Lightning's loops in a checkpoint, so that resuming begins with an evaluation.
+    """Change the state of the fit loop in a checkpoint, so that resuming begins with an evaluation.
 
-    Written at the end of a batch, they say that the batch is being completed; Lightning then takes an
-    evaluation that was due for done. As they are changed here, the batch is complete and an evaluation has
-    begun its first batch, so Lightning goes back and makes it from the start.
-
-    Args:
-        fit_loop: the state of the fit loop; changed in place.
+    Written at the end of a batch, it says that the batch is being completed; Lightning then takes an evaluation
+    that was due for done. As it is changed here, the batch is complete and an evaluation has begun its first
+    batch, so Lightning goes back and makes it from the start.
     """
     batches = fit_loop["epoch_loop.batch_progress"]
     for count in (batches["total"], batches["current"]):
@@ -25,13 +22,10 @@ def expect_evaluation(fit_loop: dict[str, Any]) -> None:
 
 
 def complete_epoch(fit_loop: dict[str, Any]) -> None:
-    """Change the progress of Lightning's loops in a checkpoint, so that resuming begins with the next epoch.
+    """Change the state of the fit loop in a checkpoint, so that resuming begins with the next epoch.
 
-    Written where an epoch ends, they say that it is being completed. With ``trainer.max_steps`` Lightning then
+    Written where an epoch ends, it says that it is being completed. With ``trainer.max_steps`` Lightning then
     takes one more batch as the old epoch's, and counts all later epochs one too high.
-
-    Args:
-        fit_loop: the state of the fit loop; changed in place.
     """
     for count in fit_loop["epoch_progress"].values():
         count["completed"] = count["processed"]

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -27,26 +28,15 @@ from cmt_aqr.structures import Batch
 log = logging.getLogger(__name__)
 
 PACKAGES = (
-    "torch",
-    "pytorch-lightning",
-    "torchmetrics",
-    "hydra-core",
-    "timm",
-    "nuscenes-devkit",
-    "numpy",
-    "scipy",
+    *("torch", "pytorch-lightning", "torchmetrics", "hydra-core"),
+    *("timm", "nuscenes-devkit", "numpy", "scipy"),
 )
 
 
 class RunRecord:
     """``record.json`` in a run's folder, from ``running`` to ``complete``, ``failed`` or ``stopped``.
 
-    Only process zero writes.
-
-    Args:
-        folder: the run's folder.
-        config: the composed configuration, kept as ``config.yaml``.
-        overrides: as given on the command line.
+    Only process zero writes. The composed configuration is kept as ``config.yaml``.
     """
 
     def __init__(self, folder: Path, config: DictConfig, overrides: list[str]) -> None:
@@ -63,7 +53,6 @@ class RunRecord:
             "git_dirty": bool(_git("status", "--porcelain")),
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "machine": machine(),
             "versions": {package: version(package) for package in PACKAGES},
         }
@@ -97,13 +86,6 @@ class RunRecord:
         }
         write_json(self.path, self._values | measured)
 
-    def write_if_possible(self, **changes: Any) -> None:
-        """Write on the way out of a failure, which may be that nothing can be written."""
-        try:
-            self.write(**changes)
-        except OSError as error:
-            log.warning("%s could not be written (%s)", self.path, error.strerror)
-
 
 @contextlib.contextmanager
 def recorded(folder: Path, config: DictConfig, overrides: list[str]) -> Iterator[RunRecord]:
@@ -114,11 +96,12 @@ def recorded(folder: Path, config: DictConfig, overrides: list[str]) -> Iterator
     record = RunRecord(folder, config, overrides)
     try:
         yield record
-    except (KeyboardInterrupt, SystemExit):
-        record.write_if_possible(status="stopped")
-        raise
     except BaseException as error:
-        record.write_if_possible(status="failed", error=sentence(error))
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        try:
+            record.write(**({"status": "stopped"} if stopped else {"status": "failed", "error": sentence(error)}))
+        except OSError as trouble:  # which may be why the run failed
+            log.warning("%s could not be written (%s)", record.path, trouble.strerror)
         raise
     record.write(status="complete")
 
@@ -133,10 +116,8 @@ class RunMeter(pl.Callback):
     """Counts steps, frames and time in training; its counts travel in checkpoints, so a resumed run adds up.
 
     Time in training is that between the start and the end of epochs, without evaluation. Time after the last
-    checkpoint of a run that was killed is not counted, and neither are its frames: that work was lost.
-
-    Args:
-        record: rewritten after every epoch, so that a killed run tells how far it came.
+    checkpoint of a run that was killed is not counted, and neither are its frames: that work was lost. The record
+    is rewritten after every epoch, so that a killed run tells how far it came.
     """
 
     def __init__(self, record: RunRecord) -> None:
@@ -221,22 +202,14 @@ def is_rank_zero() -> bool:
 
 def machine() -> dict[str, Any]:
     """Processor, cores, memory in bytes and GPUs; no name of the host."""
-    cuda = torch.cuda.is_available()
+    info = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", info.read_text(encoding="utf-8") if info.is_file() else "")
     return {
-        "cpu": _processor(),
+        "cpu": models[0].strip() if models else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def peak_memory() -> dict[str, int | None]:
