@@ -118,14 +118,28 @@ def test_help_copies_the_plugins_configurations_only_to_compose(
     assert not print_help(CONF, "train", ["--cfg", "job"], Path(__file__))
 
 
+TAUGHT = {
+    "train": ["renderer: aggressive", "model: ", "-m renderer.max_weight_clamp=", "outputs/", "ckpt_path="],
+    "evaluate": ["ckpt_path=", "data: lab, nuscenes, synthetic", "metrics.json"],
+    "visualize": ["ckpt_path=", "frames=[0,5]", "_cameras.png"],
+    "explain_maps": ["finding=pile_up", "finding=background", "data.root=FOLDER"],
+}
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
-def test_the_help_of_every_command_shows_how_it_is_called(
+def test_the_help_of_every_command_teaches_and_fits_on_a_screen(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     assert print_help(CONF, name, ["--help"], Path(f"{name}.py"))
     shown = capsys.readouterr().out
     assert f"/{name}.py" in shown and "powered by Hydra" not in shown
+    assert all(part in shown for part in TAUGHT.get(name, []))
+    # Hydra lists the options of a group on one line, however many; the terminal wraps the longest.
+    long = ("experiment:", "fault/", "eval_fault/")
+    lines = [line for line in shown.splitlines() if not line.startswith(long)]
+    if name in TAUGHT:
+        assert len(lines) < 60 and max(map(len, lines)) < 121 and "_target_" not in shown
 
 
 @pytest.mark.parametrize("override", ["seed=${sed}", "seed=${seed}", "optimizer={lr:${optimizer.lr}}"])

@@ -80,7 +80,6 @@ def assert_real_steps(run: Path, others: list[float]) -> None:
 
 TRAININGS = [
     (BF16, *WORKERS),
-    (FP16, *WORKERS),
     (FP16, *CAMERA),
     (FP16, "lr_mult.img_backbone=0", *ACCUMULATED),
     (BF16, *CHECKPOINTED, "optimizer=one_cycle"),
@@ -160,7 +159,6 @@ OVERRIDES = [
     ("aqr=none",),
     ("model.image_size=[96,224]",),
     ("eval_fault=night",),
-    (BF16,),
     (FP16, *PAIR),
     ("evaluation.max_detections=5", "data.sweeps=0", *WORKERS),
 ]

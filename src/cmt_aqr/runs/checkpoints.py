@@ -180,7 +180,7 @@ class Checkpoints(Checkpoint):
         every_n_minutes: the same after so much time since the last one was written.
 
     Attributes:
-        signals: those that end the run or ask for a checkpoint; ``None``: nobody listens.
+        signals: those that end the run or ask for a checkpoint, where somebody listens.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.best_score = float("-inf")
-        self.signals: StopSignals | None = None
+        self.signals = StopSignals()
         self._stopping = False
         self._improved = False
         self._evaluation_due = False
@@ -215,8 +215,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on a signal waits for the end of the step."""
         self._time_of_last = time.monotonic()
-        if self.signals is not None:
-            self.signals.hold()
+        self.signals.hold()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -242,7 +241,7 @@ class Checkpoints(Checkpoint):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End the run here if a signal came; during the evaluation one ends it at once."""
-        if trainer.state.fn != TrainerFn.FITTING or self.signals is None or trainer.sanity_checking:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self.signals.release()
         if self._stopping:  # the signal came to another process
@@ -250,13 +249,16 @@ class Checkpoints(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See whether this is the best evaluation so far."""
-        if trainer.state.fn == TrainerFn.FITTING and self.signals is not None and not trainer.sanity_checking:
+        if trainer.sanity_checking:
+            return
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if fitting:
             self.signals.hold()
         score = trainer.callback_metrics.get(self.monitor)
-        if trainer.sanity_checking or score is None or not score > self.best_score:
+        if score is None or not score > self.best_score:
             return
         self.best_score = float(score)
-        if trainer.state.fn == TrainerFn.FITTING:
+        if fitting:
             # Written where the epoch ends, from where training can be resumed; an evaluation within an epoch is
             # followed by a batch instead.
             self._improved = True
@@ -286,8 +288,7 @@ class Checkpoints(Checkpoint):
         """Write ``last.ckpt`` if it is not of the last step."""
         if self._step_of_last != trainer.global_step:
             self._save_last(trainer)
-        if self.signals is not None:
-            self.signals.release()
+        self.signals.release()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -322,11 +323,10 @@ class Checkpoints(Checkpoint):
 
         Clocks and signals differ between processes, and checkpoints are written by all together: asked in one go.
         """
-        signals, every = self.signals, self.every_n_minutes
-        stop = self._stopping or (signals is not None and signals.received is not None)
-        save = signals is not None and signals.save
-        save = save or (every is not None and time.monotonic() - self._time_of_last >= 60 * every)
-        asked = 2 if stop else int(save)
+        every = self.every_n_minutes
+        due = every is not None and time.monotonic() - self._time_of_last >= 60 * every
+        stop = self._stopping or self.signals.received is not None
+        asked = 2 if stop else int(due or self.signals.save)
         if trainer.world_size > 1:
             told = torch.tensor(float(asked), device=trainer.strategy.root_device)
             asked = int(trainer.strategy.reduce(told, reduce_op="max"))
@@ -346,5 +346,4 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(self.last, weights_only=False)
         self._step_of_last = trainer.global_step
         self._time_of_last = time.monotonic()
-        if self.signals is not None:
-            self.signals.save = False
+        self.signals.save = False

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -125,8 +125,13 @@ def processes_to_start(config: DictConfig) -> int:
     plain = config.trainer.get("strategy", "auto") == "auto" and config.trainer.get("devices") in (1, "1")
     if plain and environment is None:
         return 0
-    with _silent():
+    devices = logging.getLogger("pytorch_lightning.utilities.rank_zero")  # whose lines the processes print, too
+    level = devices.level
+    devices.setLevel(logging.ERROR)
+    try:
         trainer = build_trainer(config, logger=False, enable_checkpointing=False)
+    finally:
+        devices.setLevel(level)
     wanted = trainer.num_devices * trainer.num_nodes
     if environment is not None:
         if environment.world_size() != wanted:
@@ -143,18 +148,6 @@ def processes_to_start(config: DictConfig) -> int:
             f"trainer.num_nodes={trainer.num_nodes}: start the command on all machines with torchrun or srun"
         )
     return trainer.num_devices
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without Lightning's lines about devices, which the processes print themselves."""
-    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 class Processes:
@@ -195,7 +188,7 @@ class Processes:
         here, there = Pipe(duplex=True)
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "cmt_aqr.runs.worker", str(there.fileno())],
-            env=worker_environment(os.environ, rank, self.count, port),
+            env=os.environ | self._as_torchrun(rank, port),
             pass_fds=[there.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=None if rank == 0 else subprocess.DEVNULL,
@@ -206,6 +199,22 @@ class Processes:
         self._connections.append(here)
         with contextlib.suppress(BrokenPipeError):  # it ended at once: seen in _wait
             here.send(self.job)
+
+    def _as_torchrun(self, rank: int, port: int) -> dict[str, str]:
+        """What ``torchrun`` sets in the environment on one machine, with the store at a port of this one."""
+        return {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "GROUP_RANK": "0",
+            "NODE_RANK": "0",
+            "WORLD_SIZE": str(self.count),
+            "LOCAL_WORLD_SIZE": str(self.count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "cmt_aqr",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
 
     def _wait(self) -> None:
         """Until all have ended, or one has failed and the others had time to end, too."""
@@ -302,21 +311,3 @@ def correct_record(folder: Path, error: Exception) -> None:
     """Write why a run failed into its record, which its first process may not have been able to finish."""
     if read_record(folder).get("status") in ("running", "failed"):
         record_failure(folder, error)
-
-
-def worker_environment(environment: Mapping[str, str], rank: int, count: int, port: int) -> dict[str, str]:
-    """An environment, and what ``torchrun`` sets on one machine, with the store at a port of this one."""
-    return {
-        **environment,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "NODE_RANK": "0",
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "cmt_aqr",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }

@@ -33,16 +33,26 @@ PACKAGES = (
 )
 
 
-class RunRecord:
+class RunRecord(pl.Callback):
     """``record.json`` in a run's folder, from ``running`` to ``complete``, ``failed`` or ``stopped``.
 
     Only process zero writes. The composed configuration is kept as ``config.yaml``.
+
+    As a callback it counts steps, frames and time in training, and is written after every epoch, so that a killed
+    run tells how far it came; its counts travel in checkpoints, so a resumed run adds up. Time in training is that
+    between the start and the end of epochs, without evaluation. Time after the last checkpoint of a run that was
+    killed is not counted, and neither are its frames: that work was lost.
     """
 
     def __init__(self, folder: Path, config: DictConfig, overrides: list[str]) -> None:
         self.path = folder / RECORD
         self._begin = time.monotonic()
-        self._meter: RunMeter | None = None
+        self._steps = 0
+        self._epochs = 0
+        self._frames = 0
+        self._earlier_seconds = 0.0
+        self._training_seconds = 0.0
+        self._since: float | None = None
         self._values: dict[str, Any] = {
             "status": "running",
             "error": None,
@@ -61,30 +71,85 @@ class RunRecord:
             OmegaConf.save(config, folder / "config.yaml", resolve=True)
         self.write()
 
-    def meter(self) -> RunMeter:
-        """The callback that counts for this record."""
-        self._meter = RunMeter(self)
-        return self._meter
-
-    @property
-    def seconds(self) -> float:
-        """Wall time since this process began the run."""
-        return time.monotonic() - self._begin
-
     def write(self, **changes: Any) -> None:
         """Write the record as it is now, with changes; at once or not at all."""
         self._values |= changes
         if not is_rank_zero():
             return
-        meter = self._meter
+        training = self._seconds()
         measured = {
-            "wall_time_s": round(self.seconds + (meter.earlier_seconds if meter else 0.0), 3),
-            "steps": meter.steps if meter else 0,
-            "epochs": meter.epochs if meter else 0,
-            "frames_per_second": meter.frames_per_second if meter else None,
+            "wall_time_s": round(self._earlier_seconds + time.monotonic() - self._begin, 3),
+            "steps": self._steps,
+            "epochs": self._epochs,
+            # Of all processes; None before the first.
+            "frames_per_second": round(self._frames / training, 4) if self._frames and training > 0 else None,
             **peak_memory(),
         }
         write_json(self.path, self._values | measured)
+
+    def _seconds(self) -> float:
+        """In training, up to now."""
+        return self._training_seconds + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    def _pause(self) -> None:
+        self._training_seconds, self._since = self._seconds(), None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to count."""
+        self._since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a batch, taken to be as large on the other processes."""
+        self._steps = trainer.global_step
+        if isinstance(batch, Batch):
+            self._frames += batch.size * trainer.world_size
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluation is not training."""
+        self._pause()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on counting, within a fit."""
+        if trainer.state.fn == "fit":
+            self._since = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write how far the run came."""
+        self._epochs = trainer.current_epoch + 1
+        self.write()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop counting."""
+        self._pause()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Stop counting."""
+        self._pause()
+
+    @property
+    def state_key(self) -> str:
+        """What the counts go by in checkpoints."""
+        return "RunMeter"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts up to here, those of earlier parts of the run included."""
+        return {
+            "steps": self._steps,
+            "epochs": self._epochs,
+            "frames": self._frames,
+            "training_seconds": self._seconds(),
+            "seconds": self._earlier_seconds + time.monotonic() - self._begin,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Add to the counts of the run that this one resumes."""
+        self._steps = int(state_dict["steps"])
+        self._epochs = int(state_dict["epochs"])
+        self._frames = int(state_dict["frames"])
+        self._training_seconds = float(state_dict["training_seconds"])
+        self._earlier_seconds = float(state_dict["seconds"])
 
 
 @contextlib.contextmanager
@@ -110,89 +175,6 @@ def record_refusal(folder: Path, config: DictConfig, overrides: list[str], error
     """Record a run that was refused before it began, unless the folder holds the record of an earlier one."""
     if not (folder / RECORD).is_file():
         RunRecord(folder, config, overrides).write(status="failed", error=sentence(error))
-
-
-class RunMeter(pl.Callback):
-    """Counts steps, frames and time in training; its counts travel in checkpoints, so a resumed run adds up.
-
-    Time in training is that between the start and the end of epochs, without evaluation. Time after the last
-    checkpoint of a run that was killed is not counted, and neither are its frames: that work was lost. The record
-    is rewritten after every epoch, so that a killed run tells how far it came.
-    """
-
-    def __init__(self, record: RunRecord) -> None:
-        self.record = record
-        self.steps = 0
-        self.epochs = 0
-        self.earlier_seconds = 0.0
-        self._frames = 0
-        self._training_seconds = 0.0
-        self._since: float | None = None
-
-    @property
-    def frames_per_second(self) -> float | None:
-        """Frames of all processes trained on in a second, or ``None`` before the first."""
-        seconds = self._seconds()
-        return round(self._frames / seconds, 4) if self._frames and seconds > 0 else None
-
-    def _seconds(self) -> float:
-        running = 0.0 if self._since is None else time.monotonic() - self._since
-        return self._training_seconds + running
-
-    def _pause(self) -> None:
-        self._training_seconds, self._since = self._seconds(), None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count."""
-        self._since = time.monotonic()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count a batch, taken to be as large on the other processes."""
-        self.steps = trainer.global_step
-        if isinstance(batch, Batch):
-            self._frames += batch.size * trainer.world_size
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluation is not training."""
-        self._pause()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on counting, within a fit."""
-        if trainer.state.fn == "fit":
-            self._since = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write how far the run came."""
-        self.epochs = trainer.current_epoch + 1
-        self.record.write()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop counting."""
-        self._pause()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Stop counting."""
-        self._pause()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The counts up to here, those of earlier parts of the run included."""
-        return {
-            "steps": self.steps,
-            "epochs": self.epochs,
-            "frames": self._frames,
-            "training_seconds": self._seconds(),
-            "seconds": self.earlier_seconds + self.record.seconds,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Add to the counts of the run that this one resumes."""
-        self.steps = int(state_dict["steps"])
-        self.epochs = int(state_dict["epochs"])
-        self._frames = int(state_dict["frames"])
-        self._training_seconds = float(state_dict["training_seconds"])
-        self.earlier_seconds = float(state_dict["seconds"])
 
 
 def is_rank_zero() -> bool:

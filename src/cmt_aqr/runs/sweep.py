@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -21,6 +18,7 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.files import write_table
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.folder import COMPLETE, FAILED, NEW, STOPPED, Run
+from cmt_aqr.runs.references import resolvable
 from cmt_aqr.runs.sweep_runs import identity, runs_of
 from cmt_aqr.runs.sweep_summary import summary_rows, summary_table
 
@@ -155,26 +153,14 @@ def _refused(config: DictConfig, grid: list[list[str]]) -> dict[int, str]:
         if job.ckpt_path not in (None, "auto"):
             continue  # the configuration stands in the checkpoint
         job.ckpt_path = None
-        with _job_config(job) as task:
+        with read_write(job.hydra.runtime), open_dict(job.hydra.runtime):
+            job.hydra.runtime.output_dir = str(job.hydra.sweep.dir)
+        with resolvable(job):
             try:
-                check_config(task, overrides)
+                check_config(OmegaConf.masked_copy(job, [str(key) for key in job if key != "hydra"]), overrides)
             except UserError as error:
                 refused[number] = str(error)
     return refused
-
-
-@contextlib.contextmanager
-def _job_config(job: DictConfig) -> Iterator[DictConfig]:
-    """A run's configuration without Hydra's part, which can be asked for meanwhile."""
-    outer = HydraConfig.instance().cfg
-    with read_write(job.hydra.runtime), open_dict(job.hydra.runtime):
-        job.hydra.runtime.output_dir = str(job.hydra.sweep.dir)
-    HydraConfig.instance().set_config(job)
-    task = OmegaConf.masked_copy(job, [str(key) for key in job if key != "hydra"])
-    try:
-        yield task
-    finally:
-        HydraConfig.instance().cfg = outer
 
 
 def _print_plan(sweep: Sweep, refused: dict[int, str]) -> None:

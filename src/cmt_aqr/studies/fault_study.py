@@ -210,7 +210,9 @@ def evaluate_run(config: DictConfig, run: Run, condition: str, refresh: bool = F
     if kept is not None and kept.keys() >= {REGION, *WEIGHTS.values()} and not refresh:
         return kept
     said, region = WhatAQRSaid(), BrokenRegion()
-    metrics = measured(config, watching=[said, region]) | said.means() | {REGION: region.mean_precision()}
+    metrics = (
+        measured(config, run.folder, watching=[said, region]) | said.means() | {REGION: region.mean_precision()}
+    )
     keep_metrics(path, made_from, metrics)
     return metrics
 

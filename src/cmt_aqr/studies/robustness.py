@@ -282,7 +282,7 @@ class Evaluation:
     def evaluate(self, overrides: Sequence[str]) -> None:
         """Evaluate in this process or in one for each device, and keep the metrics."""
         try:
-            metrics = run_task(evaluated, self.config, self.path.parent, list(overrides))
+            metrics = run_task(measured, self.config, self.path.parent, list(overrides))
         except UserError as error:  # data without rings or annotations, which some conditions need
             if self.condition.name == CLEAN:
                 raise
@@ -301,8 +301,3 @@ class Evaluation:
         model, condition = self.model, self.condition
         where = (condition.suite, condition.name, condition.severity)
         return Row(model.name, model.sensors, *where, metrics, self.spared)
-
-
-def evaluated(config: DictConfig, folder: Path, overrides: Sequence[str]) -> dict[str, float]:
-    """The official metrics of a checkpoint: a task of ``run_task``, by whichever process."""
-    return measured(config, overrides)
