@@ -267,15 +267,6 @@ def test_override_keys_and_whether_the_clamp_is_among_them() -> None:
     assert not clamp_given(["renderer.gaussian_sigma=2", "model=tiny"])
 
 
-def saved() -> dict[str, object]:
-    return {"ckpt_path": None, "weights": "w.pth", "name": "old", "data": {"root": "a", "n": 1}, "lr": 1.0}
-
-
-def composed(**changes: object) -> DictConfig:
-    base = {"ckpt_path": "last.ckpt", "weights": None, "name": "new", "data": {"root": "b", "m": 2}, "lr": 2.0}
-    return OmegaConf.create({**base, **changes})
-
-
 def test_a_list_of_paths_is_for_commands_that_take_several() -> None:
     config = OmegaConf.create({"ckpt_path": ["a", "~/b"], "data": {"root": "x"}})
     with pytest.raises(UserError, match="ckpt_path="):
@@ -290,31 +281,6 @@ def test_a_value_beside_another_is_no_link_from_the_top() -> None:
     composed = OmegaConf.create({**saved, "eval_fault": {"severity": 2, "fog": {"severity": "${..severity}"}}})
     merged = with_overrides(saved, composed, ["eval_fault=multicorrupt/fog"])
     assert merged.eval_fault.fog.severity == 2
-
-
-def test_a_checkpoint_s_configuration_takes_only_what_is_overridden() -> None:
-    merged = with_overrides(saved(), composed(), ["lr=2.0"])
-    assert merged == {
-        "ckpt_path": "last.ckpt",
-        "weights": None,  # they began the run, and are not to be loaded again
-        "name": "new",
-        "data": {"root": "a", "n": 1},
-        "lr": 2.0,
-    }
-
-
-def test_a_group_is_replaced_a_value_set_and_a_deleted_key_is_null() -> None:
-    assert with_overrides(saved(), composed(), ["data=other"]).data == {"root": "b", "m": 2}
-    assert with_overrides(saved(), composed(), ["data.root=b"]).data == {"root": "b", "n": 1}
-    assert with_overrides(saved(), composed(added={"x": 1}), ["+added.x=1"]).added == {"x": 1}
-    gone = composed()
-    del gone["lr"]
-    assert with_overrides(saved(), gone, ["~lr"]).lr is None
-
-
-def test_an_experiment_cannot_be_put_into_a_checkpoint_s_configuration() -> None:
-    with pytest.raises(UserError, match="drop experiment="):
-        with_overrides(saved(), composed(), ["experiment=x"])
 
 
 def test_build_turns_refusals_into_sentences_and_nothing_else() -> None:

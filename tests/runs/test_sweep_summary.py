@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from cmt_aqr.runs.folder import Run, find_runs
-from cmt_aqr.runs.sweep_summary import summary_rows, summary_table, swept_keys
+from cmt_aqr.runs.sweep import summary_rows, summary_table, swept_keys
 from tests.helpers.folders import write_run
 
 

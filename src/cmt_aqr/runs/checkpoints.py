@@ -23,7 +23,6 @@ from cmt_aqr.checks import require_above_zero, require_count, require_folder
 from cmt_aqr.errors import UserError
 from cmt_aqr.file_kinds import is_safetensors, other_file
 from cmt_aqr.files import written_at_once
-from cmt_aqr.runs.loops import complete_epoch, expect_evaluation
 from cmt_aqr.runs.records import is_rank_zero
 from cmt_aqr.runs.stopping import Stopped, StopSignals
 
@@ -123,11 +122,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:
-        """Write a checkpoint; a crash on the way leaves the file of that name as it was.
-
-        Raises:
-            UserError: it could not be written, for want of space, say.
-        """
+        """Write a checkpoint; a crash on the way leaves the file of that name as it was."""
         target = Path(path)
         try:
             with written_at_once(target) as partial:
@@ -303,9 +298,9 @@ class Checkpoints(Checkpoint):
         """Say that an evaluation comes first when a run resumes from here."""
         checkpoint["evaluation_due"] = self._evaluation_due
         if self._evaluation_due:
-            expect_evaluation(checkpoint["loops"]["fit_loop"])
+            _expect_evaluation(checkpoint["loops"]["fit_loop"])
         elif self._epoch_ends:
-            complete_epoch(checkpoint["loops"]["fit_loop"])
+            _complete_epoch(checkpoint["loops"]["fit_loop"])
 
     def state_dict(self) -> dict[str, Any]:
         """The best score, so that a resumed run does not call a worse one the best."""
@@ -347,3 +342,34 @@ class Checkpoints(Checkpoint):
         self._step_of_last = trainer.global_step
         self._time_of_last = time.monotonic()
         self.signals.save = False
+
+
+def _expect_evaluation(fit_loop: dict[str, Any]) -> None:
+    """Change the state of the fit loop in a checkpoint, so that resuming begins with an evaluation.
+
+    Written at the end of a batch, it says that the batch is being completed; Lightning then takes an evaluation
+    that was due for done. As it is changed here, the batch is complete and an evaluation has begun its first
+    batch, so Lightning goes back and makes it from the start.
+    """
+    batches = fit_loop["epoch_loop.batch_progress"]
+    for count in (batches["total"], batches["current"]):
+        count["completed"] = count["processed"]
+    evaluation = fit_loop["epoch_loop.val_loop.batch_progress"]
+    evaluation["total"].update(ready=1, started=1, processed=0, completed=0)
+    evaluation["current"].update(ready=0, started=0, processed=0, completed=0)
+    evaluation["is_last_batch"] = False
+
+
+def _complete_epoch(fit_loop: dict[str, Any]) -> None:
+    """Change the state of the fit loop in a checkpoint, so that resuming begins with the next epoch.
+
+    Written where an epoch ends, it says that it is being completed. With ``trainer.max_steps`` Lightning then
+    takes one more batch as the old epoch's, and counts all later epochs one too high.
+    """
+    for count in fit_loop["epoch_progress"].values():
+        count["completed"] = count["processed"]
+    batches = fit_loop["epoch_loop.batch_progress"]
+    steps = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    for part in (batches, fit_loop["epoch_loop.scheduler_progress"], steps["step"], steps["zero_grad"]):
+        part["current"] = dict.fromkeys(part["current"], 0)
+    batches["is_last_batch"] = False

@@ -42,9 +42,6 @@ def contact_sheets(config: DictConfig, settings: PictureSettings, overrides: Seq
 
     Returns:
         The pictures.
-
-    Raises:
-        UserError: a frame is not in the split, or its data cannot be read.
     """
     check_folder("out", settings.out)
     conditions = conditions_of(config)

@@ -173,9 +173,6 @@ def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, see
         condition: a choice of the group ``eval_fault``.
         override: values put into every run's configuration, such as ``{data: {root: /elsewhere}}``.
         seed: of the faults' noise: the same for all runs, whatever seed they were trained with.
-
-    Raises:
-        UserError: an override that does not fit the configuration, or a value out of range.
     """
     config = OmegaConf.create(saved_config(run.folder / CHECKPOINT))
     OmegaConf.set_struct(config, True)

@@ -127,11 +127,7 @@ def box_handles(truth: str, found: str) -> list[Line2D]:
 
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
-    """Write a picture into the folder ``out=`` of a command, which is made where it is absent.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a picture into the folder ``out=`` of a command, which is made where it is absent."""
     with writing("out", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=dpi)

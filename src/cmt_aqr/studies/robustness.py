@@ -100,9 +100,6 @@ def robustness(config: DictConfig, overrides: Sequence[str]) -> list[Row]:
 
     Returns:
         The rows of the tables; of a ``part`` those that are there.
-
-    Raises:
-        UserError: a value that cannot be, or a checkpoint that cannot be evaluated.
     """
     refused = next((key for key in override_keys(overrides) if below(key, ["eval_fault", "fault"])), None)
     if refused is not None:

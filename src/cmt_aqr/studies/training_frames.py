@@ -33,11 +33,7 @@ from cmt_aqr.studies.rendering import (
 
 
 def make_objects(config: DictConfig) -> ObjectDatabase:
-    """Make the database of objects of a configuration, or what is missing of it, and print what it holds.
-
-    Raises:
-        UserError: nothing is to be pasted, or the database cannot be made.
-    """
+    """Make the database of objects of a configuration, or what is missing of it, and print what it holds."""
     data: NuScenesDataModule = build_data(config)
     if data.sampling is None:
         raise UserError(
@@ -73,9 +69,6 @@ def show_frames(config: DictConfig, folder: Path) -> Path:
     Args:
         config: of a training, with ``count``, ``epoch``, ``dpi`` and ``out``.
         folder: for ``out=null``.
-
-    Raises:
-        UserError: a value cannot be, or the data cannot be read.
     """
     for key, least, most in (("count", 1, 100), ("epoch", 0, 10**6), ("dpi", 20, 600)):
         require_whole(key, config[key], least, most)

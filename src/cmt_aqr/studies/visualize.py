@@ -53,11 +53,7 @@ class PictureSettings:
 
     @classmethod
     def from_config(cls, config: DictConfig, folder: Path) -> PictureSettings:
-        """Check ``frames``, ``split``, ``min_score``, ``dpi`` and ``out``; ``folder`` is for ``out=null``.
-
-        Raises:
-            UserError: one of them is no such value.
-        """
+        """Check ``frames``, ``split``, ``min_score``, ``dpi`` and ``out``; ``folder`` is for ``out=null``."""
         frames = OmegaConf.to_container(config.frames) if OmegaConf.is_list(config.frames) else config.frames
         chosen: list[Any] | None = frames if isinstance(frames, list | None) else [frames]
         fit = chosen is None or (len(chosen) > 0 and all(isinstance(one, str) or is_whole(one) for one in chosen))
@@ -79,9 +75,6 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
 
     Returns:
         The pictures.
-
-    Raises:
-        UserError: a frame is not in the split, or the data or the checkpoint cannot be read.
     """
     check_folder("out", settings.out)
     if settings.split is not None:
