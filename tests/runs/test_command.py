@@ -18,9 +18,8 @@ from cmt_aqr.runs.command import check_overrides, check_paths, hide_noise, join_
 from cmt_aqr.runs.command_line import readable
 from cmt_aqr.runs.configuration import build, clamp_given
 from cmt_aqr.runs.saved import override_keys, with_overrides
+from tests.helpers.composed import CONF
 from tests.helpers.composed import composed as composed_as_trained
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def refusal(*overrides: str) -> str:

@@ -10,8 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.runs.folder import Run
 from cmt_aqr.runs.sweep_runs import identity, run_folder, runs_of
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
+from tests.helpers.composed import CONF
 
 
 def begun(sweep: Path, number: int, *overrides: str) -> Path:

@@ -207,14 +207,12 @@ class Checkpoints(Checkpoint):
         self._step_of_last: int | None = None
         self._time_of_last = time.monotonic()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, *_: Any) -> None:
         """From here on a signal waits for the end of the step."""
         self._time_of_last = time.monotonic()
         self.signals.hold()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write ``last.ckpt`` where it is time to, an evaluation follows, the run ends, or a signal came."""
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():
@@ -234,7 +232,7 @@ class Checkpoints(Checkpoint):
         if self._stopping:
             self._stop(trainer)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """End the run here if a signal came; during the evaluation one ends it at once."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
@@ -242,7 +240,7 @@ class Checkpoints(Checkpoint):
         if self._stopping:  # the signal came to another process
             raise Stopped(signal.SIGTERM)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """See whether this is the best evaluation so far."""
         if trainer.sanity_checking:
             return
@@ -264,7 +262,7 @@ class Checkpoints(Checkpoint):
             with written_at_once(self.best) as partial:
                 shutil.copyfile(self.last, partial)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write ``best.ckpt`` after the best evaluation, and ``last.ckpt``."""
         self._epoch_ends = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if self._improved:
@@ -279,7 +277,7 @@ class Checkpoints(Checkpoint):
         if self._stopping:
             self._stop(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write ``last.ckpt`` if it is not of the last step."""
         if self._step_of_last != trainer.global_step:
             self._save_last(trainer)

@@ -91,42 +91,33 @@ class RunRecord(pl.Callback):
         """In training, up to now."""
         return self._training_seconds + (0.0 if self._since is None else time.monotonic() - self._since)
 
-    def _pause(self) -> None:
-        self._training_seconds, self._since = self._seconds(), None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, *_: Any) -> None:
         """Begin to count."""
         self._since = time.monotonic()
 
+    def on_train_end(self, *_: Any) -> None:
+        """Stop counting, also at an error, and while an evaluation lasts, which is not training."""
+        self._training_seconds, self._since = self._seconds(), None
+
+    on_exception = on_validation_start = on_train_end  # type: ignore[assignment]  # whatever their arguments
+
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Count a batch, taken to be as large on the other processes."""
         self._steps = trainer.global_step
         if isinstance(batch, Batch):
             self._frames += batch.size * trainer.world_size
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluation is not training."""
-        self._pause()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Go on counting, within a fit."""
         if trainer.state.fn == "fit":
             self._since = time.monotonic()
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write how far the run came."""
         self._epochs = trainer.current_epoch + 1
         self.write()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop counting."""
-        self._pause()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Stop counting."""
-        self._pause()
 
     @property
     def state_key(self) -> str:
