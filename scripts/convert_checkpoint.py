@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 # What needs PyTorch is imported in the functions: a mistake in the command is answered before it is loaded.
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
-
 
 def convert_file(source: Path, target: Path, to: str | None) -> dict[str, Tensor]:
     """Read, convert and write; returns what was written."""
@@ -62,7 +60,7 @@ def summary(state: dict[str, Tensor]) -> Table:
     return table
 
 
-@command(CONF, "convert_checkpoint")
+@command()
 def main(config: DictConfig) -> None:
     """Run from the command line."""
     missing = OmegaConf.missing_keys(config) & {"source", "target"}

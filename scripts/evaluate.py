@@ -8,10 +8,8 @@ from omegaconf import DictConfig
 
 from cmt_aqr.runs.command import command
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
-
-@command(CONF, "evaluate")
+@command()
 def main(config: DictConfig) -> float:
     """Take the checkpoint's configuration, apply this command's overrides, evaluate; returns NDS, NaN without."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.

@@ -1,16 +1,12 @@
 """Compare runs on clean frames and with bad sensors: ``python scripts/fault_study.py folder=outputs/study``."""
 
-from pathlib import Path
-
 from omegaconf import DictConfig
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.command import command
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
-
-@command(CONF, "fault_study")
+@command()
 def main(config: DictConfig) -> None:
     """Evaluate what is not evaluated yet, print the tables and write them."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -90,112 +90,66 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
 
 
 class Run:
-    """A training run that is started as often as necessary.
-
-    Args:
-        folder: the run's own.
-        settings: for train.py.
-    """
+    """A training run that is started as often as necessary, in a folder of its own, with settings for train.py."""
 
     def __init__(self, folder: Path, settings: Sequence[str]) -> None:
         self.folder = folder
         self.settings = settings
         self.log = folder.with_suffix(".log")
 
-    def start(self, workers: int) -> subprocess.Popen[bytes]:
-        """Begin, or resume from the newest checkpoint."""
+    def attempt(self, workers: int, life: float | None) -> float | None:
+        """Begin, or resume from the newest checkpoint.
+
+        Args:
+            workers: processes that read data.
+            life: seconds that the attempt lives from its record on; ``None``: to its end.
+
+        Returns:
+            Seconds from its record to its end, the final evaluation included; ``None``: it was killed.
+        """
         own = [f"data.num_workers={workers}", f"hydra.run.dir={self.folder}", "ckpt_path=auto"]
+        since = time.time()
         # One thread: with several, sums may come out in another order.
         with self.log.open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, str(TRAIN), *SETTINGS, *self.settings, *own],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=log,
                 stderr=log,
             )
-
-    def begun(self, process: subprocess.Popen[bytes], since: float) -> bool:
-        """Wait until an attempt comes as far as its record; false where it ended before."""
-        record = self.folder / RECORD
-        while process.poll() is None:
-            if record.is_file() and record.stat().st_mtime > since:
-                return True
-            time.sleep(0.01)
-        return False
+        try:
+            record = self.folder / RECORD
+            while process.poll() is None and not (record.is_file() and record.stat().st_mtime > since):
+                time.sleep(0.01)
+            begun = time.monotonic()
+            process.wait(timeout=life)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode != 0:
+            printed = self.log.read_text(errors="replace", encoding="utf-8").splitlines()[-15:]
+            sys.exit("\n".join([f"error: the run in {self.folder} failed:", *printed]))
+        return time.monotonic() - begun
 
     def step(self) -> int:
         """The step of the checkpoint that the next attempt resumes from."""
         last = self.folder / "checkpoints" / "last.ckpt"
         return read_checkpoint(last)["global_step"] if last.is_file() else 0
 
-    def failed(self) -> str:
-        """The end of what the run printed."""
-        return "".join(self.log.read_text(errors="replace", encoding="utf-8").splitlines(keepends=True)[-15:])
-
-
-def leave_alone(run: Run, workers: int) -> float:
-    """Train to the end; returns the seconds from the record on, the final evaluation included."""
-    since = time.time()
-    process = run.start(workers)
-    run.begun(process, since)
-    begun = time.monotonic()
-    if process.wait() != 0:
-        sys.exit(f"error: the run that was left alone failed:\n{run.failed()}")
-    return time.monotonic() - begun
-
-
-def kill_until_done(
-    run: Run, workers: Sequence[int], kills: int, seconds: float, moments: random.Random
-) -> list[tuple[int, int, float]]:
-    """Train to the end, killing on the way.
-
-    Args:
-        run: not begun yet.
-        workers: reading processes, by turns.
-        kills: at most.
-        seconds: that an attempt lives at most from its record on.
-        moments: draws when to kill.
-
-    Returns:
-        Of each kill: reading processes, step of the checkpoint left behind, seconds lived.
-    """
-    done: list[tuple[int, int, float]] = []
-    while True:
-        since = time.time()
-        number = workers[len(done) % len(workers)]
-        process = run.start(number)
-        lived = moments.uniform(0, seconds)
-        try:
-            if run.begun(process, since) and len(done) < kills:
-                process.wait(timeout=lived)
-            else:
-                process.wait()
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            done.append((number, run.step(), lived))
-            continue
-        finally:
-            process.kill()
-        if process.returncode != 0:
-            sys.exit(f"error: the run failed after {len(done)} kills:\n{run.failed()}")
-        return done
-
 
 def differences(left: Any, right: Any, where: str) -> list[str]:
     """Names of values that are not equal bit for bit."""
-    if isinstance(left, torch.Tensor):
-        return [] if isinstance(right, torch.Tensor) and _bits(left) == _bits(right) else [where]
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        bits = [(one.dtype, one.shape, one.contiguous().numpy().tobytes()) for one in (left, right)]
+        return [] if bits[0] == bits[1] else [where]
     if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
         return [name for key in left for name in differences(left[key], right[key], f"{where}.{key}")]
     if isinstance(left, list | tuple) and isinstance(right, list | tuple) and len(left) == len(right):
         pairs = enumerate(zip(left, right, strict=True))
         return [name for i, (a, b) in pairs for name in differences(a, b, f"{where}[{i}]")]
-    return [] if left == right else [where]
-
-
-def _bits(tensor: torch.Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
-    return tensor.dtype, tensor.shape, tensor.contiguous().numpy().tobytes()
+    return [] if type(left) is type(right) and left == right else [where]
 
 
 def curve(folder: Path) -> list[tuple[int, str]]:
@@ -230,24 +184,28 @@ def main() -> None:
     options, settings = arguments()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kill_test_"))
     folder.mkdir(parents=True, exist_ok=True)
-    workers = [options.workers]
-    if options.resume_workers is not None:
-        workers.append(options.resume_workers)
+    given = (options.workers, options.resume_workers)
+    workers = itertools.cycle([number for number in given if number is not None])
     console().print(f"Training without a kill, in {folder / 'whole'}", soft_wrap=True)
     whole = Run(folder / "whole", settings)
-    seconds = leave_alone(whole, options.workers)
+    seconds = whole.attempt(options.workers, None)
+    assert seconds is not None
+    # An attempt lives long enough to come further than the one before, on average; where a training ends before
+    # all kills happened, another one begins.
+    life = 2.0 + 4 * seconds / max(4, options.kills)
     moments = random.Random(options.seed)
     kills: list[tuple[int, int, float]] = []
     found: dict[str, list[str]] = {}
     rounds = 0
-    # An attempt lives long enough to come further than the one before, on average; where a training ends before
-    # all kills happened, another one begins.
-    life = 2.0 + 4 * seconds / max(4, options.kills)
     while len(kills) < options.kills:
         rounds += 1
         run = Run(folder / f"killed{rounds}", settings)
         console().print(f"Training and killing, in {run.folder}", soft_wrap=True)
-        kills += kill_until_done(run, workers, options.kills - len(kills), life, moments)
+        for number in workers:
+            lived = moments.uniform(0, life)
+            if run.attempt(number, lived if len(kills) < options.kills else None) is not None:
+                break
+            kills.append((number, run.step(), lived))
         for what, names in compare(whole.folder, run.folder).items():
             found[f"{run.folder.name}: {what}"] = names
     report(kills, found, rounds)
@@ -255,7 +213,7 @@ def main() -> None:
 
 
 def report(kills: list[tuple[int, int, float]], found: dict[str, list[str]], rounds: int) -> None:
-    """Print what was done and what differs."""
+    """Print what was done (of each kill: reading processes, step left behind, seconds lived) and what differs."""
     table = Table("kill", "workers", "step of its checkpoint", "seconds after the start of the run")
     for number, (workers, step, lived) in enumerate(kills, start=1):
         table.add_row(str(number), str(workers), str(step), f"{lived:.2f}")

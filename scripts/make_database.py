@@ -1,16 +1,12 @@
 """Make the database of objects that training pastes into frames, before any training."""
 
-from pathlib import Path
-
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cmt_aqr.runs.command import command
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
-
-@command(CONF, "make_database")
+@command()
 def main(config: DictConfig) -> None:
     """Check the configuration, make what is missing of the database, and say what it holds."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.

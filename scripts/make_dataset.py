@@ -1,7 +1,6 @@
 """Write a synthetic data set: ``python scripts/make_dataset.py out=data/synthetic scenes=10``."""
 
 import sys
-from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,10 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 from cmt_aqr.files import writing
 from cmt_aqr.runs.command import command
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
-
-@command(CONF, "make_dataset")
+@command()
 def main(config: DictConfig) -> None:
     """Make the data set that the configuration describes."""
     # Imported here: a mistake in the command is answered first.

@@ -7,10 +7,8 @@ from omegaconf import DictConfig, OmegaConf
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.command import command
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
-
-@command(CONF, "report")
+@command()
 def main(config: DictConfig) -> None:
     """Read the runs, write the report and print the best."""
     # Imported here: a mistake in the command is answered before pandas and plotly are loaded.

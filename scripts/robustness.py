@@ -1,16 +1,12 @@
 """Evaluate checkpoints under sensor failures: ``python scripts/robustness.py ckpt_path=[a,b] suite=mome``."""
 
-from pathlib import Path
-
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from cmt_aqr.runs.command import command
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
-
-@command(CONF, "robustness", several=["ckpt_path"])
+@command(several=["ckpt_path"])
 def main(config: DictConfig) -> None:
     """Evaluate what is not evaluated yet, print the tables and write the page."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.

@@ -7,10 +7,8 @@ from omegaconf import DictConfig
 
 from cmt_aqr.runs.command import command
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
-
-@command(CONF, "show_frames")
+@command()
 def main(config: DictConfig) -> None:
     """Check the configuration and render a contact sheet."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.

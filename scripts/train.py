@@ -9,12 +9,10 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.runs.command import command
 from cmt_aqr.runs.sweep_job import in_sweep
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
-
 FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=")
 
 
-@command(CONF, "train")
+@command()
 def main(config: DictConfig) -> float:
     """Check the configuration and train; returns NDS for sweepers."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.

@@ -7,10 +7,8 @@ from omegaconf import DictConfig
 
 from cmt_aqr.runs.command import command
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
-
-@command(CONF, "visualize")
+@command()
 def main(config: DictConfig) -> None:
     """Take the checkpoint's configuration, apply this command's overrides, render."""
     # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.

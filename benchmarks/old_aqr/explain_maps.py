@@ -11,12 +11,10 @@ from omegaconf import DictConfig
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.command import command
 
-ROOT = Path(__file__).resolve().parents[2]
-
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
-@command(ROOT / "conf", "explain_maps")
+@command()
 def main(config: DictConfig) -> None:
     """Measure the findings on one frame and print a table for each."""
     # Imported here: a mistake in the command is answered before PyTorch is loaded.

@@ -33,15 +33,7 @@ def written_at_once(path: Path) -> Iterator[Path]:
 
 
 def check_folder(key: str, folder: Path) -> None:
-    """See, leaving nothing behind, that a folder can be made, or written to where it is there.
-
-    Args:
-        key: of the configuration, for the message.
-        folder: may be relative.
-
-    Raises:
-        UserError: it cannot; the sentence names key, folder and reason.
-    """
+    """See, leaving nothing behind, that a key's folder can be made, or written to where it is there."""
     with writing(key, folder):
         place = folder.absolute()
         while not _is_there(place):
@@ -51,15 +43,10 @@ def check_folder(key: str, folder: Path) -> None:
 
 def _is_there(path: Path) -> bool:
     try:
-        path.stat()
+        path.lstat()  # a link to nowhere is in the way, too
     except FileNotFoundError:
-        return path.is_symlink()  # to nowhere: it is in the way
+        return False
     return True
-
-
-def cannot_write(key: str, path: Path, error: OSError) -> str:
-    """Why a file or folder that a key names cannot be made."""
-    return f"{key}={path}: cannot be written to ({error.strerror or error}); choose another place"
 
 
 @contextlib.contextmanager
@@ -68,7 +55,8 @@ def writing(key: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(cannot_write(key, path, error)) from error
+        reason = error.strerror or error
+        raise UserError(f"{key}={path}: cannot be written to ({reason}); choose another place") from error
 
 
 def remove_partial(folder: Path) -> None:

@@ -131,6 +131,7 @@ def write_grid(root: Path, seeds: Sequence[int] = (0,)) -> Path:
                 elif (clamp, residual, seed) == (2.5, 0.65, 0):
                     write_run(root / str(number), overrides, None, curve[:30], status="running", seed=seed)
                 else:
-                    write_run(root / str(number), overrides, nds, curve, MAPS, seed=seed, machine="2 CPU cores")
+                    machine = {"cpu": "AMD", "cores": 2}
+                    write_run(root / str(number), overrides, nds, curve, MAPS, seed=seed, machine=machine)
                 number += 1
     return root

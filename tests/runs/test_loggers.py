@@ -20,10 +20,7 @@ composed = functools.partial(composed_for, *FOLDERS)
     ("choice", "names"),
     [
         ("default", {"csv", "tensorboard"}),
-        ("csv", {"csv"}),
-        ("tensorboard", {"tensorboard"}),
         ("wandb", {"csv", "wandb"}),
-        ("mlflow", {"csv", "mlflow"}),
         ("many", {"csv", "tensorboard", "wandb", "mlflow"}),
     ],
 )

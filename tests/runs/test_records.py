@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -14,17 +13,11 @@ from cmt_aqr.runs.records import RunRecord, machine, record_refusal, recorded
 CONFIG = OmegaConf.create({"seed": 7, "lr": 0.1})
 
 
-def record_of(folder: Path) -> dict[str, Any]:
-    found = read_record(folder)
-    assert found is not None
-    return found
-
-
 def test_a_record_says_running_then_complete(tmp_path: Path) -> None:
     assert read_record(tmp_path) == {}
     with recorded(tmp_path / "run", CONFIG, ["lr=0.1"]):
-        assert record_of(tmp_path / "run")["status"] == "running"
-    record = record_of(tmp_path / "run")
+        assert read_record(tmp_path / "run")["status"] == "running"
+    record = read_record(tmp_path / "run")
     assert record["status"] == "complete" and record["error"] is None
     assert record["seed"] == 7 and record["overrides"] == ["lr=0.1"]
     assert record["wall_time_s"] > 0 and record["peak_memory_bytes"] > 10**7
@@ -48,16 +41,16 @@ def test_the_end_is_recorded_and_goes_on(
 ) -> None:
     with pytest.raises(type(end)), recorded(tmp_path, CONFIG, []):
         raise end
-    assert (record_of(tmp_path)["status"], record_of(tmp_path)["error"]) == (status, error)
+    assert (read_record(tmp_path)["status"], read_record(tmp_path)["error"]) == (status, error)
 
 
 def test_a_refusal_is_recorded_but_replaces_no_earlier_record(tmp_path: Path) -> None:
     incomplete = DictConfig({"seed": 0, "root": "???"})
     record_refusal(tmp_path, incomplete, [], UserError("root has no default"))
-    assert (record_of(tmp_path)["status"], record_of(tmp_path)["error"]) == ("failed", "root has no default")
+    assert (read_record(tmp_path)["status"], read_record(tmp_path)["error"]) == ("failed", "root has no default")
     (tmp_path / "record.json").write_text(json.dumps({"status": "complete"}), encoding="utf-8")
     record_refusal(tmp_path, CONFIG, [], UserError("no"))
-    assert record_of(tmp_path) == {"status": "complete"}
+    assert read_record(tmp_path) == {"status": "complete"}
 
 
 def test_only_process_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,14 +61,15 @@ def test_only_process_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_resumed_run_adds_up(tmp_path: Path) -> None:
-    first, second = RunRecord(tmp_path, CONFIG, []).meter(), RunRecord(tmp_path, CONFIG, [])
-    first.steps, first.epochs, first._frames, first._training_seconds, first.earlier_seconds = 5, 1, 10, 4.0, 100.0
-    meter = second.meter()
-    meter.load_state_dict(first.state_dict())
+    first, second = RunRecord(tmp_path, CONFIG, []), RunRecord(tmp_path, CONFIG, [])
+    counts = {"steps": 5, "epochs": 1, "frames": 10, "training_seconds": 4.0, "seconds": 100.0}
+    first.load_state_dict(counts)
+    second.load_state_dict(first.state_dict())
     second.write()
-    record = record_of(tmp_path)
+    record = read_record(tmp_path)
     assert record["steps"] == 5 and record["epochs"] == 1 and record["frames_per_second"] == 2.5
     assert 100 < record["wall_time_s"] < 160
+    assert first.state_key == "RunMeter", "as checkpoints have it"
 
 
 def test_the_machine_is_not_named() -> None:

@@ -114,6 +114,11 @@ def test_what_is_built_is_what_was_given(resolved: bool) -> None:
     assert type(data._eval_transforms[0]).__name__ == "SomeFrames"
 
 
+def test_an_experiment_cannot_be_put_into_a_checkpoint_s_configuration() -> None:
+    with pytest.raises(UserError, match="drop experiment="):
+        with_overrides(saved(False), composed(), ["experiment=x"])
+
+
 def test_the_evaluated_split_is_eval_split_and_no_other_is_read() -> None:
     data = build_data(merged(False, "data.eval_split=mini_train"), evaluating=True)
     assert (data.train_split, data.val_split) == (None, "mini_train")

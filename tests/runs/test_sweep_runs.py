@@ -10,8 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.runs.folder import Run
 from cmt_aqr.runs.sweep_runs import identity, run_folder, runs_of
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
+from tests.helpers.composed import CONF
 
 
 def begun(sweep: Path, number: int, *overrides: str) -> Path:
@@ -54,7 +53,8 @@ def test_runs_that_begin_at_once_get_folders_of_their_own(tmp_path: Path) -> Non
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda i: begun(tmp_path, 0, f"a={i}"), range(1, 33)))
     assert len(set(folders)) == 32
-    assert len(runs_of(tmp_path)) == 33 and runs_of(tmp_path)[0].claimed == ("a=0",)
+    runs = runs_of(tmp_path)
+    assert [run.name for run in runs] == [str(number) for number in range(33)] and runs[0].claimed == ("a=0",)
 
 
 def test_the_processes_of_one_run_get_the_same_folder(tmp_path: Path) -> None:
@@ -67,12 +67,6 @@ def test_a_folder_of_hydra_s_alone_is_known_by_what_hydra_wrote(tmp_path: Path) 
     (tmp_path / "0" / ".hydra").mkdir(parents=True)
     OmegaConf.save(["a=1", "b=x"], tmp_path / "0" / ".hydra" / "overrides.yaml")
     assert begun(tmp_path, 4, "b=x", "a=1").name == "0"
-
-
-def test_runs_come_by_number(tmp_path: Path) -> None:
-    for number in range(12):
-        begun(tmp_path, number, f"a={number}")
-    assert [run.name for run in runs_of(tmp_path)] == [str(number) for number in range(12)]
 
 
 def looked_at(folder: Path, *overrides: str) -> DictConfig:

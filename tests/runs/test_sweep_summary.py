@@ -1,11 +1,10 @@
-import csv
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from cmt_aqr.runs.folder import Run, find_runs
-from cmt_aqr.runs.sweep_summary import summary_table, swept_keys, write_summary
+from cmt_aqr.runs.sweep import summary_rows, summary_table, swept_keys
 from tests.helpers.folders import write_run
 
 
@@ -31,10 +30,9 @@ def test_the_table_names_every_run_and_why_one_failed(runs: list[Run]) -> None:
     assert "steps" not in text
 
 
-def test_the_csv_has_every_override(runs: list[Run], tmp_path: Path) -> None:
-    with write_summary(runs, tmp_path / "summary.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+def test_a_row_has_every_override(runs: list[Run]) -> None:
+    rows = summary_rows(runs)
     assert [row["run"] for row in rows] == ["0", "1", "2", "-"] and rows[3]["status"] == "new"
     assert rows[0]["overrides"] == "clamp=1.5 steps=2" and rows[0]["clamp"] == "1.5"
-    assert rows[1]["NDS"] == "" and rows[1]["error"] == "clamp=-1: must be above 0"
-    assert (rows[2]["mAP"], rows[2]["NDS"], rows[2]["size"]) == ("0.25", "0.5", "[4,8]")
+    assert rows[1]["NDS"] is None and rows[1]["error"] == "clamp=-1: must be above 0"
+    assert (rows[2]["mAP"], rows[2]["NDS"], rows[2]["size"]) == (0.25, 0.5, "[4,8]")

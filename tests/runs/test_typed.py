@@ -32,17 +32,6 @@ def refusal(config: DictConfig, part: str) -> str:
         ),
         (["model.network.image.norm_eval=abc"], "model.network.image", "norm_eval=abc: must be true or false"),
         (
-            ["training.denoising.noise_scale=-1"],
-            "training.denoising",
-            "noise_scale=-1: must be a number of 0",
-        ),
-        (["training.criterion.class_weight=abc"], "training.criterion", "class_weight=abc: must be a number"),
-        (
-            ["training.criterion.code_weights=[1,2]"],
-            "training.criterion",
-            "code_weights=[1, 2]: must be 10",
-        ),
-        (
             ["aqr=attention_bias", "aqr.per_layer_and_head=3"],
             "aqr",
             "aqr.per_layer_and_head=3: must be a list",

@@ -1,13 +1,11 @@
 """A key that an override adds and nothing reads is refused; one that something reads is not."""
 
-from pathlib import Path
-
 import pytest
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.command import check_overrides
+from tests.helpers.composed import CONF
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 EARLY = "pytorch_lightning.callbacks.EarlyStopping"
 
 UNREAD = [

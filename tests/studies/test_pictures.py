@@ -21,20 +21,20 @@ from cmt_aqr.studies.pictures import (
     colour_scale,
     image_edges,
 )
-from cmt_aqr.studies.rendering import ARRANGEMENT, box_lines
+from cmt_aqr.studies.rendering import VIEWS, box_lines
 from tests.helpers.aqr_scenes import GOLDEN_GRID, GRID, IMAGE_MAP, IMAGE_SIZE, rig
 from tests.helpers.builders import box
 
 
-def scene(bev: MapPair | None = None, camera: MapPair | None = None, images: bool = True) -> Scene:
+def scene(bev: MapPair | None = None, camera: MapPair | None = None) -> Scene:
     """Without points; grey images; boxes out of the way."""
     height, width = IMAGE_SIZE
     return Scene(
         title="a frame",
         grid=GRID,
         points=torch.zeros(0, 5),
-        images=np.full((6, height, width, 3), 128, dtype=np.uint8) if images else None,
-        image_extent=(-0.5, width - 0.5, height - 0.5, -0.5) if images else None,
+        images=np.full((6, height, width, 3), 128, dtype=np.uint8),
+        image_extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         image_size=IMAGE_SIZE,
         lidar2img=rig()[0],
         truth=torch.tensor([box(x=-7.0, y=-7.0, size=0.5)]),
@@ -120,7 +120,7 @@ def test_the_map_of_a_query_is_coloured_at_its_pixel_in_its_own_view() -> None:
     figure = camera_picture(scene(camera=pair(weights)))
     axes = [axis for axis in figure.axes if axis.get_title()]
     assert [axis.get_title() for axis in axes] == 2 * [
-        name.removeprefix("CAM_").replace("_", " ").lower() for name in ARRANGEMENT
+        CAMERAS[view].removeprefix("CAM_").replace("_", " ").lower() for view in VIEWS
     ]
     picture = rendered(figure)
     for axis in axes:
@@ -162,5 +162,3 @@ def test_without_maps_there_is_one_version_of_boxes_only() -> None:
     figure = bev_picture(scene())
     assert len(figure.axes) == 1 and not figure.axes[0].images
     assert len([axis for axis in camera_picture(scene()).axes if axis.get_title()]) == 6
-    with pytest.raises(ValueError, match="needs images"):
-        camera_picture(scene(images=False))

@@ -5,7 +5,6 @@ faults that users met stood between two of them. A new option gets a row here, b
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import pytest
 import torch
 
 from cmt_aqr.files import read_record
-from tests.helpers.commands import PAIR, finished, resuming, run_line, torchrun
+from cmt_aqr.runs.sweep_runs import runs_of
+from tests.helpers.commands import PAIR, finished, resuming, run_command, run_line, torchrun
 from tests.helpers.ran import assert_same_end, checkpoint_of, from_json, logged, metrics_of
 
 pytestmark = pytest.mark.system
@@ -80,7 +80,6 @@ def assert_real_steps(run: Path, others: list[float]) -> None:
 
 TRAININGS = [
     (BF16, *WORKERS),
-    (FP16, *WORKERS),
     (FP16, *CAMERA),
     (FP16, "lr_mult.img_backbone=0", *ACCUMULATED),
     (BF16, *CHECKPOINTED, "optimizer=one_cycle"),
@@ -107,41 +106,29 @@ def test_torchrun_trains_in_mixed_precision(run_folder: Path, float32: list[floa
     assert_real_steps(run_folder / "torchrun", float32)
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A sweep of two runs.
-
-    Attributes:
-        launcher: option of the group ``launcher``.
-        line: overrides besides.
-        package: the plugin it needs.
-        extra: of this project, which has the plugin.
-    """
-
-    launcher: str
-    line: tuple[str, ...]
-    package: str = "hydra"
-    extra: str = "dev"
-
-
 LAUNCHES = [
-    Launch("local", (BF16, *PLAIN, *PAIR)),
-    Launch("joblib", (BF16, *LIDAR, *PAIR, *WORKERS), "hydra_plugins.hydra_joblib_launcher", "sweeps"),
-    Launch("slurm_local", (FP16, *CAMERA, *PAIR, *WORKERS), "hydra_plugins.hydra_submitit_launcher", "slurm"),
+    ("local", (BF16, *PLAIN, *PAIR), "hydra", "dev"),
+    ("joblib", (BF16, *LIDAR, *PAIR, *WORKERS), "hydra_plugins.hydra_joblib_launcher", "sweeps"),
+    ("slurm_local", (FP16, *CAMERA, *PAIR, *WORKERS), "hydra_plugins.hydra_submitit_launcher", "slurm"),
 ]
+"""Launchers, overrides besides, the plugin that they need, and the extra of this project that has it."""
 
 
-@pytest.mark.parametrize("row", LAUNCHES, ids=lambda row: " ".join((row.launcher, *row.line)))
+@pytest.mark.parametrize(("launcher", "row", "package", "extra"), LAUNCHES, ids=lambda value: str(value))
 def test_every_launcher_trains_with_workers_and_processes(
-    run_folder: Path, float32: list[float], row: Launch
+    run_folder: Path, float32: list[float], launcher: str, row: tuple[str, ...], package: str, extra: str
 ) -> None:
-    pytest.importorskip(row.package, reason=f"pip install -e '.[{row.extra}]'")
-    line = ["-m", *SHORT, *row.line, f"launcher={row.launcher}", "optimizer.lr=1e-4,2e-4"]
-    finished(run_folder, "train", *line, f"sweep_dir={row.launcher}")
-    runs = [run_folder / row.launcher / number for number in ("0", "1")]
-    for run in runs:
-        assert_real_steps(run, float32)
-    first, second = (losses(run) for run in runs)
+    """Two runs, and one that cannot work, in a relative folder, wherever they take place."""
+    pytest.importorskip(package, reason=f"pip install -e '.[{extra}]'")
+    line = ["-m", *SHORT, *row, f"launcher={launcher}", "optimizer.lr=1e-4,2e-4,-1", f"sweep_dir={launcher}"]
+    done = run_command(run_folder, "train", *line)
+    assert done.returncode == 1 and "1 of 3 runs failed (2: optimizer.lr=-1: must be above 0" in done.stderr
+    runs = runs_of(run_folder / launcher)
+    assert [run.outcome for run in runs] == ["complete", "complete", "failed"]
+    assert (run_folder / launcher / "summary.csv").is_file()
+    for run in runs[:2]:
+        assert_real_steps(run.folder, float32)
+    first, second = (losses(run.folder) for run in runs[:2])
     assert first[0] == second[0] and first[1:] != second[1:], "the learning rate counts from the second step on"
 
 
@@ -172,7 +159,6 @@ OVERRIDES = [
     ("aqr=none",),
     ("model.image_size=[96,224]",),
     ("eval_fault=night",),
-    (BF16,),
     (FP16, *PAIR),
     ("evaluation.max_detections=5", "data.sweeps=0", *WORKERS),
 ]

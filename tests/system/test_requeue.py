@@ -23,7 +23,7 @@ GIVEN = {1: [*LONG, "trainer.max_epochs=4"], 2: [*LONG, *PAIR, "trainer.max_epoc
 """Overrides for a number of processes."""
 
 
-@pytest.mark.parametrize(("workers", "devices"), [(0, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize(("workers", "devices"), [(2, 1), (1, 2)])
 def test_a_warned_job_is_queued_again_and_ends_as_if_it_had_not_been(
     run_folder: Path, workers: int, devices: int
 ) -> None:

@@ -82,30 +82,12 @@ def test_a_sweep_without_a_run_that_can_work_or_with_nothing_to_sweep_does_not_s
     assert runs_of(run_folder / "none") == []
 
 
-def launched(run_folder: Path, launcher: str) -> None:
-    """Two runs, one of which cannot work; a relative folder and relative data, wherever the runs take place."""
-    line = ["-m", f"launcher={launcher}", "renderer.max_weight_clamp=1.5,-1.0", f"sweep_dir={launcher}"]
-    done = sweep(run_folder, *line)
-    assert done.returncode == 1
-    assert "1 of 2 runs failed (1: renderer.max_weight_clamp=-1.0: must be above 0" in done.stderr, done.stderr
-    assert statuses(run_folder / launcher) == {"0": "complete", "1": "failed"}
-    assert (run_folder / launcher / "summary.csv").is_file()
-
-
-def test_joblib_runs_several_at_a_time(run_folder: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install -e '.[sweeps]'")
-    launched(run_folder, "joblib")
-
-
-def test_submitit_runs_each_as_a_job_by_its_local_executor(run_folder: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install -e '.[slurm]'")
-    launched(run_folder, "slurm_local")
-
-
 def test_ray_runs_each_as_a_task(run_folder: Path) -> None:
     pytest.importorskip("ray", reason="launcher=ray is an extra of some 100 MB: docs/sweeps.md")
     pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="pip install --no-deps hydra-ray-launcher")
-    launched(run_folder, "ray")
+    done = sweep(run_folder, "-m", "launcher=ray", "renderer.max_weight_clamp=1.5,-1.0", "sweep_dir=ray")
+    assert done.returncode == 1 and "1 of 2 runs failed (1: renderer.max_weight_clamp=-1.0" in done.stderr
+    assert statuses(run_folder / "ray") == {"0": "complete", "1": "failed"}
 
 
 def test_an_optuna_study_goes_on(run_folder: Path) -> None:

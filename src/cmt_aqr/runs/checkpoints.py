@@ -9,7 +9,6 @@ import shutil
 import signal
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from cmt_aqr.checks import require_above_zero, require_count, require_folder
 from cmt_aqr.errors import UserError
 from cmt_aqr.file_kinds import is_safetensors, other_file
 from cmt_aqr.files import written_at_once
-from cmt_aqr.runs.loops import complete_epoch, expect_evaluation
 from cmt_aqr.runs.records import is_rank_zero
 from cmt_aqr.runs.stopping import Stopped, StopSignals
 
@@ -43,9 +41,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"ckpt_path={path}: there is no such file")
-    _refuse_other_files(path)
     try:
+        what = _WEIGHTS_ONLY.format(path=path) if is_safetensors(path) else other_file(path)
+        if what is not None:
+            raise UserError(f"ckpt_path={path}: {what}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"ckpt_path={path}: the file is damaged, or holds Python objects beside tensors and plain values; "
@@ -66,15 +68,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 _WEIGHTS_ONLY = "not a checkpoint of a training run, but of weights alone at most; give weights={path} instead"
 
 
-def _refuse_other_files(path: Path) -> None:
-    try:
-        what = _WEIGHTS_ONLY.format(path=path) if is_safetensors(path) else other_file(path)
-    except OSError:
-        return  # told by who reads it
-    if what is not None:
-        raise UserError(f"ckpt_path={path}: {what}")
-
-
 def saved_config(path: Path) -> dict[str, Any]:
     """The composed configuration that a checkpoint was trained with.
 
@@ -88,25 +81,15 @@ def saved_config(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that can be read.
+    """The newest checkpoint that can be read in a run's folder or its ``checkpoints``; ``None``: there is none.
 
     One that cannot be read is skipped with a warning that names it.
-
-    Args:
-        folder: of a run, or its ``checkpoints``.
-
-    Returns:
-        ``None`` where the folder holds no checkpoint.
 
     Raises:
         UserError: where none of those that it holds can be read.
     """
-    inside = folder / "checkpoints"
-    paths = [
-        path
-        for name in (LAST, PREVIOUS, BEST)
-        if (path := (inside if inside.is_dir() else folder) / name).is_file()
-    ]
+    inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    paths = [inside / name for name in (LAST, PREVIOUS, BEST) if (inside / name).is_file()]
     # Sorting is stable: of the same step, last.ckpt comes first.
     for path in sorted(paths, key=_step_of, reverse=True):
         try:
@@ -139,11 +122,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:
-        """Write a checkpoint; a crash on the way leaves the file of that name as it was.
-
-        Raises:
-            UserError: it could not be written, for want of space, say.
-        """
+        """Write a checkpoint; a crash on the way leaves the file of that name as it was."""
         target = Path(path)
         try:
             with written_at_once(target) as partial:
@@ -153,8 +132,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     os.fsync(file.fileno())
                 if target.name == LAST and target.exists():
                     _keep(target, target.with_name(PREVIOUS))
-        except (OSError, RuntimeError) as error:  # torch has a RuntimeError for what the file system refused
-            reason = next((cause.strerror for cause in _causes(error) if isinstance(cause, OSError)), str(error))
+        except (OSError, RuntimeError) as error:
+            cause: BaseException | None = error  # torch has a RuntimeError for what the file system refused
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__
+            reason = error if cause is None else cause.strerror
             before = f"the one before it, {target}, is intact; " if target.exists() else ""
             raise UserError(
                 f"the checkpoint {target} could not be written ({reason}): {before}make room and resume with "
@@ -164,12 +146,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint, see :func:`read_checkpoint`."""
         return read_checkpoint(Path(path))
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _keep(path: Path, name: Path) -> None:
@@ -199,10 +175,7 @@ class Checkpoints(Checkpoint):
         every_n_minutes: the same after so much time since the last one was written.
 
     Attributes:
-        signals: those that end the run or ask for a checkpoint; ``None``: nobody listens.
-
-    Raises:
-        SettingError: for no folder, intervals below 1, or no time above 0.
+        signals: those that end the run or ask for a checkpoint, where somebody listens.
     """
 
     def __init__(
@@ -226,7 +199,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.best_score = float("-inf")
-        self.signals: StopSignals | None = None
+        self.signals = StopSignals()
         self._stopping = False
         self._improved = False
         self._evaluation_due = False
@@ -234,15 +207,12 @@ class Checkpoints(Checkpoint):
         self._step_of_last: int | None = None
         self._time_of_last = time.monotonic()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, *_: Any) -> None:
         """From here on a signal waits for the end of the step."""
         self._time_of_last = time.monotonic()
-        if self.signals is not None:
-            self.signals.hold()
+        self.signals.hold()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write ``last.ckpt`` where it is time to, an evaluation follows, the run ends, or a signal came."""
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():
@@ -262,23 +232,26 @@ class Checkpoints(Checkpoint):
         if self._stopping:
             self._stop(trainer)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """End the run here if a signal came; during the evaluation one ends it at once."""
-        if trainer.state.fn != TrainerFn.FITTING or self.signals is None or trainer.sanity_checking:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self.signals.release()
         if self._stopping:  # the signal came to another process
             raise Stopped(signal.SIGTERM)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """See whether this is the best evaluation so far."""
-        if trainer.state.fn == TrainerFn.FITTING and self.signals is not None and not trainer.sanity_checking:
+        if trainer.sanity_checking:
+            return
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if fitting:
             self.signals.hold()
         score = trainer.callback_metrics.get(self.monitor)
-        if trainer.sanity_checking or score is None or not score > self.best_score:
+        if score is None or not score > self.best_score:
             return
         self.best_score = float(score)
-        if trainer.state.fn == TrainerFn.FITTING:
+        if fitting:
             # Written where the epoch ends, from where training can be resumed; an evaluation within an epoch is
             # followed by a batch instead.
             self._improved = True
@@ -289,7 +262,7 @@ class Checkpoints(Checkpoint):
             with written_at_once(self.best) as partial:
                 shutil.copyfile(self.last, partial)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write ``best.ckpt`` after the best evaluation, and ``last.ckpt``."""
         self._epoch_ends = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if self._improved:
@@ -304,12 +277,11 @@ class Checkpoints(Checkpoint):
         if self._stopping:
             self._stop(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write ``last.ckpt`` if it is not of the last step."""
         if self._step_of_last != trainer.global_step:
             self._save_last(trainer)
-        if self.signals is not None:
-            self.signals.release()
+        self.signals.release()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -324,9 +296,9 @@ class Checkpoints(Checkpoint):
         """Say that an evaluation comes first when a run resumes from here."""
         checkpoint["evaluation_due"] = self._evaluation_due
         if self._evaluation_due:
-            expect_evaluation(checkpoint["loops"]["fit_loop"])
+            _expect_evaluation(checkpoint["loops"]["fit_loop"])
         elif self._epoch_ends:
-            complete_epoch(checkpoint["loops"]["fit_loop"])
+            _complete_epoch(checkpoint["loops"]["fit_loop"])
 
     def state_dict(self) -> dict[str, Any]:
         """The best score, so that a resumed run does not call a worse one the best."""
@@ -344,11 +316,10 @@ class Checkpoints(Checkpoint):
 
         Clocks and signals differ between processes, and checkpoints are written by all together: asked in one go.
         """
-        signals, every = self.signals, self.every_n_minutes
-        stop = self._stopping or (signals is not None and signals.received is not None)
-        save = signals is not None and signals.save
-        save = save or (every is not None and time.monotonic() - self._time_of_last >= 60 * every)
-        asked = 2 if stop else int(save)
+        every = self.every_n_minutes
+        due = every is not None and time.monotonic() - self._time_of_last >= 60 * every
+        stop = self._stopping or self.signals.received is not None
+        asked = 2 if stop else int(due or self.signals.save)
         if trainer.world_size > 1:
             told = torch.tensor(float(asked), device=trainer.strategy.root_device)
             asked = int(trainer.strategy.reduce(told, reduce_op="max"))
@@ -368,5 +339,35 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(self.last, weights_only=False)
         self._step_of_last = trainer.global_step
         self._time_of_last = time.monotonic()
-        if self.signals is not None:
-            self.signals.save = False
+        self.signals.save = False
+
+
+def _expect_evaluation(fit_loop: dict[str, Any]) -> None:
+    """Change the state of the fit loop in a checkpoint, so that resuming begins with an evaluation.
+
+    Written at the end of a batch, it says that the batch is being completed; Lightning then takes an evaluation
+    that was due for done. As it is changed here, the batch is complete and an evaluation has begun its first
+    batch, so Lightning goes back and makes it from the start.
+    """
+    batches = fit_loop["epoch_loop.batch_progress"]
+    for count in (batches["total"], batches["current"]):
+        count["completed"] = count["processed"]
+    evaluation = fit_loop["epoch_loop.val_loop.batch_progress"]
+    evaluation["total"].update(ready=1, started=1, processed=0, completed=0)
+    evaluation["current"].update(ready=0, started=0, processed=0, completed=0)
+    evaluation["is_last_batch"] = False
+
+
+def _complete_epoch(fit_loop: dict[str, Any]) -> None:
+    """Change the state of the fit loop in a checkpoint, so that resuming begins with the next epoch.
+
+    Written where an epoch ends, it says that it is being completed. With ``trainer.max_steps`` Lightning then
+    takes one more batch as the old epoch's, and counts all later epochs one too high.
+    """
+    for count in fit_loop["epoch_progress"].values():
+        count["completed"] = count["processed"]
+    batches = fit_loop["epoch_loop.batch_progress"]
+    steps = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    for part in (batches, fit_loop["epoch_loop.scheduler_progress"], steps["step"], steps["zero_grad"]):
+        part["current"] = dict.fromkeys(part["current"], 0)
+    batches["is_last_batch"] = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import inspect
 import itertools
@@ -40,21 +41,21 @@ from cmt_aqr.runs.threads import sleep_while_waiting
 from cmt_aqr.runs.unread import refuse_unread
 
 
-def command(
-    config_dir: Path, config_name: str, several: Sequence[str] = ()
-) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def command(several: Sequence[str] = ()) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make a function of a composed configuration into a command line.
 
-    A mistake in the overrides, and every :class:`UserError`, ends the command with one sentence on stderr and
-    exit status 1; ``HYDRA_FULL_ERROR=1`` shows the traceback as well.
+    The primary configuration has the name of the function's file, and lies in the nearest ``conf`` above it. A
+    mistake in the overrides, and every :class:`UserError`, ends the command with one sentence on stderr and exit
+    status 1; ``HYDRA_FULL_ERROR=1`` shows the traceback as well.
 
     Args:
-        config_dir: folder of the Hydra configuration.
-        config_name: name of the primary configuration in it.
         several: keys that may be a list of paths in this command.
     """
 
     def wrap(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        script = Path(inspect.getfile(function)).resolve()
+        config_dir = next(parent / "conf" for parent in script.parents if (parent / "conf").is_dir())
+
         def quietly(config: DictConfig) -> Any:
             hide_noise()
             # Paths mean the folder that the command was given in, also with hydra.job.chdir=true.
@@ -69,29 +70,22 @@ def command(
                 share_folder(Path(HydraConfig.get().runtime.output_dir))
             if sweep_job.in_sweep():
                 return sweep_job.run(quietly, config)
-            try:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
                 return quietly(config)
-            except UserError as error:
-                if _full_errors() or HydraConfig.get().mode == RunMode.MULTIRUN:
-                    raise
-                sys.exit(f"error: {error}")
+            with _one_sentence():
+                return quietly(config)
 
         def main() -> None:
             use_utf8()
             sleep_while_waiting()
-            try:
+            with _one_sentence():
                 join_first_process(sys.argv)
                 sys.argv[1:] = in_order(sys.argv[1:])
-                script = Path(inspect.getfile(function))
-                check_overrides(config_dir, config_name, sys.argv[1:], script)
-            except UserError as error:
-                if _full_errors():
-                    raise
-                sys.exit(f"error: {error}")
-            if print_help(config_dir, config_name, sys.argv[1:], script):
+                check_overrides(config_dir, script.stem, sys.argv[1:], script)
+            if print_help(config_dir, script.stem, sys.argv[1:], script):
                 return
             try:
-                hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(job)()
+                hydra.main(version_base="1.3", config_path=str(config_dir), config_name=script.stem)(job)()
             finally:  # also where the sweep was stopped
                 trouble = sweep.finish()
                 if trouble:
@@ -102,6 +96,17 @@ def command(
         return main
 
     return wrap
+
+
+@contextlib.contextmanager
+def _one_sentence() -> Iterator[None]:
+    """End the command at a :class:`UserError`, unless the traceback is asked for."""
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.exit(f"error: {error}")
 
 
 _NOISE = ("litlogger", "Loading `train_dataloader` to estimate", "TPU available")
@@ -136,10 +141,10 @@ _PATHS = (*_MAY_BE_NULL, "folder", "source", "target", "data.root", "data.cache_
 
 
 def check_paths(config: DictConfig, several: Sequence[str] = ()) -> None:
-    """Make every path of a configuration a text, with the home folder written out.
+    """Make every path of a configuration a text, with the home folder written out; changed in place.
 
     Args:
-        config: changed in place.
+        config: of a command.
         several: keys that may be a list of paths, besides ``weights``.
 
     Raises:
@@ -161,7 +166,7 @@ def check_paths(config: DictConfig, several: Sequence[str] = ()) -> None:
 
 
 def join_first_process(arguments: list[str]) -> None:
-    """Where torchrun or srun started this process as another than the first, let it use the first one's folder.
+    """Let a process that torchrun or srun started, and not as the first, use the first one's folder.
 
     Args:
         arguments: the command line, extended here.
@@ -172,27 +177,20 @@ def join_first_process(arguments: list[str]) -> None:
     outside = outside_environment()
     if outside is None:
         return
-    sweep = [item for item in arguments if item in ("-m", "--multirun") or item.startswith("sweep=")]
-    if sweep:
+    sweeps = [item for item in arguments if item in ("-m", "--multirun") or item.startswith("sweep=")]
+    if sweeps:
         raise UserError(
-            f"{sweep[0]} does not go with {starter()}: start the sweep without, and each run starts its own "
-            "processes"
+            f"{sweeps[0]} does not go with {starter()}: start the sweep without, each run starts its own"
         )
     if outside.global_rank() > 0:
         quoted = str(shared_folder()).replace("\\", r"\\").replace("'", r"\'")
         arguments += [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
 
 
-def _full_errors() -> bool:
-    return os.environ.get("HYDRA_FULL_ERROR") == "1"
-
-
 def check_overrides(
     config_dir: Path, config_name: str, arguments: Sequence[str], script: Path | None = None
 ) -> None:
-    """Compose once before Hydra does, to explain a mistake in one sentence.
-
-    Hydra's own messages take several lines and name no alternatives.
+    """Compose once before Hydra does, whose own messages take several lines and name no alternatives.
 
     Args:
         config_dir: folder of the Hydra configuration.
@@ -232,10 +230,10 @@ def check_overrides(
     looking = flags.cfg is not None or flags.info is not None
     several = not looking and (flags.multirun or configs[0].hydra.mode == RunMode.MULTIRUN)
     if swept and not several:
-        item = swept[0]
+        item, (key, _, values) = swept[0], swept[0].partition("=")
         raise UserError(
             f"{item}: several values are a sweep, which takes -m{' and no --cfg or --info' if looking else ''}; "
-            f"to give it as one text, type {to_type(item)}, and as a list {shlex.quote(_as_list(item))}"
+            f"to give it as one text, type {to_type(item)}, and as a list {shlex.quote(f'{key}=[{values}]')}"
         )
     if not looking:
         with resolvable(configs[0]):
@@ -243,12 +241,7 @@ def check_overrides(
 
 
 def _check_groups(overrides: Sequence[str], empty: str) -> None:
-    """Refuse a group of which no option is chosen; Hydra must be initialised.
-
-    Args:
-        overrides: of the command line.
-        empty: pattern of the overrides that choose none.
-    """
+    """Refuse a group of which no option is chosen, by a pattern of such overrides; Hydra must be initialised."""
     for item in overrides:
         options = GlobalHydra.instance().config_loader().get_group_options(item.partition("=")[0])
         if options and re.fullmatch(empty, item):
@@ -259,9 +252,7 @@ def print_help(config_dir: Path, config_name: str, arguments: Sequence[str], scr
     """Print what ``--help`` or ``--hydra-help`` asks for, as Hydra does, but in a third of the time.
 
     Hydra lists the options of a hundred groups, and for each copies all configurations of its plugins first.
-
-    Returns:
-        Whether it was asked for.
+    False where neither was asked for.
     """
     flags, _ = read_arguments(arguments)
     if not (flags.help or flags.hydra_help):
@@ -277,11 +268,8 @@ def print_help(config_dir: Path, config_name: str, arguments: Sequence[str], scr
 
 def _check_flags(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Refuse what Hydra answers with a traceback."""
-    asked = [
-        name
-        for name in ("run", "multirun", "cfg", "info", "shell_completion")
-        if getattr(flags, name) not in (None, False)
-    ]
+    exclusive = ("run", "multirun", "cfg", "info", "shell_completion")
+    asked = [name for name in exclusive if getattr(flags, name) not in (None, False)]
     if len(asked) > 1:
         raise UserError(f"{' and '.join(f'--{name}' for name in asked).replace('_', '-')}: give one of them")
     if flags.resolve and not (flags.cfg or flags.help):
@@ -361,16 +349,9 @@ def _single_values(override: Override, item: str) -> list[str]:
     key, value = override.get_key_element(), override.value()
     if isinstance(value, IntervalSweep):
         return [f"{key}={value.start}"]
-    values = (f"{key}={value}" for value in override.sweep_string_iterator())
-    if GlobalHydra.instance().config_loader().get_group_options(override.key_or_group):
-        found = list(values)
-    else:  # a thousand seeds are composed alike
-        found = list(itertools.islice(values, 1))
+    chooses = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
+    values = itertools.islice(override.sweep_string_iterator(), None if chooses else 1)  # seeds are composed alike
+    found = [f"{key}={value}" for value in values]
     if not found:
         raise UserError(f"{item}: stands for no value at all; name the values, as in {override.key_or_group}=a,b")
     return found
-
-
-def _as_list(item: str) -> str:
-    key, _, value = item.partition("=")
-    return f"{key}=[{value}]"

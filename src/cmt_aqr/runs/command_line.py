@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 
 from cmt_aqr.errors import UserError
 
@@ -25,8 +23,7 @@ _UNKNOWN_TO_HYDRA = re.compile(r"[^\x20-\x7e]|[#!&;<>^`~]")
 def read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Hydra's flags, and the overrides among them in their order, made readable for Hydra; none with ``--help``.
 
-    Raises:
-        UserError: for a flag that Hydra does not know, or a value that a flag does not take.
+    A flag that Hydra does not know, and a value that a flag does not take, is a :class:`UserError`.
     """
     flags = _parse(arguments)
     helps = flags.help or flags.hydra_help  # the same whatever is overridden
@@ -96,23 +93,3 @@ def use_utf8() -> None:
     if sys.getfilesystemencoding() == "ascii":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
-
-
-def no_such_option(group: str, choice: str, options: Sequence[str], overrides: Sequence[str]) -> str:
-    """What to say of an option that is not there.
-
-    Args:
-        group: or, as in ``eval_fault=mome/fov60``, the folder of the option within its group.
-        choice: the option's name.
-        options: those of the group.
-        overrides: as given on the command line.
-    """
-    given = next((item for item in overrides if item.replace("=", "/", 1).endswith(f"{group}/{choice}")), None)
-    key, _, value = (given or f"{group}={choice}").partition("=")
-    key, folder = key.lstrip("+"), value.rpartition("/")[0]
-    loader = GlobalHydra.instance().config_loader()
-    found = [f"{folder}/{option}" for option in loader.get_group_options(f"{key}/{folder}")] if folder else []
-    if not found:
-        folders = [f"{name}/..." for name in loader.get_group_options(key, ObjectType.GROUP)]
-        found = [*(loader.get_group_options(key) if folder else options), *folders]
-    return f"{key}={value}: there is no such option; choose from {', '.join(found)}"

@@ -14,11 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from cmt_aqr.checks import is_count, require, require_number, require_whole
+from cmt_aqr.checks import is_count, require, require_count, require_number, require_whole
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.errors import SettingError, UserError
 from cmt_aqr.runs.saved import below, current_names, links, override_keys
-from cmt_aqr.runs.trainer_settings import blamed, check_trainer, precision_named
+from cmt_aqr.runs.trainer_settings import blamed, check_trainer
 from cmt_aqr.runs.tree import unresolved
 from cmt_aqr.runs.typed import mistyped
 
@@ -33,12 +33,18 @@ def build(config: DictConfig | None, **arguments: Any) -> Any:
         config: with ``_target_``; ``None`` makes ``None``.
         **arguments: of the constructor, besides.
     """
+    if config is None:
+        return None
     # Before Hydra resolves interpolations, also those of other parts that this one is interpolated from.
-    written = None if config is None else unresolved(config._get_root())
+    written = unresolved(config._get_root())
+    target = config.get("_target_")
+    if target != current_names(target):
+        config = config.copy()
+        config._target_ = current_names(target)
     try:
-        built = hydra.utils.instantiate(_current(config), **arguments)
+        built = hydra.utils.instantiate(config, **arguments)
     except InstantiationException as error:
-        told = _told(error, written, {} if config is None else config)
+        told = _told(error, written, config)
         if told is None:
             _check_types(config, written)
             raise
@@ -47,15 +53,8 @@ def build(config: DictConfig | None, **arguments: Any) -> Any:
     return built
 
 
-def _check_types(config: DictConfig | None, written: Any) -> None:
-    """Refuse a value of another type than its constructor declares, and did not look at itself.
-
-    Args:
-        config: what was built, or could not be.
-        written: the whole configuration, not resolved.
-    """
-    if config is None:
-        return
+def _check_types(config: DictConfig, written: Any) -> None:
+    """Refuse a value of another type than its constructor declares, and did not look at itself."""
     plain = OmegaConf.to_container(config, resolve=True)
     for key, value, allowed in mistyped(current_names(plain), config._get_full_key(None)):
         require(False, _source(written, key), value, allowed)
@@ -67,8 +66,7 @@ def in_terms_of_keys(said: str, place: str, written: Any = None) -> str:
     Args:
         said: as in ``heads=3: must be ...``; one that begins with no parameter gets the part's key in front.
         place: key of the part that was built, as in ``model.network.decoder``; empty where it has none.
-        written: the configuration, not resolved: where ``model.network.decoder.heads`` is ``${model.heads}``, the
-            key is ``model.heads``.
+        written: the configuration, not resolved: the key is the one that the value is interpolated from.
     """
     named = re.match(r"\w+(?=[=:.\[])", said)
     if not place:
@@ -102,9 +100,9 @@ def _told(error: InstantiationException, written: Any, settings: Mapping[Any, An
         return f"{place}_target_={absent[1]}: there is no such class or function"
     built = re.search(r"Error in call to target '([^']+)'", str(error))
     target = built[1] if built else "it"
-    unknown = _unknown_setting(cause)
-    if unknown is not None:
-        return f"{place}{unknown}: there is no such setting of {target}: drop or rename it"
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", said)
+    if isinstance(cause, TypeError) and unknown is not None:
+        return f"{place}{unknown[1]}: there is no such setting of {target}: drop or rename it"
     lacking = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)", said)
     if isinstance(cause, TypeError) and lacking:
         names = re.findall(r"'(\w+)'", lacking[1])
@@ -116,22 +114,6 @@ def _told(error: InstantiationException, written: Any, settings: Mapping[Any, An
     if setting is not None or isinstance(cause, MisconfigurationException):
         return f"{place}{setting}: {said}" if setting is not None else f"{key}: {said}"
     return None
-
-
-def _unknown_setting(error: BaseException | None) -> str | None:
-    """The argument that a constructor does not know, if that is what an error says."""
-    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    return unknown[1] if isinstance(error, TypeError) and unknown else None
-
-
-def _current(config: DictConfig | None) -> DictConfig | None:
-    """The same, with a class of Lightning by the name of the package that is used here."""
-    target = None if config is None else config.get("_target_")
-    if config is None or target == current_names(target):
-        return config
-    config = config.copy()
-    config._target_ = current_names(target)
-    return config
 
 
 def build_data(config: DictConfig, evaluating: bool = False) -> Any:
@@ -151,7 +133,7 @@ def build_data(config: DictConfig, evaluating: bool = False) -> Any:
         train_fault=train_fault,
         eval_fault=eval_fault,
         evaluating=evaluating,
-        damage=_reads_damage(config) if damage is None else damage,
+        damage=_reader_of_damage(config) is not None if damage is None else damage,
     )
     for group, fault in (("fault", train_fault), ("eval_fault", eval_fault)):
         _check_strikes(group, fault, {"cameras": data.cameras, "LiDAR": data.lidar})
@@ -163,13 +145,12 @@ def build_data(config: DictConfig, evaluating: bool = False) -> Any:
     return data
 
 
-def _signal_weight(config: DictConfig) -> float:
-    return OmegaConf.select(config, "training.criterion.signal_weight", default=0) or 0
-
-
-def _reads_damage(config: DictConfig) -> bool:
-    """Whether AQR learns from what faults broke, or is told."""
-    return bool(_signal_weight(config)) or OmegaConf.select(config, "aqr.beta", default=None) == "oracle"
+def _reader_of_damage(config: DictConfig) -> str | None:
+    """What reads what faults broke: AQR that learns from it or is told; ``None`` where nothing does."""
+    weight = OmegaConf.select(config, "training.criterion.signal_weight")
+    if weight:
+        return f"training.criterion.signal_weight={weight}"
+    return "aqr.beta=oracle" if OmegaConf.select(config, "aqr.beta") == "oracle" else None
 
 
 def _check_strikes(group: str, fault: Any, read: Mapping[str, bool]) -> None:
@@ -183,23 +164,24 @@ def _check_strikes(group: str, fault: Any, read: Mapping[str, bool]) -> None:
 
 
 def check_config(config: DictConfig, overrides: Sequence[str] = (), evaluating: bool = False) -> None:
-    """Refuse values out of range and pairs that contradict each other.
+    """Refuse values out of range and pairs that contradict each other, naming key, value and what is allowed.
 
     Args:
         config: the composed configuration of a training run.
         overrides: what was given on the command line, to tell a contradiction from a preset.
         evaluating: whether it is for an evaluation of a checkpoint.
-
-    Raises:
-        UserError: naming key, value and what is allowed.
     """
-    _check_parts(config)
+    for key in _PARTS:
+        if OmegaConf.select(config, key, default=key) is None:
+            advice = "training.denoising.groups=0 switches it off" if "denoising" in key else "drop it"
+            raise UserError(f"{key}=null: a run needs this part; {advice}")
     check_complete(config)
     _check_numbers(config)
     _check_classes(config)
     _check_contradictions(config, set(override_keys(overrides)))
     _check_signal(config, evaluating)
-    _check_recipe(config)
+    if config.recipe.needs_weights and config.weights is None and config.ckpt_path is None:
+        raise UserError("weights=null: this experiment starts from trained weights; add weights=FILE")
     check_trainer(config.trainer)
     _check_packages(config)
     for group in ("optimizer", "lr_mult", "renderer", "modulator", "aqr", "clamp_schedule"):
@@ -229,11 +211,7 @@ def _check_callbacks(callbacks: Mapping[str, Any] | None) -> None:
 
 
 def check_complete(config: DictConfig) -> None:
-    """Refuse a configuration that lacks a value without a default.
-
-    Raises:
-        UserError: naming the first such key.
-    """
+    """Refuse a configuration that lacks a value without a default."""
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(f"{missing[0]} has no default: give {missing[0]}=...")
@@ -245,40 +223,18 @@ def clamp_given(overrides: Sequence[str]) -> bool:
 
 
 _PARTS = (
-    "model.network",
-    "model.network.head",
-    "model.network.decoder",
-    "model.grid",
-    "training",
-    "training.criterion",
-    "training.denoising",
-    "evaluation",
-    "recipe",
+    *("model.network", "model.network.head", "model.network.decoder", "model.grid"),
+    *("training", "training.criterion", "training.denoising", "evaluation", "recipe"),
 )
 """What a run cannot do without; groups are refused by themselves."""
-
-
-def _check_parts(config: DictConfig) -> None:
-    for key in _PARTS:
-        if OmegaConf.select(config, key, default=key) is None:
-            advice = "training.denoising.groups=0 switches it off" if "denoising" in key else "drop it"
-            raise UserError(f"{key}=null: a run needs this part; {advice}")
-
-
-_LOWEST = {
-    "evaluation.max_detections": 1,
-    "model.layers": 1,
-    "model.queries": 1,
-}
-"""Whole numbers, and the lowest that each may be."""
 
 
 def _check_numbers(config: DictConfig) -> None:
     size = OmegaConf.select(config, "model.image_size")
     sides = isinstance(size, Sequence) and len(size) == 2 and all(is_count(side) for side in size)
     require(sides, "model.image_size", size, "height and width in whole pixels, as in [320,800]")
-    for key, least in _LOWEST.items():
-        require_whole(key, OmegaConf.select(config, key), least)
+    for key in ("evaluation.max_detections", "model.layers", "model.queries"):
+        require_count(key, OmegaConf.select(config, key))
     require_whole("seed", config.seed, 0, 2**32 - 1)  # as numpy's generator takes it
     threshold = OmegaConf.select(config, "evaluation.score_threshold", default=0.0)
     require_number("evaluation.score_threshold", threshold, 0, below=1)
@@ -294,11 +250,6 @@ def _check_classes(config: DictConfig) -> None:
             )
 
 
-def _check_recipe(config: DictConfig) -> None:
-    if config.recipe.needs_weights and config.weights is None and config.ckpt_path is None:
-        raise UserError("weights=null: this experiment starts from trained weights; add weights=FILE")
-
-
 _OPTIONAL = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}
 """Loggers that need a package which is installed by choice: the extra has its name."""
 
@@ -311,15 +262,6 @@ def _check_packages(config: DictConfig) -> None:
                 f"logger={package}: the package {package} is not installed; "
                 f"pip install -c constraints.txt -e '.[{package}]' adds it"
             )
-
-
-def precision_of(config: DictConfig) -> str:
-    """The precision of a configuration: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-
-    Raises:
-        UserError: it is another one.
-    """
-    return precision_named(config.trainer.get("precision", "32-true"))
 
 
 def _check_contradictions(config: DictConfig, given: set[str]) -> None:
@@ -372,20 +314,16 @@ def _check_contradictions(config: DictConfig, given: set[str]) -> None:
 
 def _check_signal(config: DictConfig, evaluating: bool) -> None:
     """Refuse a signal that nobody hears or that nobody gives."""
-    beta, weight = OmegaConf.select(config, "aqr.beta", default=None), _signal_weight(config)
-    if (weight or beta == "oracle") and config.data.get("damage") is False:
-        reader = f"training.criterion.signal_weight={weight}" if weight else "aqr.beta=oracle"
+    reader = _reader_of_damage(config)
+    if reader is not None and config.data.get("damage") is False:
         raise UserError(f"data.damage=false contradicts {reader}, which reads what faults broke: drop one of them")
-    if not weight or evaluating:
+    if evaluating or reader is None or reader.startswith("aqr"):
         return
+    beta = OmegaConf.select(config, "aqr.beta")
     if config.aqr is None or beta in ("oracle", "zero"):
         chosen = "aqr=none" if config.aqr is None else f"aqr.beta={beta}"
-        raise UserError(
-            f"training.criterion.signal_weight={weight} has no effect with {chosen}, which learns no weight: drop "
-            "one of them"
-        )
+        raise UserError(f"{reader} has no effect with {chosen}, which learns no weight: drop one of them")
     if not config.aqr.get("stop_gradient"):
         raise UserError(
-            f"training.criterion.signal_weight={weight} would teach the features to shout where they are broken: "
-            "give aqr.stop_gradient=true"
+            f"{reader} would teach the features to shout where they are broken: give aqr.stop_gradient=true"
         )

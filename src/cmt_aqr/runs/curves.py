@@ -17,14 +17,7 @@ EPOCH = "aqr/epoch"
 
 
 class CurveLogger(CSVLogger):
-    """Lightning's ``CSVLogger`` in ``metrics.csv``; the rows of a run that is resumed in this folder stay.
-
-    Args:
-        save_dir: the run's folder.
-        name: folder in it.
-        version: folder in that; empty for none.
-        flush_logs_every_n_steps: rows on disk at the latest after so many steps.
-    """
+    """Lightning's ``CSVLogger``, with its settings; the rows of a run that is resumed in this folder stay."""
 
     def __init__(
         self, save_dir: str, name: str = "csv", version: str = "", flush_logs_every_n_steps: int = 1
@@ -35,9 +28,7 @@ class CurveLogger(CSVLogger):
     def resume(self, checkpoint: dict[str, Any], epoch_open: bool = False) -> None:
         """Keep the rows from before a checkpoint, and write on after them; those after it come again.
 
-        Args:
-            checkpoint: as read.
-            epoch_open: whether the resumed run logs the numbers of the checkpoint's epoch.
+        ``epoch_open`` says whether the resumed run logs the numbers of the checkpoint's epoch.
         """
         Path(self.log_dir).mkdir(parents=True, exist_ok=True)
         self._experiment = _ContinuedWriter(self.log_dir, checkpoint, epoch_open)

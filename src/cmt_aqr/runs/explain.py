@@ -7,34 +7,25 @@ import re
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.core.object_type import ObjectType
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from cmt_aqr.runs.command_line import no_such_option
 from cmt_aqr.runs.saved import below, override_keys
 from cmt_aqr.runs.tree import nodes, unresolved
 
 
 def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     """One sentence out of Hydra's several lines, with the nearest existing key where a key is unknown."""
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return _no_such_option(group, choice, overrides)
     text = " ".join(str(error).split())
-    option = re.search(
-        r"Could not find '([^']+)/([^'/]+/?)'.*Available options in '[^']+': (.*?)( Config search|$)", text
-    )
-    if option is not None and option.group(1) in ("hydra/launcher", "hydra/sweeper"):
-        return _missing_plugin(option.group(2), overrides)
-    if option is not None:
-        group, choice, options = option.group(1), option.group(2), option.group(3).split()
-        return no_such_option(group, choice, options, overrides)
-    listed = re.search(r"Could not load '(.+)/([^'/]+)'", text)  # one of several, as in model=[tiny,foo]
-    if listed is not None:
-        options = GlobalHydra.instance().config_loader().get_group_options(listed.group(1))
-        return f"{listed.group(1)}={listed.group(2)}: there is no such option; choose from {', '.join(options)}"
-    unknown = re.search(r"Could not override '([^']+)'", text)
     there = re.search(r"Could not append to config. An item is already at '([^']+)'", text)
     if there is not None:
         given = next((item for item in overrides if override_keys([item]) == [there[1]]), there[1])
         return f"{given}: there is {there[1]} already; give it without +"
+    unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown is None:
         return text
     key = unknown.group(1).lstrip("+~").split("@")[0]
@@ -58,6 +49,24 @@ def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     return f"{given}: there is no key {key} in the configuration; {hint} (+{given} adds a new key)"
 
 
+def _no_such_option(group: str, choice: str, overrides: list[str]) -> str:
+    """What to say of an option that is not in its group, or, as in ``eval_fault=mome/fov6``, in a folder of it."""
+    if group in ("hydra/launcher", "hydra/sweeper"):
+        if choice not in _PLUGINS:
+            return f"{choice}: Hydra has no launcher or sweeper of this name; docs/sweeps.md lists them"
+        item = next((item for item in overrides if item.startswith(("launcher=", "sweep="))), choice)
+        return f"{item}: this needs an extra that is not installed: {_PLUGINS[choice]}"
+    given = next((item for item in overrides if item.replace("=", "/", 1).endswith(f"{group}/{choice}")), None)
+    key, _, value = (given or f"{group}={choice}").partition("=")
+    key, folder = key.lstrip("+"), value.rpartition("/")[0]
+    loader = GlobalHydra.instance().config_loader()
+    found = [f"{folder}/{option}" for option in loader.get_group_options(f"{key}/{folder}")] if folder else []
+    if not found:
+        folders = [f"{name}/..." for name in loader.get_group_options(key, ObjectType.GROUP)]
+        found = [*loader.get_group_options(key), *folders]
+    return f"{key}={value}: there is no such option; choose from {', '.join(found)}"
+
+
 _PLUGINS = {
     "joblib": "pip install -c constraints.txt -e '.[sweeps]'",
     "optuna": "pip install -c constraints.txt -e '.[sweeps]'",
@@ -66,13 +75,6 @@ _PLUGINS = {
     "ray": "pip install -c constraints.txt -e '.[ray]' && pip install --no-deps hydra-ray-launcher==1.2.2",
 }
 """How to install Hydra's launchers and sweepers that are extras."""
-
-
-def _missing_plugin(name: str, overrides: list[str]) -> str:
-    given = next((item for item in overrides if item.startswith(("launcher=", "sweep="))), name)
-    if name not in _PLUGINS:
-        return f"{name}: Hydra has no launcher or sweeper of this name; docs/sweeps.md lists them"
-    return f"{given}: this needs an extra that is not installed: {_PLUGINS[name]}"
 
 
 def _option_with(config_name: str, key: str) -> str | None:

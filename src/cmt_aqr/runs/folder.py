@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ Curve = tuple[list[int], list[float]]
 """Steps, ascending, and the values there."""
 
 
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)
+
+
 class Run:
     """A run's folder. A file that is absent or cannot be read gives nothing; :attr:`problems` names the latter.
 
@@ -56,15 +59,7 @@ class Run:
             try:
                 if (self.folder / name).is_file():
                     self._values[name] = _READERS[name](self.folder / name)
-            except (
-                OSError,
-                ValueError,
-                TypeError,
-                LookupError,
-                AttributeError,
-                yaml.YAMLError,
-                csv.Error,
-            ) as error:
+            except (*_UNREADABLE, yaml.YAMLError, csv.Error) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 self._problems[name] = f"{name} cannot be read: {reason}"
         return self._values[name]
@@ -167,9 +162,7 @@ class Run:
     @property
     def machine(self) -> str:
         """The recorded machine in words, or nothing."""
-        machine = self.record.get("machine")
-        if not isinstance(machine, dict):
-            return str(machine or "")
+        machine = self.record.get("machine") or {}
         cores, memory = machine.get("cores"), machine.get("memory_bytes")
         parts = [*(machine.get("gpus") or []), machine.get("cpu"), cores and f"{cores} cores"]
         return ", ".join(map(str, filter(None, [*parts, memory and f"{memory / 2**30:.2f} GiB of memory"])))
@@ -214,12 +207,16 @@ def find_runs(folder: Path) -> list[Run]:
     The folder of a run holds ``record.json`` or ``.hydra/overrides.yaml``; nothing is looked for inside it, nor in
     hidden folders.
     """
-    runs = [Run(path, _name(path, folder)) for path in _run_folders(folder)]
+    runs = []
+    for place, folders, files in os.walk(folder):
+        path = Path(place)
+        if RECORD in files or (path / ".hydra" / "overrides.yaml").is_file():
+            folders.clear()
+            runs.append(
+                Run(path, path.relative_to(folder).as_posix() if path != folder else folder.resolve().name)
+            )
+        folders[:] = [name for name in folders if not name.startswith(".")]
     return sorted(runs, key=lambda run: natural(run.name))
-
-
-def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path != folder else folder.resolve().name
 
 
 def natural(text: str) -> list[tuple[bool, int, str]]:
@@ -228,39 +225,28 @@ def natural(text: str) -> list[tuple[bool, int, str]]:
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
-def _run_folders(folder: Path) -> Iterator[Path]:
-    for path, folders, files in os.walk(folder):
-        if RECORD in files or (Path(path) / ".hydra" / "overrides.yaml").is_file():
-            folders.clear()
-            yield Path(path)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-
-
-def _mapping(values: Any) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise ValueError("it holds no mapping of names to values")
-    return values
-
-
-def _list(values: Any) -> list[Any]:
-    if not isinstance(values, list):
-        raise ValueError("it holds no list of overrides")
-    return values
-
-
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml where it is there: reading a hundred configurations takes a second, not ten."""
 
 
-def _yaml(path: Path) -> Any:
-    return yaml.load(path.read_text(encoding="utf-8"), _LOADER)
+def _mapping(path: Path) -> dict[str, Any]:
+    return _read(path, dict)
+
+
+def _read(path: Path, kind: type = list) -> Any:
+    """What a file of JSON or YAML holds, which must be of a kind; nothing of it where the file is empty."""
+    text = path.read_text(encoding="utf-8")
+    values = json.loads(text) if path.suffix == ".json" else yaml.load(text, _LOADER) or kind()
+    if not isinstance(values, kind):
+        raise ValueError(f"it holds no {'mapping of names to values' if kind is dict else 'list of overrides'}")
+    return values
 
 
 def _map_statistics(path: Path) -> dict[str, float]:
     """``{"bev": {"mean": 0.1}}`` as ``{"bev/mean": 0.1}``."""
     return {
         f"{sensor}/{name}": value
-        for sensor, statistics in _mapping(json.loads(path.read_text(encoding="utf-8"))).items()
+        for sensor, statistics in _mapping(path).items()
         for name, value in null_to_nan(statistics).items()
     }
 
@@ -277,13 +263,13 @@ def read_curves(path: Path) -> dict[str, Curve]:
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
-    RECORD: lambda path: _mapping(json.loads(path.read_text(encoding="utf-8"))),
-    ".hydra/run.json": lambda path: _list(json.loads(path.read_text(encoding="utf-8"))),
-    ".hydra/overrides.yaml": lambda path: _list(_yaml(path) or []),
-    ".hydra/hydra.yaml": lambda path: _mapping((_yaml(path) or {}).get("hydra", {})),
-    ".hydra/config.yaml": lambda path: _mapping(_yaml(path) or {}),
-    "config.yaml": lambda path: _mapping(_yaml(path) or {}),
-    "metrics.json": lambda path: null_to_nan(_mapping(json.loads(path.read_text(encoding="utf-8")))),
+    RECORD: _mapping,
+    ".hydra/run.json": _read,
+    ".hydra/overrides.yaml": _read,
+    ".hydra/hydra.yaml": lambda path: _mapping(path).get("hydra", {}),
+    ".hydra/config.yaml": _mapping,
+    "config.yaml": _mapping,
+    "metrics.json": lambda path: null_to_nan(_mapping(path)),
     "map_statistics.json": _map_statistics,
     "csv/metrics.csv": read_curves,
 }

@@ -27,11 +27,7 @@ def build_loggers(config: DictConfig) -> list[Logger]:
 
 
 def finish_loggers(failed: bool) -> None:
-    """End what a run left open, so that the next one in this process begins anew.
-
-    Args:
-        failed: whether the run ended with an error.
-    """
+    """End what a run left open, by success or failure, so that the next one in this process begins anew."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=int(failed))

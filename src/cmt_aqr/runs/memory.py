@@ -12,14 +12,9 @@ def keep_freed_memory() -> bool:
 
     By default every block above 32 MB is mapped anew and cleared by the kernel page by page each time, which
     is a third of the image branch's time. Affects the whole process; costs nothing but that memory once used
-    stays with it.
-
-    Returns:
-        Whether this system's C library took the setting; others (macOS, musl) are left as they are.
+    stays with it. False where the C library (of macOS, musl) has no such setting.
     """
     if not sys.platform.startswith("linux"):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
     return bool(mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES) and mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES))

@@ -12,7 +12,8 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 from torch.optim import Optimizer
 
-from cmt_aqr.runs.configuration import build, precision_of
+from cmt_aqr.runs.configuration import build
+from cmt_aqr.runs.trainer_settings import precision_named
 
 FIRST_SCALE = 512.0
 """Of the loss with float16: the constant that CMT trained with at first. It doubles after 2,000 good steps.
@@ -36,7 +37,8 @@ class ClippedMixedPrecision(MixedPrecision):
 
         def unscaled() -> Any:
             result = closure()
-            if self.scaler is not None and result is not None and _is_fused(optimizer):
+            fused = getattr(optimizer, "_step_supports_amp_scaling", False)  # Lightning leaves the scale to these
+            if self.scaler is not None and result is not None and fused:
                 self.scaler.unscale_(optimizer)
             return result
 
@@ -47,11 +49,6 @@ class ClippedMixedPrecision(MixedPrecision):
         Precision.clip_gradients(self, optimizer, *arguments, **named)
 
 
-def _is_fused(optimizer: Optimizer) -> bool:
-    """Whether Lightning leaves the scale to this optimiser."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-
-
 def build_trainer(config: DictConfig, *, plugins: list[Any] | None = None, **arguments: Any) -> Trainer:
     """The Trainer of a configuration's ``trainer`` group.
 
@@ -59,13 +56,12 @@ def build_trainer(config: DictConfig, *, plugins: list[Any] | None = None, **arg
         config: the whole configuration.
         plugins: of Lightning, besides the one for the precision.
         **arguments: of the Trainer, besides those of the configuration.
-
-    Raises:
-        UserError: a value that Lightning, or :func:`~cmt_aqr.runs.configuration.precision_of`, refuses.
     """
-    precision = precision_of(config)
+    precision = precision_named(config.trainer.get("precision", "32-true"))
     settings = config.trainer.copy()
-    plugins = [*(plugins or ()), *_cluster()]
+    plugins = list(plugins or ())
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # as Lightning, which would requeue jobs by itself
     if precision == "32-true":
         return build(settings, plugins=plugins, **arguments)
     with open_dict(settings):
@@ -74,13 +70,6 @@ def build_trainer(config: DictConfig, *, plugins: list[Any] | None = None, **arg
     scaler = torch.amp.GradScaler(device, init_scale=FIRST_SCALE) if precision == "16-mixed" else None
     mixed = ClippedMixedPrecision(precision, device, scaler)  # type: ignore[arg-type]
     return build(settings, plugins=[mixed, *plugins], **arguments)
-
-
-def _cluster() -> list[SLURMEnvironment]:
-    """Slurm's description of the processes where Lightning would use it, without requeueing jobs by itself."""
-    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
-        return []
-    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def device_type(accelerator: str) -> str:

@@ -1,9 +1,9 @@
 """Running with several devices: one process each, started, watched and ended by the command.
 
 Lightning would start the others by calling the command once more. Within a sweep (``-m``) such a call is a sweep
-again, and the environment variables of the first run stay and mislead the second. Here the command's own process
-takes no part in the training: it starts every process with an explicit job and the environment that ``torchrun``
-would give it, waits, and hands their result or error back. So each run of a sweep begins from a clean state.
+again, and the environment variables of the first run mislead the second. Here the command's own process takes no
+part in the training: it starts every process with an explicit job and the environment that ``torchrun`` would give
+it, waits, and hands their result or error back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -48,16 +48,12 @@ STOP_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is told to do.
+    """What a process is told to do: a task, by its dotted name, and its arguments.
 
     Attributes:
-        task: dotted name of the function, a :data:`Task`.
-        config: its configuration, not resolved.
-        folder: the run's folder.
-        overrides: as given on the command line.
         hydra: Hydra's own configuration, for ``${hydra:...}``; ``None`` outside of Hydra.
-        sigterm_saves: SIGTERM does not end the run, because the command's process lets it pass.
         arguments: ``sys.argv`` of the command, for the record.
+        sigterm_saves: SIGTERM does not end the run, because the command's process lets it pass.
     """
 
     task: str
@@ -71,17 +67,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a process sends when it is done.
-
-    Attributes:
-        metrics: the task's result; ``None`` where it was left early, without an error or with one.
-        error: what was raised.
-        time: when, in seconds; the first error is the cause of the others.
-    """
+    """What a process sends when it is done: metrics, an error, or neither where it was left early; and when."""
 
     metrics: Metrics | None
     error: BaseException | None
     time: float
+    """In seconds; the first error is the cause of the others."""
 
 
 def run_task(task: Task, config: DictConfig, folder: Path, overrides: list[str]) -> Metrics:
@@ -93,43 +84,35 @@ def run_task(task: Task, config: DictConfig, folder: Path, overrides: list[str])
         folder: the run's folder, shared by all processes.
         overrides: as given on the command line.
 
-    Returns:
-        The official metrics.
-
     Raises:
-        UserError: the trainer's devices do not fit the processes that torchrun or srun started, or a process
-            was killed.
+        UserError: the trainer's devices do not fit the processes that torchrun or srun started, or one was killed.
     """
     processes = processes_to_start(config)
     if processes == 0:
         return run_here(task, config, folder, overrides)
+    hydra: Any = HydraConfig.instance().cfg
     job = Job(
         task=f"{task.__module__}.{task.__qualname__}",
         config=config,
         folder=str(folder),
         overrides=overrides,
-        hydra=_sendable_config(),
+        # Without its schema's classes: those of a launcher's plugin may be loaded twice.
+        hydra=None if hydra is None else OmegaConf.create(unresolved(hydra)),
         arguments=sys.argv,
         sigterm_saves=is_others(signal.SIGTERM),
     )
     return Processes(job, processes).run()
 
 
-def _sendable_config() -> DictConfig | None:
-    """Hydra's configuration without its schema's classes: those of a launcher's plugin may be loaded twice."""
-    config: Any = HydraConfig.instance().cfg
-    return None if config is None else OmegaConf.create(unresolved(config))
-
-
 def run_here(task: Task, config: DictConfig, folder: Path, overrides: list[str]) -> Metrics:
     """Run a task in this process, and end its loggers."""
-    done = False
+    failed = True
     try:
         metrics = task(config, folder, overrides)
-        done = True
+        failed = False
         return metrics
     finally:
-        finish_loggers(failed=not done)
+        finish_loggers(failed)
 
 
 def processes_to_start(config: DictConfig) -> int:
@@ -142,8 +125,13 @@ def processes_to_start(config: DictConfig) -> int:
     plain = config.trainer.get("strategy", "auto") == "auto" and config.trainer.get("devices") in (1, "1")
     if plain and environment is None:
         return 0
-    with _silent():
+    devices = logging.getLogger("pytorch_lightning.utilities.rank_zero")  # whose lines the processes print, too
+    level = devices.level
+    devices.setLevel(logging.ERROR)
+    try:
         trainer = build_trainer(config, logger=False, enable_checkpointing=False)
+    finally:
+        devices.setLevel(level)
     wanted = trainer.num_devices * trainer.num_nodes
     if environment is not None:
         if environment.world_size() != wanted:
@@ -162,28 +150,12 @@ def processes_to_start(config: DictConfig) -> int:
     return trainer.num_devices
 
 
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without Lightning's lines about devices, which the processes print themselves."""
-    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 class Processes:
     """The processes of one run, on this machine.
 
     Each has a connection to this process. It receives its job there, and its end tells it that this process is
     gone, however that happened: it then ends itself. Each is the head of a process group, so that its loader
     workers can be ended with it, and so that Ctrl-C in a terminal reaches only this process.
-
-    Args:
-        job: what to do; the same for all.
-        count: number of processes.
     """
 
     def __init__(self, job: Job, count: int) -> None:
@@ -216,7 +188,7 @@ class Processes:
         here, there = Pipe(duplex=True)
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "cmt_aqr.runs.worker", str(there.fileno())],
-            env=worker_environment(os.environ, rank, self.count, port),
+            env=os.environ | self._as_torchrun(rank, port),
             pass_fds=[there.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=None if rank == 0 else subprocess.DEVNULL,
@@ -228,6 +200,22 @@ class Processes:
         with contextlib.suppress(BrokenPipeError):  # it ended at once: seen in _wait
             here.send(self.job)
 
+    def _as_torchrun(self, rank: int, port: int) -> dict[str, str]:
+        """What ``torchrun`` sets in the environment on one machine, with the store at a port of this one."""
+        return {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "GROUP_RANK": "0",
+            "NODE_RANK": "0",
+            "WORLD_SIZE": str(self.count),
+            "LOCAL_WORLD_SIZE": str(self.count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "cmt_aqr",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
+
     def _wait(self) -> None:
         """Until all have ended, or one has failed and the others had time to end, too."""
         deadline = float("inf")
@@ -235,7 +223,7 @@ class Processes:
             stopping = self._signal is not None and self._processes[0].returncode is None
             if stopping:
                 deadline = min(deadline, time.monotonic() + STOP_SECONDS)
-            elif self._signal is not None or self._failed():
+            elif self._signal is not None or self._errors() or any(one.poll() for one in self._processes):
                 deadline = min(deadline, time.monotonic() + ERROR_SECONDS)
             time.sleep(POLL_SECONDS)
             self._collect()
@@ -247,10 +235,6 @@ class Processes:
                 while rank not in self._outcomes and connection.poll():
                     self._outcomes[rank] = connection.recv()
 
-    def _failed(self) -> bool:
-        broken = any(process.returncode not in (None, 0) for process in self._processes)
-        return broken or any(outcome.error is not None for outcome in self._outcomes.values())
-
     def _end_all(self) -> None:
         self._killed_by_us = {rank for rank, process in enumerate(self._processes) if process.poll() is None}
         for process in self._processes:
@@ -260,6 +244,11 @@ class Processes:
         for connection in self._connections:
             connection.close()
 
+    def _errors(self) -> list[Outcome]:
+        """Those that failed, the first one first."""
+        failed = [outcome for outcome in self._outcomes.values() if outcome.error is not None]
+        return sorted(failed, key=lambda outcome: outcome.time)
+
     def _result(self) -> Metrics:
         for rank, process in enumerate(self._processes):
             died = process.returncode < 0 and rank not in self._killed_by_us and rank not in self._outcomes
@@ -268,9 +257,8 @@ class Processes:
                     f"process {rank} of {self.count} was ended by {signal.Signals(-process.returncode).name} (out "
                     f"of memory, if nobody sent it), and the others with it; the run's folder is {self.job.folder}"
                 )
-        errors = [outcome for outcome in self._outcomes.values() if outcome.error is not None]
-        if errors:
-            first = min(errors, key=lambda outcome: outcome.time).error
+        for failed in self._errors():
+            first = failed.error
             assert first is not None
             if self._signal is not None and isinstance(first, SystemExit) and is_others(self._signal):
                 signal.raise_signal(self._signal)
@@ -323,28 +311,3 @@ def correct_record(folder: Path, error: Exception) -> None:
     """Write why a run failed into its record, which its first process may not have been able to finish."""
     if read_record(folder).get("status") in ("running", "failed"):
         record_failure(folder, error)
-
-
-def worker_environment(environment: Mapping[str, str], rank: int, count: int, port: int) -> dict[str, str]:
-    """The environment of a process: this one's, and what ``torchrun`` sets on one machine.
-
-    Args:
-        environment: to begin with.
-        rank: of the process.
-        count: of processes.
-        port: where the store is that they find each other by.
-    """
-    return {
-        **environment,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "NODE_RANK": "0",
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "cmt_aqr",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }

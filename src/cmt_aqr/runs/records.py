@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -27,32 +28,31 @@ from cmt_aqr.structures import Batch
 log = logging.getLogger(__name__)
 
 PACKAGES = (
-    "torch",
-    "pytorch-lightning",
-    "torchmetrics",
-    "hydra-core",
-    "timm",
-    "nuscenes-devkit",
-    "numpy",
-    "scipy",
+    *("torch", "pytorch-lightning", "torchmetrics", "hydra-core"),
+    *("timm", "nuscenes-devkit", "numpy", "scipy"),
 )
 
 
-class RunRecord:
+class RunRecord(pl.Callback):
     """``record.json`` in a run's folder, from ``running`` to ``complete``, ``failed`` or ``stopped``.
 
-    Only process zero writes.
+    Only process zero writes. The composed configuration is kept as ``config.yaml``.
 
-    Args:
-        folder: the run's folder.
-        config: the composed configuration, kept as ``config.yaml``.
-        overrides: as given on the command line.
+    As a callback it counts steps, frames and time in training, and is written after every epoch, so that a killed
+    run tells how far it came; its counts travel in checkpoints, so a resumed run adds up. Time in training is that
+    between the start and the end of epochs, without evaluation. Time after the last checkpoint of a run that was
+    killed is not counted, and neither are its frames: that work was lost.
     """
 
     def __init__(self, folder: Path, config: DictConfig, overrides: list[str]) -> None:
         self.path = folder / RECORD
         self._begin = time.monotonic()
-        self._meter: RunMeter | None = None
+        self._steps = 0
+        self._epochs = 0
+        self._frames = 0
+        self._earlier_seconds = 0.0
+        self._training_seconds = 0.0
+        self._since: float | None = None
         self._values: dict[str, Any] = {
             "status": "running",
             "error": None,
@@ -63,7 +63,6 @@ class RunRecord:
             "git_dirty": bool(_git("status", "--porcelain")),
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "machine": machine(),
             "versions": {package: version(package) for package in PACKAGES},
         }
@@ -72,37 +71,76 @@ class RunRecord:
             OmegaConf.save(config, folder / "config.yaml", resolve=True)
         self.write()
 
-    def meter(self) -> RunMeter:
-        """The callback that counts for this record."""
-        self._meter = RunMeter(self)
-        return self._meter
-
-    @property
-    def seconds(self) -> float:
-        """Wall time since this process began the run."""
-        return time.monotonic() - self._begin
-
     def write(self, **changes: Any) -> None:
         """Write the record as it is now, with changes; at once or not at all."""
         self._values |= changes
         if not is_rank_zero():
             return
-        meter = self._meter
+        training = self._seconds()
         measured = {
-            "wall_time_s": round(self.seconds + (meter.earlier_seconds if meter else 0.0), 3),
-            "steps": meter.steps if meter else 0,
-            "epochs": meter.epochs if meter else 0,
-            "frames_per_second": meter.frames_per_second if meter else None,
+            "wall_time_s": round(self._earlier_seconds + time.monotonic() - self._begin, 3),
+            "steps": self._steps,
+            "epochs": self._epochs,
+            # Of all processes; None before the first.
+            "frames_per_second": round(self._frames / training, 4) if self._frames and training > 0 else None,
             **peak_memory(),
         }
         write_json(self.path, self._values | measured)
 
-    def write_if_possible(self, **changes: Any) -> None:
-        """Write on the way out of a failure, which may be that nothing can be written."""
-        try:
-            self.write(**changes)
-        except OSError as error:
-            log.warning("%s could not be written (%s)", self.path, error.strerror)
+    def _seconds(self) -> float:
+        """In training, up to now."""
+        return self._training_seconds + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    def on_train_start(self, *_: Any) -> None:
+        """Begin to count."""
+        self._since = time.monotonic()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Stop counting, also at an error, and while an evaluation lasts, which is not training."""
+        self._training_seconds, self._since = self._seconds(), None
+
+    on_exception = on_validation_start = on_train_end  # type: ignore[assignment]  # whatever their arguments
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Count a batch, taken to be as large on the other processes."""
+        self._steps = trainer.global_step
+        if isinstance(batch, Batch):
+            self._frames += batch.size * trainer.world_size
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Go on counting, within a fit."""
+        if trainer.state.fn == "fit":
+            self._since = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Write how far the run came."""
+        self._epochs = trainer.current_epoch + 1
+        self.write()
+
+    @property
+    def state_key(self) -> str:
+        """What the counts go by in checkpoints."""
+        return "RunMeter"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts up to here, those of earlier parts of the run included."""
+        return {
+            "steps": self._steps,
+            "epochs": self._epochs,
+            "frames": self._frames,
+            "training_seconds": self._seconds(),
+            "seconds": self._earlier_seconds + time.monotonic() - self._begin,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Add to the counts of the run that this one resumes."""
+        self._steps = int(state_dict["steps"])
+        self._epochs = int(state_dict["epochs"])
+        self._frames = int(state_dict["frames"])
+        self._training_seconds = float(state_dict["training_seconds"])
+        self._earlier_seconds = float(state_dict["seconds"])
 
 
 @contextlib.contextmanager
@@ -114,11 +152,12 @@ def recorded(folder: Path, config: DictConfig, overrides: list[str]) -> Iterator
     record = RunRecord(folder, config, overrides)
     try:
         yield record
-    except (KeyboardInterrupt, SystemExit):
-        record.write_if_possible(status="stopped")
-        raise
     except BaseException as error:
-        record.write_if_possible(status="failed", error=sentence(error))
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        try:
+            record.write(**({"status": "stopped"} if stopped else {"status": "failed", "error": sentence(error)}))
+        except OSError as trouble:  # which may be why the run failed
+            log.warning("%s could not be written (%s)", record.path, trouble.strerror)
         raise
     record.write(status="complete")
 
@@ -129,91 +168,6 @@ def record_refusal(folder: Path, config: DictConfig, overrides: list[str], error
         RunRecord(folder, config, overrides).write(status="failed", error=sentence(error))
 
 
-class RunMeter(pl.Callback):
-    """Counts steps, frames and time in training; its counts travel in checkpoints, so a resumed run adds up.
-
-    Time in training is that between the start and the end of epochs, without evaluation. Time after the last
-    checkpoint of a run that was killed is not counted, and neither are its frames: that work was lost.
-
-    Args:
-        record: rewritten after every epoch, so that a killed run tells how far it came.
-    """
-
-    def __init__(self, record: RunRecord) -> None:
-        self.record = record
-        self.steps = 0
-        self.epochs = 0
-        self.earlier_seconds = 0.0
-        self._frames = 0
-        self._training_seconds = 0.0
-        self._since: float | None = None
-
-    @property
-    def frames_per_second(self) -> float | None:
-        """Frames of all processes trained on in a second, or ``None`` before the first."""
-        seconds = self._seconds()
-        return round(self._frames / seconds, 4) if self._frames and seconds > 0 else None
-
-    def _seconds(self) -> float:
-        running = 0.0 if self._since is None else time.monotonic() - self._since
-        return self._training_seconds + running
-
-    def _pause(self) -> None:
-        self._training_seconds, self._since = self._seconds(), None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count."""
-        self._since = time.monotonic()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count a batch, taken to be as large on the other processes."""
-        self.steps = trainer.global_step
-        if isinstance(batch, Batch):
-            self._frames += batch.size * trainer.world_size
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluation is not training."""
-        self._pause()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on counting, within a fit."""
-        if trainer.state.fn == "fit":
-            self._since = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write how far the run came."""
-        self.epochs = trainer.current_epoch + 1
-        self.record.write()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop counting."""
-        self._pause()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Stop counting."""
-        self._pause()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The counts up to here, those of earlier parts of the run included."""
-        return {
-            "steps": self.steps,
-            "epochs": self.epochs,
-            "frames": self._frames,
-            "training_seconds": self._seconds(),
-            "seconds": self.earlier_seconds + self.record.seconds,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Add to the counts of the run that this one resumes."""
-        self.steps = int(state_dict["steps"])
-        self.epochs = int(state_dict["epochs"])
-        self._frames = int(state_dict["frames"])
-        self._training_seconds = float(state_dict["training_seconds"])
-        self.earlier_seconds = float(state_dict["seconds"])
-
-
 def is_rank_zero() -> bool:
     """Whether this process writes the run's files; Lightning knows the rank before it starts processes."""
     return bool(getattr(rank_zero_only, "rank", 0) == 0)
@@ -221,22 +175,14 @@ def is_rank_zero() -> bool:
 
 def machine() -> dict[str, Any]:
     """Processor, cores, memory in bytes and GPUs; no name of the host."""
-    cuda = torch.cuda.is_available()
+    info = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", info.read_text(encoding="utf-8") if info.is_file() else "")
     return {
-        "cpu": _processor(),
+        "cpu": models[0].strip() if models else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def peak_memory() -> dict[str, int | None]:

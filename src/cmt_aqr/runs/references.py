@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Sequence
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cmt_aqr.errors import UserError
@@ -16,23 +15,19 @@ from cmt_aqr.errors import UserError
 @contextlib.contextmanager
 def resolvable(config: DictConfig) -> Iterator[None]:
     """Within it, ``${hydra:...}`` refers to this configuration's part of Hydra."""
+    outer = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)
     try:
         yield
     finally:
-        HydraConfig.instance().cfg = None
+        HydraConfig.instance().cfg = outer
 
 
-def resolve(config: DictConfig, part: str | None) -> None:
+def resolve(config: DictConfig, part: str) -> None:
     """Resolve a configuration as ``--cfg PART --resolve`` does, for the errors that this may have."""
     with resolvable(config):
-        shown = copy.deepcopy(config)
-        OmegaConf.set_readonly(shown.hydra, False)
-        with open_dict(shown):
-            for key in [str(key) for key in shown]:
-                if (part == "job" and key == "hydra") or (part == "hydra" and key != "hydra"):
-                    del shown[key]
-        OmegaConf.resolve(shown)
+        keys = [str(key) for key in config if part == "all" or (key == "hydra") == (part == "hydra")]
+        OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True)
 
 
 def check_references(config: DictConfig, overrides: Sequence[str]) -> None:

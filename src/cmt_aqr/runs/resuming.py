@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import callbacks
 from rich.table import Table
 
 from cmt_aqr.errors import UserError
@@ -33,15 +34,12 @@ AUTO = "auto"
 
 
 def checkpoint_path(given: str | None, folder: Path, folder_given: bool = True) -> Path | None:
-    """The checkpoint that ``ckpt_path=`` means.
+    """The checkpoint that ``ckpt_path=`` means; ``None`` without one, or for ``auto`` where there is none yet.
 
     Args:
         given: a file; a run's folder, for its newest readable checkpoint; ``auto``, for that of ``folder``.
         folder: this run's folder.
         folder_given: whether the user named it; a folder made for this run has no checkpoint yet.
-
-    Returns:
-        ``None`` where nothing is given, or for ``auto`` where there is no checkpoint yet.
 
     Raises:
         UserError: ``auto`` without a folder, a folder without a checkpoint, or none that can be read.
@@ -73,9 +71,6 @@ def configuration_to_evaluate(config: DictConfig, overrides: Sequence[str], fold
         config: as composed by this command; its ``ckpt_path`` is a file, or a run's folder for its newest one.
         overrides: as given on the command line.
         folder: of this command's run.
-
-    Raises:
-        UserError: no checkpoint is given, or a value cannot be.
     """
     check_for_evaluation(overrides)
     path = checkpoint_path(config.ckpt_path, folder, folder_given=False)
@@ -93,9 +88,7 @@ def configuration_to_evaluate(config: DictConfig, overrides: Sequence[str], fold
 
 
 def configuration(config: DictConfig, overrides: Sequence[str], path: Path | None) -> DictConfig:
-    """The configuration of a resumed run: the checkpoint's, with the overrides put in.
-
-    Prints what differs.
+    """The configuration of a resumed run: the checkpoint's, with the overrides put in. Prints what differs.
 
     Args:
         config: as composed by this command.
@@ -117,14 +110,17 @@ def configuration(config: DictConfig, overrides: Sequence[str], path: Path | Non
     merged = config if whole else with_overrides(saved, config, overrides)
     changed = changes(saved, merged)
     if changed and is_rank_zero():
-        console().print(changes_table(changed))
+        table = Table("setting", "was", "is", "", title="Changed since the checkpoint", title_justify="left")
+        for change in changed:
+            table.add_row(change.key, str(change.old), str(change.new), "refused" if change.refusal else "")
+        console().print(table)
     for change in changed:
         if change.refusal is not None:
             raise UserError(
                 f"{change}: {change.refusal}; it cannot change on a resume: leave it as it was, or start a "
                 f"new run from these weights with weights={path}"
             )
-    lengths = [change for change in changed if change.key in LENGTH]
+    lengths = [change for change in changed if change.key in ("trainer.max_epochs", "trainer.max_steps")]
     if lengths and merged.optimizer.schedule == "one_cycle" and is_rank_zero():
         log.warning(
             "%s: optimizer.schedule=one_cycle spans the whole run, so from here on the learning rate is that of a "
@@ -150,62 +146,35 @@ class Change:
         """Why a run cannot be resumed with it, or ``None`` where it can."""
         if below(self.key, FREE):
             return None
-        return next((why for keys, why in REASONS.items() if below(self.key, keys)), OTHERWISE)
+        return next(why for key, why in REASONS.items() if not key or below(self.key, [key]))
 
 
-LENGTH = ("trainer.max_epochs", "trainer.max_steps")
 FREE = (
-    *LENGTH,
-    "trainer.max_time",
-    "trainer.accelerator",
-    "trainer.strategy",
-    "trainer.check_val_every_n_epoch",
-    "trainer.val_check_interval",
-    "trainer.limit_val_batches",
-    "trainer.log_every_n_steps",
-    "trainer.num_sanity_val_steps",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.profiler",
-    "trainer.default_root_dir",
-    "evaluation",
-    "data.root",
-    "data.cache_dir",
-    "data.cache_frames",
-    "data.num_workers",
-    "data.make",
-    "data.sampling.database",
-    "data.sampling.processes",
-    "data.val_split",
-    "data.eval_split",
-    "data.eval_batch_size",
-    "data.eval_transforms",
-    "data.limit_eval_frames",
-    "model.network.image.checkpointing",
-    "renderer.max_weight_clamp",
-    "clamp_schedule",
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.accelerator", "trainer.strategy"),
+    *("trainer.check_val_every_n_epoch", "trainer.val_check_interval", "trainer.limit_val_batches"),
+    *("trainer.log_every_n_steps", "trainer.num_sanity_val_steps", "trainer.enable_progress_bar"),
+    *("trainer.enable_model_summary", "trainer.profiler", "trainer.default_root_dir", "evaluation"),
+    *("model.network.image.checkpointing", "renderer.max_weight_clamp", "clamp_schedule", "data.root"),
+    *("data.cache_dir", "data.cache_frames", "data.num_workers", "data.make", "data.sampling.database"),
+    *("data.sampling.processes", "data.val_split", "data.eval_split", "data.eval_batch_size"),
+    *("data.eval_transforms", "data.limit_eval_frames"),
 )
 """What may differ: none of it touches the steps that are left, but the clamp, whose override is a feature."""
 
-REASONS: dict[tuple[str, ...], str] = {
-    (
-        "model",
-        "aqr",
-        "renderer",
-        "modulator",
-    ): "the checkpoint's weights and optimiser state are those of the model as it was",
-    ("optimizer", "lr_mult"): "the optimiser's state and schedule were made for the old value",
-    (
-        "data.batch_size",
-        "trainer.accumulate_grad_batches",
-        "trainer.devices",
-        "trainer.num_nodes",
-    ): "the number of frames per step sets the steps of an epoch, their order and the learning rate",
-    ("data",): "the frames left to train on, or their augmentation, would be others",
-    ("seed",): "it set the order of the frames, augmentation and noise so far",
-    ("training",): "the loss would be another",
+_MODEL = "the checkpoint's weights and optimiser state are those of the model as it was"
+_STATE = "the optimiser's state and schedule were made for the old value"
+_FRAMES = "the number of frames per step sets the steps of an epoch, their order and the learning rate"
+REASONS = {
+    **dict.fromkeys(("model", "aqr", "renderer", "modulator"), _MODEL),
+    **dict.fromkeys(("optimizer", "lr_mult"), _STATE),
+    **dict.fromkeys(("data.batch_size", "trainer.accumulate_grad_batches"), _FRAMES),
+    **dict.fromkeys(("trainer.devices", "trainer.num_nodes"), _FRAMES),
+    "data": "the frames left to train on, or their augmentation, would be others",
+    "seed": "it set the order of the frames, augmentation and noise so far",
+    "training": "the loss would be another",
+    "": "the rest of the training would not be the same",
 }
-OTHERWISE = "the rest of the training would not be the same"
+"""Why the others may not, by key or the first group above it."""
 
 OWN = ("ckpt_path", "weights", "name", "callbacks", "logger", "recipe", "sweep_dir")
 """What belongs to a command and not to the training."""
@@ -234,66 +203,37 @@ def _leaves_of(config: DictConfig) -> dict[str, Any]:
 
     And without ``_convert_``: how Hydra hands a node on, which versions differ in.
     """
-    training = config.copy()
-    with open_dict(training):
-        for name in OWN:
-            training.pop(name, None)
+    training = OmegaConf.masked_copy(config, [str(key) for key in config if key not in OWN])
     found = nodes(OmegaConf.to_container(training, resolve=True))
     return {key: value for key, value in found if not isinstance(value, dict) and not key.endswith("_convert_")}
 
 
-def changes_table(changed: Sequence[Change]) -> Table:
-    """What differs, for rich to print."""
-    table = Table(title="Changed since the checkpoint", title_justify="left")
-    for heading in ("setting", "was", "is", ""):
-        table.add_column(heading)
-    for change in changed:
-        table.add_row(change.key, str(change.old), str(change.new), "" if change.refusal is None else "refused")
-    return table
-
-
 _EXACT = (
-    "LearningRateMonitor",
-    "ProgressBar",
-    "ModelSummary",
-    "Timer",
-    "DeviceStatsMonitor",
-    "EarlyStopping",
-    "ThroughputMonitor",
+    *(callbacks.LearningRateMonitor, callbacks.ProgressBar, callbacks.ModelSummary, callbacks.Timer),
+    *(callbacks.DeviceStatsMonitor, callbacks.EarlyStopping, callbacks.ThroughputMonitor),
 )
 """Callbacks of Lightning, with what builds on them, that a resumed run takes up as if it had not stopped."""
 
 _OTHER_RUN = (
-    "StochasticWeightAveraging",
-    "WeightAveraging",
-    "LearningRateFinder",
-    "BatchSizeFinder",
-    "GradientAccumulationScheduler",
-    "BaseFinetuning",
+    *(callbacks.StochasticWeightAveraging, callbacks.WeightAveraging, callbacks.BaseFinetuning),
+    *(callbacks.LearningRateFinder, callbacks.BatchSizeFinder, callbacks.GradientAccumulationScheduler),
 )
 """Those that replace weights, schedule or batches and do not put all of it into checkpoints."""
 
 
-def check_callbacks(callbacks: Mapping[str, Any]) -> None:
-    """Refuse to resume with callbacks that make the rest another run; warn of those that are not known.
-
-    Args:
-        callbacks: by their name in the configuration.
-
-    Raises:
-        UserError: naming the first that cannot be.
-    """
-    for name, callback in callbacks.items():
-        kinds = {kind.__name__ for kind in type(callback).__mro__}
-        if kinds & set(_OTHER_RUN):
+def check_callbacks(named: Mapping[str, Any]) -> None:
+    """Refuse to resume with a callback that makes the rest another run; warn of those that are not known."""
+    for name, callback in named.items():
+        kind = type(callback)
+        if issubclass(kind, _OTHER_RUN):
             raise UserError(
-                f"callbacks.{name}: a run cannot be resumed exactly with {type(callback).__name__}, which changes "
-                f"weights or schedule by itself; drop it with ~callbacks.{name}, or start a new run with weights="
+                f"callbacks.{name}: a run cannot be resumed exactly with {kind.__name__}, which changes weights "
+                f"or schedule by itself; drop it with ~callbacks.{name}, or start a new run with weights="
             )
-        if not type(callback).__module__.startswith("cmt_aqr.") and not kinds & set(_EXACT):
+        if not kind.__module__.startswith("cmt_aqr.") and not issubclass(kind, _EXACT):
             log.warning(
                 "callbacks.%s: whether %s resumes exactly where it stopped is not known; its own documentation "
                 "says what it keeps in checkpoints",
                 name,
-                type(callback).__name__,
+                kind.__name__,
             )

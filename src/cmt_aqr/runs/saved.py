@@ -70,8 +70,7 @@ def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Se
         overrides: as given on the command line: ``group=choice`` replaces the group, ``a.b=c`` the value.
 
     Raises:
-        UserError: for ``experiment=``, which would replace what the checkpoint was trained with, and for an
-            override that an old checkpoint's configuration cannot follow.
+        UserError: for ``experiment=``, and for an override that an old checkpoint's configuration cannot follow.
     """
     keys = override_keys(overrides)
     if "experiment" in keys:
@@ -92,18 +91,13 @@ def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Se
     # weights= started the run that the checkpoint resumes; it must not be loaded again.
     for key in ["ckpt_path", "weights", "name", *keys]:
         OmegaConf.update(config, key, at(plain, key), merge=False, force_add=True)
-    for override in overrides:
-        if override.startswith("~"):
-            _delete(config, override_keys([override])[0])
+    for key, override in zip(keys, overrides, strict=True):
+        # Taken out, as in a composition; a whole group stays as null, for whoever asks for it.
+        part, _, name = key.rpartition(".")
+        parent = OmegaConf.select(config, part) if part else None
+        if override.startswith("~") and isinstance(parent, DictConfig):
+            parent.pop(name, None)
     return config
-
-
-def _delete(config: DictConfig, key: str) -> None:
-    """Take a key out, as ``~key`` does in a composition; a whole group stays as null, for whoever asks for it."""
-    part, _, name = key.rpartition(".")
-    parent = OmegaConf.select(config, part) if part else None
-    if isinstance(parent, DictConfig):
-        parent.pop(name, None)
 
 
 def current_names(config: Any) -> Any:
@@ -150,71 +144,35 @@ def _linked(config: DictConfig, composed: Mapping[str, Any], overridden: Sequenc
     return config
 
 
-_NO_EVALUATION: dict[tuple[str, ...], str] = {
-    ("fault",): "it is for training frames; give eval_fault= instead",
-    (
-        "optimizer",
-        "lr_mult",
-        "training",
-        "clamp_schedule",
-        "trainer.max_epochs",
-        "trainer.max_steps",
-        "trainer.max_time",
-        "trainer.min_epochs",
-        "trainer.min_steps",
-        "trainer.gradient_clip_algorithm",
-        "trainer.detect_anomaly",
-        "trainer.gradient_clip_val",
-        "trainer.accumulate_grad_batches",
-        "trainer.check_val_every_n_epoch",
-        "trainer.val_check_interval",
-        "trainer.limit_train_batches",
-        "trainer.log_every_n_steps",
-        "trainer.num_sanity_val_steps",
-        "data.train_split",
-        "data.limit_train_frames",
-        "data.train_transforms",
-        "data.resampling",
-        "data.sampling",
-        "data.replace_empty_frames",
-        "data.scene_augmentation",
-        "data.image_augmentation",
-        "data.min_points",
-        "data.crop_points",
-        "data.shuffle_points",
-        "data.half_points",
-        "callbacks.checkpoint",
-        "callbacks.learning_rate",
-        "logger",
-    ): "it is for training",
-}
-"""What an evaluation does not read, and why."""
+_FOR_TRAINING = (
+    *("optimizer", "lr_mult", "training", "clamp_schedule", "logger", "callbacks.checkpoint"),
+    *("callbacks.learning_rate", "trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
+    *("trainer.min_epochs", "trainer.min_steps", "trainer.gradient_clip_val"),
+    *("trainer.gradient_clip_algorithm", "trainer.detect_anomaly", "trainer.accumulate_grad_batches"),
+    *("trainer.check_val_every_n_epoch", "trainer.val_check_interval", "trainer.limit_train_batches"),
+    *("trainer.log_every_n_steps", "trainer.num_sanity_val_steps", "data.train_split"),
+    *("data.limit_train_frames", "data.train_transforms", "data.resampling", "data.sampling"),
+    *("data.replace_empty_frames", "data.scene_augmentation", "data.image_augmentation", "data.min_points"),
+    *("data.crop_points", "data.shuffle_points", "data.half_points"),
+)
+"""What an evaluation does not read."""
 
 
 def check_for_evaluation(overrides: Sequence[str]) -> None:
-    """Refuse overrides of what only a training reads.
-
-    Args:
-        overrides: as given on the command line.
-
-    Raises:
-        UserError: naming the first of them.
-    """
+    """Refuse overrides of what only a training reads, by the first of them."""
     for key in override_keys(overrides):
-        for names, why in _NO_EVALUATION.items():
-            if below(key, names):
-                raise UserError(f"{key} has no effect on an evaluation: {why}; drop it")
+        if below(key, ["fault"]):
+            raise UserError(f"{key} has no effect on an evaluation: give eval_fault= instead")
+        if below(key, _FOR_TRAINING):
+            raise UserError(f"{key} has no effect on an evaluation: it is for training; drop it")
 
 
 def check_evaluation(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse overrides that would change nothing in this evaluation.
+    """Refuse overrides that would change nothing in this evaluation, by the first of them.
 
     Args:
         config: with the overrides put in.
         overrides: as given on the command line.
-
-    Raises:
-        UserError: naming the first of them.
     """
     transforms = OmegaConf.select(config, "data.eval_transforms") or {}
     drawn = OmegaConf.select(config, "eval_fault.share") or any(transforms.values())

@@ -22,14 +22,8 @@ GONE_SECONDS = 20.0
 """How long a job must have ended, or be missing: one that is queued again is for a moment neither."""
 
 ENDED = (
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "TIMEOUT",
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE"),
+    *("FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"),
 )
 """States of ``squeue`` after which a job does nothing more, unless it is queued again."""
 
@@ -90,8 +84,7 @@ class QueueWatcher:
 def patiently(launch: Callable[[], Result]) -> Result:
     """Launch Slurm jobs through submitit, and return when the last one has left the queue.
 
-    Raises:
-        SystemExit: Slurm refused the jobs, or one ended without a result; said on the way.
+    Ends the command where Slurm refused the jobs, or one ended without a result; said on the way.
     """
     from submitit.core.utils import UncompletedJobError
     from submitit.slurm.slurm import SlurmJob

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from rich.markup import escape
+from rich.table import Table
 
 from cmt_aqr.errors import UserError
+from cmt_aqr.files import write_table
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.folder import COMPLETE, FAILED, NEW, STOPPED, Run
-from cmt_aqr.runs.sweep_runs import identity, runs_of
-from cmt_aqr.runs.sweep_summary import summary_table, write_summary
+from cmt_aqr.runs.references import resolvable
+from cmt_aqr.runs.sweep_runs import identity, key_values, runs_of
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +97,7 @@ def forget() -> None:
 def finish() -> str | None:
     """Print the summary of the sweep that ended in this process, and write ``summary.csv``.
 
-    Returns:
-        What went wrong, in one sentence; ``None`` if all runs are complete or there was no sweep.
+    What went wrong is returned in one sentence; ``None`` if all runs are complete or there was no sweep.
     """
     global _under_way
     sweep, _under_way = _under_way, None
@@ -107,13 +105,18 @@ def finish() -> str | None:
         return None
     runs = sweep.runs()
     console().print(summary_table(runs, f"Sweep {sweep.folder}"))
-    path = write_summary(runs, sweep.folder / "summary.csv")
+    path = sweep.folder / "summary.csv"
+    write_table(path, summary_rows(runs))
     console().print(f"This table is in {path}", soft_wrap=True)
     failed = [run for run in runs if run.outcome == FAILED]
     unfinished = [run for run in runs if run.outcome in (STOPPED, NEW)]
     sentences = []
     if failed:
-        sentences.append(f"{len(failed)} of {len(runs)} runs failed ({_reasons(failed)})")
+        names: dict[str, list[str]] = {}
+        for run in failed:
+            names.setdefault(str(run.error), []).append(run.name)
+        reasons = "; ".join(f"{' and '.join(same)}: {reason}" for reason, same in names.items())
+        sentences.append(f"{len(failed)} of {len(runs)} runs failed ({reasons})")
     if unfinished:
         sentences.append(f"{len(unfinished)} of {len(runs)} runs did not end")
     if not sentences:
@@ -121,11 +124,57 @@ def finish() -> str | None:
     return f"{', and '.join(sentences)}; the same command with sweep_dir={sweep.folder} resumes these"
 
 
-def _reasons(failed: list[Run]) -> str:
-    names: dict[str, list[str]] = {}
-    for run in failed:
-        names.setdefault(str(run.error), []).append(run.name)
-    return "; ".join(f"{' and '.join(same)}: {reason}" for reason, same in names.items())
+def swept_keys(runs: Sequence[Run]) -> list[str]:
+    """The keys whose values are not the same in all runs."""
+    given = [key_values(run.claimed) for run in runs]
+    keys = dict.fromkeys(key for values in given for key in values)
+    return [key for key in keys if len({values.get(key) for values in given}) > 1]
+
+
+def summary_table(runs: Sequence[Run], title: str) -> Table:
+    """A table of the runs for rich to print; the best NDS is bold."""
+    keys = swept_keys(runs)
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("run", justify="right")
+    for key in keys:
+        table.add_column(escape(key), overflow="fold")
+    for name in ("mAP", "NDS", "seconds"):
+        table.add_column(name, justify="right")
+    for name in ("status", "reason"):
+        table.add_column(name, overflow="fold")
+    rows = summary_rows(runs)
+    best = max((row["NDS"] for row in rows if row["NDS"] is not None), default=None)
+    for row in rows:
+        table.add_row(
+            row["run"],
+            *(escape(row[key] or "") for key in keys),
+            *("-" if row[name] is None else f"{row[name]:.4f}" for name in ("mAP", "NDS")),
+            "-" if row["wall_time_s"] is None else f"{row['wall_time_s']:.0f}",
+            row["status"],
+            escape(row["error"] or ""),
+            style="bold" if row["NDS"] is not None and row["NDS"] == best else None,
+        )
+    return table
+
+
+def summary_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row for each run, with what it reached if it is complete: results that another run left do not count."""
+    keys, rows = swept_keys(runs), []
+    for run in runs:
+        metrics, values = run.metrics if run.outcome == COMPLETE else {}, key_values(run.claimed)
+        rows.append(
+            {
+                "run": run.name,
+                "status": run.outcome,
+                "mAP": metrics.get("mAP"),
+                "NDS": metrics.get("NDS"),
+                "wall_time_s": run.record.get("wall_time_s"),
+                "error": run.error if run.outcome == FAILED else None,
+                **{key: values.get(key) for key in keys},
+                "overrides": " ".join(run.claimed),
+            }
+        )
+    return rows
 
 
 def _grid(config: DictConfig) -> list[list[str]] | None:
@@ -136,20 +185,17 @@ def _grid(config: DictConfig) -> list[list[str]] | None:
     of_sweep = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     given = list(config.hydra.overrides.task)
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    _refuse_nothing_to_sweep(parser.parse_overrides(of_sweep), parser.parse_overrides(given))
+    fixed = {one.get_key_element(): one for one in parser.parse_overrides(given) if not one.is_sweep_override()}
+    twice = [fixed.get(one.get_key_element()) for one in parser.parse_overrides(of_sweep)]
+    if twice and all(twice):
+        lines = ", ".join(str(one.input_line) for one in twice if one is not None)
+        raise UserError(f"{lines}: leaves nothing to sweep, because the sweep chooses it; drop one of them")
     overrides = parser.parse_overrides(of_sweep + given)
     for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise UserError(f"{override.input_line}: only sweep=optuna takes intervals; list the values instead")
     (grid,) = BasicSweeper.split_arguments(overrides, None)
     return [list(item) for item in grid]
-
-
-def _refuse_nothing_to_sweep(of_sweep: list[Override], given: list[Override]) -> None:
-    fixed = {item.get_key_element(): item for item in given if not item.is_sweep_override()}
-    if of_sweep and all(item.get_key_element() in fixed for item in of_sweep):
-        lines = ", ".join(str(fixed[item.get_key_element()].input_line) for item in of_sweep)
-        raise UserError(f"{lines}: leaves nothing to sweep, because the sweep chooses it; drop one of them")
 
 
 def _refused(config: DictConfig, grid: list[list[str]]) -> dict[int, str]:
@@ -162,28 +208,14 @@ def _refused(config: DictConfig, grid: list[list[str]]) -> dict[int, str]:
         if job.ckpt_path not in (None, "auto"):
             continue  # the configuration stands in the checkpoint
         job.ckpt_path = None
-        with _job_config(job) as task:
+        with read_write(job.hydra.runtime), open_dict(job.hydra.runtime):
+            job.hydra.runtime.output_dir = str(job.hydra.sweep.dir)
+        with resolvable(job):
             try:
-                check_config(task, overrides)
+                check_config(OmegaConf.masked_copy(job, [str(key) for key in job if key != "hydra"]), overrides)
             except UserError as error:
                 refused[number] = str(error)
     return refused
-
-
-@contextlib.contextmanager
-def _job_config(job: DictConfig) -> Iterator[DictConfig]:
-    """A run's configuration without Hydra's part, which can be asked for meanwhile."""
-    outer = HydraConfig.instance().cfg
-    with read_write(job.hydra.runtime), open_dict(job.hydra.runtime):
-        job.hydra.runtime.output_dir = str(job.hydra.sweep.dir)
-    HydraConfig.instance().set_config(job)
-    task = copy.deepcopy(job)
-    with open_dict(task):
-        del task["hydra"]
-    try:
-        yield task
-    finally:
-        HydraConfig.instance().cfg = outer
 
 
 def _print_plan(sweep: Sweep, refused: dict[int, str]) -> None:

@@ -37,11 +37,9 @@ def sleep_while_waiting() -> None:
 
 
 def threads_for(sparse_shape: tuple[int, ...], processes: int) -> int | None:
-    """Threads for one of the processes of a run on this machine; ``None`` where the environment decides.
+    """Threads for one of some processes of a run on this machine; ``None`` where the environment decides.
 
-    Args:
-        sparse_shape: voxels of the model's grid along z, y, x.
-        processes: that this machine's cores are shared by.
+    ``sparse_shape`` are the voxels of the model's grid along z, y, x.
     """
     # A launcher of ours may have set the number since, for the process that it started.
     if _DECIDED_HERE not in os.environ or "OMP_NUM_THREADS" in os.environ:

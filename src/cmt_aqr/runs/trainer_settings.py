@@ -49,14 +49,7 @@ _MAY_BE_NULL = ("check_val_every_n_epoch", "min_epochs", "min_steps")
 
 
 def check_trainer(trainer: DictConfig) -> None:
-    """Refuse arguments of the Trainer that are not offered, of another type, or out of range.
-
-    Args:
-        trainer: the ``trainer`` group.
-
-    Raises:
-        UserError: naming key, value and what is allowed.
-    """
+    """Refuse arguments of the Trainer, in its group, that are not offered, of another type, or out of range."""
     precision_named(trainer.get("precision", "32-true"))
     for name, instead in _OURS.items():
         if name in trainer:
@@ -97,11 +90,7 @@ def _check_end(trainer: DictConfig) -> None:
 
 
 def precision_named(given: Any) -> str:
-    """The precision that a ``trainer.precision`` means: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
-
-    Raises:
-        UserError: it is another one.
-    """
+    """The precision that a ``trainer.precision`` means: ``32-true``, ``bf16-mixed`` or ``16-mixed``."""
     for name, spellings in _PRECISIONS.items():
         if str(given) in spellings:
             return name
@@ -134,9 +123,6 @@ def check_shares(trainer: Trainer, split: str, batches: int) -> None:
         trainer: with its limits.
         split: ``train`` or ``val``.
         batches: of an epoch on this device.
-
-    Raises:
-        UserError: naming the setting.
     """
     name = f"limit_{split}_batches"
     limit = getattr(trainer, name, None)

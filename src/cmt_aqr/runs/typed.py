@@ -16,33 +16,22 @@ import hydra
 _CHECKED = ("cmt_aqr.", "pytorch_lightning.")
 """Packages whose declared types can be relied upon."""
 
-_NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    type(None): "null",
+_PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool, int, type(None))),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a text", (str,)),
+    type(None): ("null", (type(None),)),
 }
-
-_FITTING = {
-    bool: (bool, int, type(None)),
-    int: (int,),
-    float: (int, float),
-    str: (str,),
-    type(None): (type(None),),
-}
-"""Types of values for each declared one; a switch may be on where another part has a size, as in data.cameras."""
+"""In words, and the types of values, for each declared one; a switch may be a size, as data.cameras are."""
 
 
 def mistyped(plain: Any, place: str) -> Iterator[tuple[str, Any, str]]:
-    """Values that are not of the type which the class that they are for declares.
+    """Values that are not of the type which the class that they are for declares: key, value, what it must be.
 
     Args:
         plain: a configuration, resolved, with ``_target_``; parts of it are looked at, too.
         place: its key.
-
-    Yields:
-        Key, value, and what it must be.
     """
     if not isinstance(plain, Mapping):
         return
@@ -56,8 +45,7 @@ def mistyped(plain: Any, place: str) -> Iterator[tuple[str, Any, str]]:
 
 def _misfits(value: Any, hint: Any, key: str) -> Iterator[tuple[str, Any, str]]:
     """The value that does not fit, or, of values by name, those."""
-    kinds = get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    by_name = next((kind for kind in kinds if _is_mapping(get_origin(kind))), None)
+    by_name = next((kind for kind in _kinds(hint) if _is_a(get_origin(kind), Mapping)), None)
     if by_name is None or not isinstance(value, Mapping):
         yield key, value, _described(hint)
         return
@@ -67,8 +55,13 @@ def _misfits(value: Any, hint: Any, key: str) -> Iterator[tuple[str, Any, str]]:
             yield f"{key}.{name}", item, _described(of_each)
 
 
-def _is_mapping(origin: Any) -> bool:
-    return isinstance(origin, type) and issubclass(origin, Mapping)
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a declared type."""
+    return get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _is_a(origin: Any, kind: type) -> bool:
+    return isinstance(origin, type) and issubclass(origin, kind)
 
 
 @functools.cache
@@ -100,41 +93,37 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, parts = get_origin(hint), get_args(hint)
     if hint is Any or hint is object:
         return True
-    if origin in (typing.Union, types.UnionType):
+    if len(_kinds(hint)) > 1:
         return any(_fits(value, part) for part in parts)
     if origin is typing.Literal:
         return value in parts
-    if hint in _FITTING:
-        return type(value) in _FITTING[hint]
+    if hint in _PLAIN:
+        return type(value) in _PLAIN[hint][1]
     if isinstance(value, Mapping) and "_target_" in value:
         return True
-    if _is_mapping(origin):
+    if _is_a(origin, Mapping):
         return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
-    if isinstance(origin, type) and issubclass(origin, Sequence):
-        return isinstance(value, list) and _fit_all(value, origin, parts)
+    if _is_a(origin, Sequence):
+        if origin is tuple and ... not in parts:
+            return isinstance(value, list) and len(value) == len(parts) and all(map(_fits, value, parts))
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
     if isinstance(hint, type) and not issubclass(hint, os.PathLike):
         # Without its _target_ a mapping stays one, and is no part.
-        return type(value) not in _FITTING and (not isinstance(value, Mapping) or issubclass(hint, Mapping | dict))
+        return type(value) not in _PLAIN and (not isinstance(value, Mapping) or issubclass(hint, Mapping | dict))
     return True
-
-
-def _fit_all(values: list[Any], origin: type, parts: tuple[Any, ...]) -> bool:
-    if origin is tuple and ... not in parts:
-        return len(values) == len(parts) and all(map(_fits, values, parts))
-    return all(_fits(value, parts[0]) for value in values)
 
 
 def _described(hint: Any) -> str:
     origin, parts = get_origin(hint), get_args(hint)
-    if origin in (typing.Union, types.UnionType):
+    if len(_kinds(hint)) > 1:
         return " or ".join(dict.fromkeys(map(_described, parts)))
     if origin is typing.Literal:
         return " or ".join(map(str, parts))
-    if hint in _NAMES:
-        return _NAMES[hint]
-    if _is_mapping(origin):
+    if hint in _PLAIN:
+        return _PLAIN[hint][0]
+    if _is_a(origin, Mapping):
         return f"values by name, each {_described(parts[1])}"
-    if isinstance(origin, type) and issubclass(origin, Sequence):
+    if _is_a(origin, Sequence):
         count = f"{len(parts)} values" if origin is tuple and ... not in parts else "values"
         return f"a list of {count}, each {_described(parts[0])}"
     return "a path" if hint is Path else "a part with its _target_"

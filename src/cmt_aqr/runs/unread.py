@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +31,7 @@ _REFERENCES = re.compile(r"\$\{(?:[\w.]+:)?([^${}]*)\}")
 
 
 def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]) -> None:
-    """Refuse a key that is new and that nothing reads; Hydra must be initialised.
+    """Refuse a key that is new and that nothing reads, the first one; Hydra must be initialised.
 
     What is read: the settings of what is built from a class, what another key is interpolated from, and groups
     that are handed on whole. Groups are chosen, not read.
@@ -39,18 +40,16 @@ def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]
         config: composed with the overrides, not resolved.
         config_name: of the primary configuration.
         overrides: of the command line, with single values for sweeps; those that begin with ``+`` add keys.
-
-    Raises:
-        UserError: naming the first such key.
     """
     options = GlobalHydra.instance().config_loader().get_group_options
+    added = {override_keys([item])[0] for item in overrides if item.startswith("+")}
     for item in overrides:
         key = override_keys([item])[0]
         chosen = "@" in item.partition("=")[0] or options(key.replace(".", "/"))
         if not item.startswith("+") or chosen or below(key, _READ_WHOLE):
             continue
-        _refuse_part_that_is_off(config, item, key, overrides)
-        if _is_read(config, key, overrides):
+        _refuse_part_that_is_off(config, item, key, added)
+        if _is_read(config, key, added):
             continue
         if item.startswith("++"):  # which may be of a key that is there
             others = hydra.compose(config_name, [other for other in overrides if other != item])
@@ -64,14 +63,11 @@ def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]
         raise UserError(f"{item}: nothing reads {key}, so it would change nothing: drop it{hint}")
 
 
-def _refuse_part_that_is_off(config: DictConfig, item: str, key: str, overrides: Sequence[str]) -> None:
+def _refuse_part_that_is_off(config: DictConfig, item: str, key: str, added: set[str]) -> None:
     """Refuse a setting of a part that is null here: without its class nothing would be built from it."""
-    added = _added(overrides)
     handed_on = _references(config)
-    names = key.split(".")
     built = False  # whether the part lies in another one that is built
-    for depth in range(1, len(names)):
-        place = ".".join(names[:depth])
+    for place in _places(key)[:-1]:
         part = _at(config, place)
         if not isinstance(part, DictConfig) or below(place, _BUILT):
             return
@@ -85,16 +81,13 @@ def _refuse_part_that_is_off(config: DictConfig, item: str, key: str, overrides:
         built = built or _TARGET in part
 
 
-def _added(overrides: Sequence[str]) -> set[str]:
-    """Keys that the command line adds."""
-    return {override_keys([item])[0] for item in overrides if item.startswith("+")}
+def _places(key: str) -> list[str]:
+    """A key and the groups that it stands in, from outside to inside."""
+    return list(itertools.accumulate(key.split("."), "{}.{}".format))
 
 
-def _is_read(config: DictConfig, key: str, overrides: Sequence[str]) -> bool:
-    names = key.split(".")
-    added = _added(overrides)
-    for depth in range(1, len(names) + 1):
-        place = ".".join(names[:depth])
+def _is_read(config: DictConfig, key: str, added: set[str]) -> bool:
+    for place in _places(key):
         node = _at(config, place)
         if isinstance(node, DictConfig) and _TARGET in node:
             mine = below(f"{place}.{_TARGET}", [*added]) and not below(place, _BUILT)

@@ -6,25 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from omegaconf import DictConfig, OmegaConf
 
-from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.selection import frame_numbers
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
-from cmt_aqr.geometry import box_corners
 from cmt_aqr.runs.configuration import build_data, check_config
 from cmt_aqr.runs.resuming import configuration_to_evaluate
 from cmt_aqr.runs.saved import without
 from cmt_aqr.structures import Frame
-from cmt_aqr.studies.rendering import ARRANGEMENT, TRUTH_COLOUR, name_of, save, tell_written
+from cmt_aqr.studies.rendering import TRUTH_STYLE, render_cameras, render_from_above, rgb, save, tell_written
 from cmt_aqr.studies.robustness import conditions_of
 from cmt_aqr.studies.visualize import PictureSettings, struck_frame
 
@@ -33,6 +28,8 @@ OWN = ("frames", "split", "min_score", "dpi", "out", "suite", "conditions", "sev
 
 _ROW = 1.2
 """Inches from row to row."""
+
+_THIN = {**TRUTH_STYLE, "linewidths": 0.5}
 
 
 def contact_sheets(config: DictConfig, settings: PictureSettings, overrides: Sequence[str]) -> list[Path]:
@@ -45,29 +42,24 @@ def contact_sheets(config: DictConfig, settings: PictureSettings, overrides: Seq
 
     Returns:
         The pictures.
-
-    Raises:
-        UserError: a frame is not in the split, or its data cannot be read.
     """
     check_folder("out", settings.out)
     conditions = conditions_of(config)
     base = _configuration(config, settings, overrides)
-    written = []
-    numbers: list[int] | None = None
     shown: dict[int, list[tuple[str, Frame]]] = {}
     for condition in conditions:
         OmegaConf.update(base, "eval_fault", condition.fault, merge=False, force_add=True)
         data: NuScenesDataModule = build_data(base, evaluating=True)
         data.prepare_data()
-        numbers = frame_numbers(data, settings.frames or (0,)) if numbers is None else numbers
+        numbers = list(shown) or frame_numbers(data, settings.frames or (0,))
         data.setup("validate")
         for number in numbers:
             shown.setdefault(number, []).append((str(condition), struck_frame(data.dataset("val"), number)[0]))
     suites = "_".join(str(suite) for suite in config.conditions)
+    written = []
     for number, rows in shown.items():
-        path = settings.out / f"{data.val_split}_{number:04d}_{suites}.png"
-        save(sheet(rows, list(base.data.point_range)), path, settings.dpi)
-        written.append(path)
+        written.append(settings.out / f"{data.val_split}_{number:04d}_{suites}.png")
+        save(sheet(rows, list(base.data.point_range)), written[-1], settings.dpi)
     tell_written(written)
     return written
 
@@ -99,29 +91,17 @@ def sheet(rows: Sequence[tuple[str, Frame]], point_range: Sequence[float]) -> Fi
     layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.02)
     figure = Figure(figsize=(1.2 + 6 * 1.75, 0.35 + _ROW * len(rows)), layout=layout)
     grid = figure.subplots(len(rows), 7, squeeze=False, width_ratios=(1.0, *(1.6,) * 6))
-    for (name, frame), axes in zip(rows, grid, strict=True):
-        _render_points(axes[0], frame, point_range)
-        axes[0].set_ylabel(name.rpartition("/")[2].replace(", severity", ""), fontsize=7)
-        _render_images(axes[1:], frame)
-    for axis, title in zip(grid[0], ("points", *ARRANGEMENT), strict=True):
-        axis.set_title(name_of(title), fontsize=8)
-    return figure
-
-
-def _render_points(axis: Axes, frame: Frame, point_range: Sequence[float]) -> None:
-    points = frame.points[torch.isfinite(frame.points).all(dim=1)]
-    axis.scatter(points[:, 0], points[:, 1], s=0.12, c="#1f3b63", linewidths=0, rasterized=True)
-    outlines = list(box_corners(frame.boxes)[:, :4, :2].numpy())
-    axis.add_collection(PolyCollection(outlines, facecolors="none", edgecolors=TRUTH_COLOUR, linewidths=0.5))
-    axis.set(xlim=(point_range[0], point_range[3]), ylim=(point_range[1], point_range[4]), aspect="equal")
-    axis.set(xticks=[], yticks=[])
-
-
-def _render_images(axes: Sequence[Axes], frame: Frame) -> None:
-    for axis, camera in zip(axes, ARRANGEMENT, strict=True):
-        axis.set(xticks=[], yticks=[])
+    for (name, frame), (above, *axes) in zip(rows, grid, strict=True):
+        points = frame.points[torch.isfinite(frame.points).all(dim=1)]
+        render_from_above(above, points, [(frame.boxes, _THIN)], point_range, dot=0.12)
+        above.set(xticks=[], yticks=[], xlabel="")
+        above.set_ylabel(name.rpartition("/")[2].replace(", severity", ""), fontsize=7)
         if frame.images is None:
-            axis.set_axis_off()
-            continue
-        picture = frame.images[CAMERAS.index(camera)].permute(1, 2, 0).flip(-1).numpy()
-        axis.imshow(np.ascontiguousarray(picture), interpolation="antialiased")
+            for axis in axes:
+                axis.set_axis_off()
+        else:
+            height, width = frame.images.shape[-2:]
+            render_cameras(axes, rgb(frame.images), (), frame.lidar2img, (height, width))
+    for axis in grid[1:, 1:].flat:
+        axis.set_title("")
+    return figure

@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric
 
 from cmt_aqr.aqr.statistics import detection_of_damage, doubts, used_weights
 from cmt_aqr.errors import UserError
-from cmt_aqr.files import nan_to_null, write_json, write_table
+from cmt_aqr.files import nan_to_null, write_json, written_at_once
 from cmt_aqr.outputs import AQROutput, aqr_output
 from cmt_aqr.runs.checkpoints import read_checkpoint, saved_config
 from cmt_aqr.runs.configuration import check_config
@@ -27,18 +27,16 @@ from cmt_aqr.runs.folder import Run, find_runs
 from cmt_aqr.studies.evaluating import digest, keep_metrics, kept_metrics, measured, told, under_condition
 from cmt_aqr.studies.records import spread
 from cmt_aqr.studies.region import BrokenRegion
-
-CLEAN = "clean"
-"""The condition without a fault."""
+from cmt_aqr.studies.robustness_scores import CLEAN
 
 BAD = "bad"
 """The mean over all conditions but ``CLEAN``."""
 
-HEADLINES = ("mAP", "NDS")
-"""Metrics that are printed; all are written."""
-
 REGION = "mAP of the broken region"
-"""Of boxes where a sensor is broken; printed for the conditions that break one."""
+"""Of boxes where a sensor is broken."""
+
+HEADLINES = ("mAP", "NDS", REGION)
+"""Metrics that are printed, those of the region for the conditions that break a sensor; all are written."""
 
 WEIGHTS = {"lidar": "mean LiDAR weight", "camera": "mean camera weight"}
 """AQR's weights of each sensor, printed too, for the variants that have AQR."""
@@ -58,7 +56,8 @@ class WhatAQRSaid(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._means = {name: MeanMetric().set_dtype(torch.float64) for name in (*WEIGHTS, *FOUND_OUT)}
+        names = (WEIGHTS | FOUND_OUT).values()
+        self._means = {name: MeanMetric().set_dtype(torch.float64) for name in names}
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
@@ -69,14 +68,14 @@ class WhatAQRSaid(pl.Callback):
         said = aqr_output(outputs["aqr"])
         if isinstance(said, AQROutput):
             for sensor, weights in used_weights(said).items():
-                self._means[sensor].update(weights.cpu())
+                self._means[WEIGHTS[sensor]].update(weights.cpu())
         for name, value in detection_of_damage(doubts(said)).items():
-            self._means[name].update(value.cpu())
+            self._means[FOUND_OUT[name]].update(value.cpu())
 
     def means(self) -> dict[str, float]:
-        """By the names in :data:`WEIGHTS` and :data:`FOUND_OUT`."""
-        means = {name: self._means[key] for key, name in (WEIGHTS | FOUND_OUT).items()}
-        return {name: float(mean.compute()) if mean.update_called else math.nan for name, mean in means.items()}
+        """By their printed names."""
+        means = self._means.items()
+        return {name: float(mean.compute()) if mean.update_called else math.nan for name, mean in means}
 
 
 def study(config: DictConfig) -> pd.DataFrame:
@@ -88,9 +87,6 @@ def study(config: DictConfig) -> pd.DataFrame:
     Returns:
         A row for each run and condition: ``variant``, ``seed``, ``condition``, official metrics, weights,
         ``folder``.
-
-    Raises:
-        UserError: no run, two runs of a variant and seed, or an override that does not fit.
     """
     folder = Path(config.folder)
     runs, unfinished = study_runs(folder)
@@ -102,10 +98,11 @@ def study(config: DictConfig) -> pd.DataFrame:
     if len(set(steps.values())) > 1:
         out.print(f"the runs have different numbers of steps, so they compare badly: {steps}", style="yellow")
     results = with_bad(_evaluate_all(config, runs))
-    write_table(folder / "fault_study.csv", results.astype(object).where(results.notna(), None).to_dict("records"))
+    with written_at_once(folder / "fault_study.csv") as partial:
+        results.to_csv(partial, index=False)
     summary: dict[str, Any] = {"baseline": config.baseline}
     over_seeds = "mean ± standard deviation over seeds"
-    for metric in (*HEADLINES, REGION):
+    for metric in HEADLINES:
         values = values_of(results, metric)
         values = values[values.notna().groupby("condition").transform("all")]
         summary[metric] = summary_of(values)
@@ -159,7 +156,6 @@ def study_runs(folder: Path) -> tuple[list[Run], list[Run]]:
 
 
 def _evaluate_all(config: DictConfig, runs: Sequence[Run]) -> pd.DataFrame:
-    """Every run under every condition."""
     rows = []
     both = list(itertools.product(runs, config.conditions.items()))
     for run, (name, condition) in told(both, lambda pair: f"{_title(pair[0])}, {pair[1][0]}"):
@@ -177,9 +173,6 @@ def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, see
         condition: a choice of the group ``eval_fault``.
         override: values put into every run's configuration, such as ``{data: {root: /elsewhere}}``.
         seed: of the faults' noise: the same for all runs, whatever seed they were trained with.
-
-    Raises:
-        UserError: an override that does not fit the configuration, or a value out of range.
     """
     config = OmegaConf.create(saved_config(run.folder / CHECKPOINT))
     OmegaConf.set_struct(config, True)
@@ -214,7 +207,9 @@ def evaluate_run(config: DictConfig, run: Run, condition: str, refresh: bool = F
     if kept is not None and kept.keys() >= {REGION, *WEIGHTS.values()} and not refresh:
         return kept
     said, region = WhatAQRSaid(), BrokenRegion()
-    metrics = measured(config, watching=[said, region]) | said.means() | {REGION: region.mean_precision()}
+    metrics = (
+        measured(config, run.folder, watching=[said, region]) | said.means() | {REGION: region.mean_precision()}
+    )
     keep_metrics(path, made_from, metrics)
     return metrics
 

@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmt_aqr.aqr.statistics import map_statistics
-from cmt_aqr.constants import CAMERAS
 from cmt_aqr.geometry import BEVGrid, pixel_of_cell
 from cmt_aqr.studies.rendering import (
-    ARRANGEMENT,
     FOUND_STYLE,
     TRUTH_STYLE,
+    VIEWS,
     Styled,
     box_handles,
-    render_camera,
+    render_cameras,
     render_from_above,
 )
 
@@ -170,10 +169,9 @@ def bev_picture(scene: Scene) -> Figure:
         render_from_above(axis, scene.points, scene.boxes, scene.grid.point_range)
     axes[0].set_ylabel("y, forward (m)")
     if scene.bev is not None:
-        x, y = bev_edges(scene.grid)
-        for axis, heading, weights in _versions(axes, scene.bev):
+        for axis, (heading, weights) in zip(axes, _versions(scene.bev), strict=True):
             axis.set_title(heading, fontsize=10)
-            _paint(axis, (x, y), weights, scene.bev, strongest=_BEV_OPACITY)
+            _paint(axis, bev_edges(scene.grid), weights, scene.bev, strongest=_BEV_OPACITY)
         _colour_bar(figure, axes, scene.bev, strongest=_BEV_OPACITY)
     if scene.beta is not None:
         _render_beta(figure, axes, scene.beta)
@@ -197,28 +195,20 @@ def _render_beta(figure: Figure, axes: Sequence[Axes], said: QueryBeta) -> None:
 
 
 def camera_picture(scene: Scene) -> Figure:
-    """The six images with projected boxes and the camera maps, before and after the clamp.
-
-    Raises:
-        ValueError: the scene has no images.
-    """
-    if scene.images is None:
-        raise ValueError("a camera picture needs images, and the scene has none")
-    blocks = 1 if scene.camera is None else 2
+    """The six images, which must be there, with projected boxes and the camera maps before and after the clamp."""
+    maps: Sequence[tuple[str, Tensor | None]] = [("", None)] if scene.camera is None else _versions(scene.camera)
     height, width = scene.image_size
     row_height = 14.2 / 3 * height / width + 0.25
-    figure = Figure(figsize=(15.6, 1.1 + blocks * (2 * row_height + 0.35)), layout="constrained")
+    figure = Figure(figsize=(15.6, 1.1 + len(maps) * (2 * row_height + 0.35)), layout="constrained")
     what = _title(scene, "cameras", scene.camera)
     if scene.beta is not None and scene.beta.cells is not None:
         what = f"{scene.title}: cameras, and what faults broke of them (magenta)"
     figure.suptitle(what, fontsize=13, fontweight="bold")
-    parts = list(figure.subfigures(blocks, 1, squeeze=False)[:, 0])
-    if scene.camera is None:
-        _render_cameras(parts[0], scene, None)
-    else:
-        for part, heading, weights in _versions(parts, scene.camera):
+    parts = figure.subfigures(len(maps), 1, squeeze=False)[:, 0]
+    for part, (heading, weights) in zip(parts, maps, strict=True):
+        axes = _render_cameras(part, scene, weights)
+        if scene.camera is not None:
             part.suptitle(heading, fontsize=10.5)
-            axes = _render_cameras(part, scene, weights)
             _colour_bar(part, axes, scene.camera, strongest=_CAMERA_OPACITY)
     _legend(figure, scene, ego=False)
     return figure
@@ -228,32 +218,30 @@ def _title(scene: Scene, what: str, maps: MapPair | None) -> str:
     return f"{scene.title}: {what}" + (" (boxes only, no AQR map)" if maps is None else "")
 
 
-def _versions(targets: Sequence, maps: MapPair) -> list[tuple]:
-    """Each target with its heading and its map: before, after."""
+def _versions(maps: MapPair) -> list[tuple[str, Tensor]]:
+    """Headings and maps: before, after."""
     numbers = {name: value.item() for name, value in map_statistics(maps.before, maps.after).items()}
     end = "no clamp" if maps.clamp is None else f"clamp at {maps.clamp:g}"
     before = f"as rendered: max {numbers['max']:.3g}, mean {numbers['mean']:.3g}"
     after = f"after threshold and {end}: max {numbers['max_after']:.3g}, mean {numbers['mean_after']:.3g}"
     if maps.clamp is not None:
         after += f", {numbers['clamped']:.1%} of cells clamped"
-    return list(zip(targets, (before, after), (maps.before, maps.after), strict=True))
+    return [(before, maps.before), (after, maps.after)]
 
 
 def _render_cameras(part: Figure | SubFigure, scene: Scene, weights: Tensor | None) -> list[Axes]:
     """The six images, with a map (view, row, column) over them if one is given; returns their axes."""
-    grid = part.subplots(2, 3, squeeze=False)
-    for axis, camera in zip(grid.flat, ARRANGEMENT, strict=True):
-        view = CAMERAS.index(camera)
-        image = None if scene.images is None else scene.images[view]
-        lidar2img = scene.lidar2img[view]
-        render_camera(axis, camera, image, scene.boxes, lidar2img, scene.image_size, scene.image_extent)
+    axes: list[Axes] = list(part.subplots(2, 3).flat)
+    assert scene.images is not None
+    render_cameras(axes, scene.images, scene.boxes, scene.lidar2img, scene.image_size, scene.image_extent)
+    for axis, view in zip(axes, VIEWS, strict=True):
         if scene.beta is not None and scene.beta.cells is not None:
             lost = scene.beta.cells[view].numpy()
             axis.imshow(lost, cmap=_LOST, vmin=0, vmax=1, extent=scene.image_extent, aspect="auto", zorder=3)
         if weights is not None and scene.camera is not None:
             edges = image_edges((weights.shape[1], weights.shape[2]), scene.image_size)
             _paint(axis, edges, weights[view], scene.camera, strongest=_CAMERA_OPACITY)
-    return list(grid.flat)
+    return axes
 
 
 def _paint(

@@ -78,11 +78,7 @@ def _merged(axis: pd.Series, other: pd.Series) -> pd.Series:
 
 
 def choose_axis(axes: Sequence[pd.Series], runs: Sequence[Run], name: str, asked_by: str) -> pd.Series:
-    """The axis of a name, which may be its end (``max_weight_clamp``), or ``seed``.
-
-    Raises:
-        UserError: none or several are called so.
-    """
+    """The axis of a name, which may be its end (``max_weight_clamp``), or ``seed``; no other may have it."""
     if name == "seed":
         return seed_axis(runs)
     keys = [(axis, key) for axis in axes for key in {axis.name, *axis.name.split(" + ")}]
@@ -115,11 +111,7 @@ def better(metric: Any) -> int:
 
 
 def check_metric(runs: Sequence[Run], metric: str) -> None:
-    """Refuse a metric that no run has.
-
-    Raises:
-        UserError: runs have metrics, but not this one.
-    """
+    """Refuse a metric that no run has, where runs have others."""
     known = dict.fromkeys(name for run in runs for name in run.metrics)
     if known and metric not in known:
         names = ", ".join(name for name in known if "/" not in name)

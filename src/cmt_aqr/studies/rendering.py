@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,20 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cmt_aqr.constants import CAMERAS
 from cmt_aqr.files import writing
 from cmt_aqr.geometry import box_corners, project_to_images
 from cmt_aqr.runs.console import console
 
-ARRANGEMENT = (
+_ARRANGEMENT = (
     *("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
     *("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"),
 )
-"""Where nuScenes shows its cameras: two rows of three."""
+VIEWS = tuple(map(CAMERAS.index, _ARRANGEMENT))
+"""The cameras where nuScenes shows them, in two rows of three."""
 
-TRUTH_COLOUR = "#12d46a"
-FOUND_COLOUR = "#ffc400"
-TRUTH_STYLE: dict[str, Any] = {"colors": TRUTH_COLOUR, "linestyles": "solid", "linewidths": 1.8}
-FOUND_STYLE: dict[str, Any] = {"colors": FOUND_COLOUR, "linestyles": (0, (3.5, 1.2)), "linewidths": 1.2}
+TRUTH_STYLE: dict[str, Any] = {"colors": "#12d46a", "linestyles": "solid", "linewidths": 1.8}
+FOUND_STYLE: dict[str, Any] = {"colors": "#ffc400", "linestyles": (0, (3.5, 1.2)), "linewidths": 1.2}
 
 Styled = Sequence[tuple[Tensor, dict[str, Any]]]
 """Boxes (box, 9), LiDAR frame, and how their lines look."""
@@ -42,10 +42,12 @@ _NEAREST = 0.1
 """Metres in front of a camera that all corners of a box must be to be shown, as in the devkit."""
 
 
-def render_from_above(axis: Axes, points: Tensor, styled: Styled, point_range: Sequence[float]) -> None:
+def render_from_above(
+    axis: Axes, points: Tensor, styled: Styled, point_range: Sequence[float], dot: float = 0.7
+) -> None:
     """Points (point, >= 2), boxes with their headings, and the car, over x0, y0, z0, x1, y1, z1 in metres."""
     x0, y0, _, x1, y1, _ = point_range
-    axis.scatter(points[:, 0], points[:, 1], s=0.7, c="#3a3a3a", linewidths=0, alpha=0.7, zorder=2)
+    axis.scatter(points[:, 0], points[:, 1], s=dot, c="#3a3a3a", linewidths=0, alpha=0.7, zorder=2)
     for boxes, style in styled:
         corners = box_corners(boxes)[:, :4, :2]
         front = corners[:, :2].mean(dim=1)
@@ -73,32 +75,31 @@ def render_from_above(axis: Axes, points: Tensor, styled: Styled, point_range: S
     axis.tick_params(labelsize=9)
 
 
-def render_camera(
-    axis: Axes,
-    camera: str,
-    image: NDArray[np.uint8] | None,
+def rgb(images: Tensor) -> NDArray[np.uint8]:
+    """Images of a frame (view, 3, row, column), BGR, as (view, row, column, 3), RGB."""
+    return images.permute(0, 2, 3, 1).flip(-1).numpy()
+
+
+def render_cameras(
+    axes: Iterable[Axes],
+    images: NDArray[np.uint8],
     styled: Styled,
     lidar2img: Tensor,
     size: tuple[int, int],
     extent: tuple[float, float, float, float] | None = None,
 ) -> None:
-    """An image (row, column, 3), RGB, under its camera's name, and boxes over it.
+    """Images (view, row, column, 3), RGB, under their cameras' names, and boxes over them, on six axes.
 
-    lidar2img (4, 4) and ``size``, height and width, are of the axis' pixels; ``extent`` is where in them the left,
-    right, bottom and top edges of the image lie.
+    lidar2img (view, 4, 4) and ``size``, height and width, are of the axes' pixels; ``extent`` is where in them the
+    left, right, bottom and top edges of the images lie.
     """
-    if image is not None:
-        axis.imshow(image, extent=extent, interpolation="antialiased")
-    for boxes, style in styled:
-        lines = box_lines(boxes, lidar2img, size)
-        axis.add_collection(LineCollection(list(lines), zorder=4, path_effects=_halo(style), **style))
-    axis.set(xlim=(0, size[1]), ylim=(size[0], 0), xticks=[], yticks=[], aspect="equal")
-    axis.set_title(name_of(camera), fontsize=9, pad=2)
-
-
-def name_of(camera: str) -> str:
-    """A camera's name for people, as ``back left``."""
-    return camera.removeprefix("CAM_").replace("_", " ").lower()
+    for axis, view in zip(axes, VIEWS, strict=True):
+        axis.imshow(images[view], extent=extent, interpolation="antialiased")
+        for boxes, style in styled:
+            lines = box_lines(boxes, lidar2img[view], size)
+            axis.add_collection(LineCollection(list(lines), zorder=4, path_effects=_halo(style), **style))
+        axis.set(xlim=(0, size[1]), ylim=(size[0], 0), xticks=[], yticks=[], aspect="equal")
+        axis.set_title(CAMERAS[view].removeprefix("CAM_").replace("_", " ").lower(), fontsize=9, pad=2)
 
 
 def box_lines(boxes: Tensor, lidar2img: Tensor, image_size: tuple[int, int]) -> NDArray[np.float32]:
@@ -126,11 +127,7 @@ def box_handles(truth: str, found: str) -> list[Line2D]:
 
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
-    """Write a picture into the folder ``out=`` of a command, which is made where it is absent.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a picture into the folder ``out=`` of a command, which is made where it is absent."""
     with writing("out", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=dpi)

@@ -18,11 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.files import check_folder, write_table, writing, written_at_once
+from cmt_aqr.files import check_folder, write_table, writing
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.folder import FAILED, Run, Value, find_runs
 from cmt_aqr.studies.figures import learning_curves, overview
-from cmt_aqr.studies.page import render_page
+from cmt_aqr.studies.page import write_page
 from cmt_aqr.studies.records import (
     NOT_RECORDED,
     SUMMARY,
@@ -98,8 +98,7 @@ def make_report(
         sweep_dir: of a sweep, of several runs, or of one.
         out: where the two files go; the folder itself if not given.
         metric: of ``metrics.json``: the best run is best in it, and the figures show it.
-        x: setting along x in the figures; by default the settings that take the most values.
-        y: setting along y.
+        x: setting along x in the figures, and ``y`` along y; by default those that take the most values.
 
     Returns:
         The page and the CSV file.
@@ -121,28 +120,28 @@ def make_report(
     axes, order = find_axes(runs), best_first(measured(runs, metric))
     page, table = out / "report.html", out / "report.csv"
     shown, columns = with_seed(axes, runs), run_columns(runs, axes, order)
-    text = render_page(
-        "page.html.jinja",
-        plotly=get_plotlyjs(),
-        groups=_groups,
-        not_recorded=NOT_RECORDED,
-        title=_title(sweep_dir),
-        subtitle=_subtitle(runs),
-        metric=metric,
-        problems=_problems(runs),
-        best=_best(runs, axes, order[0], metric),
-        pictures=[*overview(runs, axes, metric, x, y), *learning_curves(runs, axes, order)],
-        seeds=seed_columns(runs, axes, metric),
-        columns=columns,
-        common=[text for text in runs[0].overrides if all(text in run.overrides for run in runs)],
-        commands=[(runs[i], label(shown, i)) for i in order],
-        csv_name=table.name,
-    )
+    problems = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     with writing("out", out):
         write_table(table, csv_rows(runs, axes, order))
-        with written_at_once(page) as partial:
-            partial.write_text(text, encoding="utf-8")
-    console().print(_summary(runs, columns, order, metric))
+        write_page(
+            page,
+            "page.html.jinja",
+            plotly=get_plotlyjs(),
+            groups=_groups,
+            not_recorded=NOT_RECORDED,
+            title=_title(sweep_dir),
+            subtitle=_subtitle(runs),
+            metric=metric,
+            problems=problems,
+            best=_best(runs, axes, order[0], metric),
+            pictures=[*overview(runs, axes, metric, x, y), *learning_curves(runs, axes, order)],
+            seeds=seed_columns(runs, axes, metric),
+            columns=columns,
+            common=[text for text in runs[0].overrides if all(text in run.overrides for run in runs)],
+            commands=[(runs[i], label(shown, i)) for i in order],
+            csv_name=table.name,
+        )
+    console().print(_summary(runs, columns, order, metric), *map(Text, problems))
     console().print(f"The page is {page}, the table {table}", soft_wrap=True, markup=False)
     return page, table
 
@@ -151,10 +150,6 @@ def _title(folder: Path) -> str:
     """The last two parts of a folder, as a sweep is called by day and time."""
     parts = folder.resolve().parts
     return "/".join(parts[-2:]) if len(parts) > 2 and re.match(r"\d{4}-\d\d-\d\d$", parts[-2]) else parts[-1]
-
-
-def _problems(runs: Sequence[Run]) -> list[str]:
-    return [f"{run.name}: {problem}" for run in runs for problem in run.problems]
 
 
 def _groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
@@ -290,4 +285,4 @@ def _summary(runs: Sequence[Run], columns: Sequence[Column], order: Sequence[int
     failed = [
         f"{run.name} failed: {run.error or 'the reason is not recorded'}" for run in runs if run.status == FAILED
     ]
-    return Group(table, *map(Text, failed + _problems(runs)))
+    return Group(table, *map(Text, failed))

@@ -20,40 +20,20 @@ from cmt_aqr.runs.processes import run_task
 from cmt_aqr.runs.resuming import checkpoint_path, configuration_to_evaluate
 from cmt_aqr.runs.saved import below, override_keys, without
 from cmt_aqr.studies.evaluating import digest, keep_metrics, kept_metrics, measured, told, under_condition
-from cmt_aqr.studies.published import CLEAN
+from cmt_aqr.studies.robustness_scores import CLEAN
 from cmt_aqr.studies.robustness_tables import Row, report
 
 OWN = (
-    "ckpt_path",
-    "names",
-    "baseline",
-    "seed",
-    "severities",
-    "part",
-    "out",
-    "refresh",
-    "suite",
-    "conditions",
-    "launcher",
-    "name",
+    *("ckpt_path", "names", "baseline", "seed", "severities", "part", "out", "refresh"),
+    *("suite", "conditions", "launcher", "name"),
 )
 """Keys of this command, which no checkpoint's configuration gets."""
 
-SENSORS = frozenset(("lidar", "camera"))
+SENSORS = {"lidar": "LiDAR", "camera": "cameras"}
 
 NOT_OF_THE_RESULT = (
-    "num_workers",
-    "batch_size",
-    "eval_batch_size",
-    "cache_dir",
-    "cache_frames",
-    "train_split",
-    "train_transforms",
-    "scene_augmentation",
-    "image_augmentation",
-    "limit_train_frames",
-    "make",
-    "_target_",
+    *("num_workers", "batch_size", "eval_batch_size", "cache_dir", "cache_frames", "train_split"),
+    *("train_transforms", "scene_augmentation", "image_augmentation", "limit_train_frames", "make", "_target_"),
 )
 """Settings of data that change no number of an evaluation."""
 
@@ -77,14 +57,12 @@ class Condition:
     @property
     def path(self) -> Path:
         """Where its result is, below a checkpoint's folder."""
-        level = "" if not self.severity else f"_{self.severity}"
+        level = f"_{self.severity}" if self.severity else ""
         return Path(self.suite) / f"{self.name}{level}.json"
 
     def __str__(self) -> str:
-        if self.name == CLEAN:
-            return CLEAN
-        level = "" if not self.severity else f", severity {self.severity}"
-        return f"{self.suite}/{self.name}{level}"
+        level = f", severity {self.severity}" if self.severity else ""
+        return CLEAN if self.name == CLEAN else f"{self.suite}/{self.name}{level}"
 
     @functools.cached_property
     def strikes(self) -> frozenset[str]:
@@ -112,11 +90,6 @@ class Model:
         reads = {"camera": self.config.data.cameras, "lidar": self.config.data.lidar}
         return frozenset(sensor for sensor, read in reads.items() if read)
 
-    @property
-    def folder(self) -> str:
-        """Where its results are, below ``out``: told by the weights, whatever their file is called."""
-        return self.digest[:16]
-
 
 def robustness(config: DictConfig, overrides: Sequence[str]) -> list[Row]:
     """Evaluate every checkpoint under every condition, print the tables and write them.
@@ -127,9 +100,6 @@ def robustness(config: DictConfig, overrides: Sequence[str]) -> list[Row]:
 
     Returns:
         The rows of the tables; of a ``part`` those that are there.
-
-    Raises:
-        UserError: a value that cannot be, or a checkpoint that cannot be evaluated.
     """
     refused = next((key for key in override_keys(overrides) if below(key, ["eval_fault", "fault"])), None)
     if refused is not None:
@@ -143,19 +113,24 @@ def robustness(config: DictConfig, overrides: Sequence[str]) -> list[Row]:
     require(config.baseline in (None, *names), "baseline", config.baseline, known)
     _say_what_is_not_struck(models, conditions)
     evaluations = [Evaluation(model, condition, config.seed, out) for model in models for condition in conditions]
-    mine = _share(evaluations, str(config.part))
+    mine = [one for one in _share(evaluations, str(config.part)) if not one.spared]
     for evaluation in mine:
-        evaluation.check()
-    evaluate_all(mine, overrides, config.refresh)
+        build_data(evaluation.config, evaluating=True)  # refuses settings that cannot be, before all evaluations
+    to_do = [one for one in mine if config.refresh or one.kept() is None]
+    if len(to_do) < len(mine):
+        before = len(mine) - len(to_do)
+        console(stderr=True).print(f"{before} conditions were evaluated before; refresh=true evaluates them again")
+    for evaluation in told(to_do, lambda one: f"{one.model.name}, {one.condition}"):
+        evaluation.evaluate(overrides)
     rows = [row for evaluation in evaluations if (row := evaluation.row(evaluations)) is not None]
-    if len(rows) < len(evaluations):
+    if len(rows) == len(evaluations):
+        report(rows, config.baseline, out)
+    else:
         console().print(
             f"part={config.part} is done: {len(rows)} of {len(evaluations)} results are in {out}; the tables are "
             "made by the part that ends last, or by this command without part=",
             soft_wrap=True,
         )
-        return rows
-    report(rows, config.baseline, out)
     return rows
 
 
@@ -166,32 +141,26 @@ def conditions_of(config: DictConfig) -> list[Condition]:
         UserError: severities of a suite that has none or is not chosen, or one that there is not.
     """
     severities = {} if config.severities is None else config.severities
-    for key in ("conditions", *(["severities"] if config.severities is not None else [])):
-        _require_named(config, key)
-    for suite in config.conditions:
-        _require_named(config, f"conditions.{suite}")
-    unknown = [name for name in severities if name not in config.conditions]
+    suites = config.conditions if OmegaConf.is_dict(config.conditions) else {}
+    for key in ("conditions", *(f"conditions.{suite}" for suite in suites), "severities"):
+        node = OmegaConf.select(config, key)
+        named = OmegaConf.is_dict(node) or (key == "severities" and node is None)
+        require(named, key, node, f"values by name; ~{key} leaves it out")
+    unknown = [name for name in severities if name not in suites]
     if unknown:
-        raise UserError(
-            f"severities.{unknown[0]}: this suite is not chosen; there are {', '.join(config.conditions)}"
-        )
+        raise UserError(f"severities.{unknown[0]}: this suite is not chosen; there are {', '.join(suites)}")
     found = [Condition(CLEAN, CLEAN, 0, {"_target_": "cmt_aqr.data.faults.SomeFrames", "share": 0.0})]
-    for suite, members in config.conditions.items():
+    for suite, members in suites.items():
+        levels = severities.get(suite)
+        listed = levels is None or (OmegaConf.is_list(levels) and len(levels) > 0)
+        require(listed, f"severities.{suite}", levels, f"a list, as in severities.{suite}=[1,3]")
         for name, fault in members.items():
             if fault is None:
                 continue  # conditions.mome.occlusion=null leaves it out
-            levels = severities.get(suite)
-            listed = levels is None or (OmegaConf.is_list(levels) and len(levels) > 0)
-            require(listed, f"severities.{suite}", levels, f"a list, as in severities.{suite}=[1,3]")
             if levels is not None and "severity" not in fault:
                 raise UserError(f"severities.{suite}: {suite}/{name} has no severities; drop it")
             found += [_condition(str(suite), str(name), fault, level) for level in levels or [0]]
     return found
-
-
-def _require_named(config: DictConfig, key: str) -> None:
-    node = OmegaConf.select(config, key)
-    require(OmegaConf.is_dict(node), key, node, f"values by name; ~{key} leaves it out")
 
 
 def _condition(suite: str, name: str, fault: DictConfig, severity: int) -> Condition:
@@ -225,7 +194,6 @@ def models_of(config: DictConfig, overrides: Sequence[str]) -> list[Model]:
     names = config.names if config.names is None or OmegaConf.is_list(config.names) else [config.names]
     fit = names is None or len(names) == len(set(names)) == len(paths)
     require(fit, "names", names, f"one name for each of the {len(paths)} checkpoints, all different")
-    kept = without(overrides, OWN)
     models: list[Model] = []
     for number, path in enumerate(paths):
         file = checkpoint_path(path, Path(), folder_given=False)
@@ -233,7 +201,7 @@ def models_of(config: DictConfig, overrides: Sequence[str]) -> list[Model]:
             raise UserError(f"ckpt_path={path}: there is no such file")
         composed = config.copy()
         composed.ckpt_path = str(file)
-        merged = configuration_to_evaluate(composed, kept, Path())
+        merged = configuration_to_evaluate(composed, without(overrides, OWN), Path())
         name = str(names[number]) if names is not None else _name_of(file, [model.name for model in models])
         models.append(Model(name, merged, digest(file)))
     return models
@@ -243,21 +211,18 @@ def _name_of(file: Path, taken: Sequence[str]) -> str:
     """The run's folder, or the file where two would have the same."""
     folder = file.absolute().parent
     name = folder.parent.name if folder.name == "checkpoints" else folder.name
-    for candidate in (name, f"{name}/{file.stem}"):
-        if candidate not in taken:
-            return candidate
-    return f"{name}/{file.stem} ({len(taken) + 1})"
+    candidates = (name, f"{name}/{file.stem}", f"{name}/{file.stem} ({len(taken) + 1})")
+    return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def _say_what_is_not_struck(models: Sequence[Model], conditions: Sequence[Condition]) -> None:
-    words = {"camera": "cameras", "lidar": "LiDAR"}
     for model in models:
-        missing = [sensor for sensor in SENSORS if sensor not in model.sensors]
+        missing = [word for sensor, word in SENSORS.items() if sensor not in model.sensors]
         spared = [one for one in conditions if one.strikes and not one.strikes & model.sensors]
         if spared:
             names = ", ".join(dict.fromkeys(f"{one.suite}/{one.name}" for one in spared))
             console().print(
-                f"{model.name} reads no {words[missing[0]]}: {len(spared)} of {len(conditions) - 1} conditions "
+                f"{model.name} reads no {missing[0]}: {len(spared)} of {len(conditions) - 1} conditions "
                 f"change nothing for it and count as clean ({names})",
                 soft_wrap=True,
             )
@@ -273,14 +238,7 @@ def _share(evaluations: list[Evaluation], part: str) -> list[Evaluation]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A checkpoint under a condition.
-
-    Attributes:
-        model: the checkpoint.
-        condition: what its frames look like.
-        seed: of the failures.
-        out: folder of the results.
-    """
+    """A checkpoint under a condition, with the failures' seed and the folder of all results."""
 
     model: Model
     condition: Condition
@@ -297,15 +255,10 @@ class Evaluation:
         """The configuration to evaluate."""
         return under_condition(self.model.config, self.condition.fault, self.seed)
 
-    def check(self) -> None:
-        """Refuse settings of the condition that cannot be, before anything is evaluated."""
-        if not self.spared:
-            build_data(self.config, evaluating=True)
-
     @property
     def path(self) -> Path:
-        """Where the result is kept."""
-        return self.out / "results" / self.model.folder / self.condition.path
+        """Where the result is kept: told by the weights, whatever their file is called."""
+        return self.out / "results" / self.model.digest[:16] / self.condition.path
 
     def stamp(self) -> dict[str, Any]:
         """What the result depends on."""
@@ -326,7 +279,7 @@ class Evaluation:
     def evaluate(self, overrides: Sequence[str]) -> None:
         """Evaluate in this process or in one for each device, and keep the metrics."""
         try:
-            metrics = run_task(evaluated, self.config, self.path.parent, list(overrides))
+            metrics = run_task(measured, self.config, self.path.parent, list(overrides))
         except UserError as error:  # data without rings or annotations, which some conditions need
             if self.condition.name == CLEAN:
                 raise
@@ -342,27 +295,6 @@ class Evaluation:
         metrics = of.kept()
         if metrics is None:
             return None
-        return Row(
-            self.model.name,
-            self.model.sensors,
-            self.condition.suite,
-            self.condition.name,
-            self.condition.severity,
-            metrics,
-            self.spared,
-        )
-
-
-def evaluate_all(evaluations: Sequence[Evaluation], overrides: Sequence[str], refresh: bool) -> None:
-    """Evaluate what is not kept, and tell how far it is."""
-    to_do = [one for one in evaluations if not one.spared and (refresh or one.kept() is None)]
-    done = sum(not one.spared for one in evaluations) - len(to_do)
-    if done:
-        console(stderr=True).print(f"{done} conditions were evaluated before; refresh=true evaluates them again")
-    for evaluation in told(to_do, lambda one: f"{one.model.name}, {one.condition}"):
-        evaluation.evaluate(overrides)
-
-
-def evaluated(config: DictConfig, folder: Path, overrides: Sequence[str]) -> dict[str, float]:
-    """The official metrics of a checkpoint: a task of ``run_task``, by whichever process."""
-    return measured(config, overrides)
+        model, condition = self.model, self.condition
+        where = (condition.suite, condition.name, condition.severity)
+        return Row(model.name, model.sensors, *where, metrics, self.spared)

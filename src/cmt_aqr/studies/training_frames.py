@@ -12,7 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from cmt_aqr.checks import require_whole
-from cmt_aqr.constants import CAMERAS, CLASSES
+from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.database import ObjectDatabase, read_description
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.dataset import FrameDataset, SampleKey
@@ -22,22 +22,18 @@ from cmt_aqr.files import check_folder
 from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.studies.rendering import (
-    ARRANGEMENT,
     FOUND_STYLE,
     TRUTH_STYLE,
     box_handles,
-    render_camera,
+    render_cameras,
     render_from_above,
+    rgb,
     save,
 )
 
 
 def make_objects(config: DictConfig) -> ObjectDatabase:
-    """Make the database of objects of a configuration, or what is missing of it, and print what it holds.
-
-    Raises:
-        UserError: nothing is to be pasted, or the database cannot be made.
-    """
+    """Make the database of objects of a configuration, or what is missing of it, and print what it holds."""
     data: NuScenesDataModule = build_data(config)
     if data.sampling is None:
         raise UserError(
@@ -73,9 +69,6 @@ def show_frames(config: DictConfig, folder: Path) -> Path:
     Args:
         config: of a training, with ``count``, ``epoch``, ``dpi`` and ``out``.
         folder: for ``out=null``.
-
-    Raises:
-        UserError: a value cannot be, or the data cannot be read.
     """
     for key, least, most in (("count", 1, 100), ("epoch", 0, 10**6), ("dpi", 20, 600)):
         require_whole(key, config[key], least, most)
@@ -99,9 +92,8 @@ def sheet(dataset: FrameDataset, keys: list[SampleKey], point_range: list[float]
     figure = Figure(figsize=(17, 4.9 * len(keys) + 0.5), layout="constrained")
     rows = figure.subfigures(len(keys), 1, squeeze=False)[:, 0]
     screen = console()
-    for part, key in zip(
-        track(rows, "Rendering", console=screen, disable=not screen.is_terminal), keys, strict=True
-    ):
+    bar = track(rows, "Rendering", console=screen, disable=not screen.is_terminal)
+    for part, key in zip(bar, keys, strict=True):
         own = int(dataset.reader.index.box_offsets[key.frame + 1] - dataset.reader.index.box_offsets[key.frame])
         frame = dataset.stored(key)
         left, right = part.subfigures(1, 2, width_ratios=(1, 2.5))
@@ -114,14 +106,10 @@ def sheet(dataset: FrameDataset, keys: list[SampleKey], point_range: list[float]
         points = frame.points[:: max(1, len(frame.points) // 60_000)]
         render_from_above(axis, points, boxes, point_range)
         axis.set_ylabel("y, forward (m)")
-        for axis, camera in zip(right.subplots(2, 3).flat, ARRANGEMENT, strict=True):
-            view = CAMERAS.index(camera)
-            if frame.images is None:
-                axis.set_axis_off()
-                continue
-            image = frame.images[view].flip(0).permute(1, 2, 0).numpy()
-            size = (image.shape[0], image.shape[1])
-            render_camera(axis, camera, image, boxes, frame.lidar2img[view].float(), size)
+        if frame.images is not None:
+            height, width = frame.images.shape[-2:]
+            axes = right.subplots(2, 3).flat
+            render_cameras(axes, rgb(frame.images), boxes, frame.lidar2img.float(), (height, width))
     figure.legend(
         handles=box_handles("the frame's own boxes with LiDAR points", "pasted"),
         loc="outside lower center",

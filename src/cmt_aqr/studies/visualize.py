@@ -27,7 +27,7 @@ from cmt_aqr.runs.console import console
 from cmt_aqr.runs.precision import device_type
 from cmt_aqr.structures import Frame
 from cmt_aqr.studies.pictures import MapPair, QueryBeta, Scene, bev_picture, camera_picture
-from cmt_aqr.studies.rendering import save, tell_written
+from cmt_aqr.studies.rendering import rgb, save, tell_written
 from cmt_aqr.training.clamp import renderer_of
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.run import build_module, restore
@@ -53,11 +53,7 @@ class PictureSettings:
 
     @classmethod
     def from_config(cls, config: DictConfig, folder: Path) -> PictureSettings:
-        """Check ``frames``, ``split``, ``min_score``, ``dpi`` and ``out``; ``folder`` is for ``out=null``.
-
-        Raises:
-            UserError: one of them is no such value.
-        """
+        """Check ``frames``, ``split``, ``min_score``, ``dpi`` and ``out``; ``folder`` is for ``out=null``."""
         frames = OmegaConf.to_container(config.frames) if OmegaConf.is_list(config.frames) else config.frames
         chosen: list[Any] | None = frames if isinstance(frames, list | None) else [frames]
         fit = chosen is None or (len(chosen) > 0 and all(isinstance(one, str) or is_whole(one) for one in chosen))
@@ -79,9 +75,6 @@ def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence
 
     Returns:
         The pictures.
-
-    Raises:
-        UserError: a frame is not in the split, or the data or the checkpoint cannot be read.
     """
     check_folder("out", settings.out)
     if settings.split is not None:
@@ -122,8 +115,7 @@ def make_scene(module: DetectorModule, data: NuScenesDataModule, number: int, mi
     found = decode(predictions.matching, module.max_detections, score_threshold=min_score, tokens=[frame.token])[0]
     images, extent, size = None, None, (0, 0)
     if stored.images is not None and frame.images is not None:
-        images = stored.images.permute(0, 2, 3, 1).flip(-1).numpy()
-        extent = _extent(stored, frame)
+        images, extent = rgb(stored.images), _extent(stored, frame, stored.images.shape[-2:])
         size = (frame.images.shape[-2], frame.images.shape[-1])
     clamp = None
     renderer = renderer_of(module)
@@ -173,22 +165,18 @@ def _beta(said: BiasOutput, frame: Frame) -> QueryBeta:
 
 def render(scene: Scene, stem: Path, dpi: int) -> list[Path]:
     """Write ``<stem>_bev.png`` and, where the model reads cameras, ``<stem>_cameras.png``."""
-    pictures = {"bev": bev_picture}
+    figures = {"bev": bev_picture(scene)}
     if scene.images is not None:
-        pictures["cameras"] = camera_picture
-    written = []
-    for name, picture in pictures.items():
-        path = stem.with_name(f"{stem.name}_{name}.png")
-        save(picture(scene), path, dpi)
-        written.append(path)
-    return written
+        figures["cameras"] = camera_picture(scene)
+    written = {stem.with_name(f"{stem.name}_{name}.png"): figure for name, figure in figures.items()}
+    for path, figure in written.items():
+        save(figure, path, dpi)
+    return list(written)
 
 
-def _extent(stored: Frame, frame: Frame) -> tuple[float, float, float, float]:
-    """Left, right, bottom, top edges of the stored images in pixels of the processed ones."""
-    if stored.images is None:
-        raise ValueError("there are no images whose edges could be told")
-    height, width = stored.images.shape[-2:]
+def _extent(stored: Frame, frame: Frame, size: Sequence[int]) -> tuple[float, float, float, float]:
+    """Left, right, bottom, top edges of the stored images, of a height and width, in processed pixels."""
+    height, width = size
     to_pixel = frame.lidar2img[0].double() @ torch.linalg.inv(stored.lidar2img[0].double())
     corners = torch.tensor(((-0.5, -0.5, 1, 1), (width - 0.5, height - 0.5, 1, 1)), dtype=torch.float64)
     (left, top), (right, bottom) = (corners @ to_pixel.T)[:, :2].tolist()
@@ -197,12 +185,9 @@ def _extent(stored: Frame, frame: Frame) -> tuple[float, float, float, float]:
 
 def _notes(module: DetectorModule) -> list[str]:
     """What the pictures lack, and why."""
-    model = module.model
-    notes = []
-    if model.aqr is None:
-        notes.append("The checkpoint has no AQR (aqr=none): the pictures show boxes only, no maps")
-    if model.image is None:
-        notes.append("The model reads no cameras: there are pictures from above only")
-    if model.lidar is None:
-        notes.append("The model reads no LiDAR: the pictures from above show neither points nor a map")
-    return notes
+    parts = {
+        "The checkpoint has no AQR (aqr=none): the pictures show boxes only, no maps": module.model.aqr,
+        "The model reads no cameras: there are pictures from above only": module.model.image,
+        "The model reads no LiDAR: the pictures from above show neither points nor a map": module.model.lidar,
+    }
+    return [note for note, part in parts.items() if part is None]

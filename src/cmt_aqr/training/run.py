@@ -97,7 +97,7 @@ def _train(
     check_monitors(named, config)
     if config.ckpt_path:
         check_callbacks(named)
-    callbacks += [build(config.clamp_schedule), record.meter()]
+    callbacks += [build(config.clamp_schedule), record]
     for callback in callbacks:
         if isinstance(callback, Checkpoints):
             callback.signals = signals
