@@ -12,7 +12,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch

@@ -36,10 +36,10 @@ class Seconds(NamedTuple):
 
 
 def in_turns(
-    ways: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device = torch.device("cpu")
+    ways: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device | None = None
 ) -> dict[str, Seconds]:
-    """The least seconds of each way in ``repeats`` turns, after one to warm up; until ``device`` is done."""
-    done = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    """The least seconds of each way in ``repeats`` turns, after one to warm up; until a GPU is done."""
+    done = torch.cuda.synchronize if device is not None and device.type == "cuda" else lambda: None
     found: dict[str, list[Seconds]] = {name: [] for name in ways}
     for _ in range(repeats + 1):
         for name, way in ways.items():
