@@ -57,7 +57,7 @@ class BrokenRegion(pl.Callback):
             self._found[number] = to_global(detections, pose)[counts.cpu().numpy()]
             rows = slice(*np.searchsorted(self._truth.frames, (number, number + 1)))
             home = torch.linalg.inv(pose.cpu())
-            places = torch.from_numpy(self._truth.rows[rows, :3]) @ home[:3, :3].T + home[:3, 3]
+            places = torch.tensor(self._truth.rows[rows, :3]) @ home[:3, :3].T + home[:3, 3]
             self._true[rows] = broken_at(damage, places.to(detections.boxes.device)).cpu().numpy()
 
     def mean_precision(self) -> float:
