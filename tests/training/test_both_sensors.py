@@ -48,8 +48,9 @@ def test_two_steps_teach_the_branches_that_are_there(
     assert (bool(blind), bool(deaf)) == (len(branches) == 2, branches != ["lidar"])
 
 
-def test_the_data_are_what_the_scenes_can_draw() -> None:
-    config = composed("experiment=both_sensors")
+@pytest.mark.parametrize("experiment", ["both_sensors", "both_failures_base"])
+def test_the_data_are_what_the_scenes_can_draw(experiment: str) -> None:
+    config = composed(f"experiment={experiment}")
     data = config.data
     settings = Settings(**{key: value for key, value in data.make.items() if value is not None})
     assert (settings.version, settings.split_names()) == (data.version, (data.train_split, data.val_split))
