@@ -279,12 +279,18 @@ class ImageProcessing:
     ) -> NDArray[np.uint8]:
         """Pixels (view, height, width, 3) of images (view, 3, height, width)."""
         height, width = self.size
-        result = np.zeros((len(images), height, width, 3), dtype=np.uint8)
+        raw_height, raw_width = images.shape[-2:]
         rows = slice(max(0, -top), max(0, -top) + min(height, resized[0] - max(0, top)))
         filled = min(width, resized[1] - left)
         columns = slice(width - filled, width) if mirrored else slice(0, filled)
+        whole = filled == width and rows == slice(0, height)
+        result = (np.empty if whole else np.zeros)((len(images), height, width, 3), dtype=np.uint8)
+        # What the crop drops on the right need not be resized. At the other sides it must: a resize that begins in
+        # the middle rounds otherwise. As factors, because a cut picture's sizes have another ratio.
+        across, down = resized[1] / raw_width, resized[0] / raw_height
+        needed = int((left + filled + 1) / across) + 3
         for view, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-            picture = cv2.resize(image, (resized[1], resized[0]))
+            picture = cv2.resize(image[:, :needed], None, fx=across, fy=down)
             picture = picture[max(0, top) : max(0, top) + height, left : left + width]
             place = result[view, rows, columns]
             if mirrored:

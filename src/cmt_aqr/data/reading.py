@@ -14,9 +14,9 @@ from torch import Tensor
 from cmt_aqr.constants import POINT_FEATURES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import FrameIndex
-from cmt_aqr.data.points import read_checked_points, read_points
+from cmt_aqr.data.points import point_count, read_checked_points, read_points
 from cmt_aqr.data.poses import invert
-from cmt_aqr.data.sources import StoredFrame, returns_of_files
+from cmt_aqr.data.sources import StoredFrame
 from cmt_aqr.data.sweeps import join_sweeps
 from cmt_aqr.structures import Frame, Returns
 
@@ -104,6 +104,7 @@ class FrameReader:
         self.lidar = lidar
         self.for_database = for_database
         self.half_size = half_size
+        self._last_shape: tuple[int, ...] = (0, 0, 3)  # of an image; the next frame's likely have it, too
 
     def __len__(self) -> int:
         return len(self.index)
@@ -158,16 +159,16 @@ class FrameReader:
             return torch.zeros(0, POINT_FEATURES), None
         index = self.index
         rows = index.sweeps_of(frame, self.sweeps)
-        clouds = [read_points(self.root / index.sweep_files[row].decode()) for row in rows]
-        motions = invert(index.sweep_to_global[rows[0]]) @ index.sweep_to_global[rows]
-        points = join_sweeps(
-            clouds,
-            motions=motions,
+        paths = [self.root / index.sweep_files[row].decode() for row in rows]
+        points, returns = join_sweeps(
+            map(read_points, paths),
+            motions=invert(index.sweep_to_global[rows[0]]) @ index.sweep_to_global[rows],
             lags=1e-6 * (index.sweep_times[rows[0]] - index.sweep_times[rows]),
+            room=sum(map(point_count, paths)),
             remove_close=self.for_database,
             pad_to=self.sweeps if self.for_database else 0,
         )
-        return torch.from_numpy(points), None if self.for_database else returns_of_files(clouds, motions)
+        return torch.from_numpy(points), None if self.for_database else returns
 
     def scene(self, frame: int) -> bytes:
         """Name of the scene that a frame is of."""
@@ -181,16 +182,17 @@ class FrameReader:
     def _images(self, frame: int) -> Tensor:
         """Images (view, 3, height, width) uint8, BGR; stored with the channel last, as decoded."""
         paths = [self.root / name.decode() for name in self.index.image_files[frame]]
-        first = read_image(paths[0], self.half_size)
-        images = np.empty((len(paths), *first.shape), dtype=np.uint8)
-        images[0] = first
-        for path, place in zip(paths[1:], images[1:], strict=True):
-            image = read_image(path, self.half_size, out=place)
-            if image.shape != first.shape:
-                raise DataError(
-                    f"{path} is {image.shape[1]} x {image.shape[0]} pixels, but {paths[0].name} of the same "
-                    f"frame is {first.shape[1]} x {first.shape[0]}: a frame's images must have one size"
-                )
-            if not np.shares_memory(image, place):
-                place[:] = image
+        images = np.empty((len(paths), *self._last_shape), dtype=np.uint8)
+        for view, path in enumerate(paths):
+            image = read_image(path, self.half_size, out=images[view])
+            if image.shape != images.shape[1:]:
+                if view:
+                    raise DataError(
+                        f"{path} is {image.shape[1]} x {image.shape[0]} pixels, but {paths[0].name} of the same "
+                        f"frame is {images.shape[2]} x {images.shape[1]}: a frame's images must have one size"
+                    )
+                self._last_shape = image.shape
+                images = np.empty((len(paths), *image.shape), dtype=np.uint8)
+            if not np.shares_memory(image, images[view]):
+                images[view] = image
         return torch.from_numpy(images).permute(0, 3, 1, 2)
