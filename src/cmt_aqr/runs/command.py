@@ -69,10 +69,12 @@ def command(
                 share_folder(Path(HydraConfig.get().runtime.output_dir))
             if sweep_job.in_sweep():
                 return sweep_job.run(quietly, config)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                return sweep_job.run_part(quietly, config)
             try:
                 return quietly(config)
             except UserError as error:
-                if _full_errors() or HydraConfig.get().mode == RunMode.MULTIRUN:
+                if _full_errors():
                     raise
                 sys.exit(f"error: {error}")
 
