@@ -168,6 +168,28 @@ def test_pixels_are_those_of_whole_pictures_resized_and_cropped(frame: Frame, se
         np.testing.assert_array_equal(pixels.permute(1, 2, 0), expected[:, ::-1] if mirrored else expected)
 
 
+@pytest.mark.parametrize("least", [0.7, 0.94, 1.0])
+def test_no_pixel_is_made_of_unseen_rows(frame: Frame, least: float) -> None:
+    assert frame.images is not None
+    processing = ImageProcessing((40, 110), ImageAugmentation((least, 1.3)))
+    marked = processing.mark_unseen(frame, generator())
+    assert marked.images is not None
+    factor = least * 110 / 160
+    assert 90 - 40 / factor - 6 <= marked.unseen_rows <= 90 - 40 / factor
+    blank = marked.images.clone()
+    blank[:, :, : marked.unseen_rows] = 0
+    for seed in range(20):
+        seen = processing(marked.replace(images=blank), generator(seed))
+        torch.testing.assert_close(seen.images, processing(frame, generator(seed)).images, rtol=0, atol=0)
+        assert seen.unseen_rows == 0
+    smallest = ImageProcessing((40, 110), ImageAugmentation((least, least)))
+    blank[:, :, : marked.unseen_rows + 6] = 0  # not many rows are missed
+    assert not torch.equal(
+        smallest(marked.replace(images=blank), generator()).images, smallest(frame, generator()).images
+    )
+    assert ImageProcessing((90, 100)).mark_unseen(frame, generator()).unseen_rows == 0
+
+
 def test_flip_and_zoom_are_drawn_and_cropped_pictures_filled_up(frame: Frame) -> None:
     plain = ImageProcessing((64, 160))(frame, generator())
     flipped = ImageProcessing((64, 160), ImageAugmentation(flip=1.0))(frame, generator())

@@ -195,6 +195,25 @@ def test_evaluation_draws_the_same_every_time(small_root: Path, tmp_path: Path) 
         assert not torch.equal(left.images, without.images) or left.point_counts != without.point_counts  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("damage", [False, True])
+def test_faults_know_which_rows_the_crop_drops(small_root: Path, tmp_path: Path, damage: bool) -> None:
+    """Where damage is told, whole images are struck: it is told of whole images."""
+    known = []
+
+    def fault(frame: Frame, random: np.random.Generator) -> Frame:
+        known.append(frame.unseen_rows)
+        return frame
+
+    data = datamodule(
+        small_root, tmp_path, image_size=(20, 160), train_fault=fault, eval_fault=fault, damage=damage
+    )
+    data.prepare_data()
+    data.setup("fit")
+    frames = [data.dataset(name)[0] for name in ("train", "val")]
+    assert len(known) == 2 and all((rows > 0) != damage for rows in known)
+    assert all(frame.unseen_rows == 0 for frame in frames)
+
+
 def test_faults_come_before_images_are_normalised(small_root: Path, tmp_path: Path) -> None:
     data = datamodule(small_root, tmp_path, eval_fault=SomeFrames(1.0, night=Night(light=1e-9, read_noise=0.0)))
     data.setup("validate")

@@ -3,6 +3,8 @@
 import functools
 import itertools
 import math
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +301,18 @@ def test_a_part_hands_a_mistake_back_and_raises_a_bug(caplog: pytest.LogCaptureF
     assert isinstance(returned, UserError) and "no ring" in str(returned) and "no ring" in caplog.text
     with pytest.raises(KeyError):
         run_part(part, OmegaConf.create({"error": "bug"}))
+
+
+def test_a_part_that_is_queued_again_has_no_result() -> None:
+    """Slurm may end the command that queues a job again before that says so."""
+
+    def part(status: int) -> None:
+        raise subprocess.CalledProcessError(status, ["scontrol", "requeue", "9_1"])
+
+    with pytest.raises(SystemExit):
+        run_part(lambda _: part(-signal.SIGTERM), OmegaConf.create())
+    with pytest.raises(subprocess.CalledProcessError):
+        run_part(lambda _: part(1), OmegaConf.create())
 
 
 def test_mistakes_are_told_before_anything_is_evaluated(

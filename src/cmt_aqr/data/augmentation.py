@@ -249,6 +249,18 @@ class ImageProcessing:
         frame = self.resize(frame, factor, resized, left, mirrored)
         return frame.replace(image_mask=None if mask is None else torch.from_numpy(mask))
 
+    def mark_unseen(self, frame: Frame, random: Generator) -> Frame:
+        """Note in a frame as read how many rows at the top of its images the crop drops, whatever is drawn."""
+        if frame.images is None:
+            return frame
+        height, width = self.size
+        raw_height, raw_width = frame.images.shape[-2:]
+        least = 1.0 if self.augmentation is None else self.augmentation.resize[0]
+        factor = least * max(height / raw_height, width / raw_width)
+        dropped = int(raw_height * factor) - height
+        # A row less for those that are rounded, and for the other of the two that a pixel is made of.
+        return frame.replace(unseen_rows=max(0, int((dropped - 1) / factor) - 2))
+
     def resize(self, frame: Frame, factor: float, resized: tuple[int, int], left: int, mirrored: bool) -> Frame:
         """Resize, keep the bottom rows and the columns from ``left`` on, perhaps mirror; lidar2img goes along.
 
@@ -271,7 +283,9 @@ class ImageProcessing:
             pixel = _mirror(self.size[1]) @ pixel
         pixels = self._pixels(frame.images, resized, top, left, mirrored)
         return frame.replace(
-            images=torch.from_numpy(pixels).permute(0, 3, 1, 2), lidar2img=pixel @ frame.lidar2img.double()
+            images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            lidar2img=pixel @ frame.lidar2img.double(),
+            unseen_rows=0,
         )
 
     def _pixels(

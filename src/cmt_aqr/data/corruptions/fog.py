@@ -19,7 +19,6 @@ from cmt_aqr.data.corruptions.pictures import (
     EachPicture,
     Picture,
     floor,
-    picture_of,
     planes_of,
     random_bytes,
 )
@@ -185,14 +184,21 @@ class FogHaze(EachPicture):
 
     def change(self, picture: Picture, random: Generator, view: int) -> Picture:
         """Lay fog over a picture."""
+        result = np.empty_like(picture)
+        self.change_lower(picture, random, view, out=result)
+        return result
+
+    def change_lower(self, picture: Picture, random: Generator, view: int, out: Picture) -> None:
+        """Rows of :meth:`change`, the lowest."""
         height, width = picture.shape[:2]
+        first = height - len(out)
         brightest = float(picture.max()) / 255
         gain = brightest / (brightest + self.strength)
-        clear = self.clear(height, width, random)
-        haze = self.haze(height, width, random)
-        foggy = np.empty((3, height, width), dtype=np.uint8)
-        planes = planes_of(picture)
-        for top in range(0, height, 4 * BAND):
+        clear = self.clear(height, width, random, first)
+        haze = self.haze(height, width, random)[first:]
+        foggy = np.empty((3, height - first, width), dtype=np.uint8)
+        planes = planes_of(picture[first:])
+        for top in range(0, height - first, 4 * BAND):
             rows = slice(top, top + 4 * BAND)
             # min(gain x + h, 255) t + 127.5 (1 - t) as min(gain t x + rest, most), each cut off below the point.
             t = clear[rows]
@@ -201,11 +207,11 @@ class FogHaze(EachPicture):
             most = cv2.convertScaleAbs(t, None, 127.5, 127.5 + DOWN)
             t *= np.float32(gain)
             for plane, result in zip(planes, foggy, strict=True):
-                shade = np.multiply(plane[rows], t)
-                cv2.add(shade, rest, shade)
+                shade = rest.copy()
+                cv2.accumulateProduct(plane[rows].astype(np.float32), t, shade)
                 floor(shade, result[rows])
                 cv2.min(result[rows], most, result[rows])
-        return picture_of(list(foggy))
+        cv2.merge(list(foggy), out)
 
     def haze(self, height: int, width: int, random: Generator) -> NDArray[np.float32]:
         """f (1 - 0.8 a)(1 + 0.5 b), (height, width)."""
@@ -218,12 +224,12 @@ class FogHaze(EachPicture):
         large = cv2.resize(field[:rows, :columns], (columns * scale, rows * scale))
         return np.asarray(large[:height, :width], dtype=np.float32)
 
-    def clear(self, height: int, width: int, random: Generator) -> NDArray[np.float32]:
-        """t, (height, width)."""
-        still, drawn = _distances(height, width, self.beta)
-        clear = np.empty((height, width), dtype=np.float32)
-        steps = random_bytes((height, width), random)
-        for top in range(0, height, 2 * BAND):
+    def clear(self, height: int, width: int, random: Generator, first: int) -> NDArray[np.float32]:
+        """t of the rows from ``first`` on, (height - first, width)."""
+        still, drawn = (part[first:] for part in _distances(height, width, self.beta))
+        clear = np.empty(still.shape, dtype=np.float32)
+        steps = random_bytes((height, width), random)[first:]
+        for top in range(0, len(clear), 2 * BAND):
             rows = slice(top, top + 2 * BAND)
             part = np.multiply(steps[rows], drawn[rows], out=clear[rows])
             cv2.exp(cv2.add(part, still[rows], part), part)

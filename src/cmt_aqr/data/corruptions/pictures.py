@@ -36,9 +36,10 @@ class EachPicture:
                 "it before image processing"
             )
         views = np.ascontiguousarray(frame.images.permute(0, 2, 3, 1).numpy())
-        changed = np.empty_like(views)
+        changed, first = np.empty_like(views), frame.unseen_rows
+        changed[:, :first] = views[:, :first]
         for view, own in enumerate(random.spawn(len(views))):
-            changed[view] = self.change(views[view], own, view)
+            self.change_lower(views[view], own, view, out=changed[view, first:])
         return frame.replace(images=torch.from_numpy(changed).permute(0, 3, 1, 2))
 
     def change(self, picture: Picture, random: Generator, view: int) -> Picture:
@@ -50,6 +51,10 @@ class EachPicture:
             view: its place in ``CAMERAS``.
         """
         raise NotImplementedError
+
+    def change_lower(self, picture: Picture, random: Generator, view: int, out: Picture) -> None:
+        """Put the lowest rows of :meth:`change` into ``out``, as many as it has; slow ones compute no others."""
+        out[:] = self.change(picture, random, view)[len(picture) - len(out) :]
 
 
 def floor(values: NDArray[np.float32], result: NDArray[np.uint8]) -> None:
@@ -177,19 +182,27 @@ class Blur(EachPicture):
     def change(self, picture: Picture, random: Generator, view: int) -> Picture:
         """Add the shifted pictures up, cut off below the point."""
         result = np.empty_like(picture)
-        for rows, sums in self.blurred(picture, random.uniform(*self.degrees)):
-            floor(sums, result[rows])
+        self.change_lower(picture, random, view, out=result)
         return result
 
-    def blurred(self, picture: NDArray, degrees: float) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    def change_lower(self, picture: Picture, random: Generator, view: int, out: Picture) -> None:
+        """Rows of :meth:`change`, the lowest."""
+        first = len(picture) - len(out)
+        for rows, sums in self.blurred(picture, random.uniform(*self.degrees), first):
+            floor(sums, out[rows])
+
+    def blurred(
+        self, picture: NDArray, degrees: float, first: int = 0
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Blur a picture in a direction, some rows at a time.
 
         Args:
             picture: (height, width) or (height, width, channel), uint8.
             degrees: the direction.
+            first: row to begin with.
 
         Yields:
-            Rows, and what they become, float32; the array is used again for the next.
+            Rows, counted from ``first``, and what they become, float32; the array is used again for the next.
         """
         height, width = picture.shape[:2]
         edge = len(self.weights)
@@ -202,10 +215,13 @@ class Blur(EachPicture):
         band = np.empty(
             (min(BAND * 4800 * len(picture) // picture.size + 1, height), *picture.shape[1:]), np.float32
         )
-        for top in range(0, height, len(band)):
+        for top in range(first, height, len(band)):
             sums = band[: height - top]
-            sums[:] = 0
-            for (down, right), share in taps:
-                first, left = top + edge - down, edge - right
-                cv2.accumulateWeighted(padded[first : first + len(sums), left : left + width], sums, share)
-            yield slice(top, top + len(sums)), sums
+            for number, ((down, right), share) in enumerate(taps):
+                upper, left = top + edge - down, edge - right
+                shifted = padded[upper : upper + len(sums), left : left + width]
+                if number:
+                    cv2.accumulateWeighted(shifted, sums, share)
+                else:
+                    sums[:] = shifted
+            yield slice(top - first, top - first + len(sums)), sums
