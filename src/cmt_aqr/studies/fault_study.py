@@ -221,11 +221,10 @@ class Evaluation:
     @functools.cached_property
     def made_from(self) -> dict[str, Any]:
         """What they depend on."""
+        groups = ("eval_fault", "data", "evaluation")
         return {
             "checkpoint_sha256": digest(self.run.folder / CHECKPOINT),
-            **{
-                group: OmegaConf.to_container(self.config[group]) for group in ("eval_fault", "data", "evaluation")
-            },
+            **{group: OmegaConf.to_container(self.config[group]) for group in groups},
         }
 
     def kept(self) -> dict[str, float] | None:
@@ -241,8 +240,10 @@ class Evaluation:
 
     def row(self) -> dict[str, Any]:
         """What the table says of it, once it is evaluated."""
+        kept = self.kept()
+        assert kept is not None
         named = {"variant": str(self.run.config["name"]), "seed": int(self.run.config["seed"])}
-        return {**named, "condition": self.condition, **(self.kept() or {}), "folder": str(self.run.folder)}
+        return {**named, "condition": self.condition, **kept, "folder": str(self.run.folder)}
 
 
 def with_bad(results: pd.DataFrame) -> pd.DataFrame:
