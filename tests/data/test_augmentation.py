@@ -2,6 +2,7 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -148,6 +149,44 @@ def test_marked_pixels_move_as_lidar2img_says(frame: Frame, seed: int) -> None:
     rows, columns = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
     centre = torch.stack(((light * columns).sum(), (light * rows).sum())) / light.sum()
     assert (centre - moved[0, 0]).abs().max() < 2.0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_pixels_are_those_of_whole_pictures_resized_and_cropped(frame: Frame, seed: int) -> None:
+    random = generator(seed)
+    height, width = 64, 100
+    rows, columns = int(random.integers(50, 150)), int(random.integers(80, 260))
+    left, mirrored = int(random.integers(max(1, columns - width))), bool(seed % 2)
+    cut = ImageProcessing((height, width)).resize(frame, 1.0, (rows, columns), left, mirrored).images
+    assert cut is not None and frame.images is not None
+    for image, pixels in zip(frame.images, cut, strict=True):
+        whole = cv2.resize(image.permute(1, 2, 0).numpy(), (columns, rows))
+        part = whole[max(0, rows - height) :, left : left + width]
+        expected = np.zeros((height, width, 3), dtype=np.uint8)
+        expected[height - len(part) :, : part.shape[1]] = part
+        np.testing.assert_array_equal(pixels.permute(1, 2, 0), expected[:, ::-1] if mirrored else expected)
+
+
+@pytest.mark.parametrize("least", [0.7, 0.94, 1.0])
+def test_no_pixel_is_made_of_unseen_rows(frame: Frame, least: float) -> None:
+    assert frame.images is not None
+    processing = ImageProcessing((40, 110), ImageAugmentation((least, 1.3)))
+    marked = processing.mark_unseen(frame, generator())
+    assert marked.images is not None
+    factor = least * 110 / 160
+    assert 90 - 40 / factor - 6 <= marked.unseen_rows <= 90 - 40 / factor
+    blank = marked.images.clone()
+    blank[:, :, : marked.unseen_rows] = 0
+    for seed in range(20):
+        seen = processing(marked.replace(images=blank), generator(seed))
+        torch.testing.assert_close(seen.images, processing(frame, generator(seed)).images, rtol=0, atol=0)
+        assert seen.unseen_rows == 0
+    smallest = ImageProcessing((40, 110), ImageAugmentation((least, least)))
+    blank[:, :, : marked.unseen_rows + 6] = 0  # not many rows are missed
+    assert not torch.equal(
+        smallest(marked.replace(images=blank), generator()).images, smallest(frame, generator()).images
+    )
+    assert ImageProcessing((90, 100)).mark_unseen(frame, generator()).unseen_rows == 0
 
 
 def test_flip_and_zoom_are_drawn_and_cropped_pictures_filled_up(frame: Frame) -> None:

@@ -194,6 +194,22 @@ def test_evaluation_draws_the_same_every_time(small_root: Path, tmp_path: Path) 
         assert not torch.equal(left.images, clean.images) or left.point_counts != clean.point_counts  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("damage", [False, True])
+def test_faults_know_which_rows_the_crop_drops(small_root: Path, tmp_path: Path, damage: bool) -> None:
+    """Where damage is told, whole images are struck: it is told of whole images."""
+    known = []
+
+    def fault(frame: Frame, random: np.random.Generator) -> Frame:
+        known.append(frame.unseen_rows)
+        return frame
+
+    cropped = {"image_size": (20, 160), "train_fault": fault, "eval_fault": fault, "damage": damage}
+    data = ready("fit", small_root, tmp_path, **cropped)
+    frames = [data.dataset(name)[0] for name in ("train", "val")]
+    assert len(known) == 2 and all((rows > 0) != damage for rows in known)
+    assert all(frame.unseen_rows == 0 for frame in frames)
+
+
 @pytest.mark.parametrize("name", ["fog", "night", "fog_or_night"])
 def test_the_groups_name_the_same_faults(name: str) -> None:
     training = OmegaConf.to_container(composed(f"fault={name}").fault)

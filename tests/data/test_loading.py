@@ -293,7 +293,7 @@ def test_own_workers_end_with_their_process_and_with_no_other_and_other_children
 def test_a_sentence_arrives_whole_from_a_worker(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise DataError("/d/x DataError: y.bin is truncated: copy it again")
 
     monkeypatch.setattr("cmt_aqr.data.reading.read_image", refuse)

@@ -249,6 +249,18 @@ class ImageProcessing:
         frame = self.resize(frame, factor, resized, left, mirrored)
         return frame.replace(image_mask=None if mask is None else torch.from_numpy(mask))
 
+    def mark_unseen(self, frame: Frame, random: Generator) -> Frame:
+        """Note in a frame as read how many rows at the top of its images the crop drops, whatever is drawn."""
+        if frame.images is None:
+            return frame
+        height, width = self.size
+        raw_height, raw_width = frame.images.shape[-2:]
+        least = 1.0 if self.augmentation is None else self.augmentation.resize[0]
+        factor = least * max(height / raw_height, width / raw_width)
+        dropped = int(raw_height * factor) - height
+        # A row less for those that are rounded, and for the other of the two that a pixel is made of.
+        return frame.replace(unseen_rows=max(0, int((dropped - 1) / factor) - 2))
+
     def resize(self, frame: Frame, factor: float, resized: tuple[int, int], left: int, mirrored: bool) -> Frame:
         """Resize, keep the bottom rows and the columns from ``left`` on, perhaps mirror; lidar2img goes along.
 
@@ -271,7 +283,9 @@ class ImageProcessing:
             pixel = _mirror(self.size[1]) @ pixel
         pixels = self._pixels(frame.images, resized, top, left, mirrored)
         return frame.replace(
-            images=torch.from_numpy(pixels).permute(0, 3, 1, 2), lidar2img=pixel @ frame.lidar2img.double()
+            images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            lidar2img=pixel @ frame.lidar2img.double(),
+            unseen_rows=0,
         )
 
     def _pixels(
@@ -279,12 +293,18 @@ class ImageProcessing:
     ) -> NDArray[np.uint8]:
         """Pixels (view, height, width, 3) of images (view, 3, height, width)."""
         height, width = self.size
-        result = np.zeros((len(images), height, width, 3), dtype=np.uint8)
+        raw_height, raw_width = images.shape[-2:]
         rows = slice(max(0, -top), max(0, -top) + min(height, resized[0] - max(0, top)))
         filled = min(width, resized[1] - left)
         columns = slice(width - filled, width) if mirrored else slice(0, filled)
+        whole = filled == width and rows == slice(0, height)
+        result = (np.empty if whole else np.zeros)((len(images), height, width, 3), dtype=np.uint8)
+        # What the crop drops on the right need not be resized. At the other sides it must: a resize that begins in
+        # the middle rounds otherwise. As factors, because a cut picture's sizes have another ratio.
+        across, down = resized[1] / raw_width, resized[0] / raw_height
+        needed = int((left + filled + 1) / across) + 3
         for view, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-            picture = cv2.resize(image, (resized[1], resized[0]))
+            picture = cv2.resize(image[:, :needed], None, fx=across, fy=down)
             picture = picture[max(0, top) : max(0, top) + height, left : left + width]
             place = result[view, rows, columns]
             if mirrored:

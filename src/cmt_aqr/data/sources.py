@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from cmt_aqr.structures import Frame, Returns
+from cmt_aqr.structures import Frame
 
 _LOWEST_RING, _RING_STEP, _RINGS = -0.5353, 0.023275, 32
 """Elevation in radians of nuScenes' ring 0, from ring to ring, and how many there are."""
-
-
-def returns_of_files(clouds: Sequence[NDArray[np.float32]], motions: NDArray[np.float64]) -> Returns:
-    """Where the points of files come from.
-
-    Args:
-        clouds: points (point, 5) of each file as stored: the last column is the ring.
-        motions: (file, 4, 4) from each file's LiDAR frame to the keyframe's.
-    """
-    rings = [cloud[:, 4].astype(np.int16) for cloud in clouds]
-    sweeps = np.repeat(np.arange(len(clouds), dtype=np.uint8), [len(cloud) for cloud in clouds])
-    motions = motions.copy()
-    motions[:1] = np.eye(4)  # what rounding made of the keyframe's own
-    return Returns(
-        sweep=torch.from_numpy(sweeps),
-        ring=torch.from_numpy(np.concatenate([np.zeros(0, np.int16), *rings])),
-        motions=torch.from_numpy(motions),
-    )
 
 
 def with_more_points(frame: Frame, more: Tensor) -> Frame:

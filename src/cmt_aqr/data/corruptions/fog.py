@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.integrate import simpson
 
 from cmt_aqr.data.corruptions.files import returns_of
-from cmt_aqr.data.corruptions.pictures import BAND, DOWN, Picture, floor, picture_of, planes_of, random_bytes
+from cmt_aqr.data.corruptions.pictures import BAND, DOWN, Picture, floor, planes_of, random_bytes
 from cmt_aqr.structures import Frame
 
 PULSE = 2e-8
@@ -141,7 +141,9 @@ def _near(total: NDArray, wibble: float, random: Generator) -> NDArray[np.float3
     return total / 4 + np.float32(wibble**2) * noise
 
 
-def fog_over(picture: Picture, random: Generator, strength: float, beta: float) -> Picture:
+def fog_over(
+    picture: Picture, random: Generator, strength: float, beta: float, out: Picture | None = None
+) -> Picture:
     """Images in fog: clouds of haze, and grey by distance from the road in front.
 
     With x in 0..1, f, a, b plasma fractals, s the strength and the greatest value of the picture, max:
@@ -157,15 +159,18 @@ def fog_over(picture: Picture, random: Generator, strength: float, beta: float) 
         random: drawn from.
         strength: s.
         beta: of the grey, per pixel.
+        out: takes the result, or as many of its lowest rows as it has.
     """
     height, width = picture.shape[:2]
+    result = np.empty_like(picture) if out is None else out
+    first = height - len(result)
     brightest = float(picture.max()) / 255
     gain = brightest / (brightest + strength)
-    clear = _clear(height, width, beta, random)
-    clouds = haze(height, width, random)
-    foggy = np.empty((3, height, width), dtype=np.uint8)
-    planes = planes_of(picture)
-    for top in range(0, height, 4 * BAND):
+    clear = _clear(height, width, first, beta, random)
+    clouds = haze(height, width, random)[first:]
+    foggy = np.empty((3, height - first, width), dtype=np.uint8)
+    planes = planes_of(picture[first:])
+    for top in range(0, height - first, 4 * BAND):
         rows = slice(top, top + 4 * BAND)
         # min(gain x + h, 255) t + 127.5 (1 - t) as min(gain t x + rest, most), each cut off below the point.
         t = clear[rows]
@@ -173,12 +178,13 @@ def fog_over(picture: Picture, random: Generator, strength: float, beta: float) 
         cv2.addWeighted(t, -127.5, rest, 255 * strength * gain, 127.5, rest)
         most = cv2.convertScaleAbs(t, None, 127.5, 127.5 + DOWN)
         t *= np.float32(gain)
-        for plane, result in zip(planes, foggy, strict=True):
-            shade = np.multiply(plane[rows], t)
-            cv2.add(shade, rest, shade)
-            floor(shade, result[rows])
-            cv2.min(result[rows], most, result[rows])
-    return picture_of(list(foggy))
+        for plane, grey in zip(planes, foggy[:, rows], strict=True):
+            shade = rest.copy()
+            cv2.accumulateProduct(plane[rows].astype(np.float32), t, shade)
+            floor(shade, grey)
+            cv2.min(grey, most, grey)
+    cv2.merge(list(foggy), result)
+    return result
 
 
 def haze(height: int, width: int, random: Generator) -> NDArray[np.float32]:
@@ -193,12 +199,12 @@ def haze(height: int, width: int, random: Generator) -> NDArray[np.float32]:
     return np.asarray(large[:height, :width], dtype=np.float32)
 
 
-def _clear(height: int, width: int, beta: float, random: Generator) -> NDArray[np.float32]:
-    """t, (height, width)."""
-    still, drawn = _distances(height, width, beta)
-    clear = np.empty((height, width), dtype=np.float32)
-    steps = random_bytes((height, width), random)
-    for top in range(0, height, 2 * BAND):
+def _clear(height: int, width: int, first: int, beta: float, random: Generator) -> NDArray[np.float32]:
+    """t of the rows from ``first`` on, (height - first, width)."""
+    still, drawn = (part[first:] for part in _distances(height, width, beta))
+    clear = np.empty(still.shape, dtype=np.float32)
+    steps = random_bytes((height, width), random)[first:]
+    for top in range(0, len(clear), 2 * BAND):
         rows = slice(top, top + 2 * BAND)
         part = np.multiply(steps[rows], drawn[rows], out=clear[rows])
         cv2.exp(cv2.add(part, still[rows], part), part)
