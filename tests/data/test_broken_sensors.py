@@ -39,7 +39,6 @@ def places() -> Tensor:
 
 def found(struck: Frame, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     damage = collate([struck]).damage
-    assert damage is not None
     lidar, cameras, seen = damage.at(at)
     return lidar[0], cameras[0], seen[0]
 
@@ -68,7 +67,7 @@ def test_a_cut_field_of_view_is_lost_where_it_was_cut(move: tuple[float, float, 
 def test_a_black_view_is_lost_and_no_other_also_after_image_augmentation(lost: int) -> None:
     names = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
     struck = TellDamage([MaskModality(cameras=1.0, lidar=0.0, views=[names[lost]])])(frame(), generator())
-    black = [view for view in range(6) if not struck.images[view].any()]  # type: ignore[index]
+    black = [view for view in range(6) if not struck.images[view].any()]
     assert len(black) == 1
     cropped = ImageProcessing((30, 60))(struck, generator())
     for shown in (struck, cropped):

@@ -52,9 +52,7 @@ def data(small_root: Path, cache: Path) -> NuScenesDataModule:
 
 
 def sampler_of(data: NuScenesDataModule) -> ObjectSampler:
-    sampler = data.dataset("train").sampler
-    assert sampler is not None
-    return sampler
+    return data.dataset("train").sampler
 
 
 def test_the_database_holds_every_object_that_is_seen_well(data: NuScenesDataModule) -> None:
@@ -81,7 +79,6 @@ def test_the_database_holds_every_object_that_is_seen_well(data: NuScenesDataMod
             patch = database.patch(row)
             if patch is not None:
                 x0, y0, x1, y1 = entry["rectangle"]
-                assert frame.images is not None
                 picture = frame.images[entry["view"], :, y0:y1, x0:x1].permute(1, 2, 0)
                 np.testing.assert_array_equal(patch, picture)
                 found += 1
@@ -114,7 +111,6 @@ def test_pasted_objects_are_in_points_images_and_boxes(data: NuScenesDataModule)
         assert points_in_boxes(after.points, new).sum(dim=0).tolist() == after.box_points[count:].tolist()
         gone = points_in_boxes(before.points, new).any(dim=1)
         assert torch.equal(after.points[: len(before.points) - gone.sum()], before.points[~gone])
-        assert before.images is not None and after.images is not None
         assert (after.images != before.images).any() == bool(len(new))
     assert pasted > 10
 

@@ -50,7 +50,6 @@ def driving(points: int = 400, sweeps: int = 3) -> Frame:
 
 def own_frames(frame: Frame) -> Tensor:
     """Positions (point, 3) in the frame of their file."""
-    assert frame.returns is not None
     motions = frame.returns.motions[frame.returns.sweep.long()]
     return torch.einsum("pji,pj->pi", motions[:, :3, :3], frame.points[:, :3].double() - motions[:, :3, 3])
 

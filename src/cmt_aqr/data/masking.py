@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -102,6 +103,7 @@ def _views(views: int | Sequence[str]) -> tuple[int, list[int]]:
     )
 
 
+@dataclass
 class GridMask:
     """Drop a grid of squares from the images (GridMask, Chen et al., arXiv 2001.04086), as CMT's release does it.
 
@@ -109,18 +111,15 @@ class GridMask:
     repeat every ``period`` pixels, uniform in [2, height) for rows and columns alike. The release draws bars on
     a canvas 1.5 times as large, whose centre counts, and none before the first or after the last whole period:
     with a large period the border is one wide gap, so that more is lost than ``(1 - ratio)^2``.
-
-    Args:
-        probability: how often images are masked.
-        ratio: share of the period that stays, along each axis.
-        per_frame: a mask for each frame; off, as published, the frames of a batch (of one device) share the
-            first frame's.
     """
 
-    def __init__(self, probability: float = 0.7, ratio: float = 0.5, per_frame: bool = False) -> None:
-        self.probability = require_fraction("probability", probability)
-        self.ratio = require_number("ratio", ratio, above=0, below=1)
-        self.per_frame = per_frame
+    probability: float = 0.7  # how often images are masked
+    ratio: float = 0.5  # share of the period that stays, along each axis
+    per_frame: bool = False  # off, as published: the frames of a batch (of one device) share the first one's mask
+
+    def __post_init__(self) -> None:
+        require_fraction("probability", self.probability)
+        require_number("ratio", self.ratio, above=0, below=1)
 
     def draw(self, size: tuple[int, int], random: Generator) -> NDArray[np.bool_] | None:
         """Pixels (height, width) that stay, or None where this frame is not masked."""
