@@ -165,7 +165,7 @@ def test_the_fade(small_root: Path, cache: Path, caplog: pytest.LogCaptureFixtur
     resumed.load_state_dict({**loader.state_dict(), "epoch": 2, "batches_done": 1})
     with caplog.at_level(logging.INFO):
         list(resumed)
-    assert caplog.text.count("Epoch 2: no objects are pasted") == 1
+    assert caplog.text.count("until_epoch=2: no objects are pasted") == 1
 
 
 @pytest.mark.parametrize(("epochs", "told"), [(2, True), (3, False), (-1, False)])

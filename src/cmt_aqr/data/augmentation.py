@@ -222,14 +222,11 @@ class ImageProcessing:
         """Resize, keep the bottom rows and the columns from ``left`` on, perhaps mirror; lidar2img goes along.
 
         Args:
-            frame: with images (view, 3, height, width) uint8.
+            frame: with images (view, 3, height, width) uint8, which become (view, 3, *size).
             factor: as drawn, from stored pixels to resized ones.
             resized: height and width in whole pixels.
             left: first column.
             mirrored: swap left and right, after all else.
-
-        Returns:
-            The frame with images (view, 3, *size) uint8.
         """
         assert frame.images is not None
         raw_height, raw_width = frame.images.shape[-2:]

@@ -74,7 +74,6 @@ class FrameDataset(Dataset[Frame]):
     sampler: ObjectSampler | None = None  # pastes objects into frames as read, before all transforms
 
     def __post_init__(self) -> None:
-        self._fade_told = False
         self._cache: dict[int, Frame] = {}
 
     def __len__(self) -> int:
@@ -108,15 +107,11 @@ class FrameDataset(Dataset[Frame]):
         return self.sampler(frame, self.reader.obstacles(key.frame, self.sampler.min_points), random)
 
     def tell_fade(self, epoch: int) -> None:
-        """Say once, when the first epoch begins that does not sample, that it does not."""
-        if self.sampler is None or self._fade_told or self.sampler.sampling.active(epoch):
-            return
-        self._fade_told = True
-        rank_zero_only(log.info)(
-            "Epoch %d: no objects are pasted into frames from here on (data.sampling.until_epoch=%d)",
-            epoch,
-            self.sampler.sampling.until_epoch,
-        )
+        """Say, when the first epoch begins that does not sample, that it does not."""
+        if self.sampler is not None and epoch == self.sampler.sampling.until_epoch:
+            rank_zero_only(log.info)(
+                "data.sampling.until_epoch=%d: no objects are pasted into frames from here on", epoch
+            )
 
     def _read(self, index: int) -> Frame:
         if not self.cache_frames:

@@ -130,13 +130,9 @@ class GridMask:
         return self.mask(size, period, int(row), int(column))
 
     def mask(self, size: tuple[int, int], period: int, row: int, column: int) -> NDArray[np.bool_]:
-        """Pixels (height, width) that stay.
+        """Pixels (height, width) that stay, with a period of 2 pixels or more.
 
-        Args:
-            size: height and width.
-            period: pixels, 2 or more.
-            row: of the canvas, 0 to ``period - 1``, where the first bar of rows begins.
-            column: the same along the columns.
+        The first bar of rows begins at ``row`` of the canvas, 0 to ``period - 1``, that of columns at ``column``.
         """
         bar = min(max(int(period * self.ratio + 0.5), 1), period - 1)
         rows, columns = (_bars(side, period, bar, first) for side, first in zip(size, (row, column), strict=True))

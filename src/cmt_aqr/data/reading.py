@@ -29,8 +29,9 @@ def read_image(path: Path, half_size: bool = False, out: NDArray[np.uint8] | Non
 
     Args:
         path: of a JPEG, PNG or what else OpenCV reads.
-        half_size: decode to half the height and width, rounded up, which is faster; of a JPEG's frequencies the
-            upper half is then left out.
+        half_size: decode to half the height and width, rounded up, which is faster; a JPEG's upper half of
+            frequencies
+            is left out.
         out: array of a result's shape, which a JPEG of this shape is decoded into.
 
     Raises:

@@ -40,34 +40,20 @@ GOALS: Mapping[str, int] = {
 
 
 class Sampling:
-    """What is sampled, and how.
-
-    Args:
-        goals: boxes of each class that a frame is filled up to; a class that is left out gets none.
-        rate: share of what lacks that is asked for.
-        until_epoch: epochs, from the first on, that sample; from then on none does (the fade); ``None``: all.
-        min_points: an object has so many points of all sweeps at least.
-        images: paste patches, too; off, points and boxes only.
-        blend: share of a patch where it is pasted, the rest is what was there.
-        patch_camera: which camera's picture of an object is its patch: ``last``, as published, or ``largest``.
-        patch_behind: which corners say that a box is before a camera: ``third_corner``, as published, or
-            ``any_corner``, which is right.
-        database: folder of the database of objects; ``None``: one below ``data.cache_dir``.
-        processes: that make the database; ``None``: one for each core.
-    """
+    """What is sampled, and how; a value out of range is refused by name."""
 
     def __init__(
         self,
-        goals: Mapping[str, int] | None = None,
-        rate: float = 1.0,
-        until_epoch: int | None = None,
-        min_points: int = 5,
-        images: bool = True,
-        blend: float = 0.5,
-        patch_camera: str = "last",
-        patch_behind: str = "third_corner",
-        database: str | Path | None = None,
-        processes: int | None = None,
+        goals: Mapping[str, int] | None = None,  # boxes of each class that a frame is filled up to; else none
+        rate: float = 1.0,  # share of what lacks that is asked for
+        until_epoch: int | None = None,  # so many epochs sample, then none does (the fade); None: all
+        min_points: int = 5,  # an object has so many points of all sweeps at least
+        images: bool = True,  # paste patches, too; off, points and boxes only
+        blend: float = 0.5,  # share of a patch where it is pasted, the rest is what was there
+        patch_camera: str = "last",  # whose picture of an object is its patch: last, as published, or largest
+        patch_behind: str = "third_corner",  # or any_corner: which say that a box is before a camera
+        database: str | Path | None = None,  # folder of the database of objects; None: one below data.cache_dir
+        processes: int | None = None,  # that make the database; None: one for each core
     ) -> None:
         self.goals = dict(GOALS if goals is None else goals)
         for name, goal in self.goals.items():

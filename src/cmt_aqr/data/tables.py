@@ -73,9 +73,9 @@ def _check_split(folder: Path, version: str, split: str) -> None:
         ending = _VERSION_ENDING[split]
         if not version.endswith(ending):
             fitting = [name for name, other in _VERSION_ENDING.items() if version.endswith(other)]
-            advice = f"use {' or '.join(fitting)}" if fitting else f"use a version that ends in {ending}"
+            advice = " or ".join(fitting) or f"a version that ends in {ending}"
             raise DataError(
-                f"split {split} belongs to a version that ends in '{ending}', not to {version}: {advice}"
+                f"split {split} belongs to a version that ends in '{ending}', not to {version}: use {advice}"
             )
         return
     custom = read_splits(folder)
