@@ -25,24 +25,16 @@ class MaskModality:
     is 0. One draw decides, so never both are lost: the upper end of [0, 1) is the cameras', the part below it
     the LiDAR's, as in CMT's release. Pasted objects are lost with the rest.
 
-    A sensor may be lost in part: some of the six cameras, or a sector of the LiDAR's view. Points of a sector
-    are dropped: as zeros they would stand for something at the origin.
-
-    Args:
-        cameras: probability that cameras are lost.
-        lidar: probability that the LiDAR is lost.
-        views: which cameras are then lost: so many of the six, drawn anew for each frame, or names as in
-            ``[CAM_FRONT, CAM_BACK]``.
-        sector: degrees of azimuth that the LiDAR then loses, in a direction drawn anew for each frame; 360 is
-            all of it.
+    A sensor may be lost in part: some of the six cameras, or a sector of the LiDAR's view, drawn anew for each
+    frame. Points of a sector are dropped: as zeros they would stand for something at the origin.
     """
 
     def __init__(
         self,
-        cameras: float = 0.25,
-        lidar: float = 0.25,
-        views: int | Sequence[str] = len(CAMERAS),
-        sector: float = 360.0,
+        cameras: float = 0.25,  # probability that cameras are lost
+        lidar: float = 0.25,  # probability that the LiDAR is lost
+        views: int | Sequence[str] = len(CAMERAS),  # so many of the six, or names as in [CAM_FRONT, CAM_BACK]
+        sector: float = 360.0,  # degrees of azimuth that the LiDAR then loses; 360 is all of it
     ) -> None:
         self.cameras = require_fraction("cameras", cameras)
         self.lidar = require_fraction("lidar", lidar)

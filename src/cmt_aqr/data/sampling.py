@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -100,19 +101,16 @@ class Sampling:
         return {label: number for label, number in asked.items() if number > 0}
 
 
+@dataclass
 class ObjectSampler:
-    """Fills frames up with objects out of a database, as CMT's release does (``UnifiedObjectSample``).
+    """Fills frames up with objects out of a database, as CMT's release does (``UnifiedObjectSample``)."""
 
-    Args:
-        sampling: what and how.
-        database: where objects come from.
-        min_points: boxes of a frame with fewer annotated LiDAR points do not count and do not stand in the way.
-    """
+    sampling: Sampling  # what and how
+    database: ObjectDatabase  # where objects come from
+    min_points: int = 1  # boxes of a frame with fewer annotated LiDAR points do not count, nor stand in the way
 
-    def __init__(self, sampling: Sampling, database: ObjectDatabase, min_points: int = 1) -> None:
-        self.sampling = sampling
-        self.database = database
-        self.min_points = min_points
+    def __post_init__(self) -> None:
+        sampling, database = self.sampling, self.database
         counts = np.diff(database.starts)
         nobody = [name for name, goal in sampling.goals.items() if goal and not counts[CLASSES.index(name)]]
         if nobody:
