@@ -216,6 +216,7 @@ class FrameLoader(WorkerLoader[Batch]):
             batch_size=sampler.batch_size,
             collate_fn=functools.partial(collate, mask_per_frame=mask_per_frame),
             pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
         )
         self.frames, self.frame_sampler = dataset, sampler
         self._epoch, self._batches_done = sampler.epoch, sampler.batches_done
