@@ -18,7 +18,6 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import FrameIndex
 from cmt_aqr.data.points import read_checked_points, read_points
 from cmt_aqr.data.poses import invert, move_points
-from cmt_aqr.data.sources import returns_of_files
 from cmt_aqr.structures import Frame, Returns
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -252,3 +251,21 @@ def join_sweeps(
 def without_close(cloud: NDArray[np.float32]) -> NDArray[np.float32]:
     """Points of a sweep, in its own frame, without those on the car itself."""
     return cloud[(np.abs(cloud[:, :2]) >= CLOSE).any(axis=1)]
+
+
+def returns_of_files(clouds: Sequence[NDArray[np.float32]], motions: NDArray[np.float64]) -> Returns:
+    """Where the points of files come from.
+
+    Args:
+        clouds: points (point, 5) of each file as stored: the last column is the ring.
+        motions: (file, 4, 4) from each file's LiDAR frame to the keyframe's.
+    """
+    rings = [cloud[:, 4].astype(np.int16) for cloud in clouds]
+    sweeps = np.repeat(np.arange(len(clouds), dtype=np.uint8), [len(cloud) for cloud in clouds])
+    motions = motions.copy()
+    motions[:1] = np.eye(4)  # what rounding made of the keyframe's own
+    return Returns(
+        sweep=torch.from_numpy(sweeps),
+        ring=torch.from_numpy(np.concatenate([np.zeros(0, np.int16), *rings])),
+        motions=torch.from_numpy(motions),
+    )

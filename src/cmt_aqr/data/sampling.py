@@ -12,13 +12,13 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
 
 from cmt_aqr.checks import require_choice, require_count, require_number, require_whole
 from cmt_aqr.constants import CLASSES, POINT_FEATURES
 from cmt_aqr.data.collision import find_room
 from cmt_aqr.data.database import ObjectDatabase
 from cmt_aqr.data.paste import paste_patches, without_points_inside
-from cmt_aqr.data.sources import with_more_points
 from cmt_aqr.data.views import PATCH_BEHIND, PATCH_CAMERAS
 from cmt_aqr.errors import SettingError
 from cmt_aqr.structures import Frame
@@ -167,3 +167,33 @@ class ObjectSampler:
             labels=torch.cat((frame.labels, torch.from_numpy(entries["label"].astype(np.int64)))),
             box_points=torch.cat((frame.box_points, torch.from_numpy(entries["points"].astype(np.int64)))),
         )
+
+
+_LOWEST_RING, _RING_STEP, _RINGS = -0.5353, 0.023275, 32
+"""Elevation in radians of nuScenes' ring 0, from ring to ring, and how many there are."""
+
+
+def with_more_points(frame: Frame, more: Tensor) -> Frame:
+    """A frame with points that were recorded elsewhere, as if its own LiDAR had seen them.
+
+    Their sweep is the one whose lag is nearest to theirs, their ring the one of their elevation.
+
+    Args:
+        frame: whose ``returns``, if there are any, get rows for them.
+        more: (point, 5), in the keyframe's LiDAR frame.
+    """
+    points, returns = torch.cat((frame.points, more)), frame.returns
+    if returns is None or not len(returns.motions):
+        return frame.replace(points=points, returns=None)
+    lags = torch.zeros(len(returns.motions))
+    lags[returns.sweep.long()] = frame.points[:, 4]
+    sweep = (more[:, 4:5] - lags).abs().argmin(dim=1)
+    inverse = torch.linalg.inv(returns.motions).float()[sweep]
+    own = torch.einsum("pij,pj->pi", inverse[:, :3, :3], more[:, :3]) + inverse[:, :3, 3]
+    elevation = torch.atan2(own[:, 2], own[:, :2].norm(dim=1))
+    ring = ((elevation - _LOWEST_RING) / _RING_STEP).round().clamp(0, _RINGS - 1)
+    joined = returns.replace(
+        sweep=torch.cat((returns.sweep, sweep.to(returns.sweep.dtype))),
+        ring=torch.cat((returns.ring, ring.to(returns.ring.dtype))),
+    )
+    return frame.replace(points=points, returns=joined)

@@ -15,7 +15,7 @@ from cmt_aqr.data.corruptions.nuscenes_r import EGO_IN_LIDAR, draw_moves
 from cmt_aqr.data.corruptions.times import Stuck
 from cmt_aqr.data.dataset import SampleKey, frame_generator
 from cmt_aqr.data.faults import SomeFrames
-from cmt_aqr.data.sources import with_more_points
+from cmt_aqr.data.sampling import with_more_points
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.structures import Frame, FrameSource
