@@ -21,6 +21,7 @@ from cmt_aqr.data.masking import GridMask, MaskModality
 from cmt_aqr.geometry import box_corners, points_in_boxes, project_to_images
 from cmt_aqr.structures import Frame
 from tests.helpers.small_data import RANGE
+from tests.helpers.struck import cameras_around
 
 SIZE = (90, 160)
 FINISH = Finishing((103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
@@ -44,22 +45,11 @@ def frame() -> Frame:
     spread = torch.randn(12, 40, 3, generator=random) * 2
     points = torch.rand(480, 5, generator=random)
     points[:, :3] = (boxes[:, None, :3] + spread).reshape(-1, 3)
-    matrices = []
-    for view in range(6):
-        angle = math.pi / 3 * view
-        ahead = torch.tensor((math.cos(angle), math.sin(angle), 0.0))
-        right = torch.tensor((math.sin(angle), -math.cos(angle), 0.0))
-        matrix = torch.eye(4)
-        matrix[0, :3] = 100 * right + 80 * ahead
-        matrix[1, :3] = torch.tensor((0.0, 0.0, -100.0)) + 45 * ahead
-        matrix[2, :3] = ahead
-        matrix[2, 3] = 0.3
-        matrices.append(matrix)
     return Frame(
         token="token",
         points=points,
         images=torch.randint(0, 256, (6, *SIZE, 3), generator=random, dtype=torch.uint8).permute(0, 3, 1, 2),
-        lidar2img=torch.stack(matrices),
+        lidar2img=cameras_around(*SIZE, sees=80.0),
         boxes=boxes,
         labels=torch.arange(12) % 10,
         box_points=torch.arange(12),

@@ -33,11 +33,6 @@ MANY = dict.fromkeys(CLASSES, 25)
 """Goals that the frames of these data, which are full of objects, do not meet by themselves."""
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 def with_sampling(root: Path, cache: Path, sampling: Sampling | None = None, **changes: Any) -> NuScenesDataModule:
     data = datamodule(root, cache, sampling=sampling or Sampling(MANY, processes=1), sweeps=3, **changes)
     data.prepare_data()

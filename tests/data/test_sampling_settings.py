@@ -21,11 +21,6 @@ from tests.helpers.small_data import ready
 MANY = dict.fromkeys(CLASSES, 25)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 def sampled(root: Path, cache: Path, **settings: Any) -> tuple[NuScenesDataModule, ObjectDatabase]:
     """Data with these settings of sampling, and the objects that they draw from."""
     module = ready("fit", root, cache, sampling=Sampling(MANY, processes=1, **settings), sweeps=1)
