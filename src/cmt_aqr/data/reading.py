@@ -28,8 +28,8 @@ def read_image(path: Path, half_size: bool = False, out: NDArray[np.uint8] | Non
 
     Args:
         path: of a JPEG, PNG or what else OpenCV reads.
-        half_size: decode to half the height and width, rounded up, which is faster; of a JPEG's frequencies the
-            upper half is then left out.
+        half_size: decode to half the height and width, rounded up, which is faster; a JPEG's upper half of
+            frequencies is left out.
         out: array of a result's shape, which a JPEG of this shape is decoded into.
 
     Raises:
@@ -69,41 +69,27 @@ def _decode_jpeg(
         raise DataError(f"{path} is a damaged JPEG ({error}): copy or download it again") from error
 
 
+@dataclass
 class FrameReader:
     """Reads the frames of an index.
 
-    Args:
-        root: nuScenes data root.
-        index: the frames of a split.
-        sweeps: how many sweeps before the keyframe's own to add, at most.
-        cameras: whether to read the images.
-        lidar: whether to read the points; without it a frame has none.
-        for_database: read points as the release does for its database of objects: without those on the car
-            itself, and a frame without earlier sweeps has its keyframe so many times more.
-        half_size: decode images to half their height and width, see :func:`read_image`.
+    For the release's database of objects, points on the car itself are left out, and a frame without earlier
+    sweeps has its keyframe so many times more.
 
     Raises:
         DataError: a frame has no record of a sensor that is read.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        index: FrameIndex,
-        sweeps: int = 10,
-        cameras: bool = True,
-        lidar: bool = True,
-        for_database: bool = False,
-        half_size: bool = False,
-    ) -> None:
-        index.check_sensors(cameras, lidar)
-        self.root = root
-        self.index = index
-        self.sweeps = sweeps
-        self.cameras = cameras
-        self.lidar = lidar
-        self.for_database = for_database
-        self.half_size = half_size
+    root: Path  # nuScenes data root
+    index: FrameIndex  # the frames of a split
+    sweeps: int = 10  # before the keyframe's own to add, at most
+    cameras: bool = True  # whether to read the images
+    lidar: bool = True  # whether to read the points; without it a frame has none
+    for_database: bool = False
+    half_size: bool = False  # decode images to half their height and width, see read_image
+
+    def __post_init__(self) -> None:
+        self.index.check_sensors(self.cameras, self.lidar)
         self._last_shape: tuple[int, ...] = (0, 0, 3)  # of an image; the next frame's likely have it, too
 
     def __len__(self) -> int:

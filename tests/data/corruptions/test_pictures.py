@@ -27,7 +27,6 @@ def frame_of(images: torch.Tensor) -> Frame:
 
 
 def views_of(frame: Frame) -> np.ndarray:
-    assert frame.images is not None
     return frame.images.permute(0, 2, 3, 1).numpy()
 
 

@@ -144,17 +144,11 @@ def blur(picture: Picture, random: Generator, sigma: float, out: Picture | None 
 def blurred(
     picture: NDArray, degrees: float, sigma: float, radius: int, first: int = 0
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Blur a picture along a line, some rows at a time.
+    """Blur a picture (height, width) or (height, width, channel), uint8, along a line, some rows at a time.
 
-    Taps lie from the pixel in one direction, with the weights of half a Gaussian; edge pixels are repeated beyond
-    the border (the motion blur of Hendrycks and Dietterich's ImageNet-C).
-
-    Args:
-        picture: (height, width) or (height, width, channel), uint8.
-        degrees: the direction.
-        sigma: of the Gaussian, pixels.
-        radius: there are 2 radius + 1 taps, a pixel apart.
-        first: row to begin with.
+    There are 2 radius + 1 taps, a pixel apart, from the pixel in one direction, with the weights of half a
+    Gaussian; edge pixels are repeated beyond the border (the motion blur of Hendrycks and Dietterich's
+    ImageNet-C). Rows before ``first`` are left out.
 
     Yields:
         Rows, counted from ``first``, and what they become, float32; the array is used again for the next.
