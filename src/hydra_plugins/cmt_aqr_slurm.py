@@ -22,8 +22,6 @@ else:
             from cmt_aqr.runs.slurm import patiently
 
             logs = Path(self.params["submitit_folder"]).parent
-            told = (
-                f"Waiting for {len(job_overrides)} Slurm jobs (squeue lists them); what they print goes to {logs}"
-            )
+            told = f"{len(job_overrides)} jobs for Slurm: squeue lists them, and they print into {logs}"
             console(stderr=True).print(told, soft_wrap=True)
             return patiently(lambda: super(PatientSlurmLauncher, self).launch(job_overrides, initial_job_idx))
