@@ -46,7 +46,7 @@ def numbers(scene: MapScene, finding: str) -> list[tuple[float, float]]:
 
 
 MEASURED_ONCE = [
-    # finding, part of the quantity, old, tolerance, ours, tolerance: beside those of test_pile_up.py
+    # finding, part of the quantity, old, tolerance, ours, tolerance
     ("offset", "along x (cells)", 6.6, 0.01, 0, 0),
     ("offset", "the same (m)", 5.3, 0.01, 0, 0),
     ("background", "multiplied with", 0.7, 1e-6, 1, 1e-6),
