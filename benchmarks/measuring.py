@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
+import torch
 from omegaconf import DictConfig
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -26,13 +27,18 @@ class Seconds(NamedTuple):
     passed: float
 
 
-def in_turns(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Seconds]:
-    """The least seconds of each way in ``repeats`` turns, after one to warm up."""
+def in_turns(
+    ways: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device | None = None
+) -> dict[str, Seconds]:
+    """The least seconds of each way in ``repeats`` turns, after one to warm up; a GPU's work is waited for."""
+    wait = torch.cuda.synchronize if device is not None and device.type == "cuda" else lambda: None
     found: dict[str, list[Seconds]] = {name: [] for name in ways}
     for _ in range(repeats + 1):
         for name, way in ways.items():
+            wait()
             processor, clock = time.process_time(), time.perf_counter()
             way()
+            wait()
             found[name].append(Seconds(time.process_time() - processor, time.perf_counter() - clock))
     return {name: Seconds(*map(min, zip(*taken[1:], strict=True))) for name, taken in found.items()}
 

@@ -74,6 +74,7 @@ def compare_with_dense(features: Tensor, weight: Tensor, sites: Sites, mode: Any
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to compute, on the CPU; small chunks so that there are several."""
     monkeypatch.setattr(rulebook, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(rulebook, "BLOCK_BYTES", 10_000)
     monkeypatch.setattr(rulebook, "masks_are_free", lambda device: request.param == "pairs")
     return request.param
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cmt_aqr.errors import SettingError
+from cmt_aqr.tensors import from_host
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,13 @@ class BEVGrid:
         A cell covers [i, i + 1), so its centre is at i + 0.5. A position outside [0, width) x [0, height)
         has no cell.
         """
-        low = xy.new_tensor(self.point_range[:2])
-        return (xy - low) / xy.new_tensor(self.cell_size)
+        low, size = from_host((self.point_range[:2], self.cell_size), xy.device, xy.dtype)
+        return (xy - low) / size
 
     def metres_of(self, cell: Tensor) -> Tensor:
         """Metres (..., 2) of continuous BEV positions (column, row): the inverse of :meth:`cell_of`."""
-        return cell * cell.new_tensor(self.cell_size) + cell.new_tensor(self.point_range[:2])
+        low, size = from_host((self.point_range[:2], self.cell_size), cell.device, cell.dtype)
+        return cell * size + low
 
     def unit_cell_centres(self, device: torch.device | None = None) -> Tensor:
         """Centres (row * column, 2) as (x, y) in [0, 1], row-major: (index + 0.5) / count.
@@ -100,11 +102,11 @@ def inverse_sigmoid(value: Tensor, eps: float = 1e-5) -> Tensor:
 
 def to_unit(points: Tensor, point_range: Sequence[float]) -> Tensor:
     """Metres (..., 3) to the unit cube of the range (x0, y0, z0, x1, y1, z1)."""
-    low = points.new_tensor(point_range[:3])
-    return (points - low) / (points.new_tensor(point_range[3:]) - low)
+    low, high = from_host(point_range, points.device, points.dtype).view(2, 3)
+    return (points - low) / (high - low)
 
 
 def to_metres(unit: Tensor, point_range: Sequence[float]) -> Tensor:
     """The unit cube (..., 3) to metres: the inverse of :func:`to_unit`."""
-    low = unit.new_tensor(point_range[:3])
-    return unit * (unit.new_tensor(point_range[3:]) - low) + low
+    low, high = from_host(point_range, unit.device, unit.dtype).view(2, 3)
+    return unit * (high - low) + low

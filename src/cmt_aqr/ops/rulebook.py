@@ -3,13 +3,14 @@
 Two ways to compute, same result up to rounding, both deterministic (no atomic additions of floats):
 
 - *pairs*, on a CPU: gather the pairs that exist, multiply, and sum by output, in chunks that fit the cache;
-- *neighbours*, elsewhere: one gather and one product for each offset over all outputs, missing inputs being a
-  row of zeros. It multiplies more, but every shape is known, so nothing synchronises with the device.
+- *neighbours*, elsewhere: one gather and one product over all offsets and outputs, missing inputs being a row of
+  zeros. It multiplies more, but every shape is known, so nothing synchronises with the device.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,9 @@ from cmt_aqr.ops.devices import masks_are_free
 CHUNK_BYTES = 8 * 2**20
 """Products held before they are summed: few enough to stay in the cache and to reuse memory (glibc maps, and
 the kernel clears, every block above 32 MB anew)."""
+
+BLOCK_BYTES = 2**28
+"""Inputs gathered at once on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,11 @@ class Rulebook:
         transposed = weight.transpose(1, 2)
         return transposed.flip(0) if self.reverse_neighbours is None else transposed
 
+    @cached_property
+    def by_output(self) -> Tensor:
+        """(output, offset): :attr:`neighbours`, with all that an output needs side by side."""
+        return self.neighbours.T.contiguous()
+
     def pairs(self, channels: int) -> PairPlan:
         """The existing pairs, in chunks whose products of ``channels`` values fit :data:`CHUNK_BYTES`."""
         size = max(1, CHUNK_BYTES // (4 * channels))
@@ -147,16 +156,24 @@ def plan_pairs(neighbours: Tensor, exists: Tensor, pairs_per_chunk: int) -> Pair
     )
 
 
+def _gathered(features: Tensor, rulebook: Rulebook) -> Iterator[tuple[slice, Tensor]]:
+    """Runs of outputs, and what all offsets bring to each: (output, offset * in), zeros for missing inputs."""
+    padded = functional.pad(features, (0, 0, 0, 1))
+    inputs = rulebook.by_output
+    rows = max(1, BLOCK_BYTES // (inputs.shape[1] * padded.stride(0) * padded.element_size()))
+    for start in range(0, len(inputs), rows):
+        run = slice(start, start + rows)
+        yield run, padded.index_select(0, inputs[run].flatten()).view(-1, inputs.shape[1] * padded.shape[1])
+
+
 def _convolve(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
     """Values (output, out) of features (input, in) with a kernel (offset, in, out)."""
+    result = features.new_empty((rulebook.outputs, weight.shape[2]))
     if not masks_are_free(features.device):
-        padded = functional.pad(features, (0, 0, 0, 1))
-        result = features.new_zeros((rulebook.outputs, weight.shape[2]))
-        for inputs, kernel in zip(rulebook.neighbours, weight, strict=True):
-            result.addmm_(padded.index_select(0, inputs), kernel)
+        for run, gathered in _gathered(features, rulebook):
+            torch.mm(gathered, weight.flatten(0, 1), out=result[run])
         return result
     plan = rulebook.pairs(weight.shape[2])
-    result = features.new_empty((rulebook.outputs, weight.shape[2]))
     longest = max((chunk.pairs[1] - chunk.pairs[0] for chunk in plan.chunks), default=0)
     buffer = features.new_empty((longest, weight.shape[2]))
     for chunk in plan.chunks:
@@ -176,11 +193,13 @@ def _convolve(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
 
 def _weight_gradient(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
     """Gradient (offset, in, out) of the kernel, from features (input, in) and a gradient (output, out)."""
+    offsets, channels = len(rulebook.neighbours), features.shape[1]
+    result = features.new_zeros((offsets, channels, gradient.shape[1]))
     if not masks_are_free(features.device):
-        padded = functional.pad(features, (0, 0, 0, 1))
-        return torch.stack([padded.index_select(0, inputs).T @ gradient for inputs in rulebook.neighbours])
+        for run, gathered in _gathered(features, rulebook):
+            result.view(offsets * channels, -1).addmm_(gathered.T, gradient[run])
+        return result
     plan = rulebook.pairs(gradient.shape[1])
-    result = features.new_zeros((len(rulebook.neighbours), features.shape[1], gradient.shape[1]))
     for chunk in plan.chunks:
         for offset, start, stop in chunk.offsets:
             gathered = features.index_select(0, plan.inputs[start:stop])

@@ -11,6 +11,7 @@ from torch import Tensor
 from cmt_aqr.geometry import encode_boxes
 from cmt_aqr.outputs import QueryOutputs
 from cmt_aqr.structures import Batch
+from cmt_aqr.tensors import from_host
 from cmt_aqr.training.finite import NotFiniteError
 
 CLASS_WEIGHT, BOX_WEIGHT = 2.0, 0.25
@@ -82,4 +83,4 @@ def match(outputs: QueryOutputs, batch: Batch, code_weights: Tensor) -> Matches:
             query, box = linear_sum_assignment(of_layer[:, start:stop])
             found.append(np.stack((np.full_like(query, layer), np.full_like(query, sample), query, box + start)))
     pairs = np.concatenate(found, axis=1)
-    return Matches(*torch.from_numpy(pairs).to(outputs.codes.device).unbind(0))
+    return Matches(*from_host(pairs, outputs.codes.device).unbind(0))
