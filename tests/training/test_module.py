@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from cmt_aqr.runs.configuration import build
 from cmt_aqr.training.clamp import ClampSchedule, renderer_of
@@ -29,6 +30,8 @@ def test_a_multiplier_of_0_freezes_one_module_and_its_statistics(frozen: str) ->
     for name, parameter in module.model.named_parameters():
         assert parameter.requires_grad == (module_of(name) != frozen), name
     for mode in (True, False, True):
+        if mode:  # as Lightning's ``sync_batchnorm`` exchanges norms
+            module = cast(DetectorModule, nn.SyncBatchNorm.convert_sync_batchnorm(module))
         module.train(mode)
         for name, part in module.model.named_modules():
             if not list(part.parameters()) or name in ("", "image", "head"):
