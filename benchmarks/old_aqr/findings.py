@@ -107,14 +107,7 @@ class MapScene:
 
 @dataclass(frozen=True)
 class Row:
-    """One number of the old AQR and of ours.
-
-    Attributes:
-        quantity: what it is.
-        old: as the old code had it.
-        ours: the same here.
-        form: how both are printed, a format specification.
-    """
+    """One number of the old AQR and of ours, and the format specification that both are printed with."""
 
     quantity: str
     old: float
@@ -124,13 +117,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was wrong, and the function that measures it.
-
-    Attributes:
-        title: one line.
-        measure: its numbers on a frame.
-        note: what a reader of the numbers must know besides.
-    """
+    """What was wrong, the function that measures it on a frame, and what a reader of the numbers must know."""
 
     title: str
     measure: Callable[[MapScene], list[Row]] = field(repr=False)
@@ -185,13 +172,7 @@ class DetachedRenderer(Renderer):
 
 
 def camera_figures(placement: Placement, residual: float, **settings: object) -> tuple[float, float, float, float]:
-    """max, mean and standard deviation of the camera maps, and relative change mean(|F' - F| / |F|).
-
-    Args:
-        placement: of the queries that draw, leading shape (1, view).
-        residual: r of the modulator.
-        **settings: of the :class:`Renderer`.
-    """
+    """max, mean and standard deviation of the camera maps, and relative change mean(|F' - F| / |F|)."""
     weights = torch.full((1, 1, placement.inside.shape[-1]), WEIGHT)
     _, rendered = Renderer(**settings)(weights, placement)  # type: ignore[arg-type]
     gain = Modulator(residual_weight=residual).gain(rendered, "image")
@@ -205,17 +186,18 @@ def _mean_over_draws(measure: Callable[[int], Sequence[float]], draws: int = _DR
 
 def pile_up(scene: MapScene) -> list[Row]:
     """The maximum of 70.83: padding queries in one pixel, and queries that no camera sees in another."""
+    free = {"residual": OLD_RESIDUAL, "max_weight_clamp": None}
 
     def old(seed: int) -> tuple[float, ...]:
         matching, denoising, padding = scene.queries(seed)
         everything = in_first_view(scene.on_images(matching, denoising, padding))
-        parts = [
+        parts = (
             in_first_view(scene.on_images(matching, denoising)),
             in_first_view(scene.on_images(padding)),
             unseen_at_first_cell(in_first_view(scene.on_images(matching))),
-        ]
-        highest = [camera_figures(part, OLD_RESIDUAL, max_weight_clamp=None)[0] for part in parts]
-        return (*camera_figures(everything, OLD_RESIDUAL, max_weight_clamp=None)[:3], *highest)
+        )
+        highest = (camera_figures(part, **free)[0] for part in parts)  # type: ignore[arg-type]
+        return (*camera_figures(everything, **free)[:3], *highest)  # type: ignore[arg-type]
 
     def ours(seed: int) -> tuple[float, ...]:
         matching, _, padding = scene.queries(seed)
@@ -279,27 +261,21 @@ def leak(scene: MapScene) -> list[Row]:
     cells = place.cell[place.inside]
     box = torch.zeros(scene.grid.bev_shape, dtype=torch.bool)
     box[cells[:, 1], cells[:, 0]] = True
+    renderer = Renderer()
 
     def both(seed: int) -> list[float]:
         matching, denoising, _ = scene.queries(seed)
         everything = scene.on_bev(matching, denoising)
         weights = torch.full(everything.inside.shape, WEIGHT)
         learned = (torch.arange(weights.shape[1]) < MATCHING)[None]
-        renderer = Renderer()
-        old_training = renderer.render(weights, everything)[0]
-        our_training = renderer.render(weights, everything, learned)[0]
         test = renderer.render(weights[:, :MATCHING], scene.on_bev(matching))[0]
-        return [
-            value
-            for training in (old_training, our_training)
-            for value in (
-                training[box].mean().item(),
-                test[box].mean().item(),
-                _chance_that_box_is_higher(training, box),
-                _chance_that_box_is_higher(test, box),
-                (training - test).abs().max().item(),
-            )
-        ]
+        found = []
+        for draws in (None, learned):  # old, ours
+            training = renderer.render(weights, everything, draws)[0]
+            means = [drawn[box].mean().item() for drawn in (training, test)]
+            chances = [_chance_that_box_is_higher(drawn, box) for drawn in (training, test)]
+            found += [*means, *chances, (training - test).abs().max().item()]
+        return found
 
     numbers = _mean_over_draws(both, _LEAK_DRAWS)
     quantities = (

@@ -81,6 +81,7 @@ class Frame(TensorStructure):
             nobody knows. Who drops points drops its rows, too: :meth:`keep_points`.
         source: its files, for faults that show an earlier frame; ``None`` for a frame that was made by hand.
         damage: what faults broke, where it was asked for, see :class:`cmt_aqr.data.damage.TellDamage`.
+        unseen_rows: how many rows at the top of ``images`` will be cut off, so that faults may leave them alone.
     """
 
     token: str
@@ -96,6 +97,7 @@ class Frame(TensorStructure):
     returns: Returns | None = None
     source: FrameSource | None = None
     damage: Damage | None = None
+    unseen_rows: int = 0
 
     def keep_points(self, keep: Tensor, points: Tensor | None = None) -> Self:
         """Drop points, and what ``returns`` says of them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.utils import JobReturn
 
@@ -17,6 +18,10 @@ else:
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             """Submit the runs as one array, and wait for them."""
+            from cmt_aqr.runs.console import console
             from cmt_aqr.runs.slurm import patiently
 
+            logs = Path(self.params["submitit_folder"]).parent
+            told = f"{len(job_overrides)} jobs for Slurm: squeue lists them, and they print into {logs}"
+            console(stderr=True).print(told, soft_wrap=True)
             return patiently(lambda: super(PatientSlurmLauncher, self).launch(job_overrides, initial_job_idx))

@@ -294,34 +294,21 @@ def test_what_is_read_off_beta() -> None:
     beta = torch.tensor([[-2.0, -1.0, 0.0, 3.0]])[..., None]
     output = BiasOutput(beta, torch.ones(3, 1), lidar_lost=lost, camera_lost=camera, seen=seen)
     numbers = spread(beta_values(output))
-    assert {name: float(numbers[name]) for name in ("lidar_broken", "camera_broken", "whole", "min", "max")} == {
-        "lidar_broken": -1.5,
-        "camera_broken": 3.0,
-        "whole": 0.0,
-        "min": -2.0,
-        "max": 3.0,
-    }
-    assert {name: float(value) for name, value in detection_of_damage(doubts(output)).items()} == {
-        "auc_lidar": 1.0,
-        "auc_camera": 1.0,
-    }
+    expected = {"lidar_broken": -1.5, "camera_broken": 3.0, "whole": 0.0, "min": -2.0, "max": 3.0}
+    assert {name: float(numbers[name]) for name in expected} == expected
+
+    def areas(of: BiasOutput) -> dict[str, float]:
+        return {name: float(value) for name, value in detection_of_damage(doubts(of)).items()}
+
+    assert areas(output) == {"auc_lidar": 1.0, "auc_camera": 1.0}
     certain = output.replace(beta=torch.tensor([[-19.0, -18.5, -18.0, 19.0]])[..., None])
-    assert detection_of_damage(doubts(certain))["auc_lidar"] == 1.0  # though a sigmoid makes 1 of all of them
-    padded = output.replace(beta=-beta, draws=torch.tensor([[True, True, True, False]]))
-    assert {name: float(value) for name, value in detection_of_damage(doubts(padded)).items()} == {
-        "auc_lidar": 0.0
-    }
+    assert areas(certain)["auc_lidar"] == 1.0  # though a sigmoid makes 1 of all of them
+    assert areas(output.replace(beta=-beta, draws=torch.tensor([[True, True, True, False]]))) == {"auc_lidar": 0.0}
     assert set(beta_values(output.replace(lidar_lost=0 * lost))) == {"all", "camera_broken", "whole"}
-    share = torch.tensor([[0.0, 0.5, 1.0]])  # of the last three queries
-    assert {name: float(value) for name, value in spread(share_values(share, output)).items()} == {
-        "mean": 0.5,
-        "std": pytest.approx((1 / 6) ** 0.5),
-        "min": 0.0,
-        "max": 1.0,
-        "lidar_broken": 0.0,
-        "camera_broken": 1.0,
-        "whole": 0.5,
-    }
+    shares = spread(share_values(torch.tensor([[0.0, 0.5, 1.0]]), output))  # of the last three queries
+    expected = {"mean": 0.5, "std": (1 / 6) ** 0.5, "min": 0.0, "max": 1.0}
+    expected |= {"lidar_broken": 0.0, "camera_broken": 1.0, "whole": 0.5}
+    assert {name: float(value) for name, value in shares.items()} == pytest.approx(expected)
 
 
 def test_an_oracle_without_damage_is_refused() -> None:

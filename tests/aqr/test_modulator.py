@@ -49,23 +49,14 @@ def test_residual_weight_one_gives_the_features_back_bit_for_bit(kind: str, dtyp
     assert result.dtype == dtype and torch.equal(result, features)
 
 
-def test_min_max_and_activations() -> None:
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "relu", "none"])
+def test_min_max_and_activations(name: str) -> None:
     features, weight_map = example()
-    low = weight_map.amin((-2, -1), keepdim=True)
-    high = weight_map.amax((-2, -1), keepdim=True)
+    low, high = (weight_map.flatten(2).quantile(end, dim=2)[..., None, None] for end in (0.0, 1.0))
     stretched = (weight_map - low) / (high - low)
-    plain = {"residual_connection": False}
-    expected = features * stretched[:, :, None]
-    torch.testing.assert_close(Modulator(**plain, normalize_weights=True)(features, weight_map, "bev"), expected)
-    for name, function in (
-        ("sigmoid", torch.sigmoid),
-        ("tanh", torch.tanh),
-        ("relu", lambda x: x.clamp(min=0)),
-        ("none", lambda x: x),
-    ):
-        modulator = Modulator(**plain, normalize_weights=True, activation=name)
-        expected = features * function(stretched)[:, :, None]
-        torch.testing.assert_close(modulator(features, weight_map, "bev"), expected)
+    expected = stretched if name == "none" else getattr(torch, name)(stretched)
+    modulator = Modulator(residual_connection=False, normalize_weights=True, activation=name)
+    torch.testing.assert_close(modulator(features, weight_map, "bev"), features * expected[:, :, None])
 
 
 def test_a_map_without_contrast_stays_as_it_is() -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from cmt_aqr.data.masking import GridMask, MaskModality
 from cmt_aqr.geometry import box_corners, points_in_boxes, project_to_images
 from cmt_aqr.structures import Frame
 from tests.helpers.small_data import RANGE
+from tests.helpers.struck import cameras_around
 
 SIZE = (90, 160)
 FINISH = Finishing((103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
@@ -44,22 +46,11 @@ def frame() -> Frame:
     spread = torch.randn(12, 40, 3, generator=random) * 2
     points = torch.rand(480, 5, generator=random)
     points[:, :3] = (boxes[:, None, :3] + spread).reshape(-1, 3)
-    matrices = []
-    for view in range(6):
-        angle = math.pi / 3 * view
-        ahead = torch.tensor((math.cos(angle), math.sin(angle), 0.0))
-        right = torch.tensor((math.sin(angle), -math.cos(angle), 0.0))
-        matrix = torch.eye(4)
-        matrix[0, :3] = 100 * right + 80 * ahead
-        matrix[1, :3] = torch.tensor((0.0, 0.0, -100.0)) + 45 * ahead
-        matrix[2, :3] = ahead
-        matrix[2, 3] = 0.3
-        matrices.append(matrix)
     return Frame(
         token="token",
         points=points,
         images=torch.randint(0, 256, (6, *SIZE, 3), generator=random, dtype=torch.uint8).permute(0, 3, 1, 2),
-        lidar2img=torch.stack(matrices),
+        lidar2img=cameras_around(*SIZE, sees=80.0),
         boxes=boxes,
         labels=torch.arange(12) % 10,
         box_points=torch.arange(12),
@@ -68,7 +59,6 @@ def frame() -> Frame:
 
 
 def pixels_of(frame: Frame, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    assert frame.images is not None
     height, width = frame.images.shape[-2:]
     pixels, depth, seen = project_to_images(points[None, :, :3], frame.lidar2img[None], (height, width))
     return pixels[0], depth[0], seen[0]
@@ -137,7 +127,6 @@ def test_marked_pixels_move_as_lidar2img_says(frame: Frame, seed: int) -> None:
     images[0, v - 2 : v + 3, u - 2 : u + 3] = 255
     processing = ImageProcessing(size, augmentation=augmentation)
     result = processing(frame.replace(images=images.permute(0, 3, 1, 2)), random)
-    assert result.images is not None
     assert result.images.shape == (6, 3, *size)
     assert result.images.dtype == torch.uint8
     light = result.images[0].float().sum(dim=0)
@@ -150,22 +139,56 @@ def test_marked_pixels_move_as_lidar2img_says(frame: Frame, seed: int) -> None:
     assert (centre - moved[0, 0]).abs().max() < 2.0
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_pixels_are_those_of_whole_pictures_resized_and_cropped(frame: Frame, seed: int) -> None:
+    random = generator(seed)
+    height, width = 64, 100
+    rows, columns = int(random.integers(50, 150)), int(random.integers(80, 260))
+    left, mirrored = int(random.integers(max(1, columns - width))), bool(seed % 2)
+    cut = ImageProcessing((height, width)).resize(frame, 1.0, (rows, columns), left, mirrored).images
+    assert cut is not None and frame.images is not None
+    for image, pixels in zip(frame.images, cut, strict=True):
+        whole = cv2.resize(image.permute(1, 2, 0).numpy(), (columns, rows))
+        part = whole[max(0, rows - height) :, left : left + width]
+        expected = np.zeros((height, width, 3), dtype=np.uint8)
+        expected[height - len(part) :, : part.shape[1]] = part
+        np.testing.assert_array_equal(pixels.permute(1, 2, 0), expected[:, ::-1] if mirrored else expected)
+
+
+@pytest.mark.parametrize("least", [0.7, 0.94, 1.0])
+def test_no_pixel_is_made_of_unseen_rows(frame: Frame, least: float) -> None:
+    assert frame.images is not None
+    processing = ImageProcessing((40, 110), ImageAugmentation((least, 1.3)))
+    marked = processing.mark_unseen(frame, generator())
+    assert marked.images is not None
+    factor = least * 110 / 160
+    assert 90 - 40 / factor - 6 <= marked.unseen_rows <= 90 - 40 / factor
+    blank = marked.images.clone()
+    blank[:, :, : marked.unseen_rows] = 0
+    for seed in range(20):
+        seen = processing(marked.replace(images=blank), generator(seed))
+        torch.testing.assert_close(seen.images, processing(frame, generator(seed)).images, rtol=0, atol=0)
+        assert seen.unseen_rows == 0
+    smallest = ImageProcessing((40, 110), ImageAugmentation((least, least)))
+    blank[:, :, : marked.unseen_rows + 6] = 0  # not many rows are missed
+    assert not torch.equal(
+        smallest(marked.replace(images=blank), generator()).images, smallest(frame, generator()).images
+    )
+    assert ImageProcessing((90, 100)).mark_unseen(frame, generator()).unseen_rows == 0
+
+
 def test_flip_and_zoom_are_drawn_and_cropped_pictures_filled_up(frame: Frame) -> None:
     plain = ImageProcessing((64, 160))(frame, generator())
     flipped = ImageProcessing((64, 160), ImageAugmentation(flip=1.0))(frame, generator())
-    assert plain.images is not None
-    assert flipped.images is not None
     torch.testing.assert_close(flipped.images, plain.images.flip(-1))
     smaller = ImageAugmentation(resize=(0.5, 0.5))
     small = ImageProcessing((64, 160), smaller)(frame, generator())
-    assert small.images is not None
     assert (small.images[:, :, :, 80:] == 0).all()  # right
     assert (small.images[:, :, :19] == 0).all()  # top
     assert small.images[:, :, 19:, :80].float().std() > 10
 
 
 def test_test_time_crop_is_the_bottom_and_the_middle(frame: Frame) -> None:
-    assert frame.images is not None
     wide = ImageProcessing((64, 160))(frame, generator())
     torch.testing.assert_close(wide.images, frame.images[:, :, 26:])
     tall = ImageProcessing((90, 100))(frame, generator())
@@ -178,7 +201,6 @@ def test_grid_mask_drops_squares(frame: Frame) -> None:
     shares = []
     for _ in range(200):
         keep = mask.draw((64, 160), random)
-        assert keep is not None
         # Dropped pixels are a product of rows and columns: squares on a regular grid.
         dropped = ~keep
         np.testing.assert_array_equal(dropped, dropped.any(axis=1)[:, None] & dropped.any(axis=0)[None, :])
@@ -188,11 +210,10 @@ def test_grid_mask_drops_squares(frame: Frame) -> None:
     assert abs(np.mean(draws) - 0.7) < 0.07
     processing = ImageProcessing((64, 160), augmentation=ImageAugmentation(grid_mask=mask))
     frames = [processing(frame, generator(seed)) for seed in range(2)]
-    masks = torch.stack([processed.image_mask for processed in frames])  # type: ignore[misc]
+    masks = torch.stack([processed.image_mask for processed in frames])
     assert not torch.equal(*masks)
     for per_frame, expected in ((False, masks[[0, 0]]), (True, masks)):
         images = FINISH(collate(frames, mask_per_frame=per_frame)).images
-        assert images is not None  # one mask for all views
         assert torch.equal((images == 0).all(dim=2), ~expected[:, None].expand(-1, 6, -1, -1))
 
 
@@ -223,7 +244,6 @@ def test_mask_modality_loses_one_sensor_at_a_time(frame: Frame) -> None:
     lost = {"cameras": 0, "lidar": 0, "none": 0}
     for _ in range(400):
         result = mask(frame, random)
-        assert result.images is not None
         cameras, lidar = not result.images.any(), not result.points.any()
         assert not (cameras and lidar)
         assert result.points.shape == frame.points.shape
@@ -231,11 +251,9 @@ def test_mask_modality_loses_one_sensor_at_a_time(frame: Frame) -> None:
     assert abs(lost["cameras"] - 100) < 40
     assert abs(lost["lidar"] - 100) < 40
     always = MaskModality(cameras=1.0, lidar=0.0)(frame, random)
-    assert always.images is not None
     assert not always.images.any()
     # Black pictures are not the same as nothing: they are normalised like any picture.
     seen = Finishing((10, 20, 30), (1, 1, 1))(collate([ImageProcessing((64, 160))(always, random)]))
-    assert seen.images is not None
     assert seen.images[0, :, 2].unique().tolist() == [-30.0]
 
 
@@ -244,13 +262,12 @@ def test_a_sensor_may_be_lost_in_part(frame: Frame) -> None:
     lost = []
     for _ in range(40):
         images = MaskModality(cameras=1.0, lidar=0.0, views=2)(frame, random).images
-        assert images is not None
         black = [view for view in range(6) if not images[view].any()]
         lost.append(tuple(black))
         assert len(black) == 2
     assert len(set(lost)) > 8
     named = MaskModality(cameras=1.0, lidar=0.0, views=["CAM_BACK", "CAM_FRONT"])(frame, random).images
-    assert named is not None and [bool(view.any()) for view in named] == [False, True, True, False, True, True]
+    assert [bool(view.any()) for view in named] == [False, True, True, False, True, True]
 
     azimuth = torch.atan2(frame.points[:, 1], frame.points[:, 0])
     starts = set()

@@ -13,22 +13,11 @@ from cmt_aqr.data.corruptions import mome, multicorrupt, nuscenes_c, nuscenes_r
 from cmt_aqr.data.damage import TellDamage
 from cmt_aqr.data.masking import MaskModality
 from cmt_aqr.structures import Frame
-from tests.helpers.struck import driving, generator, photograph
-
-
-def around(view: int, sees: float = math.radians(70)) -> Tensor:
-    """lidar2img (4, 4) of the view-th of six cameras around, of images 90 pixels wide and 60 high."""
-    yaw = view * math.pi / 3
-    focal = 45 / math.tan(sees / 2)
-    camera = torch.tensor(((focal, 0, 45, 0), (0, focal, 30, 0), (0, 0, 1, 0), (0, 0, 0, 1)), dtype=torch.float64)
-    c, s = math.cos(yaw), math.sin(yaw)
-    axes = torch.tensor(((s, -c, 0, 0), (0, 0, -1, 0), (c, s, 0, 0), (0, 0, 0, 1)), dtype=torch.float64)
-    return camera @ axes
+from tests.helpers.struck import cameras_around, driving, generator, photograph
 
 
 def frame(points: int = 8000) -> Frame:
-    cameras = torch.stack([around(view) for view in range(6)])
-    return driving(points).replace(images=photograph(), lidar2img=cameras)
+    return driving(points).replace(images=photograph(), lidar2img=cameras_around(60, 90))
 
 
 def places() -> Tensor:
@@ -39,7 +28,6 @@ def places() -> Tensor:
 
 def found(struck: Frame, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     damage = collate([struck]).damage
-    assert damage is not None
     lidar, cameras, seen = damage.at(at)
     return lidar[0], cameras[0], seen[0]
 
@@ -68,7 +56,7 @@ def test_a_cut_field_of_view_is_lost_where_it_was_cut(move: tuple[float, float, 
 def test_a_black_view_is_lost_and_no_other_also_after_image_augmentation(lost: int) -> None:
     names = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
     struck = TellDamage([MaskModality(cameras=1.0, lidar=0.0, views=[names[lost]])])(frame(), generator())
-    black = [view for view in range(6) if not struck.images[view].any()]  # type: ignore[index]
+    black = [view for view in range(6) if not struck.images[view].any()]
     assert len(black) == 1
     cropped = ImageProcessing((30, 60))(struck, generator())
     for shown in (struck, cropped):

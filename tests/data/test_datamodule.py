@@ -33,11 +33,10 @@ def test_configuration_builds_and_loads(small_root: Path, tmp_path: Path) -> Non
     data.setup("fit")
     (batch,) = list(data.train_dataloader())
     assert batch.size == 3
-    assert batch.images is not None
     assert batch.images.shape == (3, 6, 3, 64, 160)
     assert batch.images.dtype == torch.uint8
     finished = data.finish(batch)
-    assert finished.images is not None and finished.images.is_contiguous()
+    assert finished.images.is_contiguous()
     assert finished.images.dtype == finished.points.dtype == finished.lidar2img.dtype == torch.float32
     assert data.finish(finished) is finished
     assert batch.lidar2global.dtype == torch.float64
@@ -66,7 +65,6 @@ def test_sensors_and_limits(small_root: Path, tmp_path: Path) -> None:
     blind = ready("fit", small_root, tmp_path, lidar=False, train_transforms=transforms)
     batch = next(iter(blind.train_dataloader()))
     assert batch.points.shape == (0, 5)
-    assert batch.images is not None
     assert (batch.images == batch.images[..., :1, :1]).all()  # black
 
 

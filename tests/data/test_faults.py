@@ -105,7 +105,6 @@ def test_night_has_the_mean_and_the_variance_of_photons_and_read_noise(value: in
     # A linear sensor with light enough that nothing is cut off: pixel = 255 * 2 * c / 1000, n = 250 * pixel / 255.
     night = Night(light=0.25, electrons=1000.0, read_noise=6.0, gain=2.0, gamma=1.0)
     dark = night(frame_of(images=grey(value)), generator()).images
-    assert dark is not None
     electrons = 0.25 * 1000 * value / 255
     per_electron = 255 * 2.0 / 1000
     pixels = dark.double()
@@ -119,7 +118,6 @@ def test_night_is_dark_noisy_and_stays_in_range() -> None:
         torch.arange(256, dtype=torch.uint8).repeat(6, 40, 1)[..., None].repeat(1, 1, 1, 3).permute(0, 3, 1, 2)
     )
     dark = Night()(frame_of(images=images), generator()).images
-    assert dark is not None
     assert dark.shape == images.shape
     assert dark.dtype == torch.uint8
     assert dark.is_contiguous(memory_format=torch.channels_last) == images.is_contiguous(
@@ -130,7 +128,6 @@ def test_night_is_dark_noisy_and_stays_in_range() -> None:
     assert white.mean() > black.mean() + 20
     assert white.std() > 5
     bright = Night(light=1.0, gain=1000.0)(frame_of(images=images), generator()).images
-    assert bright is not None
     assert bright[..., 255].min() == 255
 
 
@@ -191,7 +188,23 @@ def test_evaluation_draws_the_same_every_time(small_root: Path, tmp_path: Path) 
         assert all(torch.equal(getattr(left, name), getattr(right, name)) for name in ("points", "images"))
         assert all(torch.equal(getattr(left, name), getattr(clean, name)) for name in ("boxes", "lidar2img"))
         assert left.tokens == clean.tokens
-        assert not torch.equal(left.images, clean.images) or left.point_counts != clean.point_counts  # type: ignore[arg-type]
+        assert not torch.equal(left.images, clean.images) or left.point_counts != clean.point_counts
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_faults_know_which_rows_the_crop_drops(small_root: Path, tmp_path: Path, damage: bool) -> None:
+    """Where damage is told, whole images are struck: it is told of whole images."""
+    known = []
+
+    def fault(frame: Frame, random: np.random.Generator) -> Frame:
+        known.append(frame.unseen_rows)
+        return frame
+
+    cropped = {"image_size": (20, 160), "train_fault": fault, "eval_fault": fault, "damage": damage}
+    data = ready("fit", small_root, tmp_path, **cropped)
+    frames = [data.dataset(name)[0] for name in ("train", "val")]
+    assert len(known) == 2 and all((rows > 0) != damage for rows in known)
+    assert all(frame.unseen_rows == 0 for frame in frames)
 
 
 @pytest.mark.parametrize("name", ["fog", "night", "fog_or_night"])

@@ -32,12 +32,11 @@ def frame(token: str, points: int, seed: int | None, mask: bool) -> Frame:
 def test_images_are_normalised_then_masked() -> None:
     frames = [frame("a", 5, None, mask=True), frame("b", 0, None, mask=False)]
     batch = collate(frames, mask_per_frame=True)
-    assert batch.images is not None and batch.images.dtype == torch.uint8
+    assert batch.images.dtype == torch.uint8
     assert batch.images.permute(0, 1, 3, 4, 2).is_contiguous()  # as it was decoded: nothing was moved
     finished = Finishing(MEAN, STD)(batch)
-    assert finished.images is not None and finished.images.is_contiguous()
+    assert finished.images.is_contiguous()
     for got, source in zip(finished.images, frames, strict=True):
-        assert source.images is not None
         expected = (source.images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
         kept = 1.0 if source.image_mask is None else source.image_mask.float()
         torch.testing.assert_close(got, expected * kept)
@@ -84,7 +83,6 @@ def test_half_size_images_show_the_same_in_the_same_places(tmp_path: Path) -> No
     for data in (whole, half):
         data.setup("validate")
     read, small = (data.dataset("val").reader.read(0) for data in (whole, half))
-    assert read.images is not None and small.images is not None
     assert small.images.shape == (6, 3, 450, 800)
     blocks = read.images.reshape(6, 3, 450, 2, 800, 2).float().mean(dim=(3, 5))
     assert (blocks - small.images.float()).abs().mean() < 1.0
@@ -92,7 +90,6 @@ def test_half_size_images_show_the_same_in_the_same_places(tmp_path: Path) -> No
     torch.testing.assert_close(small.lidar2img[:, 2:], read.lidar2img[:, 2:])
     seen, small_seen = (data.dataset("val")[0] for data in (whole, half))
     torch.testing.assert_close(seen.lidar2img, small_seen.lidar2img)
-    assert seen.images is not None and small_seen.images is not None
     assert (seen.images.float() - small_seen.images.float()).abs().mean() < 6
 
 

@@ -194,7 +194,7 @@ def test_pieces_are_the_whole_however_they_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     for records in (odd * 5, [], odd[1:2]):
         for layout in ({"indent": 0}, {"indent": None}, {"separators": (",", ":")}, {"ensure_ascii": False}):
-            path.write_text(json.dumps(records, **layout), encoding="utf-8")  # type: ignore[arg-type]
+            path.write_text(json.dumps(records, **layout), encoding="utf-8")
             for size in (1, 7, 40, 1000):
                 pieces = list(read_pieces(path, size))
                 assert [record for _, piece in pieces for record in piece] == records

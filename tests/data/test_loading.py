@@ -1,5 +1,6 @@
 """Order, sharing between processes, and stopping and going on anywhere."""
 
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from cmt_aqr.data.augmentation import ImageAugmentation, SceneAugmentation
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.dataset import FrameLoader, FrameSampler, SampleKey, frame_generator
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.structures import Batch, Frame
+from cmt_aqr.structures import Batch
 from tests.helpers.commands import environment
 from tests.helpers.small_data import datamodule, ready
 from tests.helpers.trainers import quiet_trainer
@@ -87,7 +88,6 @@ def training_loader(root: Path, cache: Path, workers: int) -> FrameLoader:
 
 
 def digest(batch: Batch) -> tuple:
-    assert batch.images is not None
     parts = (batch.points, batch.images, batch.lidar2img, batch.boxes, batch.labels)
     return batch.tokens, tuple(part.double().sum().item() for part in parts)
 
@@ -182,16 +182,6 @@ def test_lightning_goes_on_with_the_same_batches(small_root: Path, tmp_path: Pat
         assert fit(small_root, tmp_path, 0, ckpt=path) == expected[step:]
 
 
-def test_cached_frames_stay_as_read(small_root: Path, tmp_path: Path) -> None:
-    def frames(cache_frames: bool) -> list[Frame]:
-        data = ready("fit", small_root, tmp_path, cache_frames=cache_frames, **AUGMENTED)
-        dataset = data.dataset("train")
-        return [dataset[SampleKey(epoch, frame)] for epoch in range(3) for frame in range(3)]
-
-    for fresh, cached in zip(frames(False), frames(True), strict=True):
-        assert digest(collate([fresh])) == digest(collate([cached]))
-
-
 def test_collate_keeps_counts_and_order(small_root: Path, tmp_path: Path) -> None:
     data = ready("validate", small_root, tmp_path)
     frames = [data.dataset("val")[number] for number in range(3)]
@@ -202,51 +192,34 @@ def test_collate_keeps_counts_and_order(small_root: Path, tmp_path: Path) -> Non
         assert torch.equal(batch.boxes_of_each()[number], frame.boxes)
         assert torch.equal(batch.labels_of_each()[number], frame.labels)
         assert torch.equal(batch.points.split(batch.point_counts)[number], frame.points)
-        assert batch.images is not None
         assert torch.equal(batch.images[number], frame.images)
         assert torch.equal(batch.lidar2img[number], frame.lidar2img.float())
         assert torch.equal(batch.lidar2global[number], frame.lidar2global)
     assert collate([frame.replace(images=None) for frame in frames]).images is None
     alone = collate(frames[:1])  # megabytes that are not copied
-    assert alone.images is not None and frames[0].images is not None
     assert torch.equal(alone.images[0], batch.images[0])
     assert alone.images.data_ptr() == frames[0].images.data_ptr()
     assert alone.points.data_ptr() == frames[0].points.data_ptr() and alone.points.shape == frames[0].points.shape
 
 
-def printed_by(*arguments: str) -> str:
-    """What a Python program prints, in a process of its own, if it ends well."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=environment(),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_workers_start_alike_whatever_the_default(small_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["forkserver", "spawn", "loky"])
+def test_workers_start_alike_whatever_the_default(small_root: Path, tmp_path: Path, method: str) -> None:
     """Other libraries change the process' way to start processes: joblib's launcher does."""
-    pytest.importorskip("joblib", reason="pip install -e '.[sweeps]'")
-    program = (
-        "import multiprocessing, sys\n"
-        "from pathlib import Path\n"
-        "import joblib.externals.loky.backend\n"
-        "from tests.data.test_loading import digest, training_loader\n"
-        "if __name__ == '__main__':\n"
-        "    root, cache = map(Path, sys.argv[1:])\n"
-        "    expected = list(map(digest, training_loader(root, cache, 0)))\n"
-        "    assert len(expected) == 3\n"
-        "    for method in ('fork', 'forkserver', 'spawn', 'loky'):\n"
-        "        multiprocessing.set_start_method(method, force=True)\n"
-        "        assert list(map(digest, training_loader(root, cache, 2))) == expected, method\n"
+    if method == "loky":
+        pytest.importorskip("joblib.externals.loky.backend", reason="pip install -e '.[sweeps]'")
+    expected, before = (
+        list(map(digest, training_loader(small_root, tmp_path, 0))),
+        multiprocessing.get_start_method(),
     )
-    script = tmp_path / "script.py"
-    script.write_text(program, encoding="utf-8")
-    printed_by(str(script), str(small_root), str(tmp_path))
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        loader = training_loader(small_root, tmp_path, 2)
+        assert list(map(digest, loader)) == expected
+        assert loader.multiprocessing_context.get_start_method() == (
+            "fork" if sys.platform == "linux" else "spawn"
+        )
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_own_workers_end_with_their_process_and_with_no_other_and_other_children_are_not_killed(
@@ -282,7 +255,12 @@ def test_own_workers_end_with_their_process_and_with_no_other_and_other_children
         "left = iter(loader)\n"
         "print(next(left).size)\n"
     )
-    printed = printed_by("-c", program, str(small_root), str(tmp_path))
+    command = [sys.executable, "-c", program, str(small_root), str(tmp_path)]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, encoding="utf-8", timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout
     # Python's own handler complains of a copy in the same way; ours must not.
     assert "_end_workers" not in printed
     assert printed.endswith("1\n")
@@ -293,7 +271,7 @@ def test_own_workers_end_with_their_process_and_with_no_other_and_other_children
 def test_a_sentence_arrives_whole_from_a_worker(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise DataError("/d/x DataError: y.bin is truncated: copy it again")
 
     monkeypatch.setattr("cmt_aqr.data.reading.read_image", refuse)

@@ -23,11 +23,6 @@ WITHOUT = {
 """What is left out, and the settings in which that run differs from the whole recipe."""
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 def arm(small_root: Path, cache: Path, name: str, *overrides: str) -> tuple[DictConfig, NuScenesDataModule]:
     config = composed(
         f"experiment={name}",

@@ -108,13 +108,8 @@ def test_file_is_written_whole_and_read_again(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "results_nusc.json"
     results = written(path, [row, row[:0]], ["t", "u"])
     assert results == {"t": [entry_of("t", row[0])], "u": []}
-    assert from_json(path)["meta"] == {
-        "use_camera": True,
-        "use_lidar": False,
-        "use_radar": False,
-        "use_map": False,
-        "use_external": False,
-    }
+    unused = dict.fromkeys(("use_lidar", "use_radar", "use_map", "use_external"), False)
+    assert from_json(path)["meta"] == {"use_camera": True, **unused}
     assert [file.name for file in path.parent.iterdir()] == ["results_nusc.json"]
 
 

@@ -1,5 +1,7 @@
 """Frames for tests of sensor failures, made by hand."""
 
+import math
+
 import numpy as np
 import torch
 from numpy.random import Generator
@@ -50,7 +52,6 @@ def driving(points: int = 400, sweeps: int = 3) -> Frame:
 
 def own_frames(frame: Frame) -> Tensor:
     """Positions (point, 3) in the frame of their file."""
-    assert frame.returns is not None
     motions = frame.returns.motions[frame.returns.sweep.long()]
     return torch.einsum("pji,pj->pi", motions[:, :3, :3], frame.points[:, :3].double() - motions[:, :3, 3])
 
@@ -64,3 +65,16 @@ def photograph(height: int = 60, width: int = 90, views: int = 6) -> Tensor:
     images = torch.where(images > 195, images, images + ramp)
     images[:, :, :4, :4], images[:, :, -4:, -4:] = 0, 255
     return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def cameras_around(height: int, width: int, sees: float = 70.0) -> Tensor:
+    """lidar2img (6, 4, 4) of cameras in the middle, every 60 degrees, of which each sees so many degrees."""
+    focal = width / 2 / math.tan(math.radians(sees) / 2)
+    camera = torch.eye(4, dtype=torch.float64)
+    camera[:2, :3] = torch.tensor(((focal, 0, width / 2), (0, focal, height / 2)))
+    matrices = []
+    for view in range(6):
+        c, s = math.cos(view * math.pi / 3), math.sin(view * math.pi / 3)
+        axes = torch.tensor(((s, -c, 0, 0), (0, 0, -1, 0), (c, s, 0, 0), (0, 0, 0, 1)), dtype=torch.float64)
+        matrices.append(camera @ axes)
+    return torch.stack(matrices)

@@ -35,17 +35,7 @@ def test_sine_embedding_by_hand() -> None:
     embedded = sine_embedding(torch.tensor([[0.25, 0.5]], dtype=torch.float64), 4)[0]
     # y first; denominators 1, 1, 1.5, 1.5; sine on even, cosine on odd positions.
     y = torch.tensor(torch.pi, dtype=torch.float64)
-    x = y / 2
-    expected = [
-        y.sin(),
-        y.cos(),
-        (y / 1.5).sin(),
-        (y / 1.5).cos(),
-        x.sin(),
-        x.cos(),
-        (x / 1.5).sin(),
-        (x / 1.5).cos(),
-    ]
+    expected = [wave for phase in (y, y / 1.5, y / 2, y / 3) for wave in (phase.sin(), phase.cos())]
     torch.testing.assert_close(embedded, torch.stack(expected))
 
 

@@ -33,10 +33,12 @@ def test_sweeps(kind: str, sweeps: int) -> None:
     motions = np.tile(np.eye(4), (4, 1, 1))
     motions[1:, :3, :3], motions[1:, :3, 3] = golden()["sweeps_rotation"], golden()["sweeps_translation"]
     count, making = sweeps + 1, kind == "database"
-    joined = join_sweeps(
-        [golden()["sweeps_key"], *golden()["sweeps_clouds"]][:count],
+    clouds = [cloud.copy() for cloud in (golden()["sweeps_key"], *golden()["sweeps_clouds"])][:count]
+    joined, _ = join_sweeps(
+        clouds,
         motions[:count],
         np.array([0, *golden()["sweeps_lag"]])[:count],
+        room=sum(map(len, clouds)),
         remove_close=making,
         pad_to=10 if making else 0,
     )

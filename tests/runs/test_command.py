@@ -90,6 +90,7 @@ def test_a_mistake_is_one_sentence_that_names_it_and_what_there_is(given: list[s
         ["-m", "renderer.max_weight_clamp=1.5,2.0", "renderer=base,recommended"],
         ["clamp_schedule.milestones={0:2.0,3:1.0}", "~callbacks.learning_rate"],
         ["--cfg", "job", "aqr=none"],
+        ["--cfg", "all", "--resolve"],
         ["optimizer.lr=tag(log,interval(1e-5,1e-3))", "seed=range(0,3)", "sweep=clamp_x_residual"],
         ["model=glob(tiny*)", "seed=range(0,1000000)", "name=choice(a,b)", "--multirun"],
     ],

@@ -16,6 +16,11 @@ STOP = "+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping"
 NDS = "+callbacks.stop.monitor=val/NDS"
 
 MISTAKES = [
+    # parts that a run needs
+    *(([f"{part}=null"], [f"{part}=null: "]) for part in ("model.network", "model.grid", "training.denoising")),
+    # settings that a class hands on to its base
+    (["data.cache_frames=maybe"], ["data.cache_frames=maybe: must be"]),
+    (["data.version=1.0"], ["data.version=1.0: must be"]),
     (["renderer.render_method=bilinear", "renderer.gaussian_sigma=3"], ["renderer.gaussian_sigma=3", "bilinear"]),
     (["modulator.residual_connection=false", "modulator.residual_weight=0.5"], ["modulator.residual_weight=0.5"]),
     (

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.runs.configuration import build, build_data, check_config
+from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.runs.typed import mistyped
 from cmt_aqr.training.run import build_module
 from tests.helpers.commands import SMALLEST_MODEL
@@ -47,18 +47,6 @@ def test_what_lightnings_callbacks_declare_counts_too() -> None:
     stop = {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "val/NDS", "patience": "abc"}
     config = OmegaConf.create({"callbacks": {"stop": stop}})
     assert refusal(config, "callbacks.stop").startswith("callbacks.stop.patience=abc: must be a whole number")
-
-
-@pytest.mark.parametrize("override", ["data.cache_frames=maybe", "data.version=1.0", "data.shuffle_points=abc"])
-def test_settings_that_are_handed_on_to_a_base_are_looked_at(override: str) -> None:
-    with pytest.raises(UserError, match=f"^{override}: must be"):
-        build_data(composed(override))
-
-
-@pytest.mark.parametrize("part", ["model.network", "model.grid", "training", "training.denoising"])
-def test_a_part_that_a_run_needs_is_asked_for(part: str) -> None:
-    with pytest.raises(UserError, match=f"^{part}=null: "):
-        check_config(composed(f"{part}=null"))
 
 
 def test_factors_of_other_layers_and_heads_are_refused_before_data_are_read() -> None:

@@ -157,18 +157,21 @@ def test_a_study_prints_and_writes_means_spreads_and_paired_differences(
     assert printed.index("plain") < printed.index("ours") and "…" not in printed
 
 
-def test_what_was_evaluated_is_kept_until_something_changes(tmp_path: Path, measured: list[DictConfig]) -> None:
+def test_what_was_evaluated_is_kept_until_something_changes(
+    tmp_path: Path, measured: list[DictConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path / "run", "plain", 1)
     first = study(settings(tmp_path))
-    assert len(measured) == 3
+    assert len(measured) == 3 and "3 of 3" in capsys.readouterr().err
     again = study(settings(tmp_path))
-    assert len(measured) == 3
+    assert len(measured) == 3 and not capsys.readouterr().err
     pd.testing.assert_frame_equal(again, first)
     assert len(again) == 4 and again["mAVE"].isna().all()
     thick = settings(tmp_path)
     thick.conditions.fog.fog.visibility = 10.0
     study(thick)
     assert [config.eval_fault.fog.visibility for config in measured[3:]] == [10.0]
+    assert "1 of 1: plain, seed 1, fog" in capsys.readouterr().err  # the time left is of what is evaluated
     study(settings(tmp_path, refresh=True))
     assert len(measured) == 7
     checkpoint = torch.load(run.folder / CHECKPOINT)

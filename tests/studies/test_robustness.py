@@ -3,6 +3,8 @@
 import functools
 import itertools
 import math
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.errors import UserError
+from cmt_aqr.runs.sweep_job import run_part
 from cmt_aqr.studies import robustness as module
 from cmt_aqr.studies.robustness import conditions_of, robustness
 from cmt_aqr.studies.robustness_scores import PUBLISHED, mean_of_all, relative_resistance, resistance
@@ -245,16 +250,68 @@ def test_nothing_is_said_of_the_robustness_of_a_model_that_hardly_sees() -> None
     assert ratios == ["0.500", "0.800", "0.500", "0.800", "0.0", "700.0"] and not notes
 
 
-def test_a_mistake_in_a_part_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise UserError("ckpt_path=absent: there is no such file")
-
+@pytest.fixture
+def sweeper() -> BasicSweeper:
+    """The one of the command's ``-m``, for jobs on Slurm."""
+    slurm = ["part=1/2,2/2", "out=here", "launcher=slurm"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("robustness", return_hydra_config=True)
-    sweeper = hydra.utils.get_class(config.hydra.sweeper._target_)
-    monkeypatch.setattr(sweeper.__base__, "sweep", fail)  # Hydra may have loaded its plugins twice
-    with pytest.raises(SystemExit, match=r"^error: ckpt_path=absent"):
-        sweeper(max_batch_size=None).sweep([])
+        config = hydra.compose("robustness", slurm[1:], return_hydra_config=True)
+    parts = hydra.utils.get_class(config.hydra.sweeper._target_)(max_batch_size=None)
+    parts.config = config
+    return parts
+
+
+def ended(result: object) -> JobReturn:
+    """A job that came to its end."""
+    job = JobReturn(status=JobStatus.COMPLETED)
+    job.return_value = result
+    return job
+
+
+def test_mistakes_in_parts_are_one_sentence_each(
+    sweeper: BasicSweeper, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [ended(DataError("no ring")), ended([]), ended(DataError("no ring")), ended(UserError("no masks"))]
+    base = type(sweeper).__base__  # Hydra may have loaded its plugins twice
+    monkeypatch.setattr(base, "sweep", lambda *_: [jobs])
+    with pytest.raises(SystemExit, match=r"^error: no ring\nerror: no masks$"):
+        sweeper.sweep([])
+    monkeypatch.setattr(base, "sweep", lambda *_: [[ended([]), ended([])]])
+    sweeper.sweep([])
+    assert "2 parts are done" in (told := capsys.readouterr().out) and "here/jobs/.submitit" in told
+
+    def lost(*_: object) -> None:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(base, "sweep", lost)
+    with pytest.raises(SystemExit):
+        sweeper.sweep([])
+    assert "the same command resumes it" in capsys.readouterr().err
+
+
+def test_a_part_hands_a_mistake_back_and_raises_a_bug(caplog: pytest.LogCaptureFixture) -> None:
+    def part(config: DictConfig) -> str:
+        if config.error:
+            raise UserError("no ring") if config.error == "mistake" else KeyError("bug")
+        return "done"
+
+    assert run_part(part, OmegaConf.create({"error": ""})) == "done"
+    returned = run_part(part, OmegaConf.create({"error": "mistake"}))
+    assert isinstance(returned, UserError) and "no ring" in str(returned) and "no ring" in caplog.text
+    with pytest.raises(KeyError):
+        run_part(part, OmegaConf.create({"error": "bug"}))
+
+
+def test_a_part_that_is_queued_again_has_no_result() -> None:
+    """Slurm may end the command that queues a job again before that says so."""
+
+    def part(status: int) -> None:
+        raise subprocess.CalledProcessError(status, ["scontrol", "requeue", "9_1"])
+
+    with pytest.raises(SystemExit):
+        run_part(lambda _: part(-signal.SIGTERM), OmegaConf.create())
+    with pytest.raises(subprocess.CalledProcessError):
+        run_part(lambda _: part(1), OmegaConf.create())
 
 
 def test_mistakes_are_told_before_anything_is_evaluated(

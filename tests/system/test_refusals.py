@@ -63,22 +63,9 @@ def test_a_mistake_is_explained_in_one_sentence(
         assert part in said
 
 
-@pytest.mark.parametrize(
-    ("override", "part"),
-    [
-        ("data.root=/nowhere", "data.root=/nowhere is not a folder"),
-        ("data.val_split=validation", "split validation is unknown"),
-        ("data.version=v1.0-tiny", "data.version=v1.0-tiny has no folder"),
-    ],
-)
-def test_missing_data_are_named(
-    override: str, part: str, monkeypatch: pytest.MonkeyPatch, run_folder: Path, tmp_path: Path
-) -> None:
-    small = [item for item in SMALL if not item.startswith(("data.root", "data.cache_dir"))]
-    data = ["data=nuscenes", f"data.root={run_folder / 'data'}", "data.version=v1.0-mini"]
-    splits = ["data.train_split=mini_train", "data.val_split=mini_val"]
-    said = sentence(monkeypatch, tmp_path, "train", *small, *data, *splits, override)
-    assert part in said
+def test_missing_data_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = sentence(monkeypatch, tmp_path, "train", *SMALL, "data=nuscenes", "data.root=/nowhere")
+    assert "data.root=/nowhere is not a folder" in said
 
 
 def test_a_missing_table_is_named(monkeypatch: pytest.MonkeyPatch, run_folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A job whose time is up is warned, writes a checkpoint, is queued again, and ends as one that nobody stopped."""
 
 import contextlib
-import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +13,7 @@ from cmt_aqr.files import read_record
 from tests.helpers.commands import PAIR, ROOT, arguments, environment, finished, run_command, run_line, start
 from tests.helpers.ran import assert_same_end, checkpoint_of, logged, wait_for_step
 from tests.helpers.requeued_job import REQUEUED
+from tests.helpers.slurm import SLURM, needs_slurm
 from tests.system.test_resume import LONG
 
 pytestmark = pytest.mark.system
@@ -56,24 +56,6 @@ def warn(job: int, number: signal.Signals) -> None:
     for one in [psutil.Process(job), *psutil.Process(job).children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.send_signal(number)
-
-
-SLURM = [
-    "launcher=slurm",
-    "hydra.launcher.gpus_per_node=null",
-    "hydra.launcher.cpus_per_task=1",
-    "hydra.launcher.mem_gb=4",
-    "hydra.launcher.timeout_min=2",
-    "hydra.launcher.signal_delay_s=60",
-]
-
-
-def has_slurm() -> bool:
-    """Whether a Slurm is at work on this machine."""
-    return shutil.which("sinfo") is not None and not subprocess.run(["sinfo"], capture_output=True).returncode
-
-
-needs_slurm = pytest.mark.skipif(not has_slurm(), reason="no Slurm here: sudo bash tests/system/slurm_here.sh")
 
 
 @needs_slurm

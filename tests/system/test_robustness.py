@@ -5,8 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.helpers.commands import PAIR, finished
+from tests.helpers.commands import PAIR, arguments, finished, run_anew
 from tests.helpers.ran import from_json, metrics_of
+from tests.helpers.slurm import SLURM, needs_slurm
 
 pytestmark = pytest.mark.system
 
@@ -40,6 +41,18 @@ def test_two_checkpoints_under_a_suite(run_folder: Path) -> None:
     # Untrained scores are all but equal, and a batch of another size rounds otherwise.
     expected = two[index].merge(table)[numbers]
     pd.testing.assert_frame_equal(two[numbers], expected, rtol=0.02)
+
+
+@needs_slurm
+def test_parts_are_slurm_jobs_that_share_a_folder(run_folder: Path) -> None:
+    finished(run_folder, "train", "aqr=none", "trainer.max_steps=2", "hydra.run.dir=for_slurm")
+    given = ["ckpt_path=for_slurm", "suite=mome", "out=by_slurm", *without("object_failure", "view_drop")]
+    slurm = ["-m", "part=1/2,2/2", *SLURM, "hydra.launcher.timeout_min=10"]
+    done = run_anew(run_folder, arguments("robustness", *given, *slurm))
+    assert done.returncode == 0 and "2 parts are done" in done.stdout, done.stdout + done.stderr
+    table = pd.read_csv(run_folder / "by_slurm" / "mome.csv")
+    assert sorted(table.condition) == ["clean", "fov60", "lidar_drop"]
+    assert (run_folder / "by_slurm" / "robustness.html").exists()
 
 
 def test_a_sheet_of_a_frame_needs_no_checkpoint(run_folder: Path) -> None:

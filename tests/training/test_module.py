@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from cmt_aqr.runs.configuration import build
 from cmt_aqr.training.clamp import ClampSchedule, renderer_of
@@ -29,6 +30,8 @@ def test_a_multiplier_of_0_freezes_one_module_and_its_statistics(frozen: str) ->
     for name, parameter in module.model.named_parameters():
         assert parameter.requires_grad == (module_of(name) != frozen), name
     for mode in (True, False, True):
+        if mode:  # as Lightning's ``sync_batchnorm`` exchanges norms
+            module = cast(DetectorModule, nn.SyncBatchNorm.convert_sync_batchnorm(module))
         module.train(mode)
         for name, part in module.model.named_modules():
             if not list(part.parameters()) or name in ("", "image", "head"):
@@ -76,6 +79,4 @@ def test_without_aqr_there_is_nothing_to_clamp() -> None:
     module = detector("aqr=none")
     assert renderer_of(module) is None
     ClampSchedule().on_train_start(at_epoch(0), module)
-    with pytest.raises(ValueError, match="nothing to clamp"):
-        ClampSchedule({0: 2.0}).on_fit_start(at_epoch(0), module)
     assert renderer_of(detector("aqr=attention_bias")) is None

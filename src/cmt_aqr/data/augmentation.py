@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import cv2
@@ -39,6 +40,7 @@ def apply_transforms(frame: Frame, transforms: Iterable[Transform], random: Gene
     return frame
 
 
+@dataclass
 class SceneAugmentation:
     """Turn, scale, shift and mirror the scene: points, boxes with their velocities, and lidar2img.
 
@@ -46,28 +48,20 @@ class SceneAugmentation:
     lidar2img takes the inverse, so every point still projects onto the pixel it did before. ``lidar2global``
     takes it too: it still brings points home, but it is no longer rigid, so boxes cannot be moved with it,
     which evaluation, where nothing is augmented, never asks for.
-
-    Args:
-        rotation: least and greatest angle about z, radians.
-        scale: least and greatest factor.
-        translation_std: standard deviation of the shift along x, y, z, metres.
-        flip_x: probability of x -> -x.
-        flip_y: probability of y -> -y.
     """
 
-    def __init__(
-        self,
-        rotation: Sequence[float] = (0.0, 0.0),
-        scale: Sequence[float] = (1.0, 1.0),
-        translation_std: Sequence[float] = (0.0, 0.0, 0.0),
-        flip_x: float = 0.0,
-        flip_y: float = 0.0,
-    ) -> None:
-        self.rotation = require_range("rotation", rotation)
-        self.scale = require_range("scale", scale, above=0)
-        self.translation_std = require_numbers("translation_std", translation_std, 3, low=0)
-        self.flip_x = require_fraction("flip_x", flip_x)
-        self.flip_y = require_fraction("flip_y", flip_y)
+    rotation: tuple[float, float] = (0.0, 0.0)  # least and greatest angle about z, radians
+    scale: tuple[float, float] = (1.0, 1.0)  # least and greatest factor
+    translation_std: Sequence[float] = (0.0, 0.0, 0.0)  # standard deviation of the shift along x, y, z, metres
+    flip_x: float = 0.0  # probability of x -> -x
+    flip_y: float = 0.0  # probability of y -> -y
+
+    def __post_init__(self) -> None:
+        self.rotation = require_range("rotation", self.rotation)
+        self.scale = require_range("scale", self.scale, above=0)
+        require_numbers("translation_std", self.translation_std, 3, low=0)
+        require_fraction("flip_x", self.flip_x)
+        require_fraction("flip_y", self.flip_y)
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
         """Draw a transform and apply it."""
@@ -115,33 +109,21 @@ def transform_scene(
     )
 
 
+@dataclass
 class TrainingFilter:
     """Keep what a training step can use.
 
-    Args:
-        point_range: x0, y0, z0, x1, y1, z1 in metres, LiDAR frame. Boxes whose centre lies outside in x or y
-            are dropped.
-        min_points: boxes with fewer annotated LiDAR points are dropped; CMT trains on boxes with one or more.
-        crop_points: drop points outside the range, which no voxel would take.
-        shuffle_points: draw a random order for the points, into which they are brought on the device: a voxel
-            keeps its first ten points, which would otherwise always be those of the newest sweeps.
-        half_points: round every value of a point to half precision, as the release's detector does on entry
-            while it trains (not while it is tested): steps of 0.031 m beyond 32 m.
+    Boxes are dropped whose centre lies outside the range in x or y, or that have few annotated LiDAR points: CMT
+    trains on boxes with one or more. A voxel keeps its first ten points, which would always be those of the newest
+    sweeps: a random order is drawn, into which points are brought on the device. The release's detector rounds
+    points to half precision on entry while it trains (not while it is tested): steps of 0.031 m beyond 32 m.
     """
 
-    def __init__(
-        self,
-        point_range: Sequence[float],
-        min_points: int = 1,
-        crop_points: bool = True,
-        shuffle_points: bool = True,
-        half_points: bool = False,
-    ) -> None:
-        self.point_range = tuple(float(value) for value in point_range)
-        self.min_points = min_points
-        self.crop_points = crop_points
-        self.shuffle_points = shuffle_points
-        self.half_points = half_points
+    point_range: Sequence[float]  # x0, y0, z0, x1, y1, z1 in metres, LiDAR frame
+    min_points: int = 1
+    crop_points: bool = True  # drop points outside the range, which no voxel would take
+    shuffle_points: bool = True
+    half_points: bool = False
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
         """Drop boxes and points."""
@@ -178,25 +160,24 @@ def _inside(points: Tensor, point_range: Sequence[float]) -> Tensor:
     return torch.from_numpy(records[inside].view(values.dtype).reshape(-1, values.shape[1]))
 
 
+@dataclass
 class ImageAugmentation:
     """What varies in :class:`ImageProcessing` in training; one draw a frame, the same for its six views.
 
-    Args:
-        resize: least and greatest factor, relative to the test-time resize. CMT's 0.47..0.625 of a 1600 x 900
-            picture at a test-time factor of 0.5 is 0.94..1.25, and so is its 0.94..1.25 at a test-time factor
-            of 1; relative factors fit pictures of any size.
-        flip: probability of a horizontal mirroring.
-        grid_mask: squares dropped after normalisation, or None.
+    Factors are relative to the test-time resize, so that they fit pictures of any size: CMT's 0.47..0.625 of a
+    1600 x 900 picture at a test-time factor of 0.5 is 0.94..1.25, and so is its 0.94..1.25 at a factor of 1.
     """
 
-    def __init__(
-        self, resize: Sequence[float] = (1.0, 1.0), flip: float = 0.0, grid_mask: GridMask | None = None
-    ) -> None:
-        self.resize = require_range("resize", resize, above=0)
-        self.flip = require_fraction("flip", flip)
-        self.grid_mask = grid_mask
+    resize: tuple[float, float] = (1.0, 1.0)  # least and greatest factor
+    flip: float = 0.0  # probability of a horizontal mirroring
+    grid_mask: GridMask | None = None  # squares dropped after normalisation
+
+    def __post_init__(self) -> None:
+        self.resize = require_range("resize", self.resize, above=0)
+        require_fraction("flip", self.flip)
 
 
+@dataclass
 class ImageProcessing:
     """Resize, crop and perhaps mirror the images; lidar2img goes along.
 
@@ -206,25 +187,13 @@ class ImageProcessing:
 
     Images are resized as they were read, bilinear, to whole grey levels (uint8), in training and at test, which
     gives the published pixels exactly. In lidar2img pixel *edges* scale and mirror: u' = s u, and
-    u' = width - u, as in CMT's release.
-
-    Args:
-        size: height and width of the result.
-        augmentation: what varies in training, or None.
-        exact_lidar2img: scale lidar2img by the ratio of the sizes in whole pixels, which is what happens to the
-            picture; off, by the factor as drawn, as in CMT's release (up to a pixel apart at the far edge).
+    u' = width - u, as in CMT's release; by the ratio of the sizes in whole pixels, which is what happens to the
+    picture, or by the factor as drawn, as in the release (up to a pixel apart at the far edge).
     """
 
-    def __init__(
-        self,
-        size: Sequence[int],
-        augmentation: ImageAugmentation | None = None,
-        exact_lidar2img: bool = True,
-    ) -> None:
-        height, width = size
-        self.size = (int(height), int(width))
-        self.augmentation = augmentation
-        self.exact_lidar2img = exact_lidar2img
+    size: Sequence[int]  # height and width of the result
+    augmentation: ImageAugmentation | None = None  # what varies in training
+    exact_lidar2img: bool = True  # whether lidar2img scales by the ratio of the sizes
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
         """Return the frame with images (view, 3, *size) uint8; a frame without images stays as it is.
@@ -245,22 +214,31 @@ class ImageProcessing:
         spare = max(0, resized[1] - width)
         left = spare // 2 if self.augmentation is None else int(random.uniform(0, spare))
         if self.augmentation is not None and self.augmentation.grid_mask is not None:
-            mask = self.augmentation.grid_mask.draw(self.size, random)
+            mask = self.augmentation.grid_mask.draw((height, width), random)
         frame = self.resize(frame, factor, resized, left, mirrored)
         return frame.replace(image_mask=None if mask is None else torch.from_numpy(mask))
+
+    def mark_unseen(self, frame: Frame, random: Generator) -> Frame:
+        """Note in a frame as read how many rows at the top of its images the crop drops, whatever is drawn."""
+        if frame.images is None:
+            return frame
+        height, width = self.size
+        raw_height, raw_width = frame.images.shape[-2:]
+        least = 1.0 if self.augmentation is None else self.augmentation.resize[0]
+        factor = least * max(height / raw_height, width / raw_width)
+        dropped = int(raw_height * factor) - height
+        # A row less for those that are rounded, and for the other of the two that a pixel is made of.
+        return frame.replace(unseen_rows=max(0, int((dropped - 1) / factor) - 2))
 
     def resize(self, frame: Frame, factor: float, resized: tuple[int, int], left: int, mirrored: bool) -> Frame:
         """Resize, keep the bottom rows and the columns from ``left`` on, perhaps mirror; lidar2img goes along.
 
         Args:
-            frame: with images (view, 3, height, width) uint8.
+            frame: with images (view, 3, height, width) uint8, which become (view, 3, *size).
             factor: as drawn, from stored pixels to resized ones.
             resized: height and width in whole pixels.
             left: first column.
             mirrored: swap left and right, after all else.
-
-        Returns:
-            The frame with images (view, 3, *size) uint8.
         """
         assert frame.images is not None
         raw_height, raw_width = frame.images.shape[-2:]
@@ -271,7 +249,9 @@ class ImageProcessing:
             pixel = _mirror(self.size[1]) @ pixel
         pixels = self._pixels(frame.images, resized, top, left, mirrored)
         return frame.replace(
-            images=torch.from_numpy(pixels).permute(0, 3, 1, 2), lidar2img=pixel @ frame.lidar2img.double()
+            images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            lidar2img=pixel @ frame.lidar2img.double(),
+            unseen_rows=0,
         )
 
     def _pixels(
@@ -279,12 +259,18 @@ class ImageProcessing:
     ) -> NDArray[np.uint8]:
         """Pixels (view, height, width, 3) of images (view, 3, height, width)."""
         height, width = self.size
-        result = np.zeros((len(images), height, width, 3), dtype=np.uint8)
+        raw_height, raw_width = images.shape[-2:]
         rows = slice(max(0, -top), max(0, -top) + min(height, resized[0] - max(0, top)))
         filled = min(width, resized[1] - left)
         columns = slice(width - filled, width) if mirrored else slice(0, filled)
+        whole = filled == width and rows == slice(0, height)
+        result = (np.empty if whole else np.zeros)((len(images), height, width, 3), dtype=np.uint8)
+        # What the crop drops on the right need not be resized. At the other sides it must: a resize that begins in
+        # the middle rounds otherwise. As factors, because a cut picture's sizes have another ratio.
+        across, down = resized[1] / raw_width, resized[0] / raw_height
+        needed = int((left + filled + 1) / across) + 3
         for view, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-            picture = cv2.resize(image, (resized[1], resized[0]))
+            picture = cv2.resize(image[:, :needed], None, fx=across, fy=down)
             picture = picture[max(0, top) : max(0, top) + height, left : left + width]
             place = result[view, rows, columns]
             if mirrored:

@@ -63,19 +63,13 @@ def collisions(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArr
 def find_room(
     standing: NDArray[np.float32], candidates: NDArray[np.float32], groups: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Which candidates find room among boxes that stand there, and among each other.
+    """Which candidates (candidate, >= 7) find room among boxes that stand there, and among each other.
 
-    As in CMT's release: group after group, and in it one candidate after the other. A candidate is turned away
-    if it collides with a box, with one accepted from an earlier group, or with one of its own group that is not
-    turned away yet; so of two that collide with each other only, the later stays.
-
-    Args:
-        standing: (box, >= 7).
-        candidates: (candidate, >= 7).
-        groups: (candidate,) rising.
-
-    Returns:
-        (candidate,) whether it is accepted.
+    As in CMT's release: group after group (candidate,), rising, and in it one candidate after the other. A
+    candidate is
+    turned away if it collides with a box, with one accepted from an earlier group, or with one of its own group
+    that is
+    not turned away yet; so of two that collide with each other only, the later stays.
     """
     blocked = collisions(candidates, standing).any(axis=1)
     between = collisions(candidates, candidates)

@@ -31,7 +31,7 @@ _SHIFT = 0.05
 
 
 class TellDamage:
-    """Applies faults and notes in ``Frame.damage`` what they broke.
+    """Applies faults to a frame as read and notes in ``Frame.damage`` what they broke.
 
     Whatever the fault, both frames are compared, so that a fault need not know how to describe itself:
 
@@ -41,9 +41,6 @@ class TellDamage:
       or stuck LiDAR counts as whole.
     - Cameras: 1 - r per image cell, with r the correlation of its pixels before and after. A cell without contrast
       leans on its image. A calibration that moves what stands at 20 m by 5 % of the width counts as blind.
-
-    Args:
-        faults: on a frame as read, in this order.
     """
 
     def __init__(self, faults: Sequence[Transform]) -> None:

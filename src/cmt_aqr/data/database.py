@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,15 @@ def patches_path(folder: Path, part: int) -> Path:
     return folder / f"part-{part:04d}.patches"
 
 
+def check_part(folder: Path, part: int, sizes: Sequence[int]) -> None:
+    """See that the files of a part have their sizes, in bytes; else raise a ``DataError``."""
+    for path, size in zip((points_path(folder, part), patches_path(folder, part)), sizes, strict=True):
+        there = path.stat().st_size if path.is_file() else 0
+        if there != size:
+            what = "cut" if path.is_file() else "missing"
+            raise DataError(f"{path} is {what}: {there} bytes of {size}; delete it, and it is made again")
+
+
 def difference(folder: Path, contents: Contents) -> str | None:
     """How the database in a folder differs from what is asked for; ``None``: it does not, or there is none."""
     description = read_description(folder)
@@ -132,8 +142,7 @@ class ObjectDatabase:
         if differs is not None:
             raise DataError(f"the database of objects in {folder} {differs}: delete it, or name another folder")
         for part, sizes in enumerate(description["parts"]):
-            for path, size in zip((points_path(folder, part), patches_path(folder, part)), sizes, strict=True):
-                _check_size(path, size)
+            check_part(folder, part, sizes)
         self.starts: NDArray[np.int64] = np.searchsorted(self.entries["label"], np.arange(len(CLASSES) + 1))
         """(class + 1,): objects of class c are rows ``starts[c]:starts[c + 1]``."""
 
@@ -157,8 +166,6 @@ class ObjectDatabase:
         """Points (point, 5) of an object less the centre of its box's **bottom**, with intensity and lag in s."""
         entry = self.entries[row]
         shape = (int(entry["points"]), POINT_FEATURES)
-        if not shape[0]:
-            return np.zeros(shape, dtype=np.float32)
         offset = int(entry["points_at"]) * _POINT_BYTES
         return self._read(points_path(self.folder, int(entry["part"])), offset, np.float32, shape)
 
@@ -177,12 +184,3 @@ class ObjectDatabase:
                 return np.fromfile(file, kind, count=int(np.prod(shape)), offset=offset).reshape(shape)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read ({error}): delete it, and it is made again") from error
-
-
-def _check_size(path: Path, size: int) -> None:
-    there = path.stat().st_size if path.is_file() else 0
-    if there != size:
-        raise DataError(
-            f"{path} is {'cut' if path.is_file() else 'missing'}: {there} bytes of {size}; delete it, and it is "
-            "made again"
-        )

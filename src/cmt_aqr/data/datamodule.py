@@ -134,15 +134,17 @@ class NuScenesDataModule(LightningDataModule):
         self.lidar = lidar
         self.min_points = min_points
         self.point_range = list(point_range)
+        images = ImageProcessing(image_size, image_augmentation, exact_lidar2img)
+        eval_images = ImageProcessing(image_size, exact_lidar2img=exact_lidar2img)
         self._train_transforms: list[Transform] = [
-            *_faults(train_fault, train_transforms, damage),
+            *_faults(train_fault, train_transforms, damage, images),
             *([scene_augmentation] if scene_augmentation is not None else []),
             TrainingFilter(point_range, min_points, crop_points, shuffle_points, half_points),
-            ImageProcessing(image_size, image_augmentation, exact_lidar2img),
+            images,
         ]
         self._eval_transforms: list[Transform] = [
-            *_faults(eval_fault, eval_transforms, damage),
-            ImageProcessing(image_size, exact_lidar2img=exact_lidar2img),
+            *_faults(eval_fault, eval_transforms, damage, eval_images),
+            eval_images,
         ]
         self.half_size_images = half_size_images
         self._finishing = Finishing(image_mean, image_std)
@@ -285,7 +287,11 @@ class NuScenesDataModule(LightningDataModule):
         return self._loader("val")
 
 
-def _faults(fault: Transform | None, transforms: Transforms, damage: bool) -> list[Transform]:
-    """What acts on a frame as read; with ``damage`` it is noted what they broke."""
+def _faults(
+    fault: Transform | None, transforms: Transforms, damage: bool, images: ImageProcessing
+) -> list[Transform]:
+    """What acts on a frame as read; with ``damage`` it is noted what they broke, in whole images."""
     present = [step for step in (fault, *(transforms or {}).values()) if step is not None]
-    return [TellDamage(present)] if damage else present
+    if damage:
+        return [TellDamage(present)]
+    return [images.mark_unseen, *present] if present else []

@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,35 +62,19 @@ def generator_of_frame(random: Generator, frame: int) -> Generator:
     return np.random.default_rng(other)
 
 
+@dataclass(eq=False)
 class FrameDataset(Dataset[Frame]):
-    """Reads a frame and transforms it.
+    """Reads a frame and transforms it."""
 
-    Args:
-        reader: where frames come from.
-        transforms: applied in this order.
-        seed: of every frame's generator.
-        cache_frames: keep frames as read in memory (of each worker process); for small data sets, where
-            decoding pictures takes most of the time.
-        replace_empty: give another frame, drawn from all, for one without a box, until one has a box.
-        sampler: pastes objects into frames as read, before all transforms.
-    """
+    reader: FrameReader  # where frames come from
+    transforms: Sequence[Transform]  # applied in this order
+    seed: int = 0  # of every frame's generator
+    cache_frames: bool = False  # keep frames as read in memory (of each worker process); for small data sets
+    replace_empty: bool = False  # give another frame, drawn from all, for one without a box, until one has a box
+    sampler: ObjectSampler | None = None  # pastes objects into frames as read, before all transforms
 
-    def __init__(
-        self,
-        reader: FrameReader,
-        transforms: Sequence[Transform],
-        seed: int = 0,
-        cache_frames: bool = False,
-        replace_empty: bool = False,
-        sampler: ObjectSampler | None = None,
-    ) -> None:
-        self.reader = reader
-        self.transforms = tuple(transforms)
-        self.seed = seed
-        self.replace_empty = replace_empty
-        self.sampler = sampler
-        self._fade_told = False
-        self._cache: dict[int, Frame] | None = {} if cache_frames else None
+    def __post_init__(self) -> None:
+        self._cache: dict[int, Frame] = {}
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -122,24 +107,21 @@ class FrameDataset(Dataset[Frame]):
         return self.sampler(frame, self.reader.obstacles(key.frame, self.sampler.min_points), random)
 
     def tell_fade(self, epoch: int) -> None:
-        """Say once, when the first epoch begins that does not sample, that it does not."""
-        if self.sampler is None or self._fade_told or self.sampler.sampling.active(epoch):
-            return
-        self._fade_told = True
-        rank_zero_only(log.info)(
-            "Epoch %d: no objects are pasted into frames from here on (data.sampling.until_epoch=%d)",
-            epoch,
-            self.sampler.sampling.until_epoch,
-        )
+        """Say, when the first epoch begins that does not sample, that it does not."""
+        if self.sampler is not None and epoch == self.sampler.sampling.until_epoch:
+            rank_zero_only(log.info)(
+                "data.sampling.until_epoch=%d: no objects are pasted into frames from here on", epoch
+            )
 
     def _read(self, index: int) -> Frame:
-        if self._cache is None:
+        if not self.cache_frames:
             return self.reader.read(index)
         if index not in self._cache:
             self._cache[index] = self.reader.read(index)
         return self._cache[index]
 
 
+@dataclass(eq=False)
 class FrameSampler(DistributedSampler[SampleKey]):
     """Keys of one process's frames, by (seed, epoch), from any batch of the epoch on.
 
@@ -152,38 +134,20 @@ class FrameSampler(DistributedSampler[SampleKey]):
     steps. Evaluation: in order, no frame left out, none twice; ranks may differ by one frame. Only where there
     are fewer frames than ranks, the first are repeated, because Lightning leaves out the whole evaluation on a
     rank without any; the metric counts a frame once.
-
-    Args:
-        frames: how many frames an epoch has.
-        batch_size: frames per step on one rank.
-        training: see above.
-        seed: of the shuffling.
-        num_replicas: number of ranks.
-        rank: this process.
-        resampled: (frames,) numbers of the frames of an epoch, some repeated, some left out; ``None``: all of
-            them once.
     """
 
-    def __init__(
-        self,
-        frames: int,
-        batch_size: int,
-        training: bool,
-        seed: int = 0,
-        num_replicas: int = 1,
-        rank: int = 0,
-        resampled: NDArray[np.int64] | None = None,
-    ) -> None:
-        self.frames = frames
-        self.resampled = np.arange(frames) if resampled is None else resampled
-        self.repeats = occurrences(self.resampled)
-        self.batch_size = batch_size
-        self.training = training
-        self.seed = seed
-        self.num_replicas = num_replicas
-        self.rank = rank
-        self.epoch = 0
-        self.batches_done = 0
+    frames: int  # of an epoch
+    batch_size: int  # frames per step on one rank
+    training: bool
+    seed: int = 0  # of the shuffling
+    num_replicas: int = 1  # number of ranks
+    rank: int = 0  # this process
+    resampled: NDArray[np.int64] | None = None  # (frames,) numbers of an epoch's frames; None: all of them once
+
+    def __post_init__(self) -> None:
+        self._numbers = np.arange(self.frames) if self.resampled is None else self.resampled
+        self._repeats = occurrences(self._numbers)
+        self.epoch = self.batches_done = 0
 
     def __len__(self) -> int:
         """Frames of this rank in a whole epoch, wherever in it the position is."""
@@ -222,7 +186,7 @@ class FrameSampler(DistributedSampler[SampleKey]):
         # Evaluation draws the same in every epoch, which Lightning names to its loaders, too.
         epoch = self.epoch if self.training else 0
         left = own[self.batches_done * self.batch_size :]
-        frames, repeats = self.resampled[left].tolist(), self.repeats[left].tolist()
+        frames, repeats = self._numbers[left].tolist(), self._repeats[left].tolist()
         return map(SampleKey, itertools.repeat(epoch), frames, repeats)
 
 
@@ -252,6 +216,7 @@ class FrameLoader(WorkerLoader[Batch]):
             batch_size=sampler.batch_size,
             collate_fn=functools.partial(collate, mask_per_frame=mask_per_frame),
             pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
         )
         self.frames, self.frame_sampler = dataset, sampler
         self._epoch, self._batches_done = sampler.epoch, sampler.batches_done

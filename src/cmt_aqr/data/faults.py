@@ -40,13 +40,14 @@ class Fog:
     Ranges are measured from the keyframe's LiDAR, for points of earlier sweeps too. Images stay clear, so that
     one sensor is bad and not two.
 
-    Args:
-        visibility: meteorological optical range in metres. 50 is dense fog: alpha 0.06, of the returns
-            from 20 m 9 % are left. Below 1000 it is called fog.
-        clutter: share of the lost returns that become echoes of the fog.
+    50 m is dense fog: alpha 0.06, of the returns from 20 m 9 % are left. Below 1000 m it is called fog.
     """
 
-    def __init__(self, visibility: float = 50.0, clutter: float = 0.1) -> None:
+    def __init__(
+        self,
+        visibility: float = 50.0,  # meteorological optical range in metres
+        clutter: float = 0.1,  # share of the lost returns that become echoes of the fog
+    ) -> None:
         self.visibility = require_above_zero("visibility", visibility)
         self.clutter = require_fraction("clutter", clutter)
         self.alpha = math.log(20) / self.visibility
@@ -79,22 +80,15 @@ class Night:
     Poisson's part is shot noise, the normal one read noise (Foi et al., "Practical Poissonian-Gaussian Noise
     Modeling and Fitting for Single-Image Raw-Data", IEEE Transactions on Image Processing, 2008). Acts on
     images as they were read, before they are resized and normalised. Points stay as they are.
-
-    Args:
-        light: what is left of the light of the picture as it was taken.
-        electrons: how many a white pixel counts in that picture.
-        read_noise: standard deviation in electrons.
-        gain: amplification of what was counted.
-        gamma: exponent from pixels to light.
     """
 
     def __init__(
         self,
-        light: float = 0.01,
-        electrons: float = 2000.0,
-        read_noise: float = 4.0,
-        gain: float = 4.0,
-        gamma: float = 2.2,
+        light: float = 0.01,  # what is left of the light of the picture as it was taken
+        electrons: float = 2000.0,  # how many a white pixel counts in that picture
+        read_noise: float = 4.0,  # standard deviation in electrons
+        gain: float = 4.0,  # amplification of what was counted
+        gamma: float = 2.2,  # exponent from pixels to light
     ) -> None:
         self.light = require_number("light", light, above=0, high=1)
         self.electrons = require_above_zero("electrons", electrons)

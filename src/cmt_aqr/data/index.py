@@ -136,11 +136,10 @@ def load_index(root: Path, version: str, split: str, cache_dir: Path) -> FrameIn
         DataError: the request cannot be, the split has no frame, or a frame has neither LiDAR nor camera.
     """
     names = [field.name for field in dataclasses.fields(FrameIndex)]
-
-    def make(tables: Tables) -> dict[str, NDArray[Any]]:
-        return vars(build_index(tables, split))
-
-    return FrameIndex(**cached("index", FORMAT, names, make, root, version, split, cache_dir))
+    arrays = cached(
+        "index", FORMAT, names, lambda tables: vars(build_index(tables, split)), root, version, split, cache_dir
+    )
+    return FrameIndex(**arrays)
 
 
 def build_index(tables: Tables, split: str) -> FrameIndex:

@@ -27,6 +27,7 @@ from cmt_aqr.data.database import (
     FORMAT,
     Contents,
     ObjectDatabase,
+    check_part,
     difference,
     patches_path,
     points_path,
@@ -161,11 +162,11 @@ def _read_part(folder: Path, part: int, contents: Contents) -> dict[str, NDArray
     arrays = load_arrays(_part_path(folder, part), contents.stamp, ("entries", "valid", "sizes"))
     if arrays is None:
         return None
-    for file, size in zip((points_path, patches_path), arrays["sizes"].tolist(), strict=True):
-        there = file(folder, part)
-        if not there.is_file() or there.stat().st_size != size:
-            log.warning("%s is missing or cut: making it again", there)
-            return None
+    try:
+        check_part(folder, part, arrays["sizes"].tolist())
+    except DataError as error:
+        log.warning("%s", error)
+        return None
     return arrays
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,24 +25,16 @@ class MaskModality:
     is 0. One draw decides, so never both are lost: the upper end of [0, 1) is the cameras', the part below it
     the LiDAR's, as in CMT's release. Pasted objects are lost with the rest.
 
-    A sensor may be lost in part: some of the six cameras, or a sector of the LiDAR's view. Points of a sector
-    are dropped: as zeros they would stand for something at the origin.
-
-    Args:
-        cameras: probability that cameras are lost.
-        lidar: probability that the LiDAR is lost.
-        views: which cameras are then lost: so many of the six, drawn anew for each frame, or names as in
-            ``[CAM_FRONT, CAM_BACK]``.
-        sector: degrees of azimuth that the LiDAR then loses, in a direction drawn anew for each frame; 360 is
-            all of it.
+    A sensor may be lost in part: some of the six cameras, or a sector of the LiDAR's view, drawn anew for each
+    frame. Points of a sector are dropped: as zeros they would stand for something at the origin.
     """
 
     def __init__(
         self,
-        cameras: float = 0.25,
-        lidar: float = 0.25,
-        views: int | Sequence[str] = len(CAMERAS),
-        sector: float = 360.0,
+        cameras: float = 0.25,  # probability that cameras are lost
+        lidar: float = 0.25,  # probability that the LiDAR is lost
+        views: int | Sequence[str] = len(CAMERAS),  # so many of the six, or names as in [CAM_FRONT, CAM_BACK]
+        sector: float = 360.0,  # degrees of azimuth that the LiDAR then loses; 360 is all of it
     ) -> None:
         self.cameras = require_fraction("cameras", cameras)
         self.lidar = require_fraction("lidar", lidar)
@@ -102,6 +95,7 @@ def _views(views: int | Sequence[str]) -> tuple[int, list[int]]:
     )
 
 
+@dataclass
 class GridMask:
     """Drop a grid of squares from the images (GridMask, Chen et al., arXiv 2001.04086), as CMT's release does it.
 
@@ -109,18 +103,15 @@ class GridMask:
     repeat every ``period`` pixels, uniform in [2, height) for rows and columns alike. The release draws bars on
     a canvas 1.5 times as large, whose centre counts, and none before the first or after the last whole period:
     with a large period the border is one wide gap, so that more is lost than ``(1 - ratio)^2``.
-
-    Args:
-        probability: how often images are masked.
-        ratio: share of the period that stays, along each axis.
-        per_frame: a mask for each frame; off, as published, the frames of a batch (of one device) share the
-            first frame's.
     """
 
-    def __init__(self, probability: float = 0.7, ratio: float = 0.5, per_frame: bool = False) -> None:
-        self.probability = require_fraction("probability", probability)
-        self.ratio = require_number("ratio", ratio, above=0, below=1)
-        self.per_frame = per_frame
+    probability: float = 0.7  # how often images are masked
+    ratio: float = 0.5  # share of the period that stays, along each axis
+    per_frame: bool = False  # off, as published: the frames of a batch (of one device) share the first one's mask
+
+    def __post_init__(self) -> None:
+        require_fraction("probability", self.probability)
+        require_number("ratio", self.ratio, above=0, below=1)
 
     def draw(self, size: tuple[int, int], random: Generator) -> NDArray[np.bool_] | None:
         """Pixels (height, width) that stay, or None where this frame is not masked."""
@@ -131,13 +122,9 @@ class GridMask:
         return self.mask(size, period, int(row), int(column))
 
     def mask(self, size: tuple[int, int], period: int, row: int, column: int) -> NDArray[np.bool_]:
-        """Pixels (height, width) that stay.
+        """Pixels (height, width) that stay, with a period of 2 pixels or more.
 
-        Args:
-            size: height and width.
-            period: pixels, 2 or more.
-            row: of the canvas, 0 to ``period - 1``, where the first bar of rows begins.
-            column: the same along the columns.
+        The first bar of rows begins at ``row`` of the canvas, 0 to ``period - 1``, that of columns at ``column``.
         """
         bar = min(max(int(period * self.ratio + 0.5), 1), period - 1)
         rows, columns = (_bars(side, period, bar, first) for side, first in zip(size, (row, column), strict=True))

@@ -83,21 +83,18 @@ def paste_patches(
     patches: Sequence[NDArray[np.uint8] | None],
     blend: float = 0.5,
 ) -> NDArray[np.uint8]:
-    """Paste the patches of boxes over the images, far ones first, as CMT's release does.
+    """Paste the patches of boxes (box, >= 7) over the images, far ones first, as CMT's release does.
 
     A patch goes into every image before whose camera its box stands whole, squeezed into what is visible of the
     box's rectangle, and is mixed with what is there: ``floor((1 - blend) old + blend patch)``. What stands in
     the frame itself is not painted again, so that a pasted object shines through a nearer real one.
 
     Args:
-        images: (view, height, width, 3) as stored.
+        images: (view, height, width, 3) as stored; new ones are returned where something is painted.
         lidar2img: (view, 4, 4) to their pixels.
         boxes: (box, >= 7).
         patches: of each box (height, width, 3), or None: there is none, and nothing is painted.
         blend: share of the patch.
-
-    Returns:
-        New images; the given ones where nothing is painted.
     """
     _, height, width, _ = images.shape
     rectangles, depths = paste_rectangles(boxes, lidar2img, (height, width))

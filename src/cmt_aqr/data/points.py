@@ -28,6 +28,14 @@ _TOGETHER = 128
 """Points that are compared side by side, which the processor does eight at a time."""
 
 
+def point_count(path: Path) -> int:
+    """Points of a nuScenes sweep by the size of its file; 0 where it is absent, which :func:`read_points` says."""
+    try:
+        return path.stat().st_size // _POINT_BYTES
+    except OSError:
+        return 0
+
+
 def read_points(path: Path) -> NDArray[np.float32]:
     """Points (point, 5) of a nuScenes sweep: x, y, z, intensity 0..255, ring index; LiDAR frame of the sweep.
 
@@ -57,13 +65,7 @@ def _stored(path: Path) -> NDArray[np.float32]:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): data.root lacks this sweep") from error
     if not len(raw) or len(raw) % _POINT_BYTES:
-        seems = _by_header(path) or _by_values(raw)
-        if seems is not None:
-            raise _other_points(path, seems)
-        raise DataError(
-            f"{path} is truncated: {len(raw)} bytes, no positive multiple of the {_POINT_BYTES} bytes of a point; "
-            "copy or download the file again"
-        )
+        raise _other_points(path, f"its {len(raw)} bytes are no multiple of a point's {_POINT_BYTES}")
     return raw.view(np.float32).reshape(-1, POINT_FEATURES)
 
 
@@ -101,8 +103,7 @@ def read_checked_points(path: Path) -> NDArray[np.float32]:
         )
     # Single points that are damaged are dropped elsewhere.
     if len(finite) and min(column.mean() for column in fits) < 0.99:
-        seems = _by_header(path) or _by_values(stored.view(np.uint8).ravel())
-        raise _other_points(path, seems or "its fourth and fifth columns, or places, are something else")
+        raise _other_points(path, "its columns look like others, such as the four of KITTI's points")
     points = read_points(path)
     highest = float(points[:, 3].max())
     if 0 < highest <= 1:
@@ -134,35 +135,13 @@ def check_range(points: NDArray[np.float32], where: str, point_range: Sequence[f
         )
 
 
-def _other_points(path: Path, seems: str) -> DataError:
-    return DataError(
-        f"{path} does not hold points of five float32 (x, y, z, intensity 0..255, ring index): {seems}: convert "
-        "the files first"
-    )
-
-
-def _by_header(path: Path) -> str | None:
+def _other_points(path: Path, why: str) -> DataError:
+    """The error about a file of another format, or of other columns, or a truncated one."""
     with path.open("rb") as file:
         begin = file.read(16)
-    for start, name in _HEADERS:
-        if begin.startswith(start):
-            return f"it is a file of the format {name}"
-    other = other_file(path) if len(begin) > 4 else None
-    return None if other is None else f"it is {other}"
-
-
-def _by_values(raw: NDArray[np.uint8]) -> str | None:
-    """What numbers a file seems to hold, whose values are plausible in that reading alone."""
-    for dtype, columns in ((np.float64, 5), (np.float64, 4), (np.float64, 3), (np.float32, 4), (np.float32, 3)):
-        size = np.dtype(dtype).itemsize * columns
-        if not len(raw) or len(raw) % size:
-            continue
-        values = raw.view(dtype).reshape(-1, columns).astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            near = (np.abs(values[:, :3]) < 1e3).all(axis=1)
-            spread = np.median(np.abs(values[near, :2])) if near.any() else 0
-            columns_fit = columns == 3 or ((values[:, 3] >= 0) & (values[:, 3] <= 256)).mean() > 0.99
-        if near.mean() > 0.99 and spread > 0.1 and columns_fit:
-            whose = ", as KITTI's" if (dtype, columns) == (np.float32, 4) else ""
-            return f"it seems to hold points of {columns} {np.dtype(dtype).name}{whose}"
-    return None
+    name = next((name for start, name in _HEADERS if begin.startswith(start)), None)
+    other = f"a file of the format {name}" if name else other_file(path) if len(begin) > 4 else None
+    return DataError(
+        f"{path} does not hold points of five float32 (x, y, z, intensity 0..255, ring index): "
+        f"{f'it is {other}' if other else why}; convert the files first, or copy one that is cut again"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,8 @@ from torch import Tensor
 from cmt_aqr.constants import POINT_FEATURES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.index import FrameIndex
-from cmt_aqr.data.points import read_checked_points, read_points
-from cmt_aqr.data.poses import invert, move_points
-from cmt_aqr.data.sources import returns_of_files
+from cmt_aqr.data.points import point_count, read_checked_points, read_points
+from cmt_aqr.data.poses import invert, multiply
 from cmt_aqr.structures import Frame, Returns
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -29,8 +28,8 @@ def read_image(path: Path, half_size: bool = False, out: NDArray[np.uint8] | Non
 
     Args:
         path: of a JPEG, PNG or what else OpenCV reads.
-        half_size: decode to half the height and width, rounded up, which is faster; of a JPEG's frequencies the
-            upper half is then left out.
+        half_size: decode to half the height and width, rounded up, which is faster; a JPEG's upper half of
+            frequencies is left out.
         out: array of a result's shape, which a JPEG of this shape is decoded into.
 
     Raises:
@@ -70,41 +69,28 @@ def _decode_jpeg(
         raise DataError(f"{path} is a damaged JPEG ({error}): copy or download it again") from error
 
 
+@dataclass
 class FrameReader:
     """Reads the frames of an index.
 
-    Args:
-        root: nuScenes data root.
-        index: the frames of a split.
-        sweeps: how many sweeps before the keyframe's own to add, at most.
-        cameras: whether to read the images.
-        lidar: whether to read the points; without it a frame has none.
-        for_database: read points as the release does for its database of objects: without those on the car
-            itself, and a frame without earlier sweeps has its keyframe so many times more.
-        half_size: decode images to half their height and width, see :func:`read_image`.
+    For the release's database of objects, points on the car itself are left out, and a frame without earlier
+    sweeps has its keyframe so many times more.
 
     Raises:
         DataError: a frame has no record of a sensor that is read.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        index: FrameIndex,
-        sweeps: int = 10,
-        cameras: bool = True,
-        lidar: bool = True,
-        for_database: bool = False,
-        half_size: bool = False,
-    ) -> None:
-        index.check_sensors(cameras, lidar)
-        self.root = root
-        self.index = index
-        self.sweeps = sweeps
-        self.cameras = cameras
-        self.lidar = lidar
-        self.for_database = for_database
-        self.half_size = half_size
+    root: Path  # nuScenes data root
+    index: FrameIndex  # the frames of a split
+    sweeps: int = 10  # before the keyframe's own to add, at most
+    cameras: bool = True  # whether to read the images
+    lidar: bool = True  # whether to read the points; without it a frame has none
+    for_database: bool = False
+    half_size: bool = False  # decode images to half their height and width, see read_image
+
+    def __post_init__(self) -> None:
+        self.index.check_sensors(self.cameras, self.lidar)
+        self._last_shape: tuple[int, ...] = (0, 0, 3)  # of an image; the next frame's likely have it, too
 
     def __len__(self) -> int:
         return len(self.index)
@@ -168,32 +154,33 @@ class FrameReader:
             return torch.zeros(0, POINT_FEATURES), None
         index = self.index
         rows = index.sweeps_of(frame, self.sweeps)
-        clouds = [read_points(self.root / index.sweep_files[row].decode()) for row in rows]
-        motions = invert(index.sweep_to_global[rows[0]]) @ index.sweep_to_global[rows]
-        points = join_sweeps(
-            clouds,
-            motions=motions,
+        paths = [self.root / index.sweep_files[row].decode() for row in rows]
+        points, returns = join_sweeps(
+            map(read_points, paths),
+            motions=invert(index.sweep_to_global[rows[0]]) @ index.sweep_to_global[rows],
             lags=1e-6 * (index.sweep_times[rows[0]] - index.sweep_times[rows]),
+            room=sum(map(point_count, paths)),
             remove_close=self.for_database,
             pad_to=self.sweeps if self.for_database else 0,
         )
-        return torch.from_numpy(points), None if self.for_database else returns_of_files(clouds, motions)
+        return torch.from_numpy(points), None if self.for_database else returns
 
     def _images(self, frame: int) -> Tensor:
         """Images (view, 3, height, width) uint8, BGR; stored with the channel last, as decoded."""
         paths = [self.root / name.decode() for name in self.index.image_files[frame]]
-        first = read_image(paths[0], self.half_size)
-        images = np.empty((len(paths), *first.shape), dtype=np.uint8)
-        images[0] = first
-        for path, place in zip(paths[1:], images[1:], strict=True):
-            image = read_image(path, self.half_size, out=place)
-            if image.shape != first.shape:
-                raise DataError(
-                    f"{path} is {image.shape[1]} x {image.shape[0]} pixels, but {paths[0].name} of the same "
-                    f"frame is {first.shape[1]} x {first.shape[0]}: a frame's images must have one size"
-                )
-            if not np.shares_memory(image, place):
-                place[:] = image
+        images = np.empty((len(paths), *self._last_shape), dtype=np.uint8)
+        for view, path in enumerate(paths):
+            image = read_image(path, self.half_size, out=images[view])
+            if image.shape != images.shape[1:]:
+                if view:
+                    raise DataError(
+                        f"{path} is {image.shape[1]} x {image.shape[0]} pixels, but {paths[0].name} of the same "
+                        f"frame is {images.shape[2]} x {images.shape[1]}: a frame's images must have one size"
+                    )
+                self._last_shape = image.shape
+                images = np.empty((len(paths), *image.shape), dtype=np.uint8)
+            if not np.shares_memory(image, images[view]):
+                images[view] = image
         return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
@@ -226,40 +213,57 @@ CLOSE = 1.0
 
 
 def join_sweeps(
-    clouds: Sequence[NDArray[np.float32]],
+    clouds: Iterable[NDArray[np.float32]],
     motions: NDArray[np.float64],
     lags: NDArray[np.float64],
+    room: int,
     remove_close: bool = False,
     pad_to: int = 0,
-) -> NDArray[np.float32]:
-    """Points (point, 5): x, y, z in the keyframe's LiDAR frame, intensity, lag in seconds.
+) -> tuple[NDArray[np.float32], Returns]:
+    """Points (point, 5): x, y, z in the keyframe's LiDAR frame, intensity, lag in seconds; and their origin.
 
-    Training and testing take the sweeps as they are. The release's database of objects is made with the other
+    Training and testing take the sweeps as they are. The release's database of objects is made with the last
     two arguments (mmdet3d, ``LoadPointsFromMultiSweeps``).
 
     Args:
-        clouds: points (point, 5) of each sweep in its own LiDAR frame, the keyframe's first.
+        clouds: points (point, 5) of each sweep in its own LiDAR frame, finite, the keyframe's first; the last
+            column is the ring. Read one after another, so that each is moved while the processor's cache has it;
+            that column is then overwritten.
         motions: (sweep, 4, 4) from each sweep's LiDAR frame to the keyframe's.
         lags: (sweep,) seconds before the keyframe.
+        room: points of all sweeps, at most.
         remove_close: drop points within ``CLOSE`` of the sensor, but not the keyframe's.
-        pad_to: where there is the keyframe alone, add it so many times more, as sweeps of no lag.
+        pad_to: where there is the keyframe alone, add it so many times more, as sweeps of no lag, which
+            the second result does not know.
     """
-    if remove_close:
-        clouds = [clouds[0], *map(without_close, clouds[1:])]
-    ends = np.cumsum([len(cloud) for cloud in clouds])
-    joined = np.empty((ends[-1], 5), dtype=np.float32)
-    for number, (cloud, motion, end) in enumerate(zip(clouds, motions, ends, strict=True)):
-        part = joined[end - len(cloud) : end]
-        if number:
-            # The relative motion is a few metres, so float32 keeps micrometres.
-            move_points(cloud, motion[:3, :3], motion[:3, 3], out=part)
-        else:
-            part[:] = cloud
-        part[:, 4] = lags[number]
-    if len(clouds) > 1 or not pad_to:
-        return joined
-    again = without_close(joined) if remove_close else joined
-    return np.concatenate([joined, *[again] * pad_to])
+    points = np.empty((room, 5), dtype=np.float32)
+    sweeps, rings = np.empty(room, dtype=np.uint8), np.empty(room, dtype=np.int16)
+    end = 0
+    for number, (cloud, motion, lag) in enumerate(zip(clouds, motions, lags, strict=True)):
+        stays = without_close(cloud) if number and remove_close else cloud
+        part = slice(end, end + len(stays))
+        end += len(stays)
+        sweeps[part], rings[part] = number, stays[:, 4]
+        _move(stays, motion if number else np.eye(4), lag, out=points[part])
+    motions = motions.copy()
+    motions[:1] = np.eye(4)  # what rounding made of the keyframe's own
+    returns = Returns(
+        torch.from_numpy(sweeps[:end]), torch.from_numpy(rings[:end]), motions=torch.from_numpy(motions)
+    )
+    points = points[:end]
+    if len(motions) == 1 and pad_to:
+        again = without_close(points) if remove_close else points
+        points = np.concatenate([points, *[again] * pad_to])
+    return points, returns
+
+
+def _move(cloud: NDArray[np.float32], motion: NDArray[np.float64], lag: float, out: NDArray[np.float32]) -> None:
+    """Move a sweep's points (point, 5), and replace their ring by the lag: one product, with ones for the ring."""
+    cloud[:, 4] = 1
+    matrix = np.eye(5)
+    # The relative motion is a few metres, so float32 keeps micrometres.
+    matrix[:3, :3], matrix[4, :3], matrix[4, 4] = motion[:3, :3].T, motion[:3, 3], lag
+    multiply(cloud, matrix, out)
 
 
 def without_close(cloud: NDArray[np.float32]) -> NDArray[np.float32]:

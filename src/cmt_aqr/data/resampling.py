@@ -51,16 +51,13 @@ def balanced_frames(
     """Draw equally many frames for each class from those that have it (CBGS, Zhu et al., arXiv 1908.09492).
 
     As in mmdet3d's ``CBGSDataset``: with n_c frames of class c and N their sum, N / 10 frames are drawn for each
-    class, uniformly, with replacement. Where N / 10 rounds down to none, which leaves the release nothing to
-    train on, one is drawn.
-
-    Args:
-        present: (frame, class).
-        random: draws.
+    class, uniformly, with replacement. Where N / 10 rounds down to none, which leaves the release nothing to train
+    on, one is drawn.
 
     Returns:
-        Frame numbers, the draws of one class after those of another. A frame with none of the classes is never
-        among them; a class without a frame has no draws.
+        Frame numbers, the draws of one class after those of another, given who has what (frame, class). A frame
+        with none
+        of the classes is never among them; a class without a frame has no draws.
     """
     counts = present.sum(axis=0)
     total = counts.sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,13 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
 
 from cmt_aqr.checks import require_choice, require_count, require_number, require_whole
 from cmt_aqr.constants import CLASSES, POINT_FEATURES
 from cmt_aqr.data.collision import find_room
 from cmt_aqr.data.database import ObjectDatabase
 from cmt_aqr.data.paste import paste_patches, without_points_inside
-from cmt_aqr.data.sources import with_more_points
 from cmt_aqr.data.views import PATCH_BEHIND, PATCH_CAMERAS
 from cmt_aqr.errors import SettingError
 from cmt_aqr.structures import Frame
@@ -40,34 +41,20 @@ GOALS: Mapping[str, int] = {
 
 
 class Sampling:
-    """What is sampled, and how.
-
-    Args:
-        goals: boxes of each class that a frame is filled up to; a class that is left out gets none.
-        rate: share of what lacks that is asked for.
-        until_epoch: epochs, from the first on, that sample; from then on none does (the fade); ``None``: all.
-        min_points: an object has so many points of all sweeps at least.
-        images: paste patches, too; off, points and boxes only.
-        blend: share of a patch where it is pasted, the rest is what was there.
-        patch_camera: which camera's picture of an object is its patch: ``last``, as published, or ``largest``.
-        patch_behind: which corners say that a box is before a camera: ``third_corner``, as published, or
-            ``any_corner``, which is right.
-        database: folder of the database of objects; ``None``: one below ``data.cache_dir``.
-        processes: that make the database; ``None``: one for each core.
-    """
+    """What is sampled, and how; a value out of range is refused by name."""
 
     def __init__(
         self,
-        goals: Mapping[str, int] | None = None,
-        rate: float = 1.0,
-        until_epoch: int | None = None,
-        min_points: int = 5,
-        images: bool = True,
-        blend: float = 0.5,
-        patch_camera: str = "last",
-        patch_behind: str = "third_corner",
-        database: str | Path | None = None,
-        processes: int | None = None,
+        goals: Mapping[str, int] | None = None,  # boxes of each class that a frame is filled up to; else none
+        rate: float = 1.0,  # share of what lacks that is asked for
+        until_epoch: int | None = None,  # so many epochs sample, then none does (the fade); None: all
+        min_points: int = 5,  # an object has so many points of all sweeps at least
+        images: bool = True,  # paste patches, too; off, points and boxes only
+        blend: float = 0.5,  # share of a patch where it is pasted, the rest is what was there
+        patch_camera: str = "last",  # whose picture of an object is its patch: last, as published, or largest
+        patch_behind: str = "third_corner",  # or any_corner: which say that a box is before a camera
+        database: str | Path | None = None,  # folder of the database of objects; None: one below data.cache_dir
+        processes: int | None = None,  # that make the database; None: one for each core
     ) -> None:
         self.goals = dict(GOALS if goals is None else goals)
         for name, goal in self.goals.items():
@@ -114,19 +101,16 @@ class Sampling:
         return {label: number for label, number in asked.items() if number > 0}
 
 
+@dataclass
 class ObjectSampler:
-    """Fills frames up with objects out of a database, as CMT's release does (``UnifiedObjectSample``).
+    """Fills frames up with objects out of a database, as CMT's release does (``UnifiedObjectSample``)."""
 
-    Args:
-        sampling: what and how.
-        database: where objects come from.
-        min_points: boxes of a frame with fewer annotated LiDAR points do not count and do not stand in the way.
-    """
+    sampling: Sampling  # what and how
+    database: ObjectDatabase  # where objects come from
+    min_points: int = 1  # boxes of a frame with fewer annotated LiDAR points do not count, nor stand in the way
 
-    def __init__(self, sampling: Sampling, database: ObjectDatabase, min_points: int = 1) -> None:
-        self.sampling = sampling
-        self.database = database
-        self.min_points = min_points
+    def __post_init__(self) -> None:
+        sampling, database = self.sampling, self.database
         counts = np.diff(database.starts)
         nobody = [name for name, goal in sampling.goals.items() if goal and not counts[CLASSES.index(name)]]
         if nobody:
@@ -183,3 +167,33 @@ class ObjectSampler:
             labels=torch.cat((frame.labels, torch.from_numpy(entries["label"].astype(np.int64)))),
             box_points=torch.cat((frame.box_points, torch.from_numpy(entries["points"].astype(np.int64)))),
         )
+
+
+_LOWEST_RING, _RING_STEP, _RINGS = -0.5353, 0.023275, 32
+"""Elevation in radians of nuScenes' ring 0, from ring to ring, and how many there are."""
+
+
+def with_more_points(frame: Frame, more: Tensor) -> Frame:
+    """A frame with points that were recorded elsewhere, as if its own LiDAR had seen them.
+
+    Their sweep is the one whose lag is nearest to theirs, their ring the one of their elevation.
+
+    Args:
+        frame: whose ``returns``, if there are any, get rows for them.
+        more: (point, 5), in the keyframe's LiDAR frame.
+    """
+    points, returns = torch.cat((frame.points, more)), frame.returns
+    if returns is None or not len(returns.motions):
+        return frame.replace(points=points, returns=None)
+    lags = torch.zeros(len(returns.motions))
+    lags[returns.sweep.long()] = frame.points[:, 4]
+    sweep = (more[:, 4:5] - lags).abs().argmin(dim=1)
+    inverse = torch.linalg.inv(returns.motions).float()[sweep]
+    own = torch.einsum("pij,pj->pi", inverse[:, :3, :3], more[:, :3]) + inverse[:, :3, 3]
+    elevation = torch.atan2(own[:, 2], own[:, :2].norm(dim=1))
+    ring = ((elevation - _LOWEST_RING) / _RING_STEP).round().clamp(0, _RINGS - 1)
+    joined = returns.replace(
+        sweep=torch.cat((returns.sweep, sweep.to(returns.sweep.dtype))),
+        ring=torch.cat((returns.ring, ring.to(returns.ring.dtype))),
+    )
+    return frame.replace(points=points, returns=joined)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
-from cmt_aqr.data.columns import column_of, read_column, shown
+from cmt_aqr.data.columns import shown
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.fields import TEXT
 
@@ -103,19 +103,3 @@ def read_splits(folder: Path) -> dict[str, list[str]]:
         if not (isinstance(scenes, list) and scenes and TEXT.read(scenes)):
             raise DataError(f'{path}: split "{name}" is {shown(scenes)}, and must be a list of scene names')
     return splits
-
-
-def check_scenes(folder: Path, split: str, scenes: Sequence[str]) -> None:
-    """See that the scenes of a split of one's own are there.
-
-    Raises:
-        DataError: naming the first that is not.
-    """
-    names = column_of(read_records(folder / "scene.json"), "scene", "name")
-    there = set(read_column("scene", "name", names, range(len(names)), TEXT))
-    unknown = [scene for scene in scenes if scene not in there]
-    if unknown:
-        raise DataError(
-            f'{folder / "splits.json"}: split "{split}" names {shown(unknown[0])}, which is no name in '
-            f"scene.json ({len(unknown)} of its {len(scenes)} scenes are not); correct the name"
-        )

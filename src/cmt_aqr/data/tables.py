@@ -14,11 +14,12 @@ from typing import Any
 from numpy.typing import NDArray
 from nuscenes.utils.splits import create_splits_scenes
 
+from cmt_aqr.data.columns import column_of, read_column, shown
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.fields import FIELDS, MAY_LACK
+from cmt_aqr.data.fields import FIELDS, MAY_LACK, TEXT
 from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
 from cmt_aqr.data.table_arrays import Tables
-from cmt_aqr.data.table_files import check_scenes, read_splits
+from cmt_aqr.data.table_files import read_records, read_splits
 from cmt_aqr.data.table_reading import read_tables
 from cmt_aqr.files import check_folder, writing
 
@@ -73,15 +74,22 @@ def _check_split(folder: Path, version: str, split: str) -> None:
         ending = _VERSION_ENDING[split]
         if not version.endswith(ending):
             fitting = [name for name, other in _VERSION_ENDING.items() if version.endswith(other)]
-            advice = f"use {' or '.join(fitting)}" if fitting else f"use a version that ends in {ending}"
+            advice = " or ".join(fitting) or f"a version that ends in {ending}"
             raise DataError(
-                f"split {split} belongs to a version that ends in '{ending}', not to {version}: {advice}"
+                f"split {split} belongs to a version that ends in '{ending}', not to {version}: use {advice}"
             )
         return
     custom = read_splits(folder)
     if split not in custom:
         raise DataError(f"split {split} is unknown: it must be one of {', '.join([*known, *sorted(custom)])}")
-    check_scenes(folder, split, custom[split])
+    names = column_of(read_records(folder / "scene.json"), "scene", "name")
+    there = set(read_column("scene", "name", names, range(len(names)), TEXT))
+    unknown = [scene for scene in custom[split] if scene not in there]
+    if unknown:
+        raise DataError(
+            f'{folder / "splits.json"}: split "{split}" names {shown(unknown[0])}, which is no name in scene.json '
+            f"({len(unknown)} of its {len(custom[split])} scenes are not); correct the name"
+        )
 
 
 def fingerprint(root: Path, version: str) -> str:

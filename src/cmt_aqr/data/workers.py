@@ -71,7 +71,6 @@ class WorkerLoader(DataLoader[Item]):
             sampler=sampler,
             num_workers=num_workers,
             worker_init_fn=_prepare_worker if num_workers else None,
-            persistent_workers=num_workers > 0,
             multiprocessing_context=_START if num_workers else None,
             **settings,
         )
@@ -89,6 +88,10 @@ class WorkerLoader(DataLoader[Item]):
             _end_workers_with(os.getpid())
             yield from items
         except DataError as error:
+            if not self.num_workers:
+                raise
+            # Workers that a traceback keeps until garbage is collected cannot be told to end: it takes 10 s each.
+            del items
             # A worker's error arrives with the worker's traceback in its text: the sentence is its end.
             told = re.findall(r"^[\w.]*\bDataError: (.*)", str(error), flags=re.MULTILINE)
-            raise DataError(told[-1].strip() if told else str(error)) from error
+            raise DataError(told[-1].strip() if told else str(error)) from error.with_traceback(None)

@@ -13,7 +13,7 @@ from cmt_aqr.data.dataset import FrameDataset
 from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.errors import SettingError
 from cmt_aqr.evaluation.submission import to_global
-from cmt_aqr.lab.scenes import Scenes
+from cmt_aqr.lab.scenes import Scenes, recording
 from cmt_aqr.outputs import Detections
 
 SPLITS = ("lab_train", "lab_val")
@@ -71,8 +71,8 @@ class LabDataModule(NuScenesDataModule):
 
     def index(self, split: str) -> Scenes:  # type: ignore[override]  # what is asked of it is its length
         """The scenes of a split."""
-        size, seed = self.sizes[split], self.scene_seed
-        return Scenes(size, SPLITS.index(split), self.objects, self.image_size, self.lidar, self.cameras, seed)
+        empty = recording(self.image_size, self.lidar, self.cameras)
+        return Scenes(self.sizes[split], SPLITS.index(split), self.objects, empty, self.scene_seed)
 
     def _make_dataset(self, name: str) -> FrameDataset:
         training = name == "train"

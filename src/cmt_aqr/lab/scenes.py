@@ -1,11 +1,10 @@
 """Scenes of the laboratory: boxes around the car, and just enough of a recording for faults to break."""
 
 import math
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cmt_aqr.constants import CAMERAS, CLASSES
@@ -74,7 +73,15 @@ def draw_boxes(random: np.random.Generator, objects: tuple[int, int]) -> tuple[T
     count = int(random.integers(objects[0], objects[1] + 1))
     labels = random.integers(len(CLASSES), size=count)
     group = GROUP_OF.numpy()[labels]
-    xy = np.array(list(_places(random, count)))
+    xy = np.full((count, 2), np.nan)  # evenly over the ring from the nearest distance to the reach
+    for number in range(count):
+        distance = np.sqrt(random.uniform(_NEAREST**2, REACH**2, 8))
+        angle = random.uniform(-math.pi, math.pi, 8)
+        tries = distance[:, None] * np.stack((np.cos(angle), np.sin(angle)), axis=1)
+        near = np.linalg.norm(tries[:, None] - xy[:number], axis=2) <= _APART  # False of what found no place
+        free = ~near.any(axis=1)
+        if free.any():
+            xy[number] = tries[free.argmax()]
     kept = np.isfinite(xy[:, 0])
     labels, group, xy = labels[kept], group[kept], xy[kept]
     count = len(labels)
@@ -87,19 +94,6 @@ def draw_boxes(random: np.random.Generator, objects: tuple[int, int]) -> tuple[T
     boxes[:, 7] = speed * np.cos(boxes[:, 6])
     boxes[:, 8] = speed * np.sin(boxes[:, 6])
     return torch.from_numpy(boxes).float(), torch.from_numpy(labels)
-
-
-def _places(random: np.random.Generator, count: int) -> Iterator[NDArray[np.float64]]:
-    """(2,) for each object, evenly over the ring from the nearest distance to the reach; NaN: none was free."""
-    taken = np.zeros((0, 2))
-    for _ in range(count):
-        distance = np.sqrt(random.uniform(_NEAREST**2, REACH**2, 8))
-        angle = random.uniform(-math.pi, math.pi, 8)
-        tries = distance[:, None] * np.stack((np.cos(angle), np.sin(angle)), axis=1)
-        free = (np.linalg.norm(tries[:, None] - taken, axis=2) > _APART).all(axis=1)
-        place = tries[free.argmax()] if free.any() else np.full(2, np.nan)
-        taken = np.concatenate((taken, place[None])) if free.any() else taken
-        yield place
 
 
 def recording(image_size: tuple[int, int], lidar: bool, cameras: bool) -> Frame:
@@ -133,34 +127,23 @@ def recording(image_size: tuple[int, int], lidar: bool, cameras: bool) -> Frame:
     )
 
 
+@dataclass
 class Scenes:
     """Frames by number: what stands in one depends on (seed, split, number) alone.
 
-    Args:
+    Attributes:
         frames: how many there are.
         split: a number that keeps one split's scenes apart from another's.
         objects: least and greatest number of objects.
-        image_size: height and width of the images in pixels.
-        lidar: whether frames have points.
-        cameras: whether frames have images.
+        empty: what all frames have but boxes and a token: :func:`recording`.
         seed: of the scenes.
     """
 
-    def __init__(
-        self,
-        frames: int,
-        split: int,
-        objects: tuple[int, int],
-        image_size: tuple[int, int],
-        lidar: bool = True,
-        cameras: bool = True,
-        seed: int = 0,
-    ) -> None:
-        self.frames = frames
-        self.split = split
-        self.objects = objects
-        self.seed = seed
-        self._empty = recording(image_size, lidar, cameras)
+    frames: int
+    split: int
+    objects: tuple[int, int]
+    empty: Frame
+    seed: int = 0
 
     def __len__(self) -> int:
         return self.frames
@@ -173,4 +156,4 @@ class Scenes:
         """A frame with its boxes; each counts as hit by many points."""
         boxes, labels = draw_boxes(np.random.default_rng((self.seed, self.split, frame)), self.objects)
         many = torch.full((len(boxes),), 50)
-        return self._empty.replace(token=self.token(frame), boxes=boxes, labels=labels, box_points=many)
+        return self.empty.replace(token=self.token(frame), boxes=boxes, labels=labels, box_points=many)

@@ -160,7 +160,7 @@ def _gathered(features: Tensor, rulebook: Rulebook) -> Iterator[tuple[slice, Ten
     """Runs of outputs, and what all offsets bring to each: (output, offset * in), zeros for missing inputs."""
     padded = functional.pad(features, (0, 0, 0, 1))
     inputs = rulebook.by_output
-    rows = max(1, BLOCK_BYTES // (inputs.shape[1] * padded.shape[1] * padded.element_size()))
+    rows = max(1, BLOCK_BYTES // (inputs.shape[1] * padded.stride(0) * padded.element_size()))
     for start in range(0, len(inputs), rows):
         run = slice(start, start + rows)
         yield run, padded.index_select(0, inputs[run].flatten()).view(-1, inputs.shape[1] * padded.shape[1])

@@ -71,7 +71,7 @@ def command(several: Sequence[str] = ()) -> Callable[[Callable[[DictConfig], Any
             if sweep_job.in_sweep():
                 return sweep_job.run(quietly, config)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                return quietly(config)
+                return sweep_job.run_part(quietly, config)
             with _one_sentence():
                 return quietly(config)
 

@@ -27,7 +27,10 @@ def resolve(config: DictConfig, part: str) -> None:
     """Resolve a configuration as ``--cfg PART --resolve`` does, for the errors that this may have."""
     with resolvable(config):
         keys = [str(key) for key in config if part == "all" or (key == "hydra") == (part == "hydra")]
-        OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True)
+        shown = OmegaConf.masked_copy(config, keys)
+        if "hydra" in shown:
+            OmegaConf.set_readonly(shown.hydra, False)
+        OmegaConf.resolve(shown)
 
 
 def check_references(config: DictConfig, overrides: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -125,7 +126,16 @@ def begin_job() -> None:
 
 
 def about_requeueing(error: Exception) -> UserError | None:
-    """One sentence for submitit's refusal to queue a job again; ``None`` for another error."""
+    """One sentence for submitit's refusal to queue a job again; ``None`` for another error.
+
+    Raises:
+        SystemExit: the job is in the queue again. Slurm then ends all that belongs to the job, now and then even
+            the ``scontrol`` that asked for it, before it has said so.
+    """
+    if isinstance(error, subprocess.CalledProcessError) and error.cmd[:2] == ["scontrol", "requeue"]:
+        if error.returncode == -signal.SIGTERM:
+            raise SystemExit(-1) from error  # as submitit leaves a job that is queued again
+        return None
     if type(error).__name__ != "UncompletedJobError":
         return None
     return UserError(

@@ -46,3 +46,20 @@ def run(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         log.error("This run failed: %s", error, exc_info=None if known else error)
         record_failure(folder, error)
         return None
+
+
+def run_part(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
+    """A share of a command's work, under ``-m``; a mistake of the user's is handed back, and the others go on.
+
+    Returns:
+        What ``function`` returns, or the :class:`UserError`, which whoever shared out the work tells.
+    """
+    begin_job()
+    try:
+        return function(config)
+    except Exception as raised:
+        error = about_requeueing(raised) or raised
+        if not isinstance(error, UserError):
+            raise
+        log.error("This part failed: %s", error)
+        return error

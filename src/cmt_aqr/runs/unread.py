@@ -6,7 +6,6 @@ import difflib
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -68,7 +67,7 @@ def _refuse_part_that_is_off(config: DictConfig, item: str, key: str, added: set
     handed_on = _references(config)
     built = False  # whether the part lies in another one that is built
     for place in _places(key)[:-1]:
-        part = _at(config, place)
+        part = OmegaConf.select(config, place, throw_on_resolution_failure=False)
         if not isinstance(part, DictConfig) or below(place, _BUILT):
             return
         new = all(any(below(other, [f"{place}.{name}"]) for other in added) for name in map(str, part))
@@ -88,7 +87,7 @@ def _places(key: str) -> list[str]:
 
 def _is_read(config: DictConfig, key: str, added: set[str]) -> bool:
     for place in _places(key):
-        node = _at(config, place)
+        node = OmegaConf.select(config, place, throw_on_resolution_failure=False)
         if isinstance(node, DictConfig) and _TARGET in node:
             mine = below(f"{place}.{_TARGET}", [*added]) and not below(place, _BUILT)
             return not mine  # a class where no part is looked for is not built
@@ -99,10 +98,3 @@ def _references(config: DictConfig) -> set[str]:
     """Keys that values are interpolated from."""
     written = str(unresolved(config))
     return {part.strip() for found in _REFERENCES.findall(written) for part in found.split(",")} - {""}
-
-
-def _at(config: DictConfig, key: str) -> Any:
-    try:
-        return OmegaConf.select(config, key, throw_on_resolution_failure=False)
-    except ValueError:  # an interpolation without its resolver
-        return None

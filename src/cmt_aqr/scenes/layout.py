@@ -93,6 +93,11 @@ class _Layout:
         self.motion.append(motion)
         return True
 
+    def add_first(self, kind: str, places: Sequence[tuple[float, float, float]], attribute: str) -> None:
+        """Put an object on the first of the places (s, d, heading) that is free, if one is."""
+        size = self.size_of(kind)
+        any(self.add(kind, s, d, heading=heading, attribute=attribute, size=size) for s, d, heading in places)
+
     def _half_extent(self, size: Array, d: float, heading: float) -> Array:
         """Half the extent in s and d of a box, the street's bend included."""
         cosine, sine = abs(math.cos(heading)), abs(math.sin(heading))
@@ -229,17 +234,21 @@ def _count(random: Generator, mean: float) -> int:
     return int(mean + random.random())
 
 
+_LARGE = (("trailer", 1.0, 0.85), ("bus", 1.0, 0.8), ("construction_vehicle", 1.5, 0.75), ("truck", 1.2, 0.75))
+
+
 def _furnish(layout: _Layout, travel: float) -> None:
     """Standing and walking things along the street, block by block."""
     starts = np.arange(-REACH, travel + REACH, BLOCK)
     for start in starts:
         _add_buildings(layout, start)
-        _park_large(layout, start)
+        _park(layout, start, _LARGE)
     for start in starts:
         _add_row(layout, "barrier", start, _count(layout.random, 3.5), 2.95)
         _add_row(layout, "traffic_cone", start, _count(layout.random, 4.5), layout.random.uniform(1.6, 3.2))
     for start in starts:
-        _park_small(layout, start)
+        _park(layout, start, (("car", 2.5, 0.55),))
+        _park_cycles(layout, start)
         _add_pedestrians(layout, start)
         _add_poles(layout, start)
 
@@ -249,12 +258,6 @@ def _add_buildings(layout: _Layout, start: float) -> None:
     for front in BUILDINGS:
         size = np.array((random.uniform(14, 22), random.uniform(8, 11), random.uniform(5, 14)))
         layout.add("building", start + BLOCK / 2, front + math.copysign(0.5 * size[1], front), size=size)
-
-
-def _try(layout: _Layout, kind: str, places: Sequence[tuple[float, float, float]], attribute: str) -> bool:
-    """Put an object on the first of the places (s, d, heading) that is free."""
-    size = layout.size_of(kind)
-    return any(layout.add(kind, s, d, heading=heading, attribute=attribute, size=size) for s, d, heading in places)
 
 
 def _parking_places(layout: _Layout, start: float, yard_share: float) -> list[tuple[float, float, float]]:
@@ -273,30 +276,23 @@ def _parking_places(layout: _Layout, start: float, yard_share: float) -> list[tu
     return places
 
 
-def _park_large(layout: _Layout, start: float) -> None:
-    random = layout.random
-    for kind, mean, yard_share in (
-        ("trailer", 1.0, 0.85),
-        ("bus", 1.0, 0.8),
-        ("construction_vehicle", 1.5, 0.75),
-        ("truck", 1.2, 0.75),
-    ):
-        for _ in range(_count(random, mean)):
-            _try(layout, kind, _parking_places(layout, start, yard_share), "vehicle.parked")
+def _park(layout: _Layout, start: float, kinds: Sequence[tuple[str, float, float]]) -> None:
+    """Parked vehicles, given of each kind the mean of its number, and the share that stands in a yard."""
+    for kind, mean, yard_share in kinds:
+        for _ in range(_count(layout.random, mean)):
+            layout.add_first(kind, _parking_places(layout, start, yard_share), "vehicle.parked")
 
 
-def _park_small(layout: _Layout, start: float) -> None:
+def _park_cycles(layout: _Layout, start: float) -> None:
     random = layout.random
-    for _ in range(_count(random, 2.5)):
-        _try(layout, "car", _parking_places(layout, start, 0.55), "vehicle.parked")
-    for kind, mean in (("motorcycle", 1.6), ("bicycle", 1.6)):
-        for _ in range(_count(random, mean)):
+    for kind in ("motorcycle", "bicycle"):
+        for _ in range(_count(random, 1.6)):
             places = []
             for _ in range(16):
                 zone = (*SIDEWALKS, *YARDS)[random.integers(4)]
                 s, heading = start + random.uniform(0, BLOCK), random.uniform(-math.pi, math.pi)
                 places.append((s, random.uniform(*zone), heading))
-            _try(layout, kind, places, "cycle.without_rider")
+            layout.add_first(kind, places, "cycle.without_rider")
 
 
 def _add_row(layout: _Layout, kind: str, start: float, count: int, spacing: float) -> None:

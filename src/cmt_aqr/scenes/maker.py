@@ -47,9 +47,11 @@ def make_dataset(
 ) -> None:
     """Write a synthetic data set in the nuScenes v1.0 format.
 
-    The content depends on the settings alone, byte for byte, not on the number of workers. The folder
-    appears when it is complete; an interrupted call leaves none. (One killed outright leaves a hidden
-    ``.NAME.partial-PID`` beside it, which may be deleted.)
+    The content depends on the settings alone, byte for byte, not on the number of workers. The folder appears when
+    it
+    is complete; an interrupted call leaves none. (One killed outright leaves a hidden ``.NAME.partial-PID`` beside
+    it,
+    which may be deleted.)
 
     Args:
         out: folder to write, the devkit's ``dataroot``.

@@ -80,16 +80,12 @@ def camera_windows(
 
 
 def lidar_windows(corners: Array, elevations: Array, columns: int) -> NDArray[np.int64]:
-    """Rays in which boxes can be seen.
+    """Rays in which boxes can be seen: (object, 4) as in :func:`camera_windows`; columns may run past either end.
 
     Args:
         corners: (object, 8, 3) in the LiDAR frame.
         elevations: (ring,) radians, increasing.
         columns: rays of one ring; column j looks at azimuth 2 pi j / columns from the x axis.
-
-    Returns:
-        (object, 4) as in :func:`camera_windows`; columns may run below 0 or past the last one, and go on
-        around.
     """
     centre = corners.mean(axis=1)
     middle = np.arctan2(centre[:, 1], centre[:, 0])
@@ -118,7 +114,7 @@ def cast(
     windows: NDArray[np.int64],
     visible: NDArray[np.bool_],
 ) -> Hits:
-    """Find what each ray meets first.
+    """Find what each ray meets first, the ground left out.
 
     Args:
         rays: (3, row, column) directions in the global frame.
@@ -128,25 +124,17 @@ def cast(
         solids: the objects' cuboids.
         windows: (object, 4) rays to test, see :func:`camera_windows`.
         visible: (object,) False for objects to leave out.
-
-    Returns:
-        The nearest hits. The ground is not among them.
     """
-    _, height, width = rays.shape
-    distance = np.full((height, width), np.inf, np.float32)
-    part = np.full((height, width), -1, np.int32)
-    face = np.zeros((height, width), np.int8)
-    silhouette = np.zeros(len(centres), np.int64)
-    cosine, sine = np.cos(headings), np.sin(headings)
-    offset = origin - centres
-    local = np.stack(
-        (
-            cosine * offset[:, 0] + sine * offset[:, 1],
-            cosine * offset[:, 1] - sine * offset[:, 0],
-            offset[:, 2],
-        ),
-        axis=1,
+    shape = rays.shape[1:]
+    hits = Hits(
+        distance=np.full(shape, np.inf, np.float32),
+        part=np.full(shape, -1, np.int32),
+        face=np.zeros(shape, np.int8),
+        silhouette=np.zeros(len(centres), np.int64),
     )
+    cosine, sine = np.cos(headings), np.sin(headings)
+    x, y, z = (origin - centres).T
+    local = np.stack((cosine * x + sine * y, cosine * y - sine * x, z), axis=1)
     low = (solids.low - local[solids.owner]).astype(np.float32)
     high = (solids.high - local[solids.owner]).astype(np.float32)
     turn = np.stack((cosine, sine), axis=1).astype(np.float32)
@@ -155,19 +143,12 @@ def cast(
         for index in np.flatnonzero(used):
             row0, row1, column0, column1 = windows[index].tolist()
             parts = slice(solids.start[index], solids.start[index + 1])
-            for begin, end in _around(column0, column1, width):
+            for begin, end in _around(column0, column1, shape[1]):
                 window = (slice(row0, row1), slice(begin, end))
-                silhouette[index] += _render(
-                    rays[(slice(None), *window)],
-                    turn[index],
-                    low[parts],
-                    high[parts],
-                    int(solids.start[index]),
-                    distance[window],
-                    part[window],
-                    face[window],
+                hits.silhouette[index] += _render(
+                    rays, hits, window, turn[index], low[parts], high[parts], parts.start
                 )
-    return Hits(distance, part, face, silhouette)
+    return hits
 
 
 def _around(begin: int, end: int, width: int) -> list[tuple[int, int]]:
@@ -180,30 +161,24 @@ def _around(begin: int, end: int, width: int) -> list[tuple[int, int]]:
 
 
 def _render(
-    rays: Rays,
-    turn: Rays,
-    low: Rays,
-    high: Rays,
-    first_part: int,
-    distance: Rays,
-    part: NDArray[np.int32],
-    face: NDArray[np.int8],
+    rays: Rays, hits: Hits, window: tuple[slice, slice], turn: Rays, low: Rays, high: Rays, first_part: int
 ) -> int:
-    """Test a window of rays against the cuboids of one object and update the buffers where it is nearer.
+    """Test a window of rays against the cuboids of one object and update the hits where it is nearer.
 
     Args:
         rays: (3, row, column), global frame.
+        hits: so far.
+        window: rows and columns.
         turn: cosine and sine of the object's heading.
         low: (part, 3) cuboids relative to the rays' origin, object's frame.
         high: (part, 3).
         first_part: index of the first cuboid.
-        distance: (row, column), updated in place.
-        part: (row, column), updated in place.
-        face: (row, column), updated in place.
 
     Returns:
         Number of rays that meet the object, nearer things aside.
     """
+    rays = rays[(slice(None), *window)]
+    distance, part, face = hits.distance[window], hits.part[window], hits.face[window]
     direction = np.empty(rays.shape, np.float32)
     direction[0] = turn[0] * rays[0] + turn[1] * rays[1]
     direction[1] = turn[0] * rays[1] - turn[1] * rays[0]

@@ -31,14 +31,7 @@ def start_time(scene: int) -> int:
 
 @dataclass
 class Recorder:
-    """Records one scene. :meth:`run` does it all; the rows stay in ``rows``.
-
-    Attributes:
-        settings: of the data set.
-        index: of the scene.
-        name: of the scene.
-        root: folder of the data set, where files go.
-    """
+    """Records a scene, by number and name, into a data set's folder. :meth:`run` does it all; its rows stay."""
 
     settings: Settings
     index: int
@@ -95,7 +88,7 @@ class Recorder:
     def _scan(self, sample: int, timestamp: int, is_key_frame: bool) -> NDArray[np.float32]:
         time, mount = self._seconds(timestamp), self.rig[LIDAR]
         points = sensors.scan(self.scene, mount, time, self.settings, self._random(LIDAR, timestamp))
-        file = self._add_data(mount, sample, timestamp, is_key_frame, "pcd", ".pcd.bin")
+        file = self._add_data(mount, sample, timestamp, is_key_frame)
         file.write_bytes(np.ascontiguousarray(points, "<f4").tobytes())
         return points
 
@@ -108,19 +101,19 @@ class Recorder:
             self.settings.image_size,
             self._random(mount.channel, timestamp),
         )
-        file = self._add_data(mount, sample, timestamp, True, "jpg", ".jpg")
+        file = self._add_data(mount, sample, timestamp, is_key_frame=True)
         quality = [cv2.IMWRITE_JPEG_QUALITY, self.settings.jpeg_quality]
         file.write_bytes(cv2.imencode(".jpg", picture.image[..., ::-1], quality)[1].tobytes())
         return picture
 
-    def _add_data(
-        self, mount: Mount, sample: int, timestamp: int, is_key_frame: bool, fileformat: str, suffix: str
-    ) -> Path:
+    def _add_data(self, mount: Mount, sample: int, timestamp: int, is_key_frame: bool) -> Path:
         """Add a recording's rows of ``sample_data`` and ``ego_pose``; returns where its file goes."""
         channel = mount.channel
         folder = "samples" if is_key_frame else "sweeps"
+        is_camera = mount.intrinsic is not None
+        height, width = self.settings.image_size if is_camera else (0, 0)
+        suffix = ".jpg" if is_camera else ".pcd.bin"
         filename = f"{folder}/{channel}/{self.log}__{channel}__{timestamp}{suffix}"
-        height, width = self.settings.image_size if mount.intrinsic is not None else (0, 0)
         pose: Pose = sensors.pose_of(self.scene, mount, self._seconds(timestamp))
         pose_token = self._token("ego_pose", channel, timestamp)
         self.rows["ego_pose"].append(
@@ -138,7 +131,7 @@ class Recorder:
                 "ego_pose_token": pose_token,
                 "calibrated_sensor_token": self._token("calibrated_sensor", channel),
                 "timestamp": timestamp,
-                "fileformat": fileformat,
+                "fileformat": "jpg" if is_camera else "pcd",
                 "is_key_frame": is_key_frame,
                 "height": height,
                 "width": width,

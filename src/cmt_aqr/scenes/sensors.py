@@ -8,8 +8,9 @@ sweeps past their axis, so each has a time of its own before the LiDAR's.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from numpy.random import Generator
@@ -132,6 +133,31 @@ def _lidar_rays(rings: tuple[int, ...], columns: int) -> Rays:
     ).astype(np.float32)
 
 
+def _look(
+    scene: Scene,
+    pose: Pose,
+    time: float,
+    beams: Rays,
+    windows_of: Callable[[Array], NDArray[np.int64]],
+    reach: float | Array,
+) -> tuple[Rays, Hits]:
+    """A sensor's rays (3, row, column) in the global frame, and what they meet.
+
+    Args:
+        scene: what is there.
+        pose: of the sensor.
+        time: seconds after the first keyframe.
+        beams: (3, row, column) in the sensor frame.
+        windows_of: rays in which boxes can be seen, from their corners (object, 8, 3) in the sensor frame.
+        reach: metres; objects whose centres are farther away are left out; or (object,).
+    """
+    centres, headings = scene.boxes_at(time)
+    windows = windows_of(pose.to_sensor(raycast.box_corners(centres, headings, scene.sizes)))
+    near = np.hypot(*(centres - pose.position)[:, :2].T) < reach
+    rays = np.einsum("ij,jrc->irc", pose.rotation.astype(np.float32), beams)
+    return rays, raycast.cast(rays, pose.position, centres, headings, scene.solids, windows, near)
+
+
 def scan(scene: Scene, mount: Mount, time: float, settings: Settings, random: Generator) -> NDArray[np.float32]:
     """Measure with the LiDAR: one turn, taken at one instant.
 
@@ -147,14 +173,10 @@ def scan(scene: Scene, mount: Mount, time: float, settings: Settings, random: Ge
         ring.
     """
     pose = pose_of(scene, mount, time)
-    centres, headings = scene.boxes_at(time)
-    corners = pose.to_sensor(raycast.box_corners(centres, headings, scene.sizes))
-    near = np.hypot(*(centres - pose.position)[:, :2].T) - scene.sizes[:, 0] < MAX_RANGE
     rings, columns = np.array(settings.rings), settings.columns
     beams = _lidar_rays(tuple(settings.rings), columns)
-    rays = np.einsum("ij,jrc->irc", pose.rotation.astype(np.float32), beams)
-    windows = raycast.lidar_windows(corners, ELEVATIONS[rings], columns)
-    hits = raycast.cast(rays, pose.position, centres, headings, scene.solids, windows, near)
+    window = partial(raycast.lidar_windows, elevations=ELEVATIONS[rings], columns=columns)
+    rays, hits = _look(scene, pose, time, beams, window, MAX_RANGE + scene.sizes[:, 0])
     ground = _ground_distance(rays, pose.position)
     on_ground = ground < hits.distance
     distance = np.where(on_ground, ground, hits.distance)
@@ -202,16 +224,13 @@ def take_picture(
     """
     assert mount.intrinsic is not None
     pose = pose_of(scene, mount, time)
-    centres, headings = scene.boxes_at(time)
-    corners = pose.to_sensor(raycast.box_corners(centres, headings, scene.sizes))
-    near = np.hypot(*(centres - pose.position)[:, :2].T) < RENDER_RANGE
-    rays = np.einsum("ij,jrc->irc", pose.rotation.astype(np.float32), _camera_rays(mount.intrinsic, image_size))
-    windows = raycast.camera_windows(corners, mount.intrinsic, image_size)
-    hits = raycast.cast(rays, pose.position, centres, headings, scene.solids, windows, near)
+    beams = _camera_rays(mount.intrinsic, image_size)
+    window = partial(raycast.camera_windows, intrinsic=mount.intrinsic, image_size=image_size)
+    rays, hits = _look(scene, pose, time, beams, window, RENDER_RANGE)
     owners = hits.owners(scene.solids)
     ground = np.where(hits.part < 0, _ground_distance(rays, pose.position), np.float32(np.inf))
-    image = _shade(scene, pose, headings, rays, hits, owners, ground, random)
-    seen = np.bincount(owners[owners >= 0], minlength=len(centres))
+    image = _shade(scene, pose, scene.boxes_at(time)[1], rays, hits, owners, ground, random)
+    seen = np.bincount(owners[owners >= 0], minlength=len(scene.kinds))
     return Picture(image, owners, np.minimum(hits.distance, ground), hits.silhouette, seen)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +158,15 @@ def study_runs(folder: Path) -> tuple[list[Run], list[Run]]:
 
 
 def _evaluate_all(config: DictConfig, runs: Sequence[Run]) -> pd.DataFrame:
-    rows = []
-    both = list(itertools.product(runs, config.conditions.items()))
-    for run, (name, condition) in told(both, lambda pair: f"{_title(pair[0])}, {pair[1][0]}"):
-        merged = evaluation_config(run, condition, config.override, config.seed)
-        named = {"variant": str(run.config["name"]), "seed": int(run.config["seed"]), "condition": str(name)}
-        rows.append({**named, **evaluate_run(merged, run, str(name), config.refresh), "folder": str(run.folder)})
-    return pd.DataFrame(rows)
+    """Every run under every condition; what is not kept is evaluated, and it is told how far that is."""
+    evaluations = [
+        Evaluation(run, str(name), evaluation_config(run, condition, config.override, config.seed))
+        for run, (name, condition) in itertools.product(runs, config.conditions.items())
+    ]
+    to_do = [one for one in evaluations if config.refresh or one.kept() is None]
+    for evaluation in told(to_do, lambda one: f"{_title(one.run)}, {one.condition}"):
+        evaluation.evaluate()
+    return pd.DataFrame([one.row() for one in evaluations])
 
 
 def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, seed: int) -> DictConfig:
@@ -187,31 +191,48 @@ def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, see
     return config
 
 
-def evaluate_run(config: DictConfig, run: Run, condition: str, refresh: bool = False) -> dict[str, float]:
-    """Metrics and weights of a run: evaluated, or what an earlier call kept in ``faults/`` of its folder.
+@dataclass(frozen=True)
+class Evaluation:
+    """A run under a condition; its metrics and weights are kept in ``faults/`` of its folder.
 
     What was kept counts as long as checkpoint, data settings, decoding and condition are the same.
-
-    Args:
-        config: of :func:`evaluation_config`.
-        run: the run.
-        condition: its name.
-        refresh: evaluate whatever was kept.
     """
-    path = run.folder / "faults" / f"{condition}.json"
-    made_from = {
-        "checkpoint_sha256": digest(run.folder / CHECKPOINT),
-        **{group: OmegaConf.to_container(config[group]) for group in ("eval_fault", "data", "evaluation")},
-    }
-    kept = kept_metrics(path, made_from)
-    if kept is not None and kept.keys() >= {REGION, *WEIGHTS.values()} and not refresh:
-        return kept
-    said, region = WhatAQRSaid(), BrokenRegion()
-    metrics = (
-        measured(config, run.folder, watching=[said, region]) | said.means() | {REGION: region.mean_precision()}
-    )
-    keep_metrics(path, made_from, metrics)
-    return metrics
+
+    run: Run
+    condition: str
+    config: DictConfig  # of evaluation_config
+
+    @property
+    def path(self) -> Path:
+        """Where they are kept."""
+        return self.run.folder / "faults" / f"{self.condition}.json"
+
+    @functools.cached_property
+    def made_from(self) -> dict[str, Any]:
+        """What they depend on."""
+        groups = ("eval_fault", "data", "evaluation")
+        return {
+            "checkpoint_sha256": digest(self.run.folder / CHECKPOINT),
+            **{group: OmegaConf.to_container(self.config[group]) for group in groups},
+        }
+
+    def kept(self) -> dict[str, float] | None:
+        """What an earlier call, or this one, evaluated."""
+        kept = kept_metrics(self.path, self.made_from)
+        return kept if kept is not None and kept.keys() >= {REGION, *WEIGHTS.values()} else None
+
+    def evaluate(self) -> None:
+        """Evaluate, whatever was kept."""
+        said, region = WhatAQRSaid(), BrokenRegion()
+        metrics = measured(self.config, self.run.folder, watching=[said, region]) | said.means()
+        keep_metrics(self.path, self.made_from, metrics | {REGION: region.mean_precision()})
+
+    def row(self) -> dict[str, Any]:
+        """What the table says of it, once it is evaluated."""
+        kept = self.kept()
+        assert kept is not None
+        named = {"variant": str(self.run.config["name"]), "seed": int(self.run.config["seed"])}
+        return {**named, "condition": self.condition, **kept, "folder": str(self.run.folder)}
 
 
 def with_bad(results: pd.DataFrame) -> pd.DataFrame:

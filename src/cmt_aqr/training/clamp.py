@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 
 from cmt_aqr.aqr import AQR, Renderer
 from cmt_aqr.checks import is_whole, require_above_zero, require_choice
-from cmt_aqr.errors import SettingError, UserError
+from cmt_aqr.errors import SettingError
 from cmt_aqr.training.module import aqr_of
 
 
@@ -55,31 +55,21 @@ class ClampSchedule(pl.Callback):
         if renderer is not None and value is not None:
             renderer.set_clamp(value)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse a schedule without anything to clamp."""
-        if self.milestones and renderer_of(pl_module) is None:
-            raise UserError("clamp_schedule has milestones but this aqr= has nothing to clamp: drop one")
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set the clamp of the epoch that a run is resumed in: within an epoch, none starts."""
-        self._set(trainer, pl_module)
-
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the epoch's clamp."""
-        self._set(trainer, pl_module)
-
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
-        """Log the clamp, with the losses of the step."""
-        if self._current is not None:
-            pl_module.log("aqr/max_weight_clamp", self._current, batch_size=1)
-
-    def _set(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.set_for(pl_module, trainer.current_epoch)
         renderer = renderer_of(pl_module)
         if renderer is not None:
             # Kept as a number: reading it from the renderer in every step would synchronise with the device.
             limit = renderer.max_weight_clamp
             self._current = float("inf") if limit is None else limit
+
+    on_train_start = on_train_epoch_start  # a run that is resumed within an epoch starts none
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
+        """Log the clamp, with the losses of the step."""
+        if self._current is not None:
+            pl_module.log("aqr/max_weight_clamp", self._current, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         """Milestones and mode, to tell on a resume what the run was following."""

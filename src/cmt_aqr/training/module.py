@@ -80,14 +80,8 @@ class DetectorModule(pl.LightningModule):
         self._guard = LossGuard()
         self.look_at_losses_every = 10
         """Batches; looking waits for the device, as logging does."""
-        frozen = multipliers.frozen()
-        self._frozen = [
-            part
-            for name, part in model.named_modules()
-            if f"{name}.".startswith(tuple(MODULES.values())) and module_of(f"{name}.") in frozen
-        ]
         for name, parameter in model.named_parameters():
-            if module_of(name) in frozen:
+            if module_of(name) in multipliers.frozen():
                 parameter.requires_grad_(False)
         # Lightning leaves modules in the mode it finds them in.
         self.train(self.training)
@@ -105,8 +99,11 @@ class DetectorModule(pl.LightningModule):
     def train(self, mode: bool = True) -> Self:
         """Switch mode; frozen modules stay in evaluation mode, batch norm statistics included."""
         super().train(mode)
-        for part in self._frozen:
-            part.training = False
+        frozen = self.multipliers.frozen()
+        for name, part in self.model.named_modules():  # as they are now: norms may have been exchanged
+            place = f"{name}."
+            if place.startswith(tuple(MODULES.values())) and module_of(place) in frozen:
+                part.training = False
         return self
 
     def forward(self, batch: Batch) -> Predictions:

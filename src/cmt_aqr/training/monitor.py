@@ -116,9 +116,7 @@ class AQRMonitor(pl.Callback):
         """Log the epoch's numbers and write them to ``map_statistics.json``."""
         self._close_epoch(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close an epoch that a run from a checkpoint found finished."""
-        self._close_epoch(trainer)
+    on_train_end = on_train_epoch_end  # of an epoch that a run from a checkpoint found finished
 
     def _close_epoch(self, trainer: pl.Trainer) -> None:
         """End the epoch that is open, if there is one.

@@ -20,7 +20,6 @@ from tests.helpers.struck import driving, generator, own_frames
 
 
 def returns(frame: Frame) -> tuple[torch.Tensor, torch.Tensor]:
-    assert frame.returns is not None
     return frame.returns.sweep, frame.returns.ring
 
 
@@ -29,7 +28,6 @@ def test_points_go_back_to_the_frames_of_their_files() -> None:
     own = in_own_frames(frame)
     torch.testing.assert_close(own, own_frames(frame).float(), atol=1e-4, rtol=0)
     assert torch.equal(own[:400], frame.points[:400, :3])  # the keyframe's own file is not moved at all
-    assert frame.returns is not None
     torch.testing.assert_close(to_keyframe(own, frame.returns), frame.points[:, :3], atol=1e-4, rtol=0)
     mixed = torch.randperm(len(own), generator=torch.Generator().manual_seed(0))
     shuffled = frame.keep_points(mixed)
@@ -54,7 +52,6 @@ def test_four_beams_near_the_horizon_of_each_file() -> None:
 
 
 def one_file(frame: Frame):  # noqa: ANN201
-    assert frame.returns is not None
     return frame.returns.replace(sweep=torch.zeros_like(frame.returns.sweep))
 
 
@@ -91,7 +88,6 @@ def test_rings_that_stay(severity: int, rings: set[int]) -> None:
 
 def test_files_without_a_ring_are_refused_by_name() -> None:
     frame = driving()
-    assert frame.returns is not None
     flat = frame.replace(returns=frame.returns.replace(ring=torch.zeros_like(frame.returns.ring)))
     with pytest.raises(DataError, match=r"frame token: .*no ring.*fifth column"):
         multicorrupt.beamsreducing(1)(flat, generator())

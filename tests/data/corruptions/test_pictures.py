@@ -1,6 +1,7 @@
 """What happens to images, against slow and obvious versions."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -26,7 +27,6 @@ def frame_of(images: torch.Tensor) -> Frame:
 
 
 def views_of(frame: Frame) -> np.ndarray:
-    assert frame.images is not None
     return frame.images.permute(0, 2, 3, 1).numpy()
 
 
@@ -78,6 +78,15 @@ def test_motion_blur_is_a_sum_of_shifted_pictures(severity: int, sigma: float) -
         assert (blurred[view] == np.floor(total + 1e-4)).mean() > 0.99
     flat = np.full((40, 50, 3), 255, dtype=np.uint8)
     assert (blur(flat, generator(), 13.0) == 255).all()
+
+
+@pytest.mark.parametrize("condition", [multicorrupt.motionblur, multicorrupt.fog, multicorrupt.snow])
+def test_rows_that_nobody_sees_change_nothing_below_them(condition: Callable[[int], Corruption]) -> None:
+    frame, corruption = frame_of(photograph()), condition(3)
+    whole = views_of(corruption(frame, generator()))
+    lower = views_of(corruption(frame.replace(unseen_rows=23), generator()))
+    np.testing.assert_array_equal(lower[:, 23:], whole[:, 23:])
+    np.testing.assert_array_equal(lower[:, :23], views_of(frame)[:, :23])
 
 
 @pytest.mark.parametrize("parameters", [(0.6, 250, 0.008), (0.3, 50, 0.026)])

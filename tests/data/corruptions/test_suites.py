@@ -15,7 +15,7 @@ from cmt_aqr.data.corruptions.nuscenes_r import EGO_IN_LIDAR, draw_moves
 from cmt_aqr.data.corruptions.times import Stuck
 from cmt_aqr.data.dataset import SampleKey, frame_generator
 from cmt_aqr.data.faults import SomeFrames
-from cmt_aqr.data.sources import with_more_points
+from cmt_aqr.data.sampling import with_more_points
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.structures import Frame, FrameSource
@@ -71,22 +71,21 @@ def test_a_condition_strikes_what_it_says_and_changes_nothing_in_place(
 ) -> None:
     data = ready("validate", small_root, tmp_path)
     frame, fault = data.dataset("val").reader.read(2), of_option(option)
-    assert frame.images is not None
     before = (frame.points.clone(), frame.images.clone(), frame.lidar2img.clone())
     changed = {"lidar": False, "camera": False}
     for number in range(16):
         struck = fault(frame, frame_generator(number, SampleKey(0, 2)))
-        assert struck.images is not None and struck.images.dtype == torch.uint8
+        assert struck.images.dtype == torch.uint8
         changed["lidar"] |= not torch.equal(struck.points, before[0])
         changed["camera"] |= not torch.equal(struck.images, before[1])
         changed["camera"] |= not torch.equal(struck.lidar2img, before[2])
         alone = fault(frame.replace(images=None), frame_generator(number, SampleKey(0, 2)))
         assert torch.equal(alone.points, struck.points)  # a LiDAR-only model sees the same points
         again = fault(frame, frame_generator(number, SampleKey(0, 2)))
-        assert torch.equal(again.points, struck.points) and torch.equal(again.images, struck.images)  # type: ignore[arg-type]
+        assert torch.equal(again.points, struck.points) and torch.equal(again.images, struck.images)
     assert {sensor for sensor, is_changed in changed.items() if is_changed} == fault.strikes
     blind = fault(frame.replace(points=torch.zeros(0, 5), returns=None), frame_generator(15, SampleKey(0, 2)))
-    assert torch.equal(blind.images, struck.images)  # type: ignore[arg-type]
+    assert torch.equal(blind.images, struck.images)
     assert torch.equal(frame.points, before[0]) and torch.equal(frame.images, before[1])
 
 
@@ -108,10 +107,10 @@ def test_draws_depend_on_seed_frame_and_name_alone(small_root: Path, tmp_path: P
     used = generator()
     used.random(100)
     fault = multicorrupt.missingcamera(2)
-    assert torch.equal(fault(frame, used).images, fault(frame, generator()).images)  # type: ignore[arg-type]
+    assert torch.equal(fault(frame, used).images, fault(frame, generator()).images)
     renamed = Corruption("another", cameras=fault.cameras)
     drawn = [[one(frame, generator(number)).images for number in range(6)] for one in (fault, renamed)]
-    assert not all(torch.equal(left, right) for left, right in zip(*drawn, strict=True))  # type: ignore[arg-type]
+    assert not all(torch.equal(left, right) for left, right in zip(*drawn, strict=True))
     # What is struck at a severity is struck at the next.
     lost = [multicorrupt.missingcamera(severity)(frame, generator(3)).images for severity in (1, 2, 3)]
     dark = [(images == 0).flatten(1).all(dim=1) for images in lost if images is not None]
@@ -142,7 +141,6 @@ def test_images_at_half_size_are_refused_where_pixels_count(tmp_path: Path) -> N
 def test_pasted_points_get_a_file_and_a_ring() -> None:
     frame = driving()
     whole = with_more_points(frame.keep_points(torch.arange(0, 1200, 2)), frame.points[1::2])
-    assert whole.returns is not None and frame.returns is not None
     order = [*range(0, 1200, 2), *range(1, 1200, 2)]
     assert torch.equal(whole.points, frame.points[order])
     assert torch.equal(whole.returns.sweep, frame.returns.sweep[order])
@@ -160,14 +158,11 @@ class Source:
         number = self.number - count
         if number < 0 or (same_scene and number // self.scene != self.number // self.scene):
             return None
-        return Source(number, self.scene)  # type: ignore[return-value]
+        return Source(number, self.scene)
 
 
 def shown_numbers(stuck: Stuck, frames: int, sensors: int = 1, sensor: int = 0) -> list[int]:
-    return [
-        stuck.shown(Source(number), generator(number), sensor, sensors).number  # type: ignore[arg-type]
-        for number in range(frames)
-    ]
+    return [stuck.shown(Source(number), generator(number), sensor, sensors).number for number in range(frames)]
 
 
 def test_stuck_sensors_show_the_keyframe_before() -> None:
@@ -203,17 +198,15 @@ def test_late_files_take_the_places_of_a_frame_s_own(small_root: Path, tmp_path:
     for seed in range(40):
         for number, frame in enumerate(frames):
             shown: Frame = late(frame, frame_generator(seed, SampleKey(0, number)))
-            assert shown.images is not None and frame.images is not None and shown.returns is not None
             for view in range(len(CAMERAS)):
                 same = torch.equal(shown.images[view], frame.images[view])
-                assert same or (number and torch.equal(shown.images[view], frames[number - 1].images[view]))  # type: ignore[index]
+                assert same or (number and torch.equal(shown.images[view], frames[number - 1].images[view]))
                 images += not same
             if torch.equal(shown.points, frame.points):
                 continue
             assert number == 2  # from the third frame on
             struck += 1
             before, own = frames[1], frame.returns
-            assert before.returns is not None and own is not None
             # The keyframe's file of the frame before, at its own coordinates, as if they were this frame's.
             assert torch.equal(shown.points[shown.returns.sweep == 0], before.points[before.returns.sweep == 0])
             for sweep, (now, then) in enumerate(zip(own.motions, before.returns.motions, strict=True)):

@@ -15,7 +15,9 @@ from cmt_aqr.data.corruptions.pictures import LEVELS, Picture, look_up, random_b
 def darken(picture: Picture, random: Generator, scale: float, photons: int, std: float) -> Picture:
     """Low light with photon and read noise (MultiCorrupt's ``dark``).
 
-    With x in 0..1 and the least and greatest value of the picture:
+    With x in 0..1 and the least and greatest value of the picture, the ``scale`` of the light that is left, the
+    number of
+    photons that y = 1 stands for, and the read noise's standard deviation in units of full white:
 
         y = scale ((x - min) / (max - min))^2
         p = min(Poisson(photons y) / photons, 1),    x' = p + Normal(0, std), cut to 0..1, in whole steps of 1/255
@@ -23,13 +25,6 @@ def darken(picture: Picture, random: Generator, scale: float, photons: int, std:
     What a pixel becomes depends on its value alone, so the distribution of x' is computed for each of the 256
     values, and a pixel draws one of 256 equally likely outcomes of it, whose quantiles are shifted from picture to
     picture: a look-up instead of millions of Poisson draws.
-
-    Args:
-        picture: (height, width, 3).
-        random: drawn from.
-        scale: of the light that is left.
-        photons: that y = 1 stands for.
-        std: of the read noise, in units of full white.
     """
     at_most = _distributions(scale, photons, std, int(picture.min()), int(picture.max()))
     # How many of the quantiles fall to at most each value.

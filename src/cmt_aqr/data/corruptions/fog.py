@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.integrate import simpson
 
 from cmt_aqr.data.corruptions.files import returns_of
-from cmt_aqr.data.corruptions.pictures import BAND, DOWN, Picture, floor, picture_of, planes_of, random_bytes
+from cmt_aqr.data.corruptions.pictures import BAND, DOWN, Picture, floor, planes_of, random_bytes
 from cmt_aqr.structures import Frame
 
 PULSE = 2e-8
@@ -35,7 +35,8 @@ _LIGHT = 299_792_458.0
 def echo_table(alpha: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The strongest echo of fog in front of a target, by the target's range in steps of 0.1 m.
 
-    The power that fog sends back at range R, over (aperture, pulse power and backscattering coefficient):
+    The power that fog sends back at range R, over (aperture, pulse power and backscattering coefficient), with the
+    extinction coefficient alpha in 1/m:
 
         I(R) = integral over t from 0 to 2 tau of sin^2(pi t / (2 tau)) exp(-2 alpha r) overlap(r) / r^2,
         r = R - c t / 2
@@ -43,9 +44,6 @@ def echo_table(alpha: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     for R up to the target (Hahner et al., "Fog Simulation on Real LiDAR Point Clouds for 3D Object Detection in
     Adverse Weather", ICCV 2021). R runs over 2000 values from 0 to 200 m, t over 2000, and the integral is
     Simpson's, as in the published tables. Nothing but R <= target depends on the target.
-
-    Args:
-        alpha: extinction coefficient, 1/m.
 
     Returns:
         By the tenth metre of the target's range (2001,): the range of the echo in metres, taken from the peak of
@@ -71,19 +69,15 @@ def echo_table(alpha: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 def echo_fog(frame: Frame, random: Generator, alpha: float, beta: float) -> Frame:
     """The LiDAR in fog: returns are dimmer, and where the fog's own echo is stronger, it takes their place.
 
-    With r the range in the frame of the point's file and i its intensity:
+    With r the range in the frame of the point's file, i its intensity, alpha the extinction coefficient in 1/m and
+    beta
+    the backscattering coefficient in 1/sr:
 
         i' = round(i exp(-2 alpha r)),    s = L(r) i r^2 beta / beta0
 
     and where s > i', the point moves to the echo's range along its ray, times r / U(r - 10, r + 10), with
     intensity s. No point is lost. That factor is published as it is here: for r below 10 m it may be large, or
     below 0.
-
-    Args:
-        frame: with its returns.
-        random: drawn from.
-        alpha: extinction coefficient, 1/m.
-        beta: backscattering coefficient, 1/sr.
     """
     returns = returns_of(frame)
     lidars = returns.motions[:, :3, 3].float().index_select(0, returns.sweep.int())  # at each point's return
@@ -141,10 +135,12 @@ def _near(total: NDArray, wibble: float, random: Generator) -> NDArray[np.float3
     return total / 4 + np.float32(wibble**2) * noise
 
 
-def fog_over(picture: Picture, random: Generator, strength: float, beta: float) -> Picture:
+def fog_over(
+    picture: Picture, random: Generator, strength: float, beta: float, out: Picture | None = None
+) -> Picture:
     """Images in fog: clouds of haze, and grey by distance from the road in front.
 
-    With x in 0..1, f, a, b plasma fractals, s the strength and the greatest value of the picture, max:
+    With x in 0..1, f, a, b plasma fractals, the strength s and the greatest value of the picture, max:
 
         y = (x + s f (1 - 0.8 a)(1 + 0.5 b)) max / (max + s), cut to 0..1
         x' = y t + 0.5 (1 - t),    t = exp(-beta d),    d = 2 rho (1 + U(0, 1) / 4) + sqrt(max(height, width))
@@ -152,20 +148,18 @@ def fog_over(picture: Picture, random: Generator, strength: float, beta: float) 
     where rho is the distance in pixels to the rectangle of rows 0.65 to 0.99 and columns 0.1 to 0.85 of the
     picture, and U is drawn for every pixel (MultiCorrupt's ``fog``).
 
-    Args:
-        picture: (height, width, 3).
-        random: drawn from.
-        strength: s.
-        beta: of the grey, per pixel.
+    ``out`` takes the result, or as many of its lowest rows as it has.
     """
     height, width = picture.shape[:2]
+    result = np.empty_like(picture) if out is None else out
+    first = height - len(result)
     brightest = float(picture.max()) / 255
     gain = brightest / (brightest + strength)
-    clear = _clear(height, width, beta, random)
-    clouds = haze(height, width, random)
-    foggy = np.empty((3, height, width), dtype=np.uint8)
-    planes = planes_of(picture)
-    for top in range(0, height, 4 * BAND):
+    clear = _clear(height, width, first, beta, random)
+    clouds = haze(height, width, random)[first:]
+    foggy = np.empty((3, height - first, width), dtype=np.uint8)
+    planes = planes_of(picture[first:])
+    for top in range(0, height - first, 4 * BAND):
         rows = slice(top, top + 4 * BAND)
         # min(gain x + h, 255) t + 127.5 (1 - t) as min(gain t x + rest, most), each cut off below the point.
         t = clear[rows]
@@ -173,12 +167,13 @@ def fog_over(picture: Picture, random: Generator, strength: float, beta: float) 
         cv2.addWeighted(t, -127.5, rest, 255 * strength * gain, 127.5, rest)
         most = cv2.convertScaleAbs(t, None, 127.5, 127.5 + DOWN)
         t *= np.float32(gain)
-        for plane, result in zip(planes, foggy, strict=True):
-            shade = np.multiply(plane[rows], t)
-            cv2.add(shade, rest, shade)
-            floor(shade, result[rows])
-            cv2.min(result[rows], most, result[rows])
-    return picture_of(list(foggy))
+        for plane, grey in zip(planes, foggy[:, rows], strict=True):
+            shade = rest.copy()
+            cv2.accumulateProduct(plane[rows].astype(np.float32), t, shade)
+            floor(shade, grey)
+            cv2.min(grey, most, grey)
+    cv2.merge(list(foggy), result)
+    return result
 
 
 def haze(height: int, width: int, random: Generator) -> NDArray[np.float32]:
@@ -193,12 +188,12 @@ def haze(height: int, width: int, random: Generator) -> NDArray[np.float32]:
     return np.asarray(large[:height, :width], dtype=np.float32)
 
 
-def _clear(height: int, width: int, beta: float, random: Generator) -> NDArray[np.float32]:
-    """t, (height, width)."""
-    still, drawn = _distances(height, width, beta)
-    clear = np.empty((height, width), dtype=np.float32)
-    steps = random_bytes((height, width), random)
-    for top in range(0, height, 2 * BAND):
+def _clear(height: int, width: int, first: int, beta: float, random: Generator) -> NDArray[np.float32]:
+    """t of the rows from ``first`` on, (height - first, width)."""
+    still, drawn = (part[first:] for part in _distances(height, width, beta))
+    clear = np.empty(still.shape, dtype=np.float32)
+    steps = random_bytes((height, width), random)[first:]
+    for top in range(0, len(clear), 2 * BAND):
         rows = slice(top, top + 2 * BAND)
         part = np.multiply(steps[rows], drawn[rows], out=clear[rows])
         cv2.exp(cv2.add(part, still[rows], part), part)

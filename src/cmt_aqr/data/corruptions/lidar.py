@@ -100,17 +100,10 @@ def _quantiles() -> NDArray[np.float32]:
 def turn_files(
     frame: Frame, random: Generator, probability: float, degrees: float, shift: tuple[float, float, float]
 ) -> Frame:
-    """Some files are turned and shifted in their own LiDAR frame.
+    """Each file is, with a probability, turned and shifted (metres along x, y, z) in its own LiDAR frame.
 
-    Turned clockwise about x, y and z, as MultiCorrupt's converter has it: xyz' = Rx Ry Rz xyz + shift, where
-    Rz takes (1, 0, 0) to (cos a, -sin a, 0).
-
-    Args:
-        frame: with its returns.
-        random: drawn from.
-        probability: of each file.
-        degrees: the angle about each axis.
-        shift: metres along x, y, z.
+    Turned clockwise by the same angle about x, y and z, as MultiCorrupt's converter has it: xyz' = Rx Ry Rz xyz +
+    shift, where Rz takes (1, 0, 0) to (cos a, -sin a, 0).
     """
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     about_x = np.array(((1, 0, 0), (0, c, s), (0, -s, c)))

@@ -32,7 +32,7 @@ dark = graded(
 motionblur = graded(
     "multicorrupt/motionblur",
     lidar=over(lidar.blur_points, std=(0.06, 0.1, 0.13)),
-    cameras=over_pictures(blur, sigma=(6.0, 10.0, 13.0)),
+    cameras=over_pictures(blur, lower=True, sigma=(6.0, 10.0, 13.0)),
 )
 """Images blurred along a line, files of points shifted and their points trembling."""
 
@@ -60,7 +60,7 @@ temporalmisalignment = graded(
 fog = graded(
     "multicorrupt/fog",
     lidar=over(echo_fog, alpha=(0.02, 0.03, 0.06), beta=(0.008, 0.008, 0.05)),
-    cameras=over_pictures(fog_over, strength=(2.0, 3.0, 4.0), beta=(0.0005, 0.001, 0.002)),
+    cameras=over_pictures(fog_over, lower=True, strength=(2.0, 3.0, 4.0), beta=(0.0005, 0.001, 0.002)),
 )
 """Haze over the images, echoes of the fog among the points."""
 

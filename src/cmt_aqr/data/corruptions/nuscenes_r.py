@@ -91,15 +91,10 @@ def draw_moves(
     """What wrong calibrations do to the LiDAR frame's points (count, 4, 4).
 
     Sensor to ego is R' = N R, t' = N t + n, with N a turn about an axis uniform on the sphere, and n a shift of
-    random sign on each axis. nuScenes-R's angles of 1 to 5 degrees are halved by its code (/ 360 times pi), and so
-    are these. N turns about the ego frame's origin. The axis has no preferred direction, so it is drawn in the
+    random sign on each axis, in metres. nuScenes-R's angles of 1 to 5 degrees are halved by its code (/ 360 times
+    pi), and
+    so are these. N turns about the ego frame's origin. The axis has no preferred direction, so it is drawn in the
     LiDAR frame, and the shift along the LiDAR's axes, which are the ego frame's turned by 90 degrees.
-
-    Args:
-        count: of cameras.
-        random: drawn from.
-        degrees: least and greatest angle, as turned.
-        shift: least and greatest shift along each axis, metres.
     """
     axis = random.normal(size=(count, 3))
     axis /= np.linalg.norm(axis, axis=1, keepdims=True)

@@ -33,19 +33,32 @@ LEVELS = 256
 """Equally likely outcomes that stand for a distribution of what a pixel becomes."""
 
 
-def each_picture(frame: Frame, random: Generator, change: Callable[[Picture, Generator], Picture]) -> Frame:
-    """Change the images of a frame one by one; the raw ones, before they are resized and normalised."""
+def each_picture(frame: Frame, random: Generator, change: Callable[..., Picture], lower: bool = False) -> Frame:
+    """Change the images of a frame one by one; the raw ones, before they are resized and normalised.
+
+    Args:
+        frame: whose ``unseen_rows`` stay as they were.
+        random: each image gets a generator that it spawns.
+        change: of a picture, with a generator.
+        lower: it takes ``out=`` as well, for the rows that are seen, and computes no others.
+    """
     assert frame.images is not None
     views = np.ascontiguousarray(frame.images.permute(0, 2, 3, 1).numpy())
-    changed = np.empty_like(views)
-    for view, own in enumerate(random.spawn(len(views))):
-        changed[view] = change(views[view], own)
+    changed, first = np.empty_like(views), frame.unseen_rows
+    changed[:, :first] = views[:, :first]
+    for picture, seen, own in zip(views, changed[:, first:], random.spawn(len(views)), strict=True):
+        if lower:
+            change(picture, own, out=seen)
+        else:
+            seen[:] = change(picture, own)[first:]
     return frame.replace(images=torch.from_numpy(changed).permute(0, 3, 1, 2))
 
 
-def over_pictures(change: Callable[..., Picture], **settings: Sequence[Any]) -> list[Callable[..., Frame]]:
+def over_pictures(
+    change: Callable[..., Picture], /, lower: bool = False, **settings: Sequence[Any]
+) -> list[Callable[..., Frame]]:
     """A change of pictures by severity, as :func:`~cmt_aqr.data.corruptions.corruption.over` has it for frames."""
-    return over(each_picture, change=over(change, **settings))
+    return over(functools.partial(each_picture, lower=lower), change=over(change, **settings))
 
 
 def floor(values: NDArray[np.float32], result: NDArray[np.uint8]) -> None:
@@ -116,30 +129,29 @@ def _brighter(added: float) -> NDArray[np.uint8]:
     return np.minimum(255 * bright + 1e-6, 255).astype(np.uint8)
 
 
-def blur(picture: Picture, random: Generator, sigma: float) -> Picture:
-    """Motion blur of 31 taps in a direction of -45 to 45 degrees, cut off below the point; see :func:`blurred`."""
-    result = np.empty_like(picture)
-    for rows, sums in blurred(picture, random.uniform(-45.0, 45.0), sigma, radius=15):
+def blur(picture: Picture, random: Generator, sigma: float, out: Picture | None = None) -> Picture:
+    """Motion blur of 31 taps in a direction of -45 to 45 degrees, cut off below the point; see :func:`blurred`.
+
+    ``out`` takes the result, or as many of its lowest rows as it has.
+    """
+    result = np.empty_like(picture) if out is None else out
+    first = len(picture) - len(result)
+    for rows, sums in blurred(picture, random.uniform(-45.0, 45.0), sigma, radius=15, first=first):
         floor(sums, result[rows])
     return result
 
 
 def blurred(
-    picture: NDArray, degrees: float, sigma: float, radius: int
+    picture: NDArray, degrees: float, sigma: float, radius: int, first: int = 0
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Blur a picture along a line, some rows at a time.
+    """Blur a picture (height, width) or (height, width, channel), uint8, along a line, some rows at a time.
 
-    Taps lie from the pixel in one direction, with the weights of half a Gaussian; edge pixels are repeated beyond
-    the border (the motion blur of Hendrycks and Dietterich's ImageNet-C).
-
-    Args:
-        picture: (height, width) or (height, width, channel), uint8.
-        degrees: the direction.
-        sigma: of the Gaussian, pixels.
-        radius: there are 2 radius + 1 taps, a pixel apart.
+    There are 2 radius + 1 taps, a pixel apart, from the pixel in one direction, with the weights of half a
+    Gaussian; edge pixels are repeated beyond the border (the motion blur of Hendrycks and Dietterich's
+    ImageNet-C). Rows before ``first`` are left out.
 
     Yields:
-        Rows, and what they become, float32; the array is used again for the next.
+        Rows, counted from ``first``, and what they become, float32; the array is used again for the next.
     """
     weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
     weights = (weights / weights.sum()).astype(np.float32)
@@ -155,13 +167,16 @@ def blurred(
     taps = list(zip(offsets.tolist(), (weights / np.cumsum(weights)).tolist(), strict=True))
     rows = min(BAND * 4800 * len(picture) // picture.size + 1, height)
     band = np.empty((rows, *picture.shape[1:]), np.float32)
-    for top in range(0, height, rows):
+    for top in range(first, height, rows):
         sums = band[: height - top]
-        sums[:] = 0
-        for (down, right), share in taps:
-            first, left = top + edge - down, edge - right
-            cv2.accumulateWeighted(padded[first : first + len(sums), left : left + width], sums, share)
-        yield slice(top, top + len(sums)), sums
+        for number, ((down, right), share) in enumerate(taps):
+            upper, left = top + edge - down, edge - right
+            shifted = padded[upper : upper + len(sums), left : left + width]
+            if number:
+                cv2.accumulateWeighted(shifted, sums, share)
+            else:
+                sums[:] = shifted
+        yield slice(top - first, top - first + len(sums)), sums
 
 
 def _quantiles(random: Generator) -> NDArray[np.float64]:

@@ -18,21 +18,12 @@ def snow_on(
 ) -> Picture:
     """Blown flakes and a pale light, all in bytes.
 
-    :func:`flakes` are laid over the picture twice, once turned by 180 degrees:
+    :func:`flakes` are laid over the picture twice, once turned by 180 degrees; ``keep`` is not pale:
 
         x' = 0.9 (keep x + (1 - keep) max(x, 1.5 grey + 0.5)) + layer + layer turned, cut to 0..1
 
     The flakes are whole steps, so that cutting the rest off below the point before or after they are added is the
     same; and of the two under ``max`` each is cut off by itself.
-
-    Args:
-        picture: (height, width, 3).
-        random: drawn from.
-        mean: of the layer.
-        zoom: how much it is enlarged.
-        threshold: below it there is no flake.
-        radius: of the blur.
-        keep: share of the picture that is not pale.
     """
     layer = flakes(picture.shape[0], picture.shape[1], random, mean, zoom, threshold, radius)
     both = cv2.add(layer, cv2.rotate(layer, cv2.ROTATE_180))
