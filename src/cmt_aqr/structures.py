@@ -16,7 +16,7 @@ from torch import Tensor
 from cmt_aqr.constants import BOX_SIZE, CAMERAS, POINT_FEATURES
 from cmt_aqr.damage import Damage
 from cmt_aqr.geometry import BEVGrid
-from cmt_aqr.tensors import TensorStructure
+from cmt_aqr.tensors import TensorStructure, from_host
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,5 @@ class Queries(TensorStructure):
 def sample_index(counts: tuple[int, ...], device: torch.device) -> Tensor:
     """Index of the frame that each concatenated row belongs to: (2, 3) gives [0, 0, 1, 1, 1]."""
     return torch.repeat_interleave(
-        torch.arange(len(counts), device=device),
-        torch.tensor(counts, device=device),
-        output_size=sum(counts),
+        torch.arange(len(counts), device=device), from_host(counts, device), output_size=sum(counts)
     )

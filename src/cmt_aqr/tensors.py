@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Self
 
+import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 
@@ -36,3 +38,13 @@ class TensorStructure:
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+def from_host(values: ArrayLike, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers that the host knows, on a device, without waiting for it.
+
+    ``new_tensor`` and ``torch.tensor(..., device=...)`` make the host wait until a GPU has done all that it was
+    given; out of pinned memory the copy takes its turn.
+    """
+    tensor = torch.as_tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -74,9 +74,10 @@ def compare_with_dense(features: Tensor, weight: Tensor, sites: Sites, mode: Any
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to compute, on the CPU; small chunks so that there are several."""
     monkeypatch.setattr(rulebook, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(rulebook, "BLOCK_BYTES", 10_000)
     ways = {
         "pairs": lambda f, w, rules: rulebook._convolve_pairs(f, w, rules.pairs(w.shape[2])),
-        "neighbours": lambda f, w, rules: rulebook._convolve_neighbours(f, w, rules.neighbours),
+        "neighbours": rulebook._convolve_neighbours,
     }
     monkeypatch.setattr(rulebook, "_convolve", ways[request.param])
     if request.param == "neighbours":

@@ -28,6 +28,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from cmt_aqr.checks import require_above_zero, require_choice, require_number
+from cmt_aqr.tensors import from_host
 
 KERNEL_NORMALIZATIONS = ("sum", "peak")
 
@@ -117,7 +118,7 @@ class Bilinear(Kernel):
         upper = weights - lower
         upper_right, lower_right = upper * share_x, lower * share_x
         parts = torch.stack((upper - upper_right, upper_right, lower - lower_right, lower_right), dim=1)
-        steps = torch.tensor((0, 1, columns, columns + 1), device=weights.device)[:, None]
+        steps = from_host((0, 1, columns, columns + 1), weights.device)[:, None]
         number = _cell_number(first.long(), size)[:, None] + steps  # (map, 4, query)
         # No position lies beyond the last row or column: what would go past it has a share of 0.
         return _add_up(parts.flatten(1), number.flatten(1).clamp(max=rows * columns - 1), size)

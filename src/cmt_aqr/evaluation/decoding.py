@@ -8,6 +8,7 @@ from torch import Tensor
 from cmt_aqr.errors import UserError
 from cmt_aqr.geometry import decode_boxes
 from cmt_aqr.outputs import Detections, QueryOutputs
+from cmt_aqr.tensors import from_host
 
 CENTRE_RANGE = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
 """Centres kept, in metres, LiDAR frame (CMT's post_center_range)."""
@@ -45,7 +46,7 @@ def decode(
     query = torch.div(index, classes, rounding_mode="floor")
     codes = outputs.codes[-1].float().gather(1, query[..., None].expand(-1, -1, outputs.codes.shape[-1]))
     boxes = decode_boxes(codes)
-    low, high = boxes.new_tensor(centre_range[:3]), boxes.new_tensor(centre_range[3:])
+    low, high = from_host(centre_range, boxes.device, boxes.dtype).view(2, 3)
     kept = ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(dim=-1)
     kept &= scores >= score_threshold
     # Of finite codes, too, a box may be infinite: its size is their exponential.

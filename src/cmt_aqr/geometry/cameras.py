@@ -8,6 +8,8 @@ half-pixel shift: CMT's position encoding says so.
 import torch
 from torch import Tensor
 
+from cmt_aqr.tensors import from_host
+
 
 def project_to_images(
     points: Tensor, lidar2img: Tensor, image_size: tuple[int, int]
@@ -45,11 +47,11 @@ def cell_of_pixel(pixels: Tensor, image_size: tuple[int, int], map_size: tuple[i
 
     Integers are cells' own positions: cell (i, j) lies at pixel (i, j) * image_size / map_size.
     """
-    scale = pixels.new_tensor((map_size[1] / image_size[1], map_size[0] / image_size[0]))
-    return pixels * scale
+    scale = (map_size[1] / image_size[1], map_size[0] / image_size[0])
+    return pixels * from_host(scale, pixels.device, pixels.dtype)
 
 
 def pixel_of_cell(cells: Tensor, image_size: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
     """Pixels (u, v) of feature map positions (column, row): the inverse of :func:`cell_of_pixel`."""
-    scale = cells.new_tensor((image_size[1] / map_size[1], image_size[0] / map_size[0]))
-    return cells * scale
+    scale = (image_size[1] / map_size[1], image_size[0] / map_size[0])
+    return cells * from_host(scale, cells.device, cells.dtype)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cmt_aqr.errors import SettingError
+from cmt_aqr.tensors import from_host
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,13 @@ class BEVGrid:
         A cell covers [i, i + 1), so its centre is at i + 0.5. A position outside [0, width) x [0, height)
         has no cell.
         """
-        low = xy.new_tensor(self.point_range[:2])
-        return (xy - low) / xy.new_tensor(self.cell_size)
+        low, size = from_host((self.point_range[:2], self.cell_size), xy.device, xy.dtype)
+        return (xy - low) / size
 
     def metres_of(self, cell: Tensor) -> Tensor:
         """Metres (..., 2) of continuous BEV positions (column, row): the inverse of :meth:`cell_of`."""
-        return cell * cell.new_tensor(self.cell_size) + cell.new_tensor(self.point_range[:2])
+        low, size = from_host((self.point_range[:2], self.cell_size), cell.device, cell.dtype)
+        return cell * size + low
 
     def unit_cell_centres(self, device: torch.device | None = None) -> Tensor:
         """Centres (row * column, 2) as (x, y) in [0, 1], row-major: (index + 0.5) / count.

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cmt_aqr.tensors import from_host
+
 
 def inverse_sigmoid(value: Tensor, eps: float = 1e-5) -> Tensor:
     """Logit of a value in [0, 1], with both the value and its complement kept above ``eps`` (DETR's form)."""
@@ -14,11 +16,11 @@ def inverse_sigmoid(value: Tensor, eps: float = 1e-5) -> Tensor:
 
 def to_unit(points: Tensor, point_range: Sequence[float]) -> Tensor:
     """Metres (..., 3) to the unit cube of the range (x0, y0, z0, x1, y1, z1)."""
-    low = points.new_tensor(point_range[:3])
-    return (points - low) / (points.new_tensor(point_range[3:]) - low)
+    low, high = from_host(point_range, points.device, points.dtype).view(2, 3)
+    return (points - low) / (high - low)
 
 
 def to_metres(unit: Tensor, point_range: Sequence[float]) -> Tensor:
     """The unit cube (..., 3) to metres: the inverse of :func:`to_unit`."""
-    low = unit.new_tensor(point_range[:3])
-    return unit * (unit.new_tensor(point_range[3:]) - low) + low
+    low, high = from_host(point_range, unit.device, unit.dtype).view(2, 3)
+    return unit * (high - low) + low

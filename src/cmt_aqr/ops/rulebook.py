@@ -3,13 +3,14 @@
 Two ways to compute, same result up to rounding, both deterministic (no atomic additions of floats):
 
 - *pairs*, on a CPU: gather the pairs that exist, multiply, and sum by output, in chunks that fit the cache;
-- *neighbours*, elsewhere: one gather and one product for each offset over all outputs, missing inputs being a
-  row of zeros. It multiplies more, but every shape is known, so nothing synchronises with the device.
+- *neighbours*, elsewhere: one gather and one product over all offsets and outputs, missing inputs being a row of
+  zeros. It multiplies more, but every shape is known, so nothing synchronises with the device.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,9 @@ from torch.nn import functional
 CHUNK_BYTES = 8 * 2**20
 """Products held before they are summed: few enough to stay in the cache and to reuse memory (glibc maps, and
 the kernel clears, every block above 32 MB anew)."""
+
+BLOCK_BYTES = 2**28
+"""Inputs gathered at once on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,11 @@ class Rulebook:
         """Kernel (offset, in, out) of the transposed convolution over :attr:`reverse`: (offset, out, in)."""
         transposed = weight.transpose(1, 2)
         return transposed.flip(0) if self.reverse_neighbours is None else transposed
+
+    @cached_property
+    def by_output(self) -> Tensor:
+        """(output, offset): :attr:`neighbours`, with all that an output needs side by side."""
+        return self.neighbours.T.contiguous()
 
     @cached_property
     def exists(self) -> Tensor:
@@ -178,19 +187,28 @@ def _convolve_pairs(features: Tensor, weight: Tensor, plan: PairPlan) -> Tensor:
     return result
 
 
-def _convolve_neighbours(features: Tensor, weight: Tensor, neighbours: Tensor) -> Tensor:
-    """One product for each offset over all outputs, missing inputs being zeros: (output, out)."""
+def _gathered(features: Tensor, rulebook: Rulebook) -> Iterator[tuple[slice, Tensor]]:
+    """Runs of outputs, and what all offsets bring to each: (output, offset * in), zeros for missing inputs."""
     padded = functional.pad(features, (0, 0, 0, 1))
-    result = features.new_zeros((neighbours.shape[1], weight.shape[2]))
-    for inputs, kernel in zip(neighbours, weight, strict=True):
-        result.addmm_(padded.index_select(0, inputs), kernel)
+    inputs = rulebook.by_output
+    rows = max(1, BLOCK_BYTES // (inputs.shape[1] * padded.stride(0) * padded.element_size()))
+    for start in range(0, len(inputs), rows):
+        run = slice(start, start + rows)
+        yield run, padded.index_select(0, inputs[run].flatten()).view(-1, inputs.shape[1] * padded.shape[1])
+
+
+def _convolve_neighbours(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
+    """One product over all offsets, missing inputs being zeros: (output, out)."""
+    result = features.new_empty((rulebook.outputs, weight.shape[2]))
+    for run, gathered in _gathered(features, rulebook):
+        torch.mm(gathered, weight.flatten(0, 1), out=result[run])
     return result
 
 
 def _convolve(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
     if features.device.type == "cpu":
         return _convolve_pairs(features, weight, rulebook.pairs(weight.shape[2]))
-    return _convolve_neighbours(features, weight, rulebook.neighbours)
+    return _convolve_neighbours(features, weight, rulebook)
 
 
 def _weight_gradient_pairs(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
@@ -205,9 +223,12 @@ def _weight_gradient_pairs(features: Tensor, gradient: Tensor, rulebook: Ruleboo
 
 
 def _weight_gradient_neighbours(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
-    """Gradient (offset, in, out) of the kernel, one product for each offset."""
-    padded = functional.pad(features, (0, 0, 0, 1))
-    return torch.stack([padded.index_select(0, inputs).T @ gradient for inputs in rulebook.neighbours])
+    """Gradient (offset, in, out) of the kernel, one product over all offsets."""
+    offsets, channels = len(rulebook.neighbours), features.shape[1]
+    result = features.new_zeros((offsets * channels, gradient.shape[1]))
+    for run, gathered in _gathered(features, rulebook):
+        result.addmm_(gathered.T, gradient[run])
+    return result.view(offsets, channels, -1)
 
 
 def _weight_gradient(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cmt_aqr.geometry.grid import BEVGrid
-from cmt_aqr.structures import TensorStructure, sample_index
+from cmt_aqr.structures import sample_index
+from cmt_aqr.tensors import TensorStructure, from_host
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,12 @@ def _voxel_keys(points: Tensor, point_counts: tuple[int, ...], grid: BEVGrid) ->
 
     Returns the keys, the cell of every point (point, 3) as z, y, x, and the number of keys.
     """
-    low = points.new_tensor(grid.point_range[:3], dtype=torch.float32)
-    size = points.new_tensor(grid.voxel_size, dtype=torch.float32)
+    shape = voxel_counts(grid)
+    constants = (grid.point_range[:3], grid.voxel_size, shape)
+    low, size, counts = from_host(constants, points.device, torch.float32)
     # The release divides in float32 and floors; anything else moves points on a cell's border.
     cells = torch.floor((points[:, :3].float() - low) / size).flip(-1)
-    shape = voxel_counts(grid)
-    inside = ((cells >= 0) & (cells < cells.new_tensor(shape))).all(-1)  # False for NaN as well
+    inside = ((cells >= 0) & (cells < counts)).all(-1)  # False for NaN as well
     cells = torch.where(inside[:, None], cells, 0).long()
     z, y, x = cells.unbind(-1)
     sample = sample_index(point_counts, points.device)
@@ -117,7 +118,7 @@ def _appearance_rank(kept: Tensor, order: Tensor, point_counts: tuple[int, ...])
     appears = torch.zeros_like(kept)
     appears[order] = kept
     before = appears.long().cumsum(0) - appears.long()
-    sizes = torch.tensor(point_counts, device=device)
+    sizes = from_host(point_counts, device)
     # Index of each sample's first point; an empty sample at the very end has none and is never looked up.
     sample_start = (sizes.cumsum(0) - sizes).clamp(max=len(order) - 1)
     before_sample = before[sample_start][sample_index(point_counts, device)]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cmt_aqr.checks import require_number, require_whole
 from cmt_aqr.geometry import to_unit
-from cmt_aqr.structures import Batch, DenoisingQueries, TensorStructure, sample_index
+from cmt_aqr.structures import Batch, DenoisingQueries, sample_index
+from cmt_aqr.tensors import TensorStructure, from_host
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,14 @@ class Denoising:
         labels = torch.where(offset.norm(dim=1) > self.background_above, self.classes, labels)
 
         sample = sample_index(batch.box_counts, device)
-        start = torch.tensor([sum(batch.box_counts[:i]) for i in range(batch.size)], device=device)
+        start = from_host([sum(batch.box_counts[:i]) for i in range(batch.size)], device)
         within = torch.arange(count, device=device) - start[sample]
         group = torch.arange(groups, device=device).repeat_interleave(count)
         sample, position = sample.repeat(groups), within.repeat(groups) + group * most
         reference_points = centres.new_zeros(batch.size, groups * most, 3)
         reference_points[sample, position] = centres
         padding = torch.ones(batch.size, groups * most, dtype=torch.bool, device=device)
-        padding[sample, position] = False
+        padding.index_put_((sample, position), padding.new_zeros(()))  # a False of the host's would be waited for
         mask = attention_mask(groups, most, matching_queries, device)
         queries = DenoisingQueries(reference_points, mask, padding)
         return DenoisingTargets(queries, sample, position, boxes, labels)

@@ -12,6 +12,7 @@ from torch import Tensor
 from cmt_aqr.geometry import encode_boxes
 from cmt_aqr.outputs import QueryOutputs
 from cmt_aqr.structures import Batch
+from cmt_aqr.tensors import from_host
 from cmt_aqr.training.finite import NotFiniteError
 
 
@@ -90,7 +91,7 @@ class HungarianMatcher:
             raise NotFiniteError("the matching cost is not finite")
         layers, queries = outputs.logits.shape[0], outputs.logits.shape[2]
         pairs = self._solve(cost.reshape(layers, queries, -1), batch.box_counts)
-        return Matches(*torch.from_numpy(pairs).to(outputs.codes.device).unbind(0))
+        return Matches(*from_host(pairs, outputs.codes.device).unbind(0))
 
     @staticmethod
     def _solve(cost: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:
