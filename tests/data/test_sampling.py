@@ -284,6 +284,12 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
+def edit_entry(folder: Path, field: str, value: Any) -> None:
+    entries = np.load(folder / ENTRIES)
+    entries[field][np.flatnonzero(entries["view"] >= 0)[0]] = value
+    np.save(folder / ENTRIES, entries)
+
+
 def spoil(folder: Path) -> None:
     (folder / DESCRIPTION).write_text("{", encoding="utf-8")
 
@@ -298,6 +304,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "patches are cut": (lambda folder: cut(patches_path(folder, 0)), "part-0000.patches is cut"),
     "a part is missing": (lambda folder: points_path(folder, 2).unlink(), "part-0002.points is missing"),
     "entries are cut": (lambda folder: cut(folder / ENTRIES), "entries.npy cannot be read"),
+    "a patch outside": (lambda folder: edit_entry(folder, "rectangle", (0, 0, 9999, 20)), "outside its picture"),
+    "points outside": (lambda folder: edit_entry(folder, "points_at", 10**9), "outside the files"),
     "no description": (spoil, "database.json cannot be read"),
     "another format": (other_format, "is of format 99"),
 }
@@ -316,7 +324,9 @@ def test_damage_is_told_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", ["points are cut", "patches are cut", "a part is missing", "entries are cut"])
+@pytest.mark.parametrize(
+    "damage", ["points are cut", "patches are cut", "a part is missing", "entries are cut", "a patch outside"]
+)
 def test_what_is_cut_is_made_again(
     small_root: Path, cache: Path, tmp_path: Path, data: NuScenesDataModule, damage: str, caplog: Any
 ) -> None:

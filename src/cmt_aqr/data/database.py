@@ -143,6 +143,7 @@ class ObjectDatabase:
             raise DataError(f"the database of objects in {folder} {differs}: delete it, or name another folder")
         for part, sizes in enumerate(description["parts"]):
             check_part(folder, part, sizes)
+        _check_entries(self.entries, description["parts"], folder)
         self.starts: NDArray[np.int64] = np.searchsorted(self.entries["label"], np.arange(len(CLASSES) + 1))
         """(class + 1,): objects of class c are rows ``starts[c]:starts[c + 1]``."""
 
@@ -184,3 +185,30 @@ class ObjectDatabase:
                 return np.fromfile(file, kind, count=int(np.prod(shape)), offset=offset).reshape(shape)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read ({error}): delete it, and it is made again") from error
+
+
+def _check_entries(entries: NDArray[np.void], parts: list[list[int]], folder: Path) -> None:
+    """Refuse objects that lie outside the files, or whose patch lies outside the picture it was cut from."""
+    sizes = np.array(parts, dtype=np.int64).reshape(-1, 2)
+    part = entries["part"].astype(np.int64)
+    good = (part >= 0) & (part < len(sizes)) & (entries["label"] >= 0) & (entries["label"] < len(CLASSES))
+    sizes = sizes[np.where(good, part, 0)] if len(sizes) else np.zeros((len(entries), 2), dtype=np.int64)
+    end = (entries["points_at"] + entries["points"]) * _POINT_BYTES
+    good &= (entries["points_at"] >= 0) & (entries["points"] >= 0) & (end <= sizes[:, 0])
+    x0, y0, x1, y1 = entries["rectangle"].astype(np.int64).T
+    height, width = entries["picture"].astype(np.int64).T
+    within = (x0 >= 0) & (y0 >= 0) & (x0 < x1) & (y0 < y1) & (x1 <= width) & (y1 <= height)
+    stored = (entries["patch_at"] >= 0) & (entries["patch_at"] + 3 * (x1 - x0) * (y1 - y0) <= sizes[:, 1])
+    plain = entries["view"] < 0
+    for fine, what in (
+        (good, "lies outside the files"),
+        (plain | within, "has a patch that lies outside its picture"),
+        (plain | stored, "has a patch that lies outside the files"),
+    ):
+        if not fine.all():
+            row = int(np.argmin(fine))
+            raise DataError(
+                f"{folder / ENTRIES} is damaged: object {row} {what} (rectangle "
+                f"{entries['rectangle'][row].tolist()} of {entries['picture'][row].tolist()}); delete {folder}, "
+                "and it is made again"
+            )
