@@ -73,8 +73,8 @@ def test_objects_that_find_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     sampler = ObjectSampler(Sampling(), database)
 
     existing, names = golden()["collide_existing_boxes"], golden()["collide_existing_labels"]
-    lacking = sampler.sampling.lacking(names[names >= 0])
-    assert [lacking.get(label, 0) for label in range(10)] == drawn.tolist()
+    shortfall = sampler.sampling.shortfall(names[names >= 0])
+    assert [shortfall.get(label, 0) for label in range(10)] == drawn.tolist()
     monkeypatch.setattr(sampler, "draw", lambda *_: (rows, labels))
     before = frame(boxes=existing[names >= 0], labels=names[names >= 0])
     after = sampler(before, about_middle(existing[names < 0]), np.random.default_rng(0))

@@ -1,6 +1,6 @@
-"""Columns of the nuScenes tables: what a field may hold, and the rows of the records that tokens name.
+"""Columns of the nuScenes tables: a field of many records is parsed, and tokens become rows.
 
-Everything works on whole columns, because the full set has 2.6 million records in one table.
+Everything works on columns, because the full data set has 2.6 million records in one table.
 """
 
 from __future__ import annotations
@@ -16,142 +16,133 @@ from numpy.typing import NDArray
 
 from cmt_aqr.data.errors import DataError
 
-Records = Sequence[Mapping[str, Any]]
-
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of field."""
+class FieldType:
+    """What a field of a table may hold."""
 
-    what: str  # it must be, for the message
-    read: Callable[[Sequence[Any]], Any]  # from many records' values to an array (record, ...) or list; None: bad
-    target: str = ""  # table whose tokens it holds; "": none
-    may_end: bool = False  # whether "" stands for no token
-
-
-def refused(table: str, token: str | bytes | int, what: str) -> DataError:
-    """The error about a record, by table and token; by its place, from 0, where it has no token."""
-    named = token.decode() if isinstance(token, bytes) else token
-    record = f"record {named}" if isinstance(named, int) else f"token {named}"
-    return DataError(f"{table}.json, {record}: {what}; mend the record, or download the version's metadata again")
+    expected: str  # in words, for error messages
+    parse: Callable[
+        [Sequence[Any]], Any
+    ]  # values of records to an array (record, ...) or list; None: invalid
+    target: str = ""  # the table whose tokens the field holds, if it holds tokens
+    optional: bool = False  # whether "" stands for no token
 
 
-def shown(value: Any) -> str:
-    """A value as it stands in the table, cut where it is long."""
+def record_error(table: str, token: str | bytes | int, problem: str) -> DataError:
+    """The error about a record, named by its token, or by its position from 0 if it has no token."""
+    name = token.decode() if isinstance(token, bytes) else token
+    record = f"record {name}" if isinstance(name, int) else f"token {name}"
+    return DataError(
+        f"{table}.json, {record}: {problem}; correct the record, or download the version's metadata again"
+    )
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON, truncated to 80 characters."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def column_of(records: Records, table: str, name: str, first: int = 0) -> list[Any]:
-    """A field of all records, of which the first is number ``first`` of its table.
-
-    Raises:
-        DataError: a record lacks it.
-    """
-    try:
-        return list(map(operator.itemgetter(name), records))
-    except KeyError as error:
-        place, bad = next((place, record) for place, record in enumerate(records) if name not in record)
-        raise refused(table, bad.get("token", first + place), f"{name} is absent") from error
-
-
 def read_column(
-    table: str, name: str, column: Sequence[Any], tokens: Sequence[Any] | NDArray[np.bytes_], kind: Kind
+    records: Sequence[Mapping[str, Any]], table: str, name: str, kind: FieldType, first: int = 0
 ) -> Any:
-    """What ``kind.read`` makes of a field's values.
-
-    Args:
-        table: its name.
-        name: of the field.
-        column: the values.
-        tokens: of the same records, as texts or bytes; or their places.
-        kind: of the field.
+    """Parse a field of consecutive records of a table, the first of which has the position ``first``.
 
     Raises:
-        DataError: naming table, token and field of the first record whose value is something else.
+        DataError: a record has no such field, or a value of another type; names table, token and field.
     """
-    values = kind.read(column)
-    if values is None:
-        place = next(place for place, value in enumerate(column) if kind.read([value]) is None)
-        raise refused(table, tokens[place], f"{name}={shown(column[place])} must be {kind.what}")
-    return values
+
+    def error(position: int, problem: str) -> DataError:
+        token = None if name == "token" else records[position].get("token")
+        return record_error(table, first + position if token is None else token, problem)
+
+    try:
+        values = list(map(operator.itemgetter(name), records))
+    except KeyError as missing:
+        position = next(position for position, record in enumerate(records) if name not in record)
+        raise error(position, f"{name} is missing") from missing
+    parsed = kind.parse(values)
+    if parsed is None:
+        position = next(position for position, value in enumerate(values) if kind.parse([value]) is None)
+        raise error(position, f"{name}={as_json(values[position])} must be {kind.expected}")
+    return parsed
 
 
-def bytes_of(texts: Iterable[str]) -> NDArray[np.bytes_]:
-    """Texts as an array in UTF-8."""
+def encoded(texts: Iterable[str]) -> NDArray[np.bytes_]:
+    """Texts as an array of UTF-8 bytes."""
     return np.array([text.encode() for text in texts], dtype=np.bytes_)
 
 
 class TokenRows:
-    """Rows of records by token. Tokens are sorted: dictionaries of texts take most of their time in far memory.
+    """Finds the rows of records by token (record,).
 
-    Args:
-        tokens: (record,) bytes.
+    A binary search: a dictionary of millions of strings spends its time on cache misses.
     """
 
     def __init__(self, tokens: NDArray[np.bytes_]) -> None:
         self._order = np.argsort(tokens, kind="stable")
         self.sorted = tokens[self._order]
 
-    def twice(self) -> int | None:
-        """The first row whose token an earlier row has; ``None`` where each is of one record."""
-        again = np.flatnonzero(self.sorted[1:] == self.sorted[:-1]) + 1
-        return int(self._order[again].min()) if len(again) else None
+    def duplicate(self) -> int | None:
+        """The first row whose token an earlier row has, too; ``None`` if tokens are unique."""
+        repeated = np.flatnonzero(self.sorted[1:] == self.sorted[:-1]) + 1
+        return int(self._order[repeated].min()) if len(repeated) else None
 
-    def find(self, wanted: NDArray[np.bytes_]) -> NDArray[np.int64]:
-        """Rows (wanted,) of the first record of each token, -1 where there is none."""
-        rows = np.full(len(wanted), -1, dtype=np.int64)
-        # In rising order, neighbours are looked for in the same memory: four times as fast.
-        order = np.argsort(wanted)
-        in_order = wanted[order]
-        places = np.searchsorted(self.sorted, in_order)
-        inside = np.flatnonzero(places < len(self.sorted))
-        places = places[inside]
-        found = self.sorted[places] == in_order[inside]
-        rows[order[inside[found]]] = self._order[places[found]]
+    def find(self, tokens: NDArray[np.bytes_]) -> NDArray[np.int64]:
+        """Rows (token,) of the first record with each token, -1 if there is none."""
+        rows = np.full(len(tokens), -1, dtype=np.int64)
+        # Sorted queries touch neighbouring memory: four times as fast.
+        order = np.argsort(tokens)
+        queries = tokens[order]
+        positions = np.searchsorted(self.sorted, queries)
+        inside = np.flatnonzero(positions < len(self.sorted))
+        positions = positions[inside]
+        matches = self.sorted[positions] == queries[inside]
+        rows[order[inside[matches]]] = self._order[positions[matches]]
         return rows
 
 
-def linked(
-    rows: TokenRows, column: NDArray[np.bytes_], tokens: NDArray[np.bytes_], table: str, name: str, kind: Kind
+def resolve(
+    rows: TokenRows, column: NDArray[np.bytes_], tokens: NDArray[np.bytes_], table: str, name: str, kind: FieldType
 ) -> NDArray[np.int64]:
-    """Rows (record,) of the records that a field refers to; -1 for "" where that may be.
+    """Rows (record,) of the records that a field refers to; -1 for "" in an optional field.
 
     Args:
-        rows: of ``kind.target``.
-        column: (record,) the field's values.
-        tokens: (record,) of the records that have the field.
+        rows: of the table ``kind.target``.
+        column: (record,) values of the field.
+        tokens: (record,) tokens of the records that have the field.
         table: of these records.
         name: of the field.
         kind: of the field.
 
     Raises:
-        DataError: naming the first record that refers to none.
+        DataError: a value is no token of the target; names the first such record.
     """
     found = rows.find(column)
-    unknown = (found < 0) & (column != b"") if kind.may_end else found < 0
+    unknown = (found < 0) & (column != b"") if kind.optional else found < 0
     if unknown.any():
-        place = int(unknown.argmax())
-        value = shown(column[place].decode())
-        raise refused(table, tokens[place], f"{name}={value} is no token of {kind.target}.json")
+        row = int(unknown.argmax())
+        value = as_json(column[row].decode())
+        raise record_error(table, tokens[row], f"{name}={value} is no token of {kind.target}.json")
     return found
 
 
 def check_order(
     table: str, name: str, neighbours: NDArray[np.int64], times: NDArray[np.int64], tokens: NDArray[np.bytes_]
 ) -> None:
-    """See that ``prev`` leads back in time and ``next`` forth, so that no chain runs in a circle.
+    """Check that ``prev`` leads back in time and ``next`` forward, so that no chain is a cycle.
 
-    Neighbours are rows (record,), -1: none; times are in microseconds, and may be equal in ``sample_data``.
+    Neighbours are rows (record,), -1 for none; times are in microseconds, and may be equal in ``sample_data``.
 
     Raises:
         DataError: naming the first record whose neighbour is on the wrong side of it.
     """
     lag = (1 if name == "prev" else -1) * (times - times[neighbours])
-    still = neighbours == np.arange(len(neighbours)) if table == "sample_data" else lag == 0
-    wrong = (neighbours >= 0) & ((lag < 0) | still)
+    standstill = neighbours == np.arange(len(neighbours)) if table == "sample_data" else lag == 0
+    wrong = (neighbours >= 0) & ((lag < 0) | standstill)
     if wrong.any():
-        place = int(wrong.argmax())
+        row = int(wrong.argmax())
         side = "an earlier" if name == "prev" else "a later"
-        other = shown(tokens[neighbours[place]].decode())
-        raise refused(table, tokens[place], f"{name}={other} must be {side} record's token")
+        neighbour = as_json(tokens[neighbours[row]].decode())
+        raise record_error(table, tokens[row], f"{name}={neighbour} must be {side} record's token")
