@@ -1,4 +1,4 @@
-"""The data module from its configuration, and what it refuses."""
+"""The data module: built from its configuration, and its errors."""
 
 import re
 import shutil
@@ -41,10 +41,8 @@ def test_configuration_builds_and_loads(small_root: Path, tmp_path: Path) -> Non
     assert data.finish(finished) is finished
     assert batch.lidar2global.dtype == torch.float64
     assert torch.isfinite(batch.points).all()
-    centres = batch.boxes[:, :2]
-    assert (centres.abs() <= 54).all()
-    validation = list(data.val_dataloader())
-    assert [token for batch in validation for token in batch.tokens] == list(data.ground_truth().tokens)
+    assert (batch.boxes[:, :2].abs() <= 54).all()
+    assert [token for batch in data.val_dataloader() for token in batch.tokens] == list(data.ground_truth().tokens)
 
 
 def test_transforms_are_switched_by_name(small_root: Path, tmp_path: Path) -> None:
@@ -68,11 +66,11 @@ def test_sensors_and_limits(small_root: Path, tmp_path: Path) -> None:
     assert (batch.images == batch.images[..., :1, :1]).all()  # black
 
 
-def test_tables_are_let_go_of(small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_released(small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = datamodule(small_root, tmp_path)
     data.prepare_data()
     with monkeypatch.context() as patch:
-        patch.setattr("cmt_aqr.data.tables.open_tables", lambda *_: pytest.fail("read the tables again"))
+        patch.setattr("cmt_aqr.data.tables.open_tables", lambda *_: pytest.fail("tables were read"))
         data.setup()
         data.ground_truth()
     first = open_tables(small_root, "v1.0-mini")
@@ -91,7 +89,7 @@ def test_missing_files_stop_before_training(small_root: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("load", [load_index, load_ground_truth])
-def test_a_cache_folder_that_cannot_be_made_is_named(load: Any, small_root: Path, tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_created_is_named(load: Any, small_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     cache = tmp_path / "file" / "cache"
     with pytest.raises(UserError, match=rf"data\.cache_dir={cache}: "):

@@ -243,9 +243,11 @@ class ImageProcessing:
         raw_height, raw_width = frame.images.shape[-2:]
         top = resized[0] - self.size[0]
         scale = (resized[1] / raw_width, resized[0] / raw_height) if self.exact_lidar2img else (factor, factor)
-        pixel = _pixel_transform(*scale, left, top)
+        pixel = torch.eye(4, dtype=torch.float64)  # of (u * depth, v * depth, depth, 1)
+        pixel[0, 0], pixel[1, 1] = scale
+        pixel[0, 2], pixel[1, 2] = -left, -top
         if mirrored:
-            pixel = _mirror(self.size[1]) @ pixel
+            pixel[0] = self.size[1] * pixel[2] - pixel[0]  # u -> width - u
         pixels = self._pixels(frame.images, resized, top, left, mirrored)
         return frame.replace(
             images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
@@ -277,15 +279,3 @@ class ImageProcessing:
             else:
                 target[:] = image
         return result
-
-
-def _pixel_transform(scale_u: float, scale_v: float, left: float, top: float) -> Tensor:
-    """(4, 4) on (u * depth, v * depth, depth, 1): scale, then move the crop's corner to (0, 0)."""
-    return torch.tensor(
-        ((scale_u, 0, -left, 0), (0, scale_v, -top, 0), (0, 0, 1, 0), (0, 0, 0, 1)), dtype=torch.float64
-    )
-
-
-def _mirror(width: float) -> Tensor:
-    """(4, 4) on (u * depth, v * depth, depth, 1): u -> width - u."""
-    return torch.tensor(((-1, 0, width, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)), dtype=torch.float64)

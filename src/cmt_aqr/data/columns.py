@@ -22,9 +22,7 @@ class FieldType:
     """What a field of a table may hold."""
 
     expected: str  # in words, for error messages
-    parse: Callable[
-        [Sequence[Any]], Any
-    ]  # values of records to an array (record, ...) or list; None: invalid
+    parse: Callable[[Sequence[Any]], Any]  # values of records to an array (record, ...) or list; None: invalid
     target: str = ""  # the table whose tokens the field holds, if it holds tokens
     optional: bool = False  # whether "" stands for no token
 
@@ -101,48 +99,3 @@ class TokenRows:
         matches = self.sorted[positions] == queries[inside]
         rows[order[inside[matches]]] = self._order[positions[matches]]
         return rows
-
-
-def resolve(
-    rows: TokenRows, column: NDArray[np.bytes_], tokens: NDArray[np.bytes_], table: str, name: str, kind: FieldType
-) -> NDArray[np.int64]:
-    """Rows (record,) of the records that a field refers to; -1 for "" in an optional field.
-
-    Args:
-        rows: of the table ``kind.target``.
-        column: (record,) values of the field.
-        tokens: (record,) tokens of the records that have the field.
-        table: of these records.
-        name: of the field.
-        kind: of the field.
-
-    Raises:
-        DataError: a value is no token of the target; names the first such record.
-    """
-    found = rows.find(column)
-    unknown = (found < 0) & (column != b"") if kind.optional else found < 0
-    if unknown.any():
-        row = int(unknown.argmax())
-        value = as_json(column[row].decode())
-        raise record_error(table, tokens[row], f"{name}={value} is no token of {kind.target}.json")
-    return found
-
-
-def check_order(
-    table: str, name: str, neighbours: NDArray[np.int64], times: NDArray[np.int64], tokens: NDArray[np.bytes_]
-) -> None:
-    """Check that ``prev`` leads back in time and ``next`` forward, so that no chain is a cycle.
-
-    Neighbours are rows (record,), -1 for none; times are in microseconds, and may be equal in ``sample_data``.
-
-    Raises:
-        DataError: naming the first record whose neighbour is on the wrong side of it.
-    """
-    lag = (1 if name == "prev" else -1) * (times - times[neighbours])
-    standstill = neighbours == np.arange(len(neighbours)) if table == "sample_data" else lag == 0
-    wrong = (neighbours >= 0) & ((lag < 0) | standstill)
-    if wrong.any():
-        row = int(wrong.argmax())
-        side = "an earlier" if name == "prev" else "a later"
-        neighbour = as_json(tokens[neighbours[row]].decode())
-        raise record_error(table, tokens[row], f"{name}={neighbour} must be {side} record's token")

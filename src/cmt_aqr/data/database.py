@@ -77,19 +77,15 @@ class Contents:
         return cache_dir / f"objects-{self.version}-{self.split}-{key}"
 
 
-def points_path(folder: Path, part: int) -> Path:
-    """The file with the points of a part: float32 (point, 5), see :meth:`ObjectDatabase.points`."""
-    return folder / f"part-{part:04d}.points"
-
-
-def patches_path(folder: Path, part: int) -> Path:
-    """The file with the patches of a part, concatenated: uint8 (height, width, 3), BGR."""
-    return folder / f"part-{part:04d}.patches"
+def part_path(folder: Path, part: int, suffix: str) -> Path:
+    """A file of a part: ``points``, float32 (point, 5), or ``patches``, uint8 (height, width, 3), concatenated."""
+    return folder / f"part-{part:04d}.{suffix}"
 
 
 def check_part(folder: Path, part: int, sizes: Sequence[int]) -> None:
     """Raise a ``DataError`` unless the files of a part have their sizes, in bytes."""
-    for path, size in zip((points_path(folder, part), patches_path(folder, part)), sizes, strict=True):
+    for suffix, size in zip(("points", "patches"), sizes, strict=True):
+        path = part_path(folder, part, suffix)
         actual = path.stat().st_size if path.is_file() else 0
         if actual != size:
             state = "truncated" if path.is_file() else "missing"
@@ -137,9 +133,7 @@ class ObjectDatabase:
         self.folder, self.contents = folder, contents
         description = read_description(folder)
         if not description:
-            raise DataError(
-                f"{folder} holds no complete database of objects: run scripts/make_database.py"
-            )
+            raise DataError(f"{folder} holds no complete database of objects: run scripts/make_database.py")
         differs = difference(folder, contents)
         if differs is not None:
             raise DataError(f"the database of objects in {folder} {differs}: delete it, or name another folder")
@@ -169,22 +163,20 @@ class ObjectDatabase:
         """Points (point, 5) of an object, relative to the centre of its box's **bottom**; with intensity, lag."""
         entry = self.entries[row]
         shape = (int(entry["points"]), POINT_FEATURES)
-        offset = int(entry["points_at"]) * _POINT_BYTES
-        return self._read(points_path(self.folder, int(entry["part"])), offset, np.float32, shape)
+        return self._read(entry["part"], "points", entry["points_at"] * _POINT_BYTES, np.float32, shape)
 
     def patch(self, row: int) -> NDArray[np.uint8] | None:
         """The patch (height, width, 3) of an object, BGR, or ``None``."""
         entry = self.entries[row]
         if entry["view"] < 0:
             return None
-        x0, y0, x1, y1 = (int(value) for value in entry["rectangle"])
-        path = patches_path(self.folder, int(entry["part"]))
-        return self._read(path, int(entry["patch_at"]), np.uint8, (y1 - y0, x1 - x0, 3))
+        x0, y0, x1, y1 = entry["rectangle"].tolist()
+        return self._read(entry["part"], "patches", entry["patch_at"], np.uint8, (y1 - y0, x1 - x0, 3))
 
-    def _read(self, path: Path, offset: int, kind: type, shape: tuple[int, ...]) -> NDArray[Any]:
+    def _read(self, part: int, suffix: str, offset: int, dtype: type, shape: tuple[int, ...]) -> NDArray[Any]:
+        path = part_path(self.folder, part, suffix)
         try:
-            with path.open("rb") as file:
-                return np.fromfile(file, kind, count=int(np.prod(shape)), offset=offset).reshape(shape)
+            return np.fromfile(path, dtype, count=int(np.prod(shape)), offset=int(offset)).reshape(shape)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read ({error}): delete it, and it is rebuilt") from error
 

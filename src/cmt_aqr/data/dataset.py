@@ -193,12 +193,7 @@ class FrameSampler(DistributedSampler[SampleKey]):
 class FrameLoader(WorkerLoader[Batch]):
     """A data loader whose position Lightning saves and restores with every checkpoint.
 
-    Args:
-        dataset: maps keys to frames.
-        sampler: the keys, in order.
-        num_workers: number of worker processes; 0 reads in this process.
-        pin_memory: see ``torch.utils.data.DataLoader``.
-        mask_per_frame: see :func:`cmt_aqr.data.collate.collate`.
+    See ``torch.utils.data.DataLoader`` and, for ``mask_per_frame``, :func:`cmt_aqr.data.collate.collate`.
     """
 
     def __init__(

@@ -29,8 +29,7 @@ from cmt_aqr.data.database import (
     ObjectDatabase,
     check_part,
     difference,
-    patches_path,
-    points_path,
+    part_path,
     read_description,
 )
 from cmt_aqr.data.errors import DataError
@@ -153,14 +152,9 @@ def prepare_database(
     return ObjectDatabase(folder, contents)
 
 
-def _part_path(folder: Path, part: int) -> Path:
-    """The file with the objects of a part, the number of boxes per class, and the sizes of the part's files."""
-    return folder / f"part-{part:04d}.npy"
-
-
 def _read_part(folder: Path, part: int, contents: Contents) -> dict[str, NDArray[Any]] | None:
-    """The objects of a part; ``None`` if it must be built."""
-    arrays = load_arrays(_part_path(folder, part), contents.stamp, ("entries", "valid", "sizes"))
+    """The objects of a part, the number of boxes per class, and the sizes of its files; ``None``: to be built."""
+    arrays = load_arrays(part_path(folder, part, "npy"), contents.stamp, ("entries", "valid", "sizes"))
     if arrays is None:
         return None
     try:
@@ -175,9 +169,7 @@ def _build_parts(cutter: ObjectCutter, folder: Path, parts: dict[int, range], pr
     """Build parts, given the frames of each, with a progress bar."""
     frames = list(itertools.chain(*parts.values()))
     processes = min(processes, len(frames))
-    loader: WorkerLoader[Cut] = WorkerLoader(
-        cutter, frames, processes if processes > 1 else 0, batch_size=None, collate_fn=_identity
-    )
+    loader: WorkerLoader[Cut] = WorkerLoader(cutter, frames, processes if processes > 1 else 0, batch_size=None)
     start = time.perf_counter()
     cuts = track(loader.loaded(), "Cutting objects out of frames", total=len(frames), console=Console(stderr=True))
     for number, part in parts.items():
@@ -186,18 +178,14 @@ def _build_parts(cutter: ObjectCutter, folder: Path, parts: dict[int, range], pr
         log.info("Cut objects out of %d frames in %.0f s", len(frames), time.perf_counter() - start)
 
 
-def _identity(cut: Cut) -> Cut:
-    return cut
-
-
 def _write_part(folder: Path, part: int, contents: Contents, cuts: Iterator[Cut]) -> None:
     """Write the files of a part, atomically."""
     entries, boxes, sizes = [], np.zeros(len(CLASSES), dtype=np.int64), np.zeros(2, dtype=np.int64)
     rows = 0
     with contextlib.ExitStack() as stack:
-        paths = (points_path(folder, part), patches_path(folder, part))
         points_file, patches_file = (
-            stack.enter_context(stack.enter_context(written_at_once(path)).open("wb")) for path in paths
+            stack.enter_context(stack.enter_context(written_at_once(part_path(folder, part, suffix))).open("wb"))
+            for suffix in ("points", "patches")
         )
         for cut in cuts:
             objects = cut.objects
@@ -211,7 +199,7 @@ def _write_part(folder: Path, part: int, contents: Contents, cuts: Iterator[Cut]
             entries.append(objects)
             boxes += cut.boxes
     arrays = {"entries": np.concatenate(entries), "valid": boxes, "sizes": sizes}
-    save_arrays(_part_path(folder, part), contents.stamp, arrays)
+    save_arrays(part_path(folder, part, "npy"), contents.stamp, arrays)
 
 
 def _complete(folder: Path, contents: Contents, count: int) -> None:

@@ -49,7 +49,8 @@ def read_points(path: Path) -> NDArray[np.float32]:
     if not ((low >= MIN_VALUES) & (high <= MAX_VALUES)).all():  # false for NaN
         usable = ((points >= MIN_VALUES) & (points <= MAX_VALUES)).all(axis=1)
         points = points[usable]
-        _log_dropped(path, len(usable) - len(points), len(usable))
+        message = "%s: %d of %d points have values that are not finite or out of range, and are dropped"
+        _warn_once(message, path, len(usable) - len(points), len(usable))
         if not len(points):
             raise DataError(
                 f"{path} holds no usable point: values are not finite, or beyond "
@@ -82,9 +83,8 @@ def _extremes(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
 
 
 @functools.cache
-def _log_dropped(path: Path, count: int, total: int) -> None:
-    message = "%s: %d of %d points have values that are not finite or out of range, and are dropped"
-    log.warning(message, path, count, total)
+def _warn_once(message: str, *values: object) -> None:
+    log.warning(message, *values)
 
 
 def read_checked_points(path: Path) -> NDArray[np.float32]:
@@ -108,18 +108,13 @@ def read_checked_points(path: Path) -> NDArray[np.float32]:
     points = read_points(path)
     highest = float(points[:, 3].max())
     if 0 < highest <= 1:
-        _log_scale(path, highest)
+        _warn_once(
+            "%s: intensities range from 0 to %.3g; nuScenes has 0 to 255, which trained weights expect: multiply "
+            "them by 255, unless you train from scratch on such files",
+            path,
+            highest,
+        )
     return points
-
-
-@functools.cache
-def _log_scale(path: Path, highest: float) -> None:
-    log.warning(
-        "%s: intensities range from 0 to %.3g; nuScenes has 0 to 255, which trained weights expect: multiply them "
-        "by 255, unless you train from scratch on such files",
-        path,
-        highest,
-    )
 
 
 def check_range(points: NDArray[np.float32], where: str, point_range: Sequence[float]) -> None:

@@ -26,7 +26,8 @@ def resampled_frames(index: FrameIndex, resampling: str, seed: int) -> NDArray[n
     """
     if resampling == "none":
         return None
-    present = classes_of_frames(index)
+    present = np.zeros((len(index), len(CLASSES)), dtype=bool)  # all boxes count, even without points
+    present[np.repeat(np.arange(len(index)), np.diff(index.box_offsets)), index.labels] = True
     missing = [name for name, exists in zip(CLASSES, present.any(axis=0), strict=True) if not exists]
     if missing:
         rank_zero_only(log.warning)(
@@ -35,14 +36,6 @@ def resampled_frames(index: FrameIndex, resampling: str, seed: int) -> NDArray[n
             ", ".join(missing),
         )
     return balanced_frames(present, np.random.default_rng((seed, _STREAM)))
-
-
-def classes_of_frames(index: FrameIndex) -> NDArray[np.bool_]:
-    """Whether a frame has a box of a class: (frame, class). All annotated boxes count, even without points."""
-    present = np.zeros((len(index), len(CLASSES)), dtype=bool)
-    frame = np.repeat(np.arange(len(index)), np.diff(index.box_offsets))
-    present[frame, index.labels] = True
-    return present
 
 
 def balanced_frames(
@@ -75,8 +68,7 @@ def balanced_frames(
 def occurrences(frames: NDArray[np.int64]) -> NDArray[np.int64]:
     """Number of earlier entries with the same frame: (7, 3, 7, 7) gives (0, 0, 1, 2)."""
     order = np.argsort(frames, kind="stable")
-    starts = np.flatnonzero(np.diff(frames[order], prepend=-1))
-    lengths = np.diff(starts, append=len(frames))
+    ordered = frames[order]
     result = np.empty(len(frames), dtype=np.int64)
-    result[order] = np.arange(len(frames)) - np.repeat(starts, lengths)
+    result[order] = np.arange(len(frames)) - np.searchsorted(ordered, ordered)
     return result

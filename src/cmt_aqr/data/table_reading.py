@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from cmt_aqr.data.columns import TokenRows, check_order, encoded, read_column, record_error, resolve
+from cmt_aqr.data.columns import TokenRows, as_json, encoded, read_column, record_error
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.fields import FIELDS, INTRINSIC, OPTIONAL_TABLES, POSSIBLY_EMPTY_TABLES, TEXT
 from cmt_aqr.data.poses import poses
@@ -146,9 +146,9 @@ class _Reader:
             raise record_error(table, tokens[duplicate], "token is that of two records, and must be unique")
         links = {}
         for name, kind in deferred.items():
-            links[name] = resolve(self.rows[kind.target], references[name], tokens, table, name, kind)
+            links[name] = self._resolve(table, name, references[name], tokens)
             if kind.target == table:
-                check_order(table, name, links[name], references["time"], tokens)
+                _check_order(table, name, links[name], references["time"], tokens)
         return _concatenated(kept) | links
 
     def _chunks(self, table: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
@@ -173,9 +173,46 @@ class _Reader:
             if kind.target:
                 values = encoded(values)
                 if kind.target not in (table, "ego_pose"):
-                    values = resolve(self.rows[kind.target], values, tokens, table, name, kind)
+                    values = self._resolve(table, name, values, tokens)
             columns[name] = values
         return columns
+
+    def _resolve(
+        self, table: str, name: str, column: NDArray[np.bytes_], tokens: NDArray[np.bytes_]
+    ) -> NDArray[np.int64]:
+        """Rows (record,) of the records that a field (record,) refers to; -1 for "" in an optional field.
+
+        Raises:
+            DataError: a value is no token of the other table; names the first such record.
+        """
+        kind = FIELDS[table][name]
+        rows = self.rows[kind.target].find(column)
+        unknown = (rows < 0) & (column != b"") if kind.optional else rows < 0
+        if unknown.any():
+            row = int(unknown.argmax())
+            value = as_json(column[row].decode())
+            raise record_error(table, tokens[row], f"{name}={value} is no token of {kind.target}.json")
+        return rows
+
+
+def _check_order(
+    table: str, name: str, neighbours: NDArray[np.int64], times: NDArray[np.int64], tokens: NDArray[np.bytes_]
+) -> None:
+    """Check that ``prev`` leads back in time and ``next`` forward, so that no chain is a cycle.
+
+    Neighbours are rows (record,), -1 for none; times are in microseconds, and may be equal in ``sample_data``.
+
+    Raises:
+        DataError: naming the first record whose neighbour is on the wrong side of it.
+    """
+    lag = (1 if name == "prev" else -1) * (times - times[neighbours])
+    standstill = neighbours == np.arange(len(neighbours)) if table == "sample_data" else lag == 0
+    wrong = (neighbours >= 0) & ((lag < 0) | standstill)
+    if wrong.any():
+        row = int(wrong.argmax())
+        side = "an earlier" if name == "prev" else "a later"
+        neighbour = as_json(tokens[neighbours[row]].decode())
+        raise record_error(table, tokens[row], f"{name}={neighbour} must be {side} record's token")
 
 
 def _concatenated(chunks: list[Columns]) -> Columns:

@@ -51,11 +51,6 @@ def _hulls(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate((pixels.min(axis=2), pixels.max(axis=2)), axis=-1)
 
 
-def _last_pixels(size: tuple[int, int]) -> NDArray[np.int64]:
-    height, width = size
-    return np.array((width - 1, height - 1, width - 1, height - 1))
-
-
 def _exceed(rectangles: NDArray[np.int64], side: int) -> NDArray[np.bool_]:
     return (rectangles[..., 2:] - rectangles[..., :2] > side).all(axis=-1)
 
@@ -82,7 +77,7 @@ def patches_of(
     """
     pixels, depth = _project(boxes, lidar2img)
     # Clipped, then truncated to whole pixels: the opposite order of paste_rectangles.
-    rectangles = np.clip(_hulls(pixels), 0, _last_pixels(size)).astype(np.int64)
+    rectangles = np.clip(_hulls(pixels), 0, np.tile(size[::-1], 2) - 1).astype(np.int64)
     if behind == "third_corner":
         seen = (pixels[:, :, _THIRD] > 0).all(axis=-1) & (depth[:, :, _THIRD] > 0)
     else:
@@ -115,6 +110,6 @@ def paste_rectangles(
         Rectangles (view, box, 4), -1 if not pasted; mean depth of the corners (view, box) in metres.
     """
     pixels, depth = _project(boxes, lidar2img)
-    rectangles = np.clip(_hulls(pixels).astype(np.int64), 0, _last_pixels(size))
+    rectangles = np.clip(_hulls(pixels).astype(np.int64), 0, np.tile(size[::-1], 2) - 1)
     seen = (depth > 0).all(axis=-1) & _exceed(rectangles, _MIN_PASTE)
     return np.where(seen[..., None], rectangles, -1), depth.mean(axis=-1)

@@ -56,14 +56,7 @@ def _end_workers_with(process: int) -> None:
 
 
 class WorkerLoader(DataLoader[Item]):
-    """A ``DataLoader`` with such workers.
-
-    Args:
-        dataset: maps keys to items.
-        sampler: the keys, in order.
-        num_workers: number of worker processes; 0 reads in this process.
-        **settings: see ``torch.utils.data.DataLoader``.
-    """
+    """A ``DataLoader`` with such workers; all arguments are those of ``torch.utils.data.DataLoader``."""
 
     def __init__(self, dataset: Dataset[Any], sampler: Iterable[Any], num_workers: int, **settings: Any) -> None:
         super().__init__(
