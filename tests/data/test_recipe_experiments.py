@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.dataset import SampleKey
 from cmt_aqr.runs.configuration import build_data
 from tests.helpers.composed import CONF, composed
@@ -22,16 +21,16 @@ WITHOUT = {
 """Parts that are left out, and the settings in which such an arm may differ from the full recipe."""
 
 
-def arm(small_root: Path, cache: Path, name: str, *overrides: str) -> tuple[DictConfig, NuScenesDataModule]:
+@pytest.mark.parametrize("left_out", [None, *WITHOUT])
+def test_each_part_has_its_effect_or_not(small_root: Path, cache: Path, left_out: str | None) -> None:
     config = composed(
-        f"experiment={name}",
+        f"experiment={FULL if left_out is None else f'{FULL}_without_{left_out}'}",
         f"data.root={small_root}",
         "data.version=v1.0-mini",
         "data.train_split=mini_train",
         "data.val_split=mini_val",
         f"data.cache_dir={cache}",
         "data.num_workers=0",
-        *overrides,
     )
     if config.data.sampling is not None:
         config.data.sampling.processes = 1
@@ -39,12 +38,6 @@ def arm(small_root: Path, cache: Path, name: str, *overrides: str) -> tuple[Dict
     data = build_data(config)
     data.prepare_data()
     data.setup("fit")
-    return config, data
-
-
-@pytest.mark.parametrize("left_out", [None, *WITHOUT])
-def test_each_part_has_its_effect_or_not(small_root: Path, cache: Path, left_out: str | None) -> None:
-    config, data = arm(small_root, cache, FULL if left_out is None else f"{FULL}_without_{left_out}")
     dataset = data.dataset("train")
     entries = data.train_dataloader().frame_sampler.frames
     assert entries == (FRAMES if left_out == "cbgs" else FRAMES * CLASSES)
