@@ -4,8 +4,6 @@ A transform takes a frame and a random generator and returns a new frame. It mod
 frames can be cached, and draws from that generator only.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

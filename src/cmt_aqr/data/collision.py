@@ -1,6 +1,4 @@
-"""Collisions of boxes in bird's eye view, and the selection of candidates that collide with none."""
-
-from __future__ import annotations
+"""Collisions of boxes in bird's eye view, and the selection of boxes that collide with none."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -3,8 +3,6 @@
 Everything works on columns, because the full data set has 2.6 million records in one table.
 """
 
-from __future__ import annotations
-
 import json
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence

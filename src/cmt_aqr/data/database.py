@@ -5,13 +5,11 @@ length are in ``part-0000.points`` and ``part-0000.patches``, a few hundred fram
 that processes share the system's file cache. ``database.json`` describes the contents.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,9 +90,8 @@ def check_part(folder: Path, part: int, sizes: Sequence[int]) -> None:
             raise DataError(f"{path} is {state}: {actual} of {size} bytes; delete it, and it is rebuilt")
 
 
-def difference(folder: Path, contents: Contents) -> str | None:
-    """How the database in a folder differs from the requested one; ``None`` if equal, or there is none."""
-    description = read_description(folder)
+def difference(description: Mapping[str, Any], contents: Contents) -> str | None:
+    """How an existing database, by its description, differs from the requested one, if it does."""
     if not description:
         return None
     if description.get("format") != FORMAT:
@@ -134,7 +131,7 @@ class ObjectDatabase:
         description = read_description(folder)
         if not description:
             raise DataError(f"{folder} holds no complete database of objects: run scripts/make_database.py")
-        differs = difference(folder, contents)
+        differs = difference(description, contents)
         if differs is not None:
             raise DataError(f"the database of objects in {folder} {differs}: delete it, or name another folder")
         for part, sizes in enumerate(description["parts"]):

@@ -1,7 +1,5 @@
 """The Lightning data module: index, frames, augmentation and loaders of a run."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -164,8 +162,8 @@ class NuScenesDataModule(LightningDataModule):
         """Open the database of objects; build it, or its missing parts, first."""
         assert self.sampling is not None and self.train_split is not None
         index = self.index(self.train_split).first(self.limit_train_frames)
-        given = self.sampling.database is not None
-        self._objects = prepare_database(*self._database(), self.root, index, given, self.sampling.processes)
+        user_folder = self.sampling.database is not None
+        self._objects = prepare_database(*self._database(), self.root, index, user_folder, self.sampling.processes)
         return self._objects
 
     def database_folder(self) -> Path | None:
@@ -216,11 +214,11 @@ class NuScenesDataModule(LightningDataModule):
         )
         points = reader.check_first()
         if training:
-            where = f"split {split} of {self.root / self.version}, {len(index)} frames"
+            source = f"split {split} of {self.root / self.version}, {len(index)} frames"
             categories = self.root / self.version / "category.json"
-            index.check_learnable(where, categories, self.min_points, self.point_range)
+            index.check_learnable(source, categories, self.min_points, self.point_range)
             if points is not None:
-                check_range(points, where, self.point_range)
+                check_range(points, source, self.point_range)
         transforms = self._train_transforms if training else self._eval_transforms
         sampler = None
         if training and self.sampling is not None:

@@ -1,7 +1,5 @@
 """Frames in an order that depends on (seed, epoch) only, and a loader that can resume anywhere."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import logging

@@ -1,7 +1,5 @@
 """The embedded data: synthetic scenes that are generated when they are first needed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

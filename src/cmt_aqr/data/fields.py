@@ -1,7 +1,5 @@
 """The fields of the nuScenes tables that the devkit and this package read, and what each may hold."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Callable, Collection, Sequence

@@ -3,8 +3,6 @@
 They would take a third of a worker's time, and take a GPU next to none; and images are transferred as uint8.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The annotations that nuScenes' official evaluation compares detections with, as cached arrays."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

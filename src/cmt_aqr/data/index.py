@@ -1,7 +1,5 @@
 """The index of a split: its frames as plain arrays, built once from the tables and cached on disk."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,11 +100,13 @@ class FrameIndex:
                     f"or choose a model without {what}, such as model={model}"
                 )
 
-    def check_learnable(self, where: str, categories: Path, min_points: int, point_range: Sequence[float]) -> None:
+    def check_learnable(
+        self, source: str, categories: Path, min_points: int, point_range: Sequence[float]
+    ) -> None:
         """Check that there is a box to train on.
 
         Args:
-            where: the frames' origin, for the message.
+            source: of the frames, for the message.
             categories: path of the category table.
             min_points: LiDAR points that a box needs.
             point_range: x0, y0, z0, x1, y1, z1 in metres, LiDAR frame; a box must have its centre inside.
@@ -117,18 +117,18 @@ class FrameIndex:
         if not len(self.labels):
             names = ", ".join(sorted(category["name"] for category in read_records(categories)))
             raise DataError(
-                f"{where}: no annotation is of one of nuScenes' ten detection classes, there is nothing to learn; "
-                f"the categories are {names or 'none'}"
+                f"{source}: no annotation is of one of nuScenes' ten detection classes, so there is nothing to "
+                f"learn; the categories are {names or 'none'}"
             )
         usable = self.box_points >= min_points
         if not usable.any():
             raise DataError(
-                f"{where}: none of {len(usable)} boxes has data.min_points={min_points} LiDAR points or more "
+                f"{source}: none of {len(usable)} boxes has data.min_points={min_points} LiDAR points or more "
                 f"(num_lidar_pts is at most {self.box_points.max()}); set data.min_points=0, or correct the tables"
             )
         centres, low, high = self.boxes[:, :2], point_range[:2], point_range[3:5]
         if not (usable & ((centres >= low) & (centres <= high)).all(axis=1)).any():
-            raise DataError(f"{where}: no box lies within data.point_range={point_range} (x, y of its centre)")
+            raise DataError(f"{source}: no box lies within data.point_range={point_range} (x, y of its centre)")
 
 
 _USUAL_MOUNT = poses([0.94, 0.0, 1.84], [0.5**0.5, 0.0, 0.0, -(0.5**0.5)])[0]
@@ -227,7 +227,7 @@ def _lidar_to_images(
         frames = np.flatnonzero(records >= 0)
         rows = records[frames]
         intrinsics = np.tile(np.eye(4), (len(rows), 1, 1))
-        intrinsics[:, :3, :3] = tables.mounts.intrinsics[tables.records.mounts[rows]]
+        intrinsics[:, :3, :3] = tables.intrinsics[tables.records.mounts[rows]]
         result[frames, view] = intrinsics @ invert(tables.sensor_to_global(rows)) @ lidar_to_global[frames]
     return result
 

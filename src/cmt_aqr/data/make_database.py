@@ -1,7 +1,5 @@
 """Builds the database of objects: cut out of all training frames, in several processes, resumable."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools
@@ -110,7 +108,12 @@ class ObjectCutter(Dataset[Cut]):
 
 
 def prepare_database(
-    folder: Path, contents: Contents, root: Path, index: FrameIndex, given: bool, processes: int | None = None
+    folder: Path,
+    contents: Contents,
+    root: Path,
+    index: FrameIndex,
+    user_folder: bool,
+    processes: int | None = None,
 ) -> ObjectDatabase:
     """Open the database; build it, or its missing parts, first.
 
@@ -119,16 +122,17 @@ def prepare_database(
         contents: of the database.
         root: nuScenes data root.
         index: of the frames.
-        given: whether the user chose the folder: a database of other contents is then an error, and not replaced.
+        user_folder: whether the user chose the folder; a database of other contents is then not replaced.
         processes: number of processes; ``None``: one per core.
 
     Raises:
-        DataError: see ``given``.
+        DataError: there is a database of other contents in a folder that the user chose.
         UserError: the database cannot be written, because the disk is full, say; complete parts are kept.
     """
-    key = "data.sampling.database" if given else "data.cache_dir"
-    differs = difference(folder, contents)
-    if differs is not None and given:
+    key = "data.sampling.database" if user_folder else "data.cache_dir"
+    description = read_description(folder)
+    differs = difference(description, contents)
+    if differs is not None and user_folder:
         raise DataError(f"{key}={folder}: the database there {differs}; name another folder, or delete this one")
     with writing(key, folder):
         if differs is not None:
@@ -136,7 +140,7 @@ def prepare_database(
             for path in (folder / DESCRIPTION, folder / ENTRIES, *folder.glob("part-*")):
                 path.unlink(missing_ok=True)
         check_folder(key, folder)
-        if read_description(folder):
+        if description and differs is None:
             try:
                 return ObjectDatabase(folder, contents)
             except DataError as error:

@@ -1,7 +1,5 @@
 """Masking of training frames: a sensor (masked-modal training), or squares of the images (GridMask)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

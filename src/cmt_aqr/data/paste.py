@@ -3,8 +3,6 @@
 Boxes are (x, y, z, l, w, h, yaw, ...) with the centre first, in the LiDAR frame, metres.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

@@ -1,7 +1,5 @@
 """Reading of point files, with checks that tell them from other formats."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Sequence
@@ -117,16 +115,16 @@ def read_checked_points(path: Path) -> NDArray[np.float32]:
     return points
 
 
-def check_range(points: NDArray[np.float32], where: str, point_range: Sequence[float]) -> None:
+def check_range(points: NDArray[np.float32], source: str, point_range: Sequence[float]) -> None:
     """Check that a point (point, 5) of the first frame lies within x0, y0, z0, x1, y1, z1, metres.
 
     Raises:
-        DataError: none does; the message begins with ``where``, the origin of the frames.
+        DataError: none does; the message begins with the ``source`` of the frames.
     """
     positions = points[:, :3]
     if not ((positions >= point_range[:3]) & (positions <= point_range[3:])).all(axis=1).any():
         raise DataError(
-            f"{where}: no point of the first frame lies within data.point_range={point_range}; "
+            f"{source}: no point of the first frame lies within data.point_range={point_range}; "
             "are the files in metres, and the LiDAR's frame?"
         )
 

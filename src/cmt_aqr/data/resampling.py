@@ -1,7 +1,5 @@
 """Class-balanced resampling (CBGS): an epoch draws equally many frames for each class."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Boxes as rows of numbers in nuScenes' global frame, for the evaluation."""
 
-from __future__ import annotations
-
 ATTRIBUTES: tuple[str, ...] = (
     "",
     "vehicle.moving",

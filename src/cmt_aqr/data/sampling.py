@@ -1,7 +1,5 @@
 """Ground-truth sampling: objects of other frames are pasted into the points and images of a training frame."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The file is mapped into memory, not read: loading is immediate, and all processes share its pages.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path

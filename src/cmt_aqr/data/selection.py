@@ -1,7 +1,5 @@
 """Frames chosen by a user."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

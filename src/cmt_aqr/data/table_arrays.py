@@ -1,7 +1,5 @@
 """The needed part of the nuScenes tables, as arrays."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,17 +28,9 @@ class SensorRecords:
     files: NDArray[np.bytes_]  # (record,) paths below the data root
     tokens: NDArray[np.bytes_]  # (record,)
     previous: NDArray[np.int32]  # (record,) the sweep before; -1 at the start of a scene, and for images
-    mounts: NDArray[np.int32]  # (record,) rows of Mounts
+    mounts: NDArray[np.int32]  # (record,) rows of the calibrated sensors
     ego_translations: NDArray[np.float64]  # (record, 3) metres, ego to global frame
     ego_rotations: NDArray[np.float64]  # (record, 4) w, x, y, z
-
-
-@dataclass(frozen=True)
-class Mounts:
-    """Calibrated sensors: where each is mounted on the car."""
-
-    to_ego: NDArray[np.float64]  # (mount, 4, 4) sensor to ego frame
-    intrinsics: NDArray[np.float64]  # (mount, 3, 3) zero for other sensors than cameras
 
 
 @dataclass(frozen=True)
@@ -69,7 +59,8 @@ class Tables:
     sample_times: NDArray[np.int64]  # (sample,) microseconds
     keyframes: NDArray[np.int32]  # (sample, channel) rows of records in the order of CHANNELS; -1: none
     records: SensorRecords
-    mounts: Mounts
+    mount_to_ego: NDArray[np.float64]  # (mount, 4, 4) calibrated sensor to ego frame
+    intrinsics: NDArray[np.float64]  # (mount, 3, 3) zero for other sensors than cameras
     categories: tuple[str, ...]  # names
     attributes: tuple[str, ...]  # names
     annotations: Annotations
@@ -104,4 +95,4 @@ class Tables:
 
     def sensor_to_global(self, rows: NDArray[np.integer]) -> NDArray[np.float64]:
         """Sensor to global frame (record, 4, 4), at the ego pose of each record."""
-        return self.ego_to_global(rows) @ self.mounts.to_ego[self.records.mounts[rows]]
+        return self.ego_to_global(rows) @ self.mount_to_ego[self.records.mounts[rows]]

@@ -1,7 +1,5 @@
 """The JSON files of a version: tables and user-defined splits."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ The devkit keeps every record of every table as a dictionary, 9 GB for the full 
 checked, but those of radars, and of images between keyframes, are dropped immediately.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import itertools
@@ -21,7 +19,7 @@ from cmt_aqr.data.columns import TokenRows, as_json, encoded, read_column, recor
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.fields import FIELDS, INTRINSIC, OPTIONAL_TABLES, POSSIBLY_EMPTY_TABLES, TEXT
 from cmt_aqr.data.poses import poses
-from cmt_aqr.data.table_arrays import CHANNELS, Annotations, Mounts, SensorRecords, Tables
+from cmt_aqr.data.table_arrays import CHANNELS, Annotations, SensorRecords, Tables
 from cmt_aqr.data.table_files import read_chunks
 
 _PROGRESS_BYTES = 200e6
@@ -47,7 +45,7 @@ def read_tables(folder: Path) -> Tables:
             reader.read(table)
         categories, attributes = (tuple(reader.read(table)["name"]) for table in ("category", "attribute"))
         instances = reader.read("instance")
-        mounts, channels = _read_mounts(reader)
+        mount_to_ego, intrinsics, channels = _read_mounts(reader)
         ego = reader.read("ego_pose", lambda chunk: {name: chunk[name] for name in ("translation", "rotation")})
         scenes = reader.read("scene")
         samples = reader.read("sample", time_of=lambda chunk: chunk["timestamp"])
@@ -69,7 +67,8 @@ def read_tables(folder: Path) -> Tables:
         sample_times=times,
         keyframes=keyframes,
         records=records,
-        mounts=mounts,
+        mount_to_ego=mount_to_ego,
+        intrinsics=intrinsics,
         categories=categories,
         attributes=attributes,
         annotations=annotations,
@@ -222,8 +221,8 @@ def _concatenated(chunks: list[Columns]) -> Columns:
     return {name: join([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _read_mounts(reader: _Reader) -> tuple[Mounts, NDArray[np.int8]]:
-    """The calibrated sensors, and the channel of each (mount,), -1 for sensors that are not used."""
+def _read_mounts(reader: _Reader) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]:
+    """Poses, intrinsics and channels (mount,) of the calibrated sensors; channel -1: not used."""
     names = reader.read("sensor")["channel"]
     channel_of = np.array([CHANNELS.index(name) if name in CHANNELS else -1 for name in names], dtype=np.int8)
     columns = reader.read("calibrated_sensor")
@@ -232,7 +231,7 @@ def _read_mounts(reader: _Reader) -> tuple[Mounts, NDArray[np.int8]]:
     cameras = np.flatnonzero(channels > 0)
     records = [{name: columns[name][row] for name in ("token", "camera_intrinsic")} for row in cameras]
     intrinsics[cameras] = read_column(records, "calibrated_sensor", "camera_intrinsic", INTRINSIC)
-    return Mounts(poses(columns["translation"], columns["rotation"]), intrinsics), channels
+    return poses(columns["translation"], columns["rotation"]), intrinsics, channels
 
 
 def _read_records(reader: _Reader, channels: NDArray[np.int8], ego: Columns) -> SensorRecords:

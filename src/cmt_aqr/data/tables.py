@@ -1,7 +1,5 @@
 """Access to the nuScenes tables: requests are checked before anything is read, results are cached."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import importlib.metadata
@@ -112,14 +110,13 @@ def cached(
 ) -> dict[str, NDArray[Any]]:
     """Arrays derived from the tables of a split: from the cache, or built and cached if the tables have changed.
 
+    See :func:`check_request` for root, version and split.
+
     Args:
         kind: of the arrays, the first part of the file's name.
-        format_version: of the arrays; another one in the file makes it stale.
+        format_version: of the arrays; a file of another one is stale.
         names: of the arrays.
-        build: derives them from the tables.
-        root: nuScenes data root, see :func:`check_request`.
-        version: name of the folder with the tables.
-        split: a split of the version.
+        build: derives the arrays from the tables.
         cache_dir: created if it does not exist.
 
     Raises:

@@ -1,10 +1,8 @@
 """Rectangles of boxes in the images, by the release's two rules: for cutting patches out, and for pasting them.
 
-Boxes are (x, y, z, l, w, h, yaw, ...) with the centre first, in the LiDAR frame, metres. Rectangles are
-(x0, y0, x1, y1) in whole pixels, the end exclusive.
+Boxes are (x, y, z, l, w, h, yaw, ...) with the centre first, in the LiDAR frame, metres. Rectangles are (x0, y0,
+x1, y1) in whole pixels, the end exclusive.
 """
-
-from __future__ import annotations
 
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Data loaders whose workers stop only when the main process does, and report errors in one sentence."""
 
-from __future__ import annotations
-
 import atexit
 import functools
 import multiprocessing
