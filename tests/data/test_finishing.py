@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from cmt_aqr.data.collate import collate
-from cmt_aqr.data.dataset import SampleKey
 from cmt_aqr.data.finishing import Finishing, shuffle
 from cmt_aqr.data.reading import read_image
 from cmt_aqr.structures import Frame
@@ -64,13 +63,6 @@ def test_half_precision_ends_on_the_device() -> None:
     assert batch.points.dtype == torch.float16
     points = FINISH(batch).points
     assert points.dtype == torch.float32 and torch.equal(points.half().float(), points)
-
-
-def test_the_seed_of_a_frame_depends_on_epoch_and_frame(small_root: Path, tmp_path: Path) -> None:
-    data = ready("fit", small_root, tmp_path, cameras=False)
-    seeds = {data.dataset("train")[SampleKey(epoch, number)].shuffle for epoch in range(2) for number in range(3)}
-    assert len(seeds) == 6 and None not in seeds
-    assert data.dataset("val")[0].shuffle is None
 
 
 @needs_keyframe

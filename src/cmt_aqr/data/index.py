@@ -40,7 +40,6 @@ class FrameIndex:
 
     tokens: NDArray[np.bytes_]  # (frame,) sample tokens
     scenes: NDArray[np.bytes_]  # (frame,) scene names
-    timestamps: NDArray[np.int64]  # (frame,) microseconds
     lidar: NDArray[np.int32]  # (frame,) row of the keyframe's sweep in the sweep_* arrays
     sweep_files: NDArray[np.bytes_]  # (sweep,) paths below the data root, empty without LiDAR
     sweep_times: NDArray[np.int64]  # (sweep,) microseconds
@@ -76,7 +75,7 @@ class FrameIndex:
         if count is None or count >= len(self):
             return self
         ends = {
-            ("tokens", "scenes", "timestamps", "lidar", "image_files", "lidar2img"): count,
+            ("tokens", "scenes", "lidar", "image_files", "lidar2img"): count,
             ("boxes", "labels", "box_points", "box_radar_points"): self.box_offsets[count],
             ("others", "other_points"): self.other_offsets[count],
             ("box_offsets", "other_offsets"): count + 1,
@@ -161,7 +160,6 @@ def build_index(tables: Tables, split: str) -> FrameIndex:
     return FrameIndex(
         tokens=tables.tokens[samples],
         scenes=tables.scenes[tables.sample_scenes[samples]],
-        timestamps=tables.sample_times[samples],
         lidar=lidar,
         image_files=np.where(images < 0, b"", tables.records.files[images]),
         lidar2img=_lidar_to_images(tables, images, lidar_to_global),

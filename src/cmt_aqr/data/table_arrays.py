@@ -56,7 +56,6 @@ class Tables:
     scenes: NDArray[np.bytes_]  # (scene,) names
     tokens: NDArray[np.bytes_]  # (sample,) in the order of the sample table
     sample_scenes: NDArray[np.int32]  # (sample,)
-    sample_times: NDArray[np.int64]  # (sample,) microseconds
     keyframes: NDArray[np.int32]  # (sample, channel) rows of records in the order of CHANNELS; -1: none
     records: SensorRecords
     mount_to_ego: NDArray[np.float64]  # (mount, 4, 4) calibrated sensor to ego frame

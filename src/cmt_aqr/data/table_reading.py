@@ -64,7 +64,6 @@ def read_tables(folder: Path) -> Tables:
         scenes=encoded(scenes["name"]),
         tokens=samples["token"],
         sample_scenes=samples["scene_token"].astype(np.int32),
-        sample_times=times,
         keyframes=keyframes,
         records=records,
         mount_to_ego=mount_to_ego,
