@@ -13,11 +13,11 @@ from nuscenes.utils.geometry_utils import transform_matrix
 from pyquaternion import Quaternion
 
 from cmt_aqr.constants import CAMERAS, CLASSES, LIDAR
-from cmt_aqr.data.columns import TokenRows, encoded
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.fields import encoded
 from cmt_aqr.data.index import FrameIndex, load_index
 from cmt_aqr.data.table_files import read_chunks
-from cmt_aqr.data.table_reading import read_tables
+from cmt_aqr.data.table_reading import TokenRows, read_tables
 from tests.helpers.shared_data import KEYFRAME, needs_keyframe
 from tests.helpers.small_data import VERSION, edited, linked_copy
 

@@ -1,8 +1,14 @@
-"""The fields of the nuScenes tables that the devkit and this package read, and what each may hold."""
+"""The fields of the nuScenes tables: what each may hold, and how a field of many records is parsed.
+
+Everything works on columns, because the full data set has 2.6 million records in one table.
+"""
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Sequence
+import json
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +16,62 @@ from numpy.typing import NDArray
 from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES
 from nuscenes.utils.color_map import get_colormap
 
-from cmt_aqr.data.columns import FieldType
+from cmt_aqr.data.errors import DataError
+
+
+@dataclass(frozen=True)
+class FieldType:
+    """What a field of a table may hold."""
+
+    expected: str  # in words, for error messages
+    parse: Callable[[Sequence[Any]], Any]  # values of records to an array (record, ...) or list; None: invalid
+    target: str = ""  # the table whose tokens the field holds, if it holds tokens
+    optional: bool = False  # whether "" stands for no token
+
+
+def record_error(table: str, token: str | bytes | int, problem: str) -> DataError:
+    """The error about a record, named by its token, or by its position from 0 if it has no token."""
+    name = token.decode() if isinstance(token, bytes) else token
+    record = f"record {name}" if isinstance(name, int) else f"token {name}"
+    return DataError(
+        f"{table}.json, {record}: {problem}; correct the record, or download the version's metadata again"
+    )
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON, truncated to 80 characters."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def read_column(
+    records: Sequence[Mapping[str, Any]], table: str, name: str, kind: FieldType, first: int = 0
+) -> Any:
+    """Parse a field of consecutive records of a table, the first of which has the position ``first``.
+
+    Raises:
+        DataError: a record has no such field, or a value of another type; names table, token and field.
+    """
+
+    def error(position: int, problem: str) -> DataError:
+        token = None if name == "token" else records[position].get("token")
+        return record_error(table, first + position if token is None else token, problem)
+
+    try:
+        values = list(map(operator.itemgetter(name), records))
+    except KeyError as missing:
+        position = next(position for position, record in enumerate(records) if name not in record)
+        raise error(position, f"{name} is missing") from missing
+    parsed = kind.parse(values)
+    if parsed is None:
+        position = next(position for position, value in enumerate(values) if kind.parse([value]) is None)
+        raise error(position, f"{name}={as_json(values[position])} must be {kind.expected}")
+    return parsed
+
+
+def encoded(texts: Iterable[str]) -> NDArray[np.bytes_]:
+    """Texts as an array of UTF-8 bytes."""
+    return np.array([text.encode() for text in texts], dtype=np.bytes_)
 
 
 def _numbers(

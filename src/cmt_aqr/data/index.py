@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from nuscenes.eval.detection.utils import category_to_detection_name
 
 from cmt_aqr.constants import BOX_SIZE, CAMERAS, CLASSES, LIDAR
-from cmt_aqr.data.columns import record_error
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.fields import record_error
 from cmt_aqr.data.poses import invert, poses, rotations
 from cmt_aqr.data.table_arrays import CHANNELS, Annotations, Tables
 from cmt_aqr.data.table_files import read_records

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from nuscenes.utils.splits import create_splits_scenes
 
 from cmt_aqr.constants import CAMERAS, LIDAR
-from cmt_aqr.data.columns import encoded, record_error
 from cmt_aqr.data.errors import DataError
+from cmt_aqr.data.fields import encoded, record_error
 from cmt_aqr.data.poses import poses
 from cmt_aqr.data.table_files import read_splits
 

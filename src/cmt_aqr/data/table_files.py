@@ -8,9 +8,8 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from cmt_aqr.data.columns import as_json
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.fields import TEXT
+from cmt_aqr.data.fields import TEXT, as_json
 
 CHUNK_BYTES = 1 << 22
 

@@ -15,9 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from cmt_aqr.data.columns import TokenRows, as_json, encoded, read_column, record_error
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.fields import FIELDS, INTRINSIC, OPTIONAL_TABLES, POSSIBLY_EMPTY_TABLES, TEXT
+from cmt_aqr.data.fields import (
+    FIELDS,
+    INTRINSIC,
+    OPTIONAL_TABLES,
+    POSSIBLY_EMPTY_TABLES,
+    TEXT,
+    as_json,
+    encoded,
+    read_column,
+    record_error,
+)
 from cmt_aqr.data.poses import poses
 from cmt_aqr.data.table_arrays import CHANNELS, Annotations, SensorRecords, Tables
 from cmt_aqr.data.table_files import read_chunks
@@ -84,6 +93,35 @@ def _garbage_collector_off() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+class TokenRows:
+    """Finds the rows of records by token (record,).
+
+    A binary search: a dictionary of millions of strings spends its time on cache misses.
+    """
+
+    def __init__(self, tokens: NDArray[np.bytes_]) -> None:
+        self._order = np.argsort(tokens, kind="stable")
+        self.sorted = tokens[self._order]
+
+    def duplicate(self) -> int | None:
+        """The first row whose token an earlier row has, too; ``None`` if tokens are unique."""
+        repeated = np.flatnonzero(self.sorted[1:] == self.sorted[:-1]) + 1
+        return int(self._order[repeated].min()) if len(repeated) else None
+
+    def find(self, tokens: NDArray[np.bytes_]) -> NDArray[np.int64]:
+        """Rows (token,) of the first record with each token, -1 if there is none."""
+        rows = np.full(len(tokens), -1, dtype=np.int64)
+        # Sorted queries touch neighbouring memory: four times as fast.
+        order = np.argsort(tokens)
+        queries = tokens[order]
+        positions = np.searchsorted(self.sorted, queries)
+        inside = np.flatnonzero(positions < len(self.sorted))
+        positions = positions[inside]
+        matches = self.sorted[positions] == queries[inside]
+        rows[order[inside[matches]]] = self._order[positions[matches]]
+        return rows
 
 
 Columns = dict[str, Any]

@@ -12,9 +12,8 @@ from typing import Any
 from numpy.typing import NDArray
 from nuscenes.utils.splits import create_splits_scenes
 
-from cmt_aqr.data.columns import as_json, read_column
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.fields import FIELDS, OPTIONAL_TABLES, TEXT
+from cmt_aqr.data.fields import FIELDS, OPTIONAL_TABLES, TEXT, as_json, read_column
 from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
 from cmt_aqr.data.table_arrays import Tables
 from cmt_aqr.data.table_files import read_records, read_splits
