@@ -64,7 +64,7 @@ def compare_files(truth: GroundTruth, found: FoundBoxes, folder: Path) -> None:
 
 def compare_metrics(truth: GroundTruth, found: FoundBoxes, folder: Path) -> None:
     """The 67 numbers, against the devkit's `DetectionEval`."""
-    cache = folder / "ground-truth.npz"
+    cache = folder / "ground-truth.npy"
     save_arrays(cache, "", truth.arrays())
     parts = torch.from_numpy(found.rows).split(found.counts.tolist())
     numbers = torch.from_numpy(np.column_stack((found.frames, found.counts))).split(1)

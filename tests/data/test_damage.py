@@ -206,7 +206,7 @@ def test_splits_of_ones_own_that_are_none(root: Path, tmp_path: Path, content: b
 def test_a_folder_in_place_of_a_cache(small_root: Path, tmp_path: Path) -> None:
     data = datamodule(small_root, tmp_path)
     data.prepare_data()
-    caches = sorted(tmp_path.glob("*.npz"))
+    caches = sorted(tmp_path.glob("*.npy"))
     assert len(caches) == 3
     for path in caches:
         content = path.read_bytes()
@@ -296,7 +296,7 @@ FORMATS = [
     (cloud(6), ""),
     (cloud(4, 1000, np.float64), ""),
     (cloud(5, 1001, np.float64), ""),
-    (cloud(5)[:-3], "4997 bytes are no multiple|no multiple.*copy one that is cut again"),
+    (cloud(5)[:-3], "4997 bytes are no multiple|no multiple.*copy a truncated one again"),
     (np.zeros(0, dtype=np.uint8), "0 bytes"),
     (np.frombuffer(PCD + bytes(7), dtype=np.uint8), "PCD"),
     (np.frombuffer(PCD.ljust(100, b" "), dtype=np.uint8), "PCD"),

@@ -17,70 +17,50 @@ from cmt_aqr.data.index import load_index
 from cmt_aqr.data.reading import FrameReader, read_image
 from cmt_aqr.geometry import project_to_images
 from tests.helpers.shared_data import KEYFRAME, needs_keyframe
+from tests.helpers.small_data import VERSION
 
 
 def reader_of(root: Path, cache: Path, split: str = "mini_train", **settings: object) -> FrameReader:
-    return FrameReader(root, load_index(root, "v1.0-mini", split, cache), **settings)
+    return FrameReader(root, load_index(root, VERSION, split, cache), **settings)
 
 
-def check_sweeps(tables: NuScenes, reader: FrameReader, frame: int) -> int:
-    """Compare with the devkit's aggregation; returns the number of sweeps."""
-    ours = reader.read(frame)
-    sample = tables.get("sample", ours.token)
-    # min_distance 0: the devkit else removes points near the sensor, and CMT keeps them.
-    cloud, lags = LidarPointCloud.from_file_multisweep(
-        tables, sample, LIDAR, LIDAR, nsweeps=reader.sweeps + 1, min_distance=0.0
-    )
-    assert ours.points.shape == (cloud.points.shape[1], 5)
-    np.testing.assert_allclose(ours.points[:, :3].numpy(), cloud.points[:3].T, atol=5e-5)
-    np.testing.assert_array_equal(ours.points[:, 3].numpy(), cloud.points[3])
-    np.testing.assert_allclose(ours.points[:, 4].numpy(), lags[0], atol=1e-6)
-    return len(np.unique(lags))
-
-
-def test_sweeps_agree_with_devkit(small_root: Path, tmp_path: Path) -> None:
-    tables = NuScenes("v1.0-mini", str(small_root), verbose=False)
-    reader = reader_of(small_root, tmp_path, sweeps=4)
-    counts = [check_sweeps(tables, reader, frame) for frame in range(len(reader))]
-    assert max(counts) == 5
-
-
-@needs_keyframe
-def test_keyframe_without_earlier_sweeps(tmp_path: Path) -> None:
-    assert check_sweeps(NuScenes("v1.0-mini", str(KEYFRAME), verbose=False), reader_of(KEYFRAME, tmp_path), 0) == 1
-
-
-def check_projection(tables: NuScenes, reader: FrameReader, frame: int) -> None:
-    """Pixels of the keyframe's own sweep against the devkit's chain by way of both sensors' ego poses."""
-    ours = reader.read(frame)
-    sample = tables.get("sample", ours.token)
-    height, width = ours.images.shape[-2:]
-    own = ours.points[ours.points[:, 4] == 0][None, :, :3]
-    pixels, depth, _ = project_to_images(own, ours.lidar2img[None], (height, width))
-    for view, camera in enumerate(CAMERAS):
-        expected, depths, _ = tables.explorer.map_pointcloud_to_image(
-            sample["data"][LIDAR], sample["data"][camera], min_dist=1.0
-        )
-        u, v = pixels[0, view].T
-        seen = (depth[0, view] > 1) & (u > 1) & (u < width - 1) & (v > 1) & (v < height - 1)
-        assert seen.sum() > 50
-        assert abs(int(seen.sum()) - len(depths)) <= 2  # float32 at the very border
-        if int(seen.sum()) == len(depths):
-            np.testing.assert_allclose(pixels[0, view][seen].T.numpy(), expected[:2], atol=0.05)
-
-
-@pytest.mark.parametrize(("keyframe", "frame"), [(False, 1), pytest.param(True, 0, marks=needs_keyframe)])
-def test_projection_agrees_with_devkit(small_root: Path, tmp_path: Path, keyframe: bool, frame: int) -> None:
+@pytest.mark.parametrize(("keyframe", "sweeps"), [(False, 5), pytest.param(True, 1, marks=needs_keyframe)])
+def test_points_and_projection_agree_with_devkit(
+    small_root: Path, tmp_path: Path, keyframe: bool, sweeps: int
+) -> None:
     root = KEYFRAME if keyframe else small_root
-    tables = NuScenes("v1.0-mini", str(root), verbose=False)
-    check_projection(tables, reader_of(root, tmp_path, sweeps=0), frame)
+    tables, reader = NuScenes(VERSION, str(root), verbose=False), reader_of(root, tmp_path, sweeps=4)
+    for number in range(len(reader)):
+        frame = reader.read(number)
+        sample = tables.get("sample", frame.token)
+        # min_distance 0: by default the devkit removes points near the sensor, which CMT keeps.
+        cloud, lags = LidarPointCloud.from_file_multisweep(
+            tables, sample, LIDAR, LIDAR, nsweeps=reader.sweeps + 1, min_distance=0.0
+        )
+        np.testing.assert_allclose(frame.points[:, :3].numpy(), cloud.points[:3].T, atol=5e-5)
+        np.testing.assert_array_equal(frame.points[:, 3].numpy(), cloud.points[3])
+        np.testing.assert_allclose(frame.points[:, 4].numpy(), lags[0], atol=1e-6)
+
+        height, width = frame.images.shape[-2:]
+        own = frame.points[frame.points[:, 4] == 0][None, :, :3]
+        pixels, depth, _ = project_to_images(own, frame.lidar2img[None], (height, width))
+        for view, camera in enumerate(CAMERAS):
+            expected, depths, _ = tables.explorer.map_pointcloud_to_image(
+                sample["data"][LIDAR], sample["data"][camera], min_dist=1.0
+            )
+            u, v = pixels[0, view].T
+            seen = (depth[0, view] > 1) & (u > 1) & (u < width - 1) & (v > 1) & (v < height - 1)
+            assert seen.sum() > 50
+            assert abs(int(seen.sum()) - len(depths)) <= 2  # float32 at the very border
+            if int(seen.sum()) == len(depths):
+                np.testing.assert_allclose(pixels[0, view][seen].T.numpy(), expected[:2], atol=0.05)
+    assert len(np.unique(lags)) == sweeps  # of the last frame
 
 
 def test_images_are_bgr_in_camera_order(small_root: Path, tmp_path: Path) -> None:
-    reader = reader_of(small_root, tmp_path)
-    frame = reader.read(0)
+    frame = reader_of(small_root, tmp_path).read(0)
     assert frame.images.dtype == torch.uint8
-    tables = NuScenes("v1.0-mini", str(small_root), verbose=False)
+    tables = NuScenes(VERSION, str(small_root), verbose=False)
     sample = tables.get("sample", frame.token)
     for view, camera in enumerate(CAMERAS):
         path = small_root / tables.get("sample_data", sample["data"][camera])["filename"]
@@ -108,31 +88,30 @@ def test_reading_gives_copies(small_root: Path, tmp_path: Path) -> None:
     assert torch.equal(reader.read(0).boxes, expected)
 
 
-@pytest.fixture
-def copied(small_root: Path, tmp_path: Path) -> FrameReader:
+def test_missing_and_mismatched_files_are_named(small_root: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(small_root, root)
-    return reader_of(root, tmp_path / "cache", "mini_val")
-
-
-def test_missing_files_are_named(copied: FrameReader) -> None:
-    image = copied.root / copied.index.image_files[0, 3].decode()
+    reader = reader_of(root, tmp_path / "cache", "mini_val")
+    small, image = (root / reader.index.image_files[0, view].decode() for view in (2, 3))
+    sweep = root / reader.index.sweep_files[reader.index.lidar[0]].decode()
+    cv2.imwrite(str(small), np.zeros((45, 80, 3), dtype=np.uint8))
+    with pytest.raises(DataError, match=f"{small.name} is 80 x 45 pixels"):
+        reader.read(0)
+    shutil.copy(small_root / small.relative_to(root), small)
     image.unlink()
-    with pytest.raises(DataError, match=f"{image.name} cannot be read .No such file") as caught:
-        copied.read(0)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match=f"{image.name} cannot be read"):
-        copied.check_first()
-    sweep = copied.root / copied.index.sweep_files[copied.index.lidar[0]].decode()
+    for read in (lambda: reader.read(0), reader.check_first):
+        with pytest.raises(DataError, match=f"{image.name} cannot be read .No such file") as caught:
+            read()
+        assert "\n" not in str(caught.value)
     sweep.unlink()
     with pytest.raises(DataError, match=f"{sweep.name} cannot be read"):
-        copied.read(0)
+        reader.read(0)
 
 
 def test_unreadable_images_are_refused(small_root: Path, tmp_path: Path) -> None:
     raw = next(iter(sorted(small_root.glob("samples/CAM_FRONT/*.jpg")))).read_bytes()
     middle, path = len(raw) // 2, tmp_path / "picture.jpg"
-    for content, what in (
+    for content, problem in (
         (raw[:middle], "is truncated"),
         (b"", "is not a readable image"),
         (b"not a picture", "is not a readable image"),
@@ -140,12 +119,5 @@ def test_unreadable_images_are_refused(small_root: Path, tmp_path: Path) -> None
         (raw[:middle] + raw[middle + 300 :], "is a damaged JPEG"),
     ):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=rf"picture\.jpg {what}"):
+        with pytest.raises(DataError, match=rf"picture\.jpg {problem}"):
             read_image(path)
-
-
-def test_pictures_of_different_size_are_refused(copied: FrameReader) -> None:
-    path = copied.root / copied.index.image_files[0, 2].decode()
-    cv2.imwrite(str(path), np.zeros((45, 80, 3), dtype=np.uint8))
-    with pytest.raises(DataError, match=f"{path.name} is 80 x 45 pixels"):
-        copied.read(0)

@@ -1,4 +1,4 @@
-"""Objects that are cut out of frames, kept, and pasted into others."""
+"""The database of objects, and frames that objects are pasted into."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.collision import collisions, find_room
-from cmt_aqr.data.database import DESCRIPTION, ENTRIES, patches_path, points_path
+from cmt_aqr.data.database import DESCRIPTION, ENTRIES, part_path
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.dataset import SampleKey
 from cmt_aqr.data.errors import DataError
@@ -30,20 +30,24 @@ from tests.data.test_loading import digest
 from tests.helpers.small_data import datamodule, edited, linked_copy, ready
 
 MANY = dict.fromkeys(CLASSES, 25)
-"""Goals that the frames of these data, which are full of objects, do not meet by themselves."""
+"""Goals above the number of objects in a frame of the tiny data."""
 
 
-def with_sampling(root: Path, cache: Path, sampling: Sampling | None = None, **changes: Any) -> NuScenesDataModule:
-    data = datamodule(root, cache, sampling=sampling or Sampling(MANY, processes=1), sweeps=3, **changes)
-    data.prepare_data()
-    return data
+def sampled(root: Path, cache: Path, sampling: Sampling | None = None, **changes: Any) -> NuScenesDataModule:
+    """Data with object sampling, prepared and set up."""
+    settings = {"sampling": sampling or Sampling(MANY, processes=1), "sweeps": 3, **changes}
+    return ready("fit", root, cache, **settings)
 
 
 @pytest.fixture(scope="module")
 def data(small_root: Path, cache: Path) -> NuScenesDataModule:
-    module = with_sampling(small_root, cache)
-    module.setup("fit")
-    return module
+    return sampled(small_root, cache)
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> Sampling:
+    """Sampling from a database in a folder that the user chose."""
+    return Sampling(processes=1, database=tmp_path / "objects")
 
 
 def sampler_of(data: NuScenesDataModule) -> ObjectSampler:
@@ -52,39 +56,32 @@ def sampler_of(data: NuScenesDataModule) -> ObjectSampler:
 
 def test_the_database_holds_every_object_that_is_seen_well(data: NuScenesDataModule) -> None:
     database, reader = sampler_of(data).database, data.dataset("train").reader
-    index = reader.index
     assert (np.diff(database.entries["label"]) >= 0).all()
-    found = 0
-    for number in range(len(index)):
+    patches, lags = 0, []
+    for number in range(len(reader)):
         frame = reader.read(number)
         inside = points_in_boxes(frame.points, frame.boxes).sum(dim=0)
         rows = np.flatnonzero(database.entries["frame"] == number)
         entries = database.entries[rows]
         # Points on the car itself are not kept, and a first frame's count eleven times.
-        expected = (inside >= 5) & (frame.box_points > 0)
-        assert {tuple(box) for box in frame.boxes[expected].tolist()} <= {
-            tuple(b) for b in entries["box"].tolist()
-        }
+        expected = frame.boxes[(inside >= 5) & (frame.box_points > 0)]
+        assert set(map(tuple, expected.tolist())) <= set(map(tuple, entries["box"].tolist()))
+        lags.append(set())
         for row, entry in zip(rows.tolist(), entries, strict=True):
             bottom = entry["box"][:3] - (0, 0, entry["box"][5] / 2)
             cloud = database.points(row)
+            lags[-1] |= set(cloud[:, 4].tolist())
             assert len(cloud) == entry["points"] >= 5
             moved = torch.from_numpy(cloud[:, :3] + bottom.astype(np.float32))
             assert points_in_boxes(moved, torch.from_numpy(entry["box"][None].copy())).all()
             patch = database.patch(row)
             if patch is not None:
                 x0, y0, x1, y1 = entry["rectangle"]
-                picture = frame.images[entry["view"], :, y0:y1, x0:x1].permute(1, 2, 0)
-                np.testing.assert_array_equal(patch, picture)
-                found += 1
-    assert found > 20
-    first, later = (sampler_of(data).database.entries["frame"] == number for number in (0, 1))
-    lags = [
-        {float(lag) for row in np.flatnonzero(which) for lag in database.points(row)[:, 4]}
-        for which in (first, later)
-    ]
-    assert lags[0] == {0.0}
-    assert len(lags[1]) == 4
+                image = frame.images[entry["view"], :, y0:y1, x0:x1].permute(1, 2, 0)
+                np.testing.assert_array_equal(patch, image)
+                patches += 1
+    assert patches > 20
+    assert lags[0] == {0.0} and len(lags[1]) == 4
 
 
 def test_pasted_objects_are_in_points_images_and_boxes(data: NuScenesDataModule) -> None:
@@ -97,92 +94,83 @@ def test_pasted_objects_are_in_points_images_and_boxes(data: NuScenesDataModule)
         assert torch.equal(after.boxes[:count], before.boxes) and torch.equal(after.labels[:count], before.labels)
         new = after.boxes[count:]
         pasted += len(new)
-        # Goals are met, or missed for want of room; never exceeded by what is pasted.
+        # Goals are never exceeded by pasting.
         seen = before.labels[before.box_points > 0].bincount(minlength=10)
         goals = torch.tensor([sampler.sampling.goals[name] for name in CLASSES])
         assert (after.labels[count:].bincount(minlength=10) <= (goals - seen).clip(min=0)).all()
         assert not collisions(new.numpy(), before.boxes[before.box_points > 0].numpy()).any()
-        # What was inside is gone, what is inside now came along.
+        # Points inside the new boxes are those of the objects.
         assert points_in_boxes(after.points, new).sum(dim=0).tolist() == after.box_points[count:].tolist()
-        gone = points_in_boxes(before.points, new).any(dim=1)
-        assert torch.equal(after.points[: len(before.points) - gone.sum()], before.points[~gone])
+        removed = points_in_boxes(before.points, new).any(dim=1)
+        assert torch.equal(after.points[: len(before.points) - removed.sum()], before.points[~removed])
         assert (after.images != before.images).any() == bool(len(new))
     assert pasted > 10
 
 
-def test_what_is_pasted_depends_on_the_key_alone_and_changes_nothing_in_place(
+def test_what_is_pasted_depends_on_the_key_only_and_changes_nothing_in_place(
     data: NuScenesDataModule, small_root: Path, cache: Path
 ) -> None:
     dataset = data.dataset("train")
     keys = [SampleKey(0, 1), SampleKey(1, 1), SampleKey(0, 1, 1), SampleKey(0, 1)]
-    seen = [dataset.stored(key).boxes for key in keys]
-    assert torch.equal(seen[0], seen[3])
-    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
-    cached = with_sampling(small_root, cache, cache_frames=True, num_workers=2, resampling="cbgs")
-    alone = with_sampling(small_root, cache, resampling="cbgs")
+    boxes = [dataset.stored(key).boxes for key in keys]
+    assert torch.equal(boxes[0], boxes[3])
+    assert not torch.equal(boxes[0], boxes[1]) and not torch.equal(boxes[0], boxes[2])
     batches = []
-    for module in (cached, alone):
-        module.setup("fit")
-        loader = module.train_dataloader()
+    for settings in ({"cache_frames": True, "num_workers": 2}, {}):
+        loader = sampled(small_root, cache, resampling="cbgs", **settings).train_dataloader()
         batches.append([digest(batch) for _ in range(2) for batch in loader])
     assert batches[0] == batches[1]
 
 
-def test_boxes_of_other_categories_stand_in_the_way(data: NuScenesDataModule) -> None:
-    sampler, dataset = sampler_of(data), data.dataset("train")
-    frame = dataset.reader.read(0)
+def test_boxes_of_other_categories_are_obstacles(data: NuScenesDataModule) -> None:
+    sampler, frame = sampler_of(data), data.dataset("train").reader.read(0)
     everywhere = np.array([[0, 0, 0, 300, 300, 5, 0, 0, 0]], dtype=np.float32)
     assert sampler(frame, everywhere, np.random.default_rng(0)) is frame
-    nowhere = np.zeros((0, 9), dtype=np.float32)
-    assert len(sampler(frame, nowhere, np.random.default_rng(0)).boxes) > len(frame.boxes)
+    assert len(sampler(frame, everywhere[:0], np.random.default_rng(0)).boxes) > len(frame.boxes)
 
 
 def test_the_fade(small_root: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    faded = with_sampling(small_root, cache, Sampling(MANY, until_epoch=2, processes=1), batch_size=1)
-    faded.setup("fit")
-    whole = with_sampling(small_root, cache)
-    whole.setup("fit")
-    plain = ready("fit", small_root, cache, sweeps=3)
+    def faded() -> NuScenesDataModule:
+        return sampled(small_root, cache, Sampling(MANY, until_epoch=2, processes=1), batch_size=1)
+
+    modules = (faded(), sampled(small_root, cache), ready("fit", small_root, cache, sweeps=3))
     for epoch in range(4):
-        frames = [module.dataset("train")[SampleKey(epoch, 1)] for module in (faded, whole, plain)]
-        same = [digest(collate([frame])) for frame in frames]
-        assert same[0] == same[1 if epoch < 2 else 2] != same[2 if epoch < 2 else 1]
-    loader = faded.train_dataloader()
+        frames = [module.dataset("train")[SampleKey(epoch, 1)] for module in modules]
+        fading, sampling, plain = (digest(collate([frame])) for frame in frames)
+        assert fading == (sampling if epoch < 2 else plain) and sampling != plain
+    loader, resumed = (faded().train_dataloader() for _ in range(2))
     with caplog.at_level(logging.INFO):
         for epoch in range(4):
             assert ("data.sampling.until_epoch=2" in caplog.text) == (epoch > 2)
             list(loader)
-    assert caplog.text.count("until_epoch") == 1
-    caplog.clear()
-    faded = with_sampling(small_root, cache, Sampling(MANY, until_epoch=2, processes=1), batch_size=1)
-    faded.setup("fit")
-    resumed = faded.train_dataloader()
-    resumed.load_state_dict({**loader.state_dict(), "epoch": 2, "batches_done": 1})
-    with caplog.at_level(logging.INFO):
+        assert caplog.text.count("until_epoch") == 1
+        caplog.clear()
+        resumed.load_state_dict({**loader.state_dict(), "epoch": 2, "batches_done": 1})
         list(resumed)
     assert caplog.text.count("until_epoch=2: no objects are pasted") == 1
 
 
-@pytest.mark.parametrize(("epochs", "told"), [(2, True), (3, False), (-1, False)])
-def test_a_run_that_ends_before_the_fade_is_told(
-    small_root: Path, cache: Path, caplog: pytest.LogCaptureFixture, epochs: int, told: bool
+@pytest.mark.parametrize(("epochs", "warned"), [(2, True), (3, False), (-1, False)])
+def test_a_run_without_fade_logs_a_warning(
+    small_root: Path, cache: Path, caplog: pytest.LogCaptureFixture, epochs: int, warned: bool
 ) -> None:
-    module = with_sampling(small_root, cache, Sampling(MANY, until_epoch=2, processes=1))
+    module = datamodule(small_root, cache, sampling=Sampling(MANY, until_epoch=2, processes=1), sweeps=3)
     module.trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.prepare_data()
     with caplog.at_level(logging.WARNING):
         module.setup("fit")
-    assert ("data.sampling.until_epoch=2" in caplog.text) == told
+    assert ("data.sampling.until_epoch=2" in caplog.text) == warned
 
 
-def test_candidates_give_way_in_order() -> None:
+def test_the_order_of_candidates_decides() -> None:
     def box(x: float, length: float = 2.0) -> list[float]:
         # Widths differ, because edges on one line do not cross.
         return [x, 0, 0, length, 1 + x / 1000, 1, 0, 0, 0]
 
-    standing = np.array([box(100)], dtype=np.float32)
+    occupied = np.array([box(100)], dtype=np.float32)
     candidates = np.array([box(0), box(1), box(10), box(101), box(11), box(12)], dtype=np.float32)
-    # The earlier of two that collide goes; a later group sees what was accepted; touching is no collision.
-    accepted = find_room(standing, candidates, np.array([0, 0, 0, 0, 1, 1]))
+    # Of two that collide, the earlier is rejected; later groups avoid accepted ones; touching is no collision.
+    accepted = find_room(occupied, candidates, np.array([0, 0, 0, 0, 1, 1]))
     assert accepted.tolist() == [False, True, True, False, False, True]
     small = np.array([[0, 0, 0, 0.5, 0.5, 1, 0.3, 0, 0]], dtype=np.float32)
     assert collisions(small, candidates[:1]).all() and collisions(candidates[:1], small).all()
@@ -195,60 +183,52 @@ def test_points_inside_are_those_of_a_plain_search() -> None:
     boxes[:, :3] = random.normal(size=(30, 3)) * 8
     boxes[:, 6] = random.uniform(-9, 9, size=30)
     point, box = points_inside(points, boxes)
-    plain = points_in_boxes(torch.from_numpy(points).double(), torch.from_numpy(boxes).double()).numpy()
-    expected = np.argwhere(plain)
+    expected = points_in_boxes(torch.from_numpy(points).double(), torch.from_numpy(boxes).double()).argwhere()
     assert len(expected) > 200
     np.testing.assert_array_equal(np.stack((point, box), axis=1)[np.lexsort((box, point))], expected)
     assert not len(points_inside(points, boxes[:0])[0]) and not len(points_inside(points[:0], boxes)[0])
 
 
-# Making the database
+# Building the database
 
 
-def paths_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".npz"}
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def folder_of(data: NuScenesDataModule) -> Path:
-    return sampler_of(data).database.folder
-
-
-def test_several_processes_make_the_same_database(
+def test_several_processes_build_the_same_database(
     data: NuScenesDataModule, small_root: Path, tmp_path: Path
 ) -> None:
-    many = with_sampling(small_root, tmp_path, Sampling(processes=3, database=tmp_path / "objects"))
-    many.setup("fit")
-    assert paths_of(folder_of(many)) == paths_of(folder_of(data))
+    sampled(small_root, tmp_path, Sampling(processes=3, database=tmp_path / "objects"))
+    assert contents_of(tmp_path / "objects") == contents_of(data.database_folder())
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_making_goes_on_where_it_stopped(
-    data: NuScenesDataModule, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_building_resumes(
+    data: NuScenesDataModule, small_root: Path, tmp_path: Path, named: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[int] = []
-    reader = "cmt_aqr.data.make_database.FrameReader.read"
+    frames: list[int] = []
     original = type(data.dataset("train").reader).read
 
-    def reading(self: Any, frame: int) -> Frame:
-        if frame == 2 and not read.count(2):
-            read.append(frame)
+    def read(self: Any, frame: int) -> Frame:
+        frames.append(frame)
+        if frames == [0, 1, 2]:
             raise OSError(28, "No space left on device")
-        read.append(frame)
         return original(self, frame)
 
-    monkeypatch.setattr(reader, reading)
-    settings = Sampling(processes=1, database=tmp_path / "objects")
+    monkeypatch.setattr("cmt_aqr.data.make_database.FrameReader.read", read)
+    module = datamodule(small_root, tmp_path, sampling=named, sweeps=3)
     with pytest.raises(UserError, match=r"data\.sampling\.database=.*No space left on device") as caught:
-        with_sampling(small_root, tmp_path, settings)
+        module.prepare_data()
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="no complete database"):
-        datamodule(small_root, tmp_path, sampling=settings, sweeps=3).setup("fit")
-    with_sampling(small_root, tmp_path, settings)
-    assert read == [0, 1, 2, 2]
-    assert paths_of(tmp_path / "objects") == paths_of(folder_of(data))
+        module.setup("fit")
+    module.prepare_data()
+    assert frames == [0, 1, 2, 2]
+    assert contents_of(tmp_path / "objects") == contents_of(data.database_folder())
 
 
-def test_an_error_in_a_process_arrives_as_one_sentence(small_root: Path, tmp_path: Path) -> None:
+def test_an_error_in_a_process_is_one_sentence(small_root: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(small_root, root)
     module = datamodule(root, tmp_path, sampling=Sampling(processes=2), sweeps=3)
@@ -259,28 +239,34 @@ def test_an_error_in_a_process_arrives_as_one_sentence(small_root: Path, tmp_pat
     assert "\n" not in str(caught.value)
 
 
-def test_changed_tables_make_it_again_but_not_in_a_folder_that_was_named(small_root: Path, tmp_path: Path) -> None:
+def test_changed_tables_replace_it_but_not_in_a_folder_of_the_user(
+    small_root: Path, tmp_path: Path, named: Sampling
+) -> None:
     root = linked_copy(small_root, tmp_path / "root")
-    with_sampling(root, tmp_path)
-    named = Sampling(processes=1, database=tmp_path / "objects")
-    with_sampling(root, tmp_path, named)
-    before = (tmp_path / "objects" / DESCRIPTION).read_bytes()
+    own = Sampling(processes=1)
+
+    def module(sampling: Sampling) -> NuScenesDataModule:
+        return datamodule(root, tmp_path, sampling=sampling, sweeps=3)
+
+    for sampling in (own, named):
+        module(sampling).prepare_data()
+    before = contents_of(tmp_path / "objects")
     with edited(root, "sample_annotation") as records:
         for record in records:
             record["num_lidar_pts"] += 1
-    with pytest.raises(DataError, match="made of other tables"):
-        with_sampling(root, tmp_path, named)
-    assert (tmp_path / "objects" / DESCRIPTION).read_bytes() == before
-    own = datamodule(root, tmp_path, sampling=Sampling(MANY, processes=1), sweeps=3)
-    with pytest.raises(DataError, match="made of other tables"):
-        own.setup("fit")
-    own.prepare_data()
-    own.setup("fit")
-    counts = json.loads((folder_of(own) / DESCRIPTION).read_text(encoding="utf-8"))["boxes"]
-    assert counts != json.loads(before)["boxes"]  # boxes that no sensor saw before
+    for sampling in (own, named):
+        with pytest.raises(DataError, match="made from other tables"):
+            module(sampling).setup("fit")
+    with pytest.raises(DataError, match="made from other tables"):
+        module(named).prepare_data()
+    assert contents_of(tmp_path / "objects") == before
+    module(own).prepare_data()
+    after = contents_of(module(own).database_folder())
+    boxes = [json.loads(contents[DESCRIPTION])["boxes"] for contents in (before, after)]
+    assert boxes[0] != boxes[1]  # boxes that no sensor saw before
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
@@ -290,77 +276,74 @@ def edit_entry(folder: Path, field: str, value: Any) -> None:
     np.save(folder / ENTRIES, entries)
 
 
-def spoil(folder: Path) -> None:
-    (folder / DESCRIPTION).write_text("{", encoding="utf-8")
-
-
-def other_format(folder: Path) -> None:
+def edit_format(folder: Path) -> None:
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     (folder / DESCRIPTION).write_text(json.dumps(description | {"format": 99}), encoding="utf-8")
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "points are cut": (lambda folder: cut(points_path(folder, 1)), "part-0001.points is cut"),
-    "patches are cut": (lambda folder: cut(patches_path(folder, 0)), "part-0000.patches is cut"),
-    "a part is missing": (lambda folder: points_path(folder, 2).unlink(), "part-0002.points is missing"),
-    "entries are cut": (lambda folder: cut(folder / ENTRIES), "entries.npy cannot be read"),
-    "a patch outside": (lambda folder: edit_entry(folder, "rectangle", (0, 0, 9999, 20)), "outside its picture"),
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated points": (lambda folder: truncate(part_path(folder, 1, "points")), "part-0001.points is truncated"),
+    "truncated patches": (
+        lambda folder: truncate(part_path(folder, 0, "patches")),
+        "part-0000.patches is truncated",
+    ),
+    "missing part": (lambda folder: part_path(folder, 2, "points").unlink(), "part-0002.points is missing"),
+    "truncated entries": (lambda folder: truncate(folder / ENTRIES), "entries.npy cannot be read"),
+    "patch outside": (lambda folder: edit_entry(folder, "rectangle", (0, 0, 9999, 20)), "outside its picture"),
     "points outside": (lambda folder: edit_entry(folder, "points_at", 10**9), "outside the files"),
-    "no description": (spoil, "database.json cannot be read"),
-    "another format": (other_format, "is of format 99"),
+    "no description": (lambda folder: (folder / DESCRIPTION).write_bytes(b"{"), "database.json cannot be read"),
+    "another format": (edit_format, "is of format 99"),
 }
 
 
-@pytest.mark.parametrize(("damage", "sentence"), DAMAGES.values(), ids=DAMAGES)
-def test_damage_is_told_in_one_sentence(
-    small_root: Path, cache: Path, tmp_path: Path, data: NuScenesDataModule, damage: Any, sentence: str
-) -> None:
-    settings = Sampling(processes=1, database=tmp_path / "objects")
-    shutil.copytree(folder_of(data), tmp_path / "objects")
-    datamodule(small_root, cache, sampling=settings, sweeps=3).setup("fit")
-    damage(tmp_path / "objects")
-    with pytest.raises(DataError, match=sentence) as caught:
-        datamodule(small_root, cache, sampling=settings, sweeps=3).setup("fit")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "damage", ["points are cut", "patches are cut", "a part is missing", "entries are cut", "a patch outside"]
-)
-def test_what_is_cut_is_made_again(
-    small_root: Path, cache: Path, tmp_path: Path, data: NuScenesDataModule, damage: str, caplog: Any
-) -> None:
-    shutil.copytree(folder_of(data), tmp_path / "objects")
-    DAMAGES[damage][0](tmp_path / "objects")
-    with caplog.at_level(logging.WARNING):
-        with_sampling(small_root, cache, Sampling(processes=1, database=tmp_path / "objects"))
-    assert str(tmp_path / "objects") in caplog.text
-    assert paths_of(tmp_path / "objects") == paths_of(folder_of(data))
-
-
-def test_a_class_that_nobody_has_is_named(
-    data: NuScenesDataModule, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named_and_repaired(
+    small_root: Path,
+    cache: Path,
+    tmp_path: Path,
+    data: NuScenesDataModule,
+    named: Sampling,
+    damage: str,
+    caplog: Any,
 ) -> None:
     folder = tmp_path / "objects"
-    shutil.copytree(folder_of(data), folder)
+    shutil.copytree(data.database_folder(), folder)
+    do_damage, sentence = DAMAGES[damage]
+    do_damage(folder)
+    module = datamodule(small_root, cache, sampling=named, sweeps=3)
+    with pytest.raises(DataError, match=sentence) as caught:
+        module.setup("fit")
+    assert "\n" not in str(caught.value)
+    if damage in ("no description", "another format"):
+        with pytest.raises(DataError, match=sentence):
+            module.prepare_data()
+        return
+    with caplog.at_level(logging.WARNING):
+        module.prepare_data()
+    assert str(folder) in caplog.text
+    assert contents_of(folder) == contents_of(data.database_folder())
+
+
+def test_a_class_without_objects_is_named(
+    data: NuScenesDataModule, tmp_path: Path, named: Sampling, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "objects"
+    shutil.copytree(data.database_folder(), folder)
     entries = np.load(folder / ENTRIES)
     np.save(folder / ENTRIES, entries[entries["label"] != CLASSES.index("bus")])
-    settings = Sampling(processes=1, database=folder)
-    module = datamodule(data.root, data.cache_dir, sampling=settings, sweeps=3)
+    module = datamodule(data.root, data.cache_dir, sampling=named, sweeps=3)
     with caplog.at_level(logging.WARNING):
         module.setup("fit")
-    assert "no bus" in caplog.text
-    caplog.clear()
-    ObjectSampler(Sampling(goals={"car": 3}), sampler_of(module).database)
+        assert "no bus" in caplog.text
+        caplog.clear()
+        ObjectSampler(Sampling(goals={"car": 3}), sampler_of(module).database)
     assert not caplog.text
 
 
-def test_other_settings_are_another_database(data: NuScenesDataModule, small_root: Path, cache: Path) -> None:
+def test_other_settings_need_another_database(data: NuScenesDataModule, small_root: Path, cache: Path) -> None:
     for changes in ({"min_points": 20}, {"images": False}, {"patch_camera": "largest"}):
-        other = with_sampling(small_root, cache, Sampling(processes=1, **changes))
-        other.setup("fit")
-        assert folder_of(other) != folder_of(data)
-    assert sampler_of(data).database.entries["view"].max() >= 0
-    with pytest.raises(DataError, match="was made with min_points=5, and min_points=6 is asked for"):
-        settings = Sampling(processes=1, min_points=6, database=folder_of(data))
+        other = datamodule(small_root, cache, sampling=Sampling(processes=1, **changes), sweeps=3)
+        assert other.database_folder() != data.database_folder()
+    settings = Sampling(processes=1, min_points=6, database=data.database_folder())
+    with pytest.raises(DataError, match="min_points=5, and min_points=6 is requested"):
         datamodule(small_root, cache, sampling=settings, sweeps=3).setup("fit")

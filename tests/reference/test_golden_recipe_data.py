@@ -38,7 +38,7 @@ def test_sweeps(kind: str, sweeps: int) -> None:
         clouds,
         motions[:count],
         np.array([0, *golden()["sweeps_lag"]])[:count],
-        room=sum(map(len, clouds)),
+        capacity=sum(map(len, clouds)),
         remove_close=making,
         pad_to=10 if making else 0,
     )

@@ -17,8 +17,7 @@ from cmt_aqr.data.database import (
     FORMAT,
     Contents,
     ObjectDatabase,
-    patches_path,
-    points_path,
+    part_path,
 )
 from cmt_aqr.data.sampling import ObjectSampler, Sampling
 from tests.helpers.shared_data import needs_reference
@@ -52,8 +51,8 @@ def database_of(
             entry["view"], entry["patch_at"] = 0, len(cut)
             entry["rectangle"], entry["picture"] = (0, 0, width, height), (height, width)
             cut += patches[number].tobytes()
-    points_path(folder, 0).write_bytes(stored)
-    patches_path(folder, 0).write_bytes(cut)
+    part_path(folder, 0, "points").write_bytes(stored)
+    part_path(folder, 0, "patches").write_bytes(cut)
     np.save(folder / ENTRIES, entries)
     description = {"format": FORMAT, "made_of": vars(CONTENTS), "parts": [[len(stored), len(cut)]]}
     (folder / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
@@ -73,8 +72,8 @@ def test_objects_that_find_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     sampler = ObjectSampler(Sampling(), database)
 
     existing, names = golden()["collide_existing_boxes"], golden()["collide_existing_labels"]
-    lacking = sampler.sampling.lacking(names[names >= 0])
-    assert [lacking.get(label, 0) for label in range(10)] == drawn.tolist()
+    shortfall = sampler.sampling.shortfall(names[names >= 0])
+    assert [shortfall.get(label, 0) for label in range(10)] == drawn.tolist()
     monkeypatch.setattr(sampler, "draw", lambda *_: (rows, labels))
     before = frame(boxes=existing[names >= 0], labels=names[names >= 0])
     after = sampler(before, about_middle(existing[names < 0]), np.random.default_rng(0))

@@ -9,7 +9,7 @@ from nuscenes.eval.common.loaders import load_prediction
 from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.utils.splits import create_splits_scenes
 
-from cmt_aqr.data.fields import MAY_LACK
+from cmt_aqr.data.fields import OPTIONAL_TABLES
 from tests.helpers.commands import PAIR, finished
 from tests.helpers.ran import from_json
 
@@ -31,7 +31,7 @@ def test_set(root: Path, copy: Path, empty: bool) -> Path:
     scenes = from_json(tables / "scene.json")
     scenes[0]["name"] = create_splits_scenes()["test"][0]
     (tables / "scene.json").write_text(json.dumps(scenes), encoding="utf-8")
-    for name in ("instance", "sample_annotation") if empty else MAY_LACK:
+    for name in ("instance", "sample_annotation") if empty else OPTIONAL_TABLES:
         (tables / f"{name}.json").write_text("[]", encoding="utf-8")
         if not empty:
             (tables / f"{name}.json").unlink()

@@ -1,1 +1,1 @@
-"""From nuScenes tables to batches: index, reading, augmentation, collation, and the synthetic data maker."""
+"""From nuScenes tables to batches: index, reading, sampling, augmentation, sensor faults and collation."""

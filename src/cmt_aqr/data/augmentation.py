@@ -1,10 +1,8 @@
-"""Transforms of a frame as one object, so that points, boxes, images and lidar2img never disagree.
+"""Transforms of complete frames, so that points, boxes, images and lidar2img stay consistent.
 
-A transform takes a frame and a random generator and returns a new frame; it changes nothing in place, so
-that frames may be kept in memory and read again. All its randomness comes from that generator.
+A transform takes a frame and a random generator and returns a new frame. It modifies nothing in place, so that
+frames can be cached, and draws from that generator only.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
@@ -26,15 +24,15 @@ from cmt_aqr.structures import Frame
 
 
 class Transform(Protocol):
-    """Anything that turns a frame into another: an augmentation, a sensor fault, a filter."""
+    """A function of a frame: an augmentation, a sensor fault, a filter."""
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
-        """Return the changed frame; ``frame`` itself stays as it is."""
+        """Return the transformed frame; ``frame`` is not modified."""
         ...
 
 
 def apply_transforms(frame: Frame, transforms: Iterable[Transform], random: Generator) -> Frame:
-    """Apply transforms one after another, all drawing from one generator."""
+    """Apply transforms in order, all with the same generator."""
     for transform in transforms:
         frame = transform(frame, random)
     return frame
@@ -42,16 +40,15 @@ def apply_transforms(frame: Frame, transforms: Iterable[Transform], random: Gene
 
 @dataclass
 class SceneAugmentation:
-    """Turn, scale, shift and mirror the scene: points, boxes with their velocities, and lidar2img.
+    """Rotate, scale, shift and mirror the scene: points, boxes with their velocities, and lidar2img.
 
-    In the order of CMT's release: rotation about z, scale, translation, mirroring. Images stay as they are;
-    lidar2img takes the inverse, so every point still projects onto the pixel it did before. ``lidar2global``
-    takes it too: it still brings points home, but it is no longer rigid, so boxes cannot be moved with it,
-    which evaluation, where nothing is augmented, never asks for.
+    In the order of CMT's release: rotation about z, scale, translation, mirroring. Images do not change; lidar2img
+    is multiplied by the inverse, so that every point projects to the same pixel as before. So is ``lidar2global``,
+    which is then no longer rigid and cannot transform boxes; evaluation, which needs that, does not augment.
     """
 
-    rotation: tuple[float, float] = (0.0, 0.0)  # least and greatest angle about z, radians
-    scale: tuple[float, float] = (1.0, 1.0)  # least and greatest factor
+    rotation: tuple[float, float] = (0.0, 0.0)  # minimum and maximum angle about z, radians
+    scale: tuple[float, float] = (1.0, 1.0)  # minimum and maximum factor
     translation_std: Sequence[float] = (0.0, 0.0, 0.0)  # standard deviation of the shift along x, y, z, metres
     flip_x: float = 0.0  # probability of x -> -x
     flip_y: float = 0.0  # probability of y -> -y
@@ -64,7 +61,7 @@ class SceneAugmentation:
         require_fraction("flip_y", self.flip_y)
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
-        """Draw a transform and apply it."""
+        """Apply a random transform."""
         angle = random.uniform(*self.rotation)
         scale = random.uniform(*self.scale)
         shift = random.normal(0.0, self.translation_std)
@@ -82,8 +79,8 @@ def transform_scene(
     """
     cosine, sine = math.cos(angle), math.sin(angle)
     mirror = torch.tensor((-1.0 if flip_x else 1.0, -1.0 if flip_y else 1.0, 1.0), dtype=torch.float64)
-    turn = torch.tensor(((cosine, -sine, 0), (sine, cosine, 0), (0, 0, 1)), dtype=torch.float64)
-    linear = mirror[:, None] * turn * scale
+    rotation = torch.tensor(((cosine, -sine, 0), (sine, cosine, 0), (0, 0, 1)), dtype=torch.float64)
+    linear = mirror[:, None] * rotation * scale
     offset = mirror * torch.as_tensor(np.asarray(shift, dtype=np.float64))
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, :3], matrix[:3, 3] = linear, offset
@@ -111,22 +108,22 @@ def transform_scene(
 
 @dataclass
 class TrainingFilter:
-    """Keep what a training step can use.
+    """Drop boxes and points that are not used in training, and draw the order of the points.
 
-    Boxes are dropped whose centre lies outside the range in x or y, or that have few annotated LiDAR points: CMT
-    trains on boxes with one or more. A voxel keeps its first ten points, which would always be those of the newest
-    sweeps: a random order is drawn, into which points are brought on the device. The release's detector rounds
-    points to half precision on entry while it trains (not while it is tested): steps of 0.031 m beyond 32 m.
+    A box needs its centre inside the range in x and y, and ``min_points`` annotated LiDAR points (1 in CMT).
+    Points are shuffled, on the device, because a voxel keeps only its first ten, which would always be those of
+    the newest sweeps. In training, though not at test time, the release's detector rounds its input points to half
+    precision: steps of 0.031 m beyond 32 m.
     """
 
     point_range: Sequence[float]  # x0, y0, z0, x1, y1, z1 in metres, LiDAR frame
     min_points: int = 1
-    crop_points: bool = True  # drop points outside the range, which no voxel would take
+    crop_points: bool = True  # drop points outside the range, which belong to no voxel
     shuffle_points: bool = True
-    half_points: bool = False
+    half_points: bool = False  # round points to half precision
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
-        """Drop boxes and points."""
+        """Filter boxes and points."""
         low, high = torch.tensor(self.point_range[:3]), torch.tensor(self.point_range[3:])
         points = frame.points
         if self.crop_points:
@@ -147,8 +144,8 @@ class TrainingFilter:
 def _inside(points: Tensor, point_range: Sequence[float]) -> Tensor:
     """The points (point, 5) within x0, y0, z0, x1, y1, z1.
 
-    Columns are laid out side by side before they are compared, and points are gathered as records of 20 bytes: a
-    sixth of the time of masks (point, 3).
+    Contiguous columns are compared, and points are gathered as records of 20 bytes: a sixth of the time of a mask
+    (point, 3).
     """
     values = np.ascontiguousarray(points.numpy())
     inside = np.ones(len(values), dtype=np.bool_)
@@ -162,15 +159,15 @@ def _inside(points: Tensor, point_range: Sequence[float]) -> Tensor:
 
 @dataclass
 class ImageAugmentation:
-    """What varies in :class:`ImageProcessing` in training; one draw a frame, the same for its six views.
+    """The random part of :class:`ImageProcessing` in training, drawn once per frame for all views.
 
-    Factors are relative to the test-time resize, so that they fit pictures of any size: CMT's 0.47..0.625 of a
-    1600 x 900 picture at a test-time factor of 0.5 is 0.94..1.25, and so is its 0.94..1.25 at a factor of 1.
+    Factors are relative to the test-time resize, which fits images of any size: CMT's 0.47..0.625 at a test-time
+    factor of 0.5 is 0.94..1.25, and so is its 0.94..1.25 at a factor of 1.
     """
 
-    resize: tuple[float, float] = (1.0, 1.0)  # least and greatest factor
-    flip: float = 0.0  # probability of a horizontal mirroring
-    grid_mask: GridMask | None = None  # squares dropped after normalisation
+    resize: tuple[float, float] = (1.0, 1.0)  # minimum and maximum factor
+    flip: float = 0.0  # probability of a horizontal flip
+    grid_mask: GridMask | None = None  # applied after normalisation
 
     def __post_init__(self) -> None:
         self.resize = require_range("resize", self.resize, above=0)
@@ -179,26 +176,26 @@ class ImageAugmentation:
 
 @dataclass
 class ImageProcessing:
-    """Resize, crop and perhaps mirror the images; lidar2img goes along.
+    """Resize, crop and optionally mirror the images, and update lidar2img.
 
-    Test time: resize by the smallest factor that covers ``size``, keep the bottom rows, centre the columns.
-    Training adds what ``augmentation`` draws: another factor, a random place for the columns, mirroring,
-    GridMask. Where a picture becomes smaller than the crop, it is filled up with black, right and top.
+    At test time: resize by the smallest factor that covers ``size``, keep the bottom rows, centre the columns.
+    Training draws from ``augmentation``: the factor, the position of the columns, mirroring, GridMask. An image
+    that becomes smaller than the crop is padded with black, right and top.
 
-    Images are resized as they were read, bilinear, to whole grey levels (uint8), in training and at test, which
-    gives the published pixels exactly. In lidar2img pixel *edges* scale and mirror: u' = s u, and
-    u' = width - u, as in CMT's release; by the ratio of the sizes in whole pixels, which is what happens to the
-    picture, or by the factor as drawn, as in the release (up to a pixel apart at the far edge).
+    Images are resized as uint8, bilinear, in training and at test time, which reproduces the published pixels
+    exactly. In lidar2img, pixel *edges* scale and mirror: u' = s u, and u' = width - u, as in CMT's release. The
+    scale s is the ratio of the sizes in whole pixels, which is exact, or the factor as drawn, as in the release
+    (up to a pixel apart at the far edge).
     """
 
     size: Sequence[int]  # height and width of the result
-    augmentation: ImageAugmentation | None = None  # what varies in training
+    augmentation: ImageAugmentation | None = None
     exact_lidar2img: bool = True  # whether lidar2img scales by the ratio of the sizes
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
-        """Return the frame with images (view, 3, *size) uint8; a frame without images stays as it is.
+        """Return the frame with images (view, 3, *size) uint8; a frame without images is returned as it is.
 
-        A GridMask that was drawn travels with the frame: whether it counts is decided where frames become a batch.
+        A GridMask is only drawn here: collation decides whether it is applied.
         """
         if frame.images is None:
             return frame
@@ -209,44 +206,46 @@ class ImageProcessing:
         if self.augmentation is not None:
             factor *= random.uniform(*self.augmentation.resize)
             mirrored = random.random() < self.augmentation.flip
-        # The small number keeps 800.0 from becoming 799 in floating point.
+        # 1e-6 keeps a product of 799.999... from becoming 799.
         resized = (int(raw_height * factor + 1e-6), int(raw_width * factor + 1e-6))
-        spare = max(0, resized[1] - width)
-        left = spare // 2 if self.augmentation is None else int(random.uniform(0, spare))
+        margin = max(0, resized[1] - width)
+        left = margin // 2 if self.augmentation is None else int(random.uniform(0, margin))
         if self.augmentation is not None and self.augmentation.grid_mask is not None:
             mask = self.augmentation.grid_mask.draw((height, width), random)
         frame = self.resize(frame, factor, resized, left, mirrored)
         return frame.replace(image_mask=None if mask is None else torch.from_numpy(mask))
 
     def mark_unseen(self, frame: Frame, random: Generator) -> Frame:
-        """Note in a frame as read how many rows at the top of its images the crop drops, whatever is drawn."""
+        """Set ``unseen_rows`` of a frame as read: the rows at the top of its images that the crop always drops."""
         if frame.images is None:
             return frame
         height, width = self.size
         raw_height, raw_width = frame.images.shape[-2:]
-        least = 1.0 if self.augmentation is None else self.augmentation.resize[0]
-        factor = least * max(height / raw_height, width / raw_width)
+        smallest = 1.0 if self.augmentation is None else self.augmentation.resize[0]
+        factor = smallest * max(height / raw_height, width / raw_width)
         dropped = int(raw_height * factor) - height
-        # A row less for those that are rounded, and for the other of the two that a pixel is made of.
+        # A margin for rounding, and for interpolation, which reads two rows per pixel.
         return frame.replace(unseen_rows=max(0, int((dropped - 1) / factor) - 2))
 
     def resize(self, frame: Frame, factor: float, resized: tuple[int, int], left: int, mirrored: bool) -> Frame:
-        """Resize, keep the bottom rows and the columns from ``left`` on, perhaps mirror; lidar2img goes along.
+        """Resize, keep the bottom rows and the columns from ``left`` on, optionally mirror, and update lidar2img.
 
         Args:
             frame: with images (view, 3, height, width) uint8, which become (view, 3, *size).
-            factor: as drawn, from stored pixels to resized ones.
-            resized: height and width in whole pixels.
-            left: first column.
-            mirrored: swap left and right, after all else.
+            factor: from stored to resized pixels, as drawn.
+            resized: height and width before the crop.
+            left: first column of the crop.
+            mirrored: whether to swap left and right, last.
         """
         assert frame.images is not None
         raw_height, raw_width = frame.images.shape[-2:]
         top = resized[0] - self.size[0]
         scale = (resized[1] / raw_width, resized[0] / raw_height) if self.exact_lidar2img else (factor, factor)
-        pixel = _pixel_transform(*scale, left, top)
+        pixel = torch.eye(4, dtype=torch.float64)  # of (u * depth, v * depth, depth, 1)
+        pixel[0, 0], pixel[1, 1] = scale
+        pixel[0, 2], pixel[1, 2] = -left, -top
         if mirrored:
-            pixel = _mirror(self.size[1]) @ pixel
+            pixel[0] = self.size[1] * pixel[2] - pixel[0]  # u -> width - u
         pixels = self._pixels(frame.images, resized, top, left, mirrored)
         return frame.replace(
             images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
@@ -261,32 +260,20 @@ class ImageProcessing:
         height, width = self.size
         raw_height, raw_width = images.shape[-2:]
         rows = slice(max(0, -top), max(0, -top) + min(height, resized[0] - max(0, top)))
-        filled = min(width, resized[1] - left)
-        columns = slice(width - filled, width) if mirrored else slice(0, filled)
-        whole = filled == width and rows == slice(0, height)
-        result = (np.empty if whole else np.zeros)((len(images), height, width, 3), dtype=np.uint8)
-        # What the crop drops on the right need not be resized. At the other sides it must: a resize that begins in
-        # the middle rounds otherwise. As factors, because a cut picture's sizes have another ratio.
-        across, down = resized[1] / raw_width, resized[0] / raw_height
-        needed = int((left + filled + 1) / across) + 3
+        covered = min(width, resized[1] - left)
+        columns = slice(width - covered, width) if mirrored else slice(0, covered)
+        padded = covered < width or rows != slice(0, height)
+        result = (np.zeros if padded else np.empty)((len(images), height, width, 3), dtype=np.uint8)
+        # Columns right of the crop need not be resized. Those left of it must: a resize that starts elsewhere
+        # rounds differently. The scale is given as factors, because the ratio of truncated sizes is another.
+        scale_u, scale_v = resized[1] / raw_width, resized[0] / raw_height
+        needed = int((left + covered + 1) / scale_u) + 3
         for view, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-            picture = cv2.resize(image[:, :needed], None, fx=across, fy=down)
-            picture = picture[max(0, top) : max(0, top) + height, left : left + width]
-            place = result[view, rows, columns]
+            image = cv2.resize(image[:, :needed], None, fx=scale_u, fy=scale_v)
+            image = image[max(0, top) : max(0, top) + height, left : left + width]
+            target = result[view, rows, columns]
             if mirrored:
-                cv2.flip(picture, 1, dst=place)
+                cv2.flip(image, 1, dst=target)
             else:
-                place[:] = picture
+                target[:] = image
         return result
-
-
-def _pixel_transform(scale_u: float, scale_v: float, left: float, top: float) -> Tensor:
-    """(4, 4) on (u * depth, v * depth, depth, 1): scale, then move the crop's corner to (0, 0)."""
-    return torch.tensor(
-        ((scale_u, 0, -left, 0), (0, scale_v, -top, 0), (0, 0, 1, 0), (0, 0, 0, 1)), dtype=torch.float64
-    )
-
-
-def _mirror(width: float) -> Tensor:
-    """(4, 4) on (u * depth, v * depth, depth, 1): u -> width - u."""
-    return torch.tensor(((-1, 0, width, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)), dtype=torch.float64)

@@ -1,6 +1,4 @@
-"""The data side of a run: index, frames, augmentation and loaders, as Lightning asks for them."""
-
-from __future__ import annotations
+"""The Lightning data module: index, frames, augmentation and loaders of a run."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -36,57 +34,56 @@ from cmt_aqr.runs.trainer_settings import check_shares
 from cmt_aqr.structures import Batch
 
 Transforms = Mapping[str, Transform | None] | None
-"""Named, so that a configuration can override or switch off (null) one; applied in the order given."""
+"""By name, so that a configuration can override one or switch it off (null); applied in this order."""
 
 
 class NuScenesDataModule(LightningDataModule):
-    """nuScenes, or anything in its format.
+    """nuScenes, or data in its format.
 
-    Objects are pasted into a training frame by ``sampling``; then it goes through ``train_fault``,
-    ``train_transforms``, ``scene_augmentation``, the training filter, and the image processing with
-    ``image_augmentation``, in this order; an evaluated one through ``eval_fault``, ``eval_transforms`` and the
-    plain image processing. Sensor faults and masked-modal training see the frame as it was read, with what was
-    pasted. All of it depends on (seed, epoch, frame, repeat) only.
+    A training frame goes through ``sampling``, which pastes objects, ``train_fault``, ``train_transforms``,
+    ``scene_augmentation``, the training filter, and the image processing with ``image_augmentation``, in this
+    order. A frame of the evaluation goes through ``eval_fault``, ``eval_transforms`` and the plain image
+    processing. All randomness depends on (seed, epoch, frame, repeat) only.
     """
 
     def __init__(
         self,
-        root: str | os.PathLike[str],  # the folder with samples, sweeps and the version's folder
+        root: str | os.PathLike[str],  # the folder that contains samples, sweeps and the version's folder
         version: str,  # e.g. v1.0-trainval
-        point_range: Sequence[float],  # x0, y0, z0, x1, y1, z1 of the model's grid, metres, LiDAR frame
-        image_size: Sequence[int] = (320, 800),  # height and width of the images that the model gets
+        point_range: Sequence[float],  # x0, y0, z0, x1, y1, z1 of the model's grid in metres, LiDAR frame
+        image_size: Sequence[int] = (320, 800),  # height and width of the model's images
         train_split: str | None = "train",  # a split of the devkit, or of splits.json
         resampling: str = "none",  # or cbgs, see cmt_aqr.data.resampling
-        sampling: Sampling | None = None,  # objects to paste into training frames
-        replace_empty_frames: bool = False,  # train on another frame in place of one without a box
-        val_split: str = "val",  # for evaluations in training
-        eval_split: str | None = None,  # what evaluating reads; None: val_split
-        evaluating: bool = False,  # read eval_split instead of the others
-        sweeps: int = 10,  # before the keyframe's own, at most
+        sampling: Sampling | None = None,  # pastes objects into training frames
+        replace_empty_frames: bool = False,  # replace training frames without a box by others
+        val_split: str = "val",  # for validation during training
+        eval_split: str | None = None,  # used in place of val_split if evaluating; None: val_split
+        evaluating: bool = False,  # evaluate eval_split, and read no other
+        sweeps: int = 10,  # maximum number of sweeps before the keyframe's
         cameras: bool = True,  # read images; off for a LiDAR-only model
         lidar: bool = True,  # read points; off for a camera-only model
-        batch_size: int = 2,  # frames per step and device in training
-        eval_batch_size: int | None = None,  # the same in evaluation; None: batch_size
-        num_workers: int = 4,  # reading processes per loader; 0 reads in the main process
+        batch_size: int = 2,  # training frames per step and device
+        eval_batch_size: int | None = None,  # evaluation frames per step and device; None: batch_size
+        num_workers: int = 4,  # worker processes per loader; 0 reads in the main process
         image_mean: Sequence[float] = (103.530, 116.280, 123.675),  # of the B, G, R channels, 0..255
-        image_std: Sequence[float] = (57.375, 57.120, 58.395),  # likewise
-        scene_augmentation: SceneAugmentation | None = None,  # of points, boxes and calibration together
+        image_std: Sequence[float] = (57.375, 57.120, 58.395),  # of the B, G, R channels
+        scene_augmentation: SceneAugmentation | None = None,  # of points, boxes and calibration
         image_augmentation: ImageAugmentation | None = None,
-        train_fault: Transform | None = None,  # of a sensor in training frames; see cmt_aqr.data.faults
-        eval_fault: Transform | None = None,  # in evaluated ones; drawn from (seed, frame), the same every time
-        train_transforms: Transforms = None,  # on frames as read, in training
-        eval_transforms: Transforms = None,  # in evaluation; drawn like eval_fault
-        damage: bool = False,  # note what these faults and transforms broke, for a model that learns from it
-        min_points: int = 1,  # boxes with fewer LiDAR points are not trained on
+        train_fault: Transform | None = None,  # a sensor fault in training; see cmt_aqr.data.faults
+        eval_fault: Transform | None = None,  # in evaluation; drawn from (seed, frame), the same every time
+        train_transforms: Transforms = None,  # of frames as read, in training
+        eval_transforms: Transforms = None,  # of frames as read, in evaluation
+        damage: bool = False,  # record the damage by faults and transforms, as a target for the model
+        min_points: int = 1,  # LiDAR points that a box needs to be trained on
         crop_points: bool = True,  # see TrainingFilter
-        shuffle_points: bool = True,  # likewise
-        half_size_images: bool = False,  # decode images to half their height and width, see reading.read_image
+        shuffle_points: bool = True,  # see TrainingFilter
+        half_size_images: bool = False,  # decode images at half height and width, see read_image
         half_points: bool = False,  # see TrainingFilter
         exact_lidar2img: bool = True,  # see ImageProcessing
-        cache_frames: bool = False,  # keep frames in memory once read, in each process; for small data sets
-        cache_dir: str | os.PathLike[str] = ".cache/cmt_aqr",  # for indexes, ground truth and objects
-        limit_train_frames: int | None = None,  # the first so many frames of the training split only
-        limit_eval_frames: int | None = None,  # the same for the other splits
+        cache_frames: bool = False,  # keep frames in memory, in each process; for small data sets
+        cache_dir: str | os.PathLike[str] = ".cache/cmt_aqr",  # for the index, ground truth and objects
+        limit_train_frames: int | None = None,  # use only the first n frames of the training split
+        limit_eval_frames: int | None = None,  # use only the first n frames of the other splits
         seed: int = 0,  # of shuffling and augmentation
     ) -> None:
         super().__init__()
@@ -104,7 +101,7 @@ class NuScenesDataModule(LightningDataModule):
         require_choice("resampling", resampling, RESAMPLINGS)
         if sampling is not None and not lidar:
             raise SettingError(
-                "sampling: objects are chosen by their LiDAR points, and this model reads none; choose "
+                "sampling: objects are selected by their LiDAR points, and this model reads none; choose "
                 "data/sampling=none"
             )
         require_numbers("point_range", point_range, 6)
@@ -125,7 +122,7 @@ class NuScenesDataModule(LightningDataModule):
         self.limit_eval_frames = limit_eval_frames
         self.seed = seed
         self.resampling = resampling
-        self.sampling = None if evaluating else sampling
+        self.sampling = None if self.train_split is None else sampling
         self.replace_empty_frames = replace_empty_frames
         grid_mask = None if image_augmentation is None else image_augmentation.grid_mask
         self.mask_per_frame = grid_mask is not None and grid_mask.per_frame
@@ -152,37 +149,35 @@ class NuScenesDataModule(LightningDataModule):
         self._objects: ObjectDatabase | None = None
 
     def prepare_data(self) -> None:
-        """Index the splits and cache their ground truth, once a machine; then the tables are let go of."""
+        """Build the index, the ground truth and the database of objects, once per machine."""
         for split in self._splits():
             load_index(self.root, self.version, split, self.cache_dir)
         if self.annotated:
             load_ground_truth(self.root, self.version, self.val_split, self.cache_dir)
         close_tables()
-        if self.sampling is not None and self.train_split is not None:
+        if self.sampling is not None:
             self.make_database()
 
     def make_database(self) -> ObjectDatabase:
-        """Make the database of objects of the training frames where that is needed, and open it."""
+        """Open the database of objects; build it, or its missing parts, first."""
         assert self.sampling is not None and self.train_split is not None
         index = self.index(self.train_split).first(self.limit_train_frames)
-        folder, contents = self._database()
-        given, processes = self.sampling.database is not None, self.sampling.processes
-        self._objects = prepare_database(folder, contents, self.root, index, given, processes)
+        user_folder = self.sampling.database is not None
+        self._objects = prepare_database(*self._database(), self.root, index, user_folder, self.sampling.processes)
         return self._objects
 
     def database_folder(self) -> Path | None:
-        """Where the database of objects is; ``None`` for a run that pastes none."""
-        return None if self.sampling is None or self.train_split is None else self._database()[0]
+        """The folder of the database of objects; ``None`` if none are pasted."""
+        return None if self.sampling is None else self._database()[0]
 
     def _database(self) -> tuple[Path, Contents]:
-        """Where the database of objects is, and what it is made of."""
+        """Folder and contents of the database of objects."""
         assert self.sampling is not None and self.train_split is not None
-        frames = len(self.index(self.train_split).first(self.limit_train_frames))
         contents = Contents(
             tables=fingerprint(self.root, self.version),
             version=self.version,
             split=self.train_split,
-            frames=frames,
+            frames=len(self.index(self.train_split).first(self.limit_train_frames)),
             sweeps=self.sweeps,
             cameras=self.cameras and self.sampling.images,
             min_points=self.sampling.min_points,
@@ -192,20 +187,20 @@ class NuScenesDataModule(LightningDataModule):
         return self.sampling.database or contents.folder(self.cache_dir, self.root), contents
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the indexes of the splits that the stage needs, and see that their first frame is on disk."""
+        """Load the splits that the stage needs, and check that the files of their first frame exist."""
         for name in ("train", "val") if stage == "fit" else ("val",):
             if name not in self._datasets:
                 self._datasets[name] = self._make_dataset(name)
         if stage == "fit" and self.sampling is not None and self.trainer:
-            self.sampling.tell_missing_fade(self.trainer.max_epochs)
+            self.sampling.warn_without_fade(self.trainer.max_epochs)
 
     @property
     def annotated(self) -> bool:
-        """Whether there are annotations to train on and to evaluate with."""
+        """Whether the version has annotations."""
         return is_annotated(self.version)
 
     def _splits(self) -> list[str]:
-        """The splits that are read."""
+        """The splits in use."""
         return list(dict.fromkeys(split for split in (self.train_split, self.val_split) if split is not None))
 
     def _make_dataset(self, name: str) -> FrameDataset:
@@ -219,11 +214,11 @@ class NuScenesDataModule(LightningDataModule):
         )
         points = reader.check_first()
         if training:
-            where = f"split {split} of {self.root / self.version}, {len(index)} frames"
+            source = f"split {split} of {self.root / self.version}, {len(index)} frames"
             categories = self.root / self.version / "category.json"
-            index.check_learnable(where, categories, self.min_points, self.point_range)
+            index.check_learnable(source, categories, self.min_points, self.point_range)
             if points is not None:
-                check_range(points, where, self.point_range)
+                check_range(points, source, self.point_range)
         transforms = self._train_transforms if training else self._eval_transforms
         sampler = None
         if training and self.sampling is not None:
@@ -237,7 +232,7 @@ class NuScenesDataModule(LightningDataModule):
         return load_index(self.root, self.version, split, self.cache_dir)
 
     def ground_truth(self, split: str | None = None) -> GroundTruth:
-        """What the official evaluation compares with, of ``val_split`` or the split that is named."""
+        """The ground truth of a split, ``val_split`` by default."""
         split = split or self.val_split
         if self.annotated:
             return load_ground_truth(self.root, self.version, split, self.cache_dir)
@@ -245,12 +240,12 @@ class NuScenesDataModule(LightningDataModule):
         return GroundTruth.unknown(self.version, split, tuple(map(index.token, range(len(index)))))
 
     def check(self) -> None:
-        """See, without reading a table, that root, version and splits exist; else raise a ``DataError``."""
+        """Raise a ``DataError`` unless root, version and splits exist; reads no table."""
         for split in self._splits():
             check_request(self.root, self.version, split)
 
     def dataset(self, name: str) -> FrameDataset:
-        """The data set ``train`` or ``val``; set up first."""
+        """The data set ``train`` or ``val``; requires :meth:`setup`."""
         return self._datasets[name]
 
     def _loader(self, name: str) -> FrameLoader:
@@ -267,30 +262,30 @@ class NuScenesDataModule(LightningDataModule):
         return loader
 
     def _resampled(self, dataset: FrameDataset) -> NDArray[np.int64] | None:
-        """Numbers of the frames of an epoch; ``None``: all, once."""
+        """The frames of an epoch; ``None``: all, once."""
         return resampled_frames(dataset.reader.index, self.resampling, self.seed)
 
     def finish(self, batch: Batch) -> Batch:
-        """Normalise, mask and shuffle a batch where it is: what a loader gives needs it before a model."""
+        """Normalise, mask and shuffle a batch from a loader on its device, as the model needs it."""
         return self._finishing(batch)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Finish a batch on the device. Lightning calls it."""
+        """Finish a batch on the device. Called by Lightning."""
         return self.finish(batch)
 
     def train_dataloader(self) -> FrameLoader:
-        """Batches of augmented frames, shuffled by (seed, epoch); its position can be saved and restored."""
+        """Batches of augmented frames, in an order that depends on (seed, epoch)."""
         return self._loader("train")
 
     def val_dataloader(self) -> FrameLoader:
-        """Every frame of ``val_split`` once, in order, shared out among the processes."""
+        """Every frame of ``val_split`` once, in order, distributed over the ranks."""
         return self._loader("val")
 
 
 def _faults(
     fault: Transform | None, transforms: Transforms, damage: bool, images: ImageProcessing
 ) -> list[Transform]:
-    """What acts on a frame as read; with ``damage`` it is noted what they broke, in whole images."""
+    """The transforms of a frame as read; with ``damage``, it is recorded what they broke, in complete images."""
     present = [step for step in (fault, *(transforms or {}).values()) if step is not None]
     if damage:
         return [TellDamage(present)]

@@ -1,6 +1,4 @@
-"""Frames in an order that (seed, epoch) alone decide, and loading that can stop and resume anywhere."""
-
-from __future__ import annotations
+"""Frames in an order that depends on (seed, epoch) only, and a loader that can resume anywhere."""
 
 import functools
 import itertools
@@ -26,34 +24,34 @@ from cmt_aqr.structures import Batch, Frame
 
 
 class SampleKey(NamedTuple):
-    """What a sampler asks a data set for.
+    """The key of a frame in a data set.
 
-    The epoch travels with the index, so a worker process that lives for the whole run needs no news of it.
+    It includes the epoch, so that worker processes, which live as long as the run, need not be told about it.
     """
 
     epoch: int  # counted from 0
-    frame: int  # its number in the index
-    repeat: int = 0  # which occurrence of the frame in this epoch, where resampling repeats it
+    frame: int  # position in the index
+    repeat: int = 0  # occurrence of the frame in this epoch, if resampling repeats it
 
 
 def frame_generator(seed: int, key: SampleKey) -> Generator:
-    """The generator of a frame's augmentation: depends on the seed and the key, on nothing else."""
+    """The random generator of a frame, a function of seed and key."""
     return np.random.default_rng((seed, key.epoch, key.frame, key.repeat))
 
 
 log = logging.getLogger(__name__)
 
-_SAMPLING = 0x6715
-"""Keeps what is drawn for sampling apart from a frame's other draws."""
+_SAMPLING_STREAM = 0x6715
+"""Separates the draws of object sampling from the others of a frame."""
 
-_MOST_TRIES = 1000
-"""Frames that are read in place of one without a box."""
+_MAX_TRIES = 1000
+"""Frames to try in place of one without a box."""
 
 
 def generator_of_frame(random: Generator, frame: int) -> Generator:
-    """The generator that another frame of the same epoch has where this frame has ``random``, not used yet.
+    """The generator of another frame in the same epoch that corresponds to ``random`` of this frame.
 
-    ``random`` is of :func:`frame_generator`, or spawned from it.
+    ``random`` is from :func:`frame_generator`, or spawned from such a generator.
     """
     sequence = random.bit_generator.seed_seq
     assert isinstance(sequence, np.random.SeedSequence) and isinstance(sequence.entropy, Sequence)
@@ -66,11 +64,11 @@ def generator_of_frame(random: Generator, frame: int) -> Generator:
 class FrameDataset(Dataset[Frame]):
     """Reads a frame and transforms it."""
 
-    reader: FrameReader  # where frames come from
+    reader: FrameReader
     transforms: Sequence[Transform]  # applied in this order
-    seed: int = 0  # of every frame's generator
+    seed: int = 0
     cache_frames: bool = False  # keep frames as read in memory (of each worker process); for small data sets
-    replace_empty: bool = False  # give another frame, drawn from all, for one without a box, until one has a box
+    replace_empty: bool = False  # replace a frame without boxes by random frames until one has a box
     sampler: ObjectSampler | None = None  # pastes objects into frames as read, before all transforms
 
     def __post_init__(self) -> None:
@@ -80,34 +78,34 @@ class FrameDataset(Dataset[Frame]):
         return len(self.reader)
 
     def __getitem__(self, key: SampleKey | int) -> Frame:
-        """The frame of a key; a plain index is the frame in epoch 0."""
+        """The frame of a key; an integer is a frame in epoch 0."""
         if not isinstance(key, SampleKey):
             key = SampleKey(epoch=0, frame=int(key))
         random = frame_generator(self.seed, key)
         frame = apply_transforms(self.stored(key), self.transforms, random)
         if not self.replace_empty:
             return frame
-        for _ in range(_MOST_TRIES):
+        for _ in range(_MAX_TRIES):
             if len(frame.boxes):
                 return frame
             other = key._replace(frame=int(random.integers(len(self))))
             frame = apply_transforms(self.stored(other), self.transforms, random)
         raise DataError(
-            f"{_MOST_TRIES} frames in a row have no box of data.min_points LiDAR points within data.point_range: "
-            "widen the one, lower the other, or take frames without a box, too: data.replace_empty_frames=false"
+            f"{_MAX_TRIES} frames in a row have no box with data.min_points LiDAR points within data.point_range: "
+            "widen the range, lower min_points, or allow frames without a box: data.replace_empty_frames=false"
         )
 
     def stored(self, key: SampleKey) -> Frame:
-        """The frame as read, with the objects that are pasted into it in that epoch."""
+        """The frame as read, with the objects pasted into it in that epoch."""
         frame = self._read(key.frame)
         if self.sampler is None or not self.sampler.sampling.active(key.epoch):
             return frame
-        # A generator of its own: what else is drawn for a frame is the same with and without sampling.
-        random = np.random.default_rng((self.seed, *key, _SAMPLING))
+        # A separate generator, so that all other draws are the same with and without sampling.
+        random = np.random.default_rng((self.seed, *key, _SAMPLING_STREAM))
         return self.sampler(frame, self.reader.obstacles(key.frame, self.sampler.min_points), random)
 
-    def tell_fade(self, epoch: int) -> None:
-        """Say, when the first epoch begins that does not sample, that it does not."""
+    def log_fade(self, epoch: int) -> None:
+        """Log the start of the first epoch without object sampling."""
         if self.sampler is not None and epoch == self.sampler.sampling.until_epoch:
             rank_zero_only(log.info)(
                 "data.sampling.until_epoch=%d: no objects are pasted into frames from here on", epoch
@@ -123,26 +121,27 @@ class FrameDataset(Dataset[Frame]):
 
 @dataclass(eq=False)
 class FrameSampler(DistributedSampler[SampleKey]):
-    """Keys of one process's frames, by (seed, epoch), from any batch of the epoch on.
+    """The keys of one rank in an epoch, from any batch on.
 
-    It is a ``DistributedSampler`` so that Lightning leaves it alone. Rank r of n takes every n-th key, so the
-    n batches of a step hold together what one process with an n times larger batch would have.
+    A ``DistributedSampler``, so that Lightning does not replace it. Rank r of n takes every n-th key, so the n
+    batches of a step are together the batch of one process with an n times larger batch size.
 
-    Training: shuffled by (seed, epoch), and the frames that do not fill the last batch of all ranks sit out
-    this epoch. Where there are fewer frames than one such batch, each rank gets one smaller batch, for which
-    the first frames are repeated if they do not divide evenly, because ranks must take equal numbers of
-    steps. Evaluation: in order, no frame left out, none twice; ranks may differ by one frame. Only where there
-    are fewer frames than ranks, the first are repeated, because Lightning leaves out the whole evaluation on a
-    rank without any; the metric counts a frame once.
+    Training shuffles by (seed, epoch), and drops frames that do not fill a batch on all ranks. With fewer frames
+    than that, each rank gets one smaller batch; the first frames are repeated if they do not divide evenly,
+    because all ranks must take the same number of steps.
+
+    Evaluation takes all frames once, in order; ranks may differ by one frame. With fewer frames than ranks, the
+    first are repeated, because Lightning skips the evaluation on a rank without frames; the metric counts each
+    frame once.
     """
 
-    frames: int  # of an epoch
-    batch_size: int  # frames per step on one rank
+    frames: int  # per epoch
+    batch_size: int  # frames per step and rank
     training: bool
-    seed: int = 0  # of the shuffling
+    seed: int = 0  # of the order
     num_replicas: int = 1  # number of ranks
-    rank: int = 0  # this process
-    resampled: NDArray[np.int64] | None = None  # (frames,) numbers of an epoch's frames; None: all of them once
+    rank: int = 0
+    resampled: NDArray[np.int64] | None = None  # (frames,) the frames of an epoch; None: all, once
 
     def __post_init__(self) -> None:
         self._numbers = np.arange(self.frames) if self.resampled is None else self.resampled
@@ -150,7 +149,7 @@ class FrameSampler(DistributedSampler[SampleKey]):
         self.epoch = self.batches_done = 0
 
     def __len__(self) -> int:
-        """Frames of this rank in a whole epoch, wherever in it the position is."""
+        """Number of frames of this rank in an epoch, whatever the position."""
         if not self.training:
             return max(1, len(range(self.rank, self.frames, self.num_replicas)))
         step = self.batch_size * self.num_replicas
@@ -160,16 +159,16 @@ class FrameSampler(DistributedSampler[SampleKey]):
 
     @property
     def batches(self) -> int:
-        """Batches of this rank in a whole epoch."""
+        """Number of batches of this rank in an epoch."""
         return -(-len(self) // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch, unless the position is already in that epoch. Lightning calls it."""
+        """Move to the start of an epoch, unless the position is already within it. Called by Lightning."""
         if epoch != self.epoch:
             self.set_position(epoch, 0)
 
     def set_position(self, epoch: int, batches_done: int) -> None:
-        """Resume after ``batches_done`` batches of ``epoch``; the end of an epoch is the start of the next."""
+        """Start after ``batches_done`` batches of ``epoch``; the end of an epoch is the start of the next."""
         if self.training and batches_done >= self.batches:
             epoch, batches_done = epoch + 1, 0
         self.epoch, self.batches_done = epoch, batches_done
@@ -178,27 +177,21 @@ class FrameSampler(DistributedSampler[SampleKey]):
         order = np.arange(self.frames)
         if self.training:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.frames)
-            # np.resize repeats from the start, or cuts.
+            # np.resize repeats from the start, or truncates.
             order = np.resize(order, len(self) * self.num_replicas)
         elif self.frames < self.num_replicas:
             order = np.resize(order, self.num_replicas)
-        own = order[self.rank :: self.num_replicas]
-        # Evaluation draws the same in every epoch, which Lightning names to its loaders, too.
+        # Lightning sets the epoch of evaluation loaders, too, but evaluation must draw the same in every epoch.
         epoch = self.epoch if self.training else 0
-        left = own[self.batches_done * self.batch_size :]
-        frames, repeats = self._numbers[left].tolist(), self._repeats[left].tolist()
+        remaining = order[self.rank :: self.num_replicas][self.batches_done * self.batch_size :]
+        frames, repeats = self._numbers[remaining].tolist(), self._repeats[remaining].tolist()
         return map(SampleKey, itertools.repeat(epoch), frames, repeats)
 
 
 class FrameLoader(WorkerLoader[Batch]):
-    """A data loader whose position can be saved and restored; Lightning does so with every checkpoint.
+    """A data loader whose position Lightning saves and restores with every checkpoint.
 
-    Args:
-        dataset: frames by key.
-        sampler: which keys, in which order.
-        num_workers: processes that read; 0 reads in this one.
-        pin_memory: see ``torch.utils.data.DataLoader``.
-        mask_per_frame: see :func:`cmt_aqr.data.collate.collate`.
+    See ``torch.utils.data.DataLoader`` and, for ``mask_per_frame``, :func:`cmt_aqr.data.collate.collate`.
     """
 
     def __init__(
@@ -222,15 +215,14 @@ class FrameLoader(WorkerLoader[Batch]):
         self._epoch, self._batches_done = sampler.epoch, sampler.batches_done
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Batches from the sampler's position on.
+        """Iterate from the sampler's position on; a training loader then moves on to the next epoch.
 
-        Nothing is read before the first ``next``: Lightning makes the iterator first and names the epoch
-        afterwards. A training loader that ran through an epoch stands at the start of the next.
+        Nothing is read before the first ``next``, because Lightning sets the epoch after it creates the iterator.
         """
         sampler = self.frame_sampler
         self._epoch, self._batches_done = sampler.epoch, sampler.batches_done
         if sampler.training:
-            self.frames.tell_fade(sampler.epoch)
+            self.frames.log_fade(sampler.epoch)
         for batch in self.loaded():
             self._batches_done += 1
             yield batch
@@ -238,11 +230,12 @@ class FrameLoader(WorkerLoader[Batch]):
             sampler.set_position(self._epoch, self._batches_done)
 
     def set_position(self, epoch: int, batches_done: int) -> None:
-        """Let the next iteration resume after ``batches_done`` batches of ``epoch``."""
+        """Start the next iteration after ``batches_done`` batches of ``epoch``."""
         self.frame_sampler.set_position(epoch, batches_done)
         self._epoch, self._batches_done = self.frame_sampler.epoch, self.frame_sampler.batches_done
 
-    def _identity(self) -> dict[str, int]:
+    def _layout(self) -> dict[str, int]:
+        """What must not change between saving and restoring a position within an epoch."""
         sampler = self.frame_sampler
         return {
             "frames": sampler.frames,
@@ -252,23 +245,23 @@ class FrameLoader(WorkerLoader[Batch]):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, counted in batches handed out, and what gives it its meaning."""
-        return {"epoch": self._epoch, "batches_done": self._batches_done, **self._identity()}
+        """The position, counted in batches that were returned, and the layout that it refers to."""
+        return {"epoch": self._epoch, "batches_done": self._batches_done, **self._layout()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position.
+        """Restore a saved position.
 
         Raises:
-            DataError: it lies within an epoch that was cut into other batches than this loader's.
+            DataError: it lies within an epoch of other batches than this loader's.
         """
         changed = [
-            f"{name} {state[name]} -> {value}" for name, value in self._identity().items() if state[name] != value
+            f"{name} {state[name]} -> {value}" for name, value in self._layout().items() if state[name] != value
         ]
         within = 0 < state["batches_done"] * state["batch_size"] < state["frames"] // state["ranks"]
         if changed and within:
             raise DataError(
-                f"the checkpoint stands within epoch {state['epoch']}, after {state['batches_done']} "
-                f"batches, and the batches have changed since ({', '.join(changed)}): restore them, or "
-                "start anew from its weights"
+                f"the checkpoint is from within epoch {state['epoch']}, after {state['batches_done']} "
+                f"batches, and the batches have changed since ({', '.join(changed)}): restore these settings, "
+                "or start a new run from its weights"
             )
         self.set_position(state["epoch"], state["batches_done"])

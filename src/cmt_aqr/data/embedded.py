@@ -1,6 +1,4 @@
-"""The embedded data: synthetic scenes that are made when they are first needed."""
-
-from __future__ import annotations
+"""The embedded data: synthetic scenes that are generated when they are first needed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,15 +11,17 @@ from cmt_aqr.files import check_folder, writing
 from cmt_aqr.scenes import Settings, make_dataset
 
 DEFAULT_ROOT = Path("data/synthetic")
-"""Where data are made without being asked for, as in ``conf/data/synthetic.yaml``."""
+"""Where data are generated without a request, as in ``conf/data/synthetic.yaml``."""
 
 
 class EmbeddedDataModule(NuScenesDataModule):
-    """Synthetic data in the nuScenes format, made where ``root`` is absent and is the default or ``make`` says so.
+    """Synthetic data in the nuScenes format, generated if ``root`` does not exist.
+
+    Only at the default ``root``, unless ``make`` is set.
 
     Args:
-        make: settings of :func:`cmt_aqr.scenes.make_dataset`, its folder left out; ``None``: its default.
-        **settings: those of :class:`NuScenesDataModule`.
+        make: settings of :func:`cmt_aqr.scenes.make_dataset` except the folder; ``None``: its defaults.
+        **settings: see :class:`NuScenesDataModule`.
     """
 
     def __init__(self, make: Mapping[str, Any] | None, **settings: Any) -> None:
@@ -29,25 +29,25 @@ class EmbeddedDataModule(NuScenesDataModule):
         if not isinstance(make or {}, Mapping):
             raise SettingError(f"make={make}: must be settings, as in make.scenes=10")
         self.make = {key: value for key, value in (make or {}).items() if value is not None}
-        known = {"workers", "overwrite", "progress", *Settings.__dataclass_fields__}
-        for key in self.make.keys() - known:
-            raise SettingError(f"make.{key}: there is no such setting; there are {', '.join(sorted(known))}")
+        allowed = {"workers", "overwrite", "progress", *Settings.__dataclass_fields__}
+        for key in self.make.keys() - allowed:
+            raise SettingError(f"make.{key}: there is no such setting; there are {', '.join(sorted(allowed))}")
 
     def prepare_data(self) -> None:
-        """Make the data where they are absent, then index them, once a machine.
+        """Generate the data if they do not exist, then index them, once per machine.
 
         Raises:
-            DataError: they are absent where nobody asked for them: ``root`` may be mistyped.
+            DataError: ``root`` does not exist and may be mistyped.
         """
         if not self.root.exists():
-            self._make()
+            self._generate()
         super().prepare_data()
 
-    def _make(self) -> None:
+    def _generate(self) -> None:
         if self.root != DEFAULT_ROOT and not self.make:
             raise DataError(
-                f"data.root={self.root}: there is no such folder, and embedded data are made unasked only at "
-                f"{DEFAULT_ROOT}: mend the path, or add data.make.scenes=10 to make them there"
+                f"data.root={self.root}: there is no such folder, and data are only generated at {DEFAULT_ROOT}: "
+                "correct the path, or add data.make.scenes=10 to generate them there"
             )
         check_folder("data.root", self.root)
         try:

@@ -1,7 +1,7 @@
-"""What is wrong with the data, in one sentence."""
+"""The error about unusable data."""
 
 from cmt_aqr.errors import UserError
 
 
 class DataError(UserError):
-    """The data on disk, or the request for it, cannot be used. The message names the file or key to mend."""
+    """The data on disk, or a request for them, cannot be used. The message names the file or key to correct."""

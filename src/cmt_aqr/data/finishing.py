@@ -1,9 +1,7 @@
-"""The last steps from frames to a batch, done where the model computes: normalise, mask, shuffle.
+"""The last steps of a batch, on the device of the model: normalise and mask images, shuffle points.
 
-They cost a worker process a third of its time, and a GPU next to nothing; and pictures travel as bytes.
+They would take a third of a worker's time, and take a GPU next to none; and images are transferred as uint8.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -14,11 +12,11 @@ from cmt_aqr.structures import Batch
 
 
 class Finishing:
-    """Finishes batches; random only in what their frames drew.
+    """Finishes batches, with the random seeds and masks that their frames have drawn.
 
     Args:
-        mean: mean of the B, G, R channels, 0..255.
-        std: their standard deviation.
+        mean: of the B, G, R channels, 0..255.
+        std: standard deviation of the B, G, R channels.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -26,7 +24,7 @@ class Finishing:
         self.inverse_std = torch.tensor(std, dtype=torch.float64).reciprocal().float()
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch as a model takes it, on its device; a finished one as it is."""
+        """Finish a batch on its device; a finished one is returned as it is."""
         work = batch.device_work
         if work is None:
             return batch
@@ -40,17 +38,17 @@ class Finishing:
         return batch.replace(images=images, points=torch.cat(shuffled), device_work=None)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images (..., 3, height, width) uint8, BGR, to float32: less the mean, over the standard deviation."""
+        """Normalise BGR images (..., 3, height, width) from uint8 to float32."""
         if self.mean.device != images.device:
             self.mean, self.inverse_std = self.mean.to(images.device), self.inverse_std.to(images.device)
-        normal = images.contiguous().float()
-        normal -= self.mean[:, None, None]
-        normal *= self.inverse_std[:, None, None]
-        return normal
+        normalized = images.contiguous().float()
+        normalized -= self.mean[:, None, None]
+        normalized *= self.inverse_std[:, None, None]
+        return normalized
 
 
 def shuffle(points: Tensor, seed: int | None) -> Tensor:
-    """Points (point, n) in the random order of a seed, which is another on another kind of device; None: as is."""
+    """Shuffle points (point, n) by a seed; ``None`` keeps the order. CPU and GPU give different orders."""
     if seed is None:
         return points
     random = torch.Generator(points.device).manual_seed(seed)

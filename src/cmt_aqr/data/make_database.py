@@ -1,6 +1,4 @@
-"""Makes the database of objects: cuts them out of all training frames, in several processes, resumable."""
-
-from __future__ import annotations
+"""Builds the database of objects: cut out of all training frames, in several processes, resumable."""
 
 import contextlib
 import dataclasses
@@ -8,7 +6,7 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +27,7 @@ from cmt_aqr.data.database import (
     ObjectDatabase,
     check_part,
     difference,
-    patches_path,
-    points_path,
+    part_path,
     read_description,
 )
 from cmt_aqr.data.errors import DataError
@@ -45,121 +42,123 @@ from cmt_aqr.runs.threads import cores
 
 log = logging.getLogger(__name__)
 
-_MOST_FRAMES, _PARTS = 512, 16
-"""Frames of a part, which is made again where it was not finished; and parts of a small data set."""
+_MAX_FRAMES, _PARTS = 512, 16
+"""Maximum number of frames in a part, which is the unit of resuming; number of parts of a small data set."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What is cut out of a frame."""
+    """The objects of a frame."""
 
-    objects: NDArray[np.void]  # rows of database.ENTRY, whose points and patch begin where the frame's do
-    points: NDArray[np.float32]  # (point, 5) of all objects, one after the other
-    patches: list[bytes]  # likewise
-    boxes: NDArray[np.int64]  # (class,) how many a sensor sees
+    objects: NDArray[np.void]  # rows of database.ENTRY, with offsets of points and patches within the frame
+    points: NDArray[np.float32]  # (point, 5) of all objects, concatenated
+    patches: list[bytes]  # of the objects that have one
+    boxes: NDArray[np.int64]  # (class,) number of boxes that a sensor sees
 
 
 class ObjectCutter(Dataset[Cut]):
-    """Cuts the objects out of frames, by their number."""
+    """Maps frame numbers to the objects of the frame."""
 
     def __init__(self, root: Path, index: FrameIndex, contents: Contents) -> None:
         self.contents = contents
         self.reader = FrameReader(root, index, contents.sweeps, cameras=contents.cameras, for_database=True)
 
     def __getitem__(self, number: int) -> Cut:
-        """The objects of a frame."""
+        """Cut the objects out of a frame."""
         index, frame = self.reader.index, self.reader.read(number)
-        own = slice(int(index.box_offsets[number]), int(index.box_offsets[number + 1]))
-        seen = index.box_points[own] + index.box_radar_points[own] > 0
+        rows = slice(int(index.box_offsets[number]), int(index.box_offsets[number + 1]))
+        seen = index.box_points[rows] + index.box_radar_points[rows] > 0
         boxes, labels = frame.boxes.numpy()[seen], frame.labels.numpy()[seen]
-        all_boxes = np.bincount(labels, minlength=len(CLASSES))
+        seen_boxes = np.bincount(labels, minlength=len(CLASSES))
         points = frame.points.numpy()
         point, box = points_inside(points, boxes)
         counts = np.bincount(box, minlength=len(boxes))
-        kept = counts >= self.contents.min_points
-        boxes, labels, counts = boxes[kept], labels[kept], counts[kept]
+        large = counts >= self.contents.min_points
+        boxes, labels, counts = boxes[large], labels[large], counts[large]
 
         by_box = np.argsort(box, kind="stable")
-        cut = points[point[by_box][kept[box[by_box]]]]
+        cloud = points[point[by_box][large[box[by_box]]]]
         bottom = boxes[:, :3].copy()
         bottom[:, 2] -= boxes[:, 5] / 2
-        cut[:, :3] -= np.repeat(bottom, counts, axis=0)
+        cloud[:, :3] -= np.repeat(bottom, counts, axis=0)
         objects = np.zeros(len(boxes), dtype=ENTRY)
         objects["label"], objects["frame"], objects["box"], objects["view"] = labels, number, boxes, -1
         objects["points"], objects["points_at"] = counts, np.cumsum(counts) - counts
         patches: list[bytes] = []
         if frame.images is not None:
             patches = self._cut_patches(objects, frame.images.permute(0, 2, 3, 1).numpy(), frame.lidar2img.numpy())
-        return Cut(objects, cut, patches, all_boxes)
+        return Cut(objects, cloud, patches, seen_boxes)
 
     def _cut_patches(
         self, objects: NDArray[np.void], images: NDArray[np.uint8], lidar2img: NDArray[np.float64]
     ) -> list[bytes]:
-        """Patches of those objects that have one, which are told where it is."""
+        """Cut the patches, and store their position in the objects."""
         size = (images.shape[1], images.shape[2])
         contents = self.contents
-        found = patches_of(objects["box"], lidar2img, size, contents.patch_camera, contents.patch_behind)
-        objects["view"], objects["rectangle"], objects["depth"] = found
+        crops = patches_of(objects["box"], lidar2img, size, contents.patch_camera, contents.patch_behind)
+        objects["view"], objects["rectangle"], objects["depth"] = crops
         objects["picture"] = size
-        lengths = 3 * (found.rectangles[:, 2:] - found.rectangles[:, :2]).prod(axis=1)
+        lengths = 3 * (crops.rectangles[:, 2:] - crops.rectangles[:, :2]).prod(axis=1)
         objects["patch_at"] = np.cumsum(lengths) - lengths
         return [
             images[view, y0:y1, x0:x1].tobytes()
-            for view, (x0, y0, x1, y1) in zip(found.views.tolist(), found.rectangles.tolist(), strict=True)
+            for view, (x0, y0, x1, y1) in zip(crops.views.tolist(), crops.rectangles.tolist(), strict=True)
             if view >= 0
         ]
 
 
 def prepare_database(
-    folder: Path, contents: Contents, root: Path, index: FrameIndex, given: bool, processes: int | None = None
+    folder: Path,
+    contents: Contents,
+    root: Path,
+    index: FrameIndex,
+    user_folder: bool,
+    processes: int | None = None,
 ) -> ObjectDatabase:
-    """Make the database where it is absent, or what is missing of it, and open it.
+    """Open the database; build it, or its missing parts, first.
 
     Args:
-        folder: where it goes.
-        contents: what it is made of.
-        root: data root.
-        index: the frames.
-        given: whether the user named the folder: a database of other contents there is refused then, not replaced.
-        processes: that make it; ``None``: one for each core.
+        folder: of the database.
+        contents: of the database.
+        root: nuScenes data root.
+        index: of the frames.
+        user_folder: whether the user chose the folder; a database of other contents is then not replaced.
+        processes: number of processes; ``None``: one per core.
 
     Raises:
-        DataError: see ``given``.
-        UserError: it cannot be written, for want of room, say; parts that are whole stay, and count.
+        DataError: there is a database of other contents in a folder that the user chose.
+        UserError: the database cannot be written, because the disk is full, say; complete parts are kept.
     """
-    key = "data.sampling.database" if given else "data.cache_dir"
-    differs = difference(folder, contents)
-    if differs is not None and given:
+    key = "data.sampling.database" if user_folder else "data.cache_dir"
+    description = read_description(folder)
+    differs = difference(description, contents)
+    if differs is not None and user_folder:
         raise DataError(f"{key}={folder}: the database there {differs}; name another folder, or delete this one")
     with writing(key, folder):
         if differs is not None:
-            log.info("The database of objects in %s %s: making it again", folder, differs)
+            log.info("The database of objects in %s %s: rebuilding it", folder, differs)
             for path in (folder / DESCRIPTION, folder / ENTRIES, *folder.glob("part-*")):
                 path.unlink(missing_ok=True)
         check_folder(key, folder)
-        size = min(_MOST_FRAMES, max(1, -(-len(index) // _PARTS)))
-        parts = [range(first, min(first + size, len(index))) for first in range(0, len(index), size)]
-        missing = [number for number in range(len(parts)) if _read_part(folder, number, contents) is None]
-        if not missing and read_description(folder):
+        if description and differs is None:
             try:
                 return ObjectDatabase(folder, contents)
             except DataError as error:
                 log.warning("%s", error)
         remove_partial(folder)
-        cutter = ObjectCutter(root, index, contents)
-        _make_parts(cutter, folder, {number: parts[number] for number in missing}, processes or cores())
+        size = min(_MAX_FRAMES, max(1, -(-len(index) // _PARTS)))
+        parts = [range(first, min(first + size, len(index))) for first in range(0, len(index), size)]
+        missing = {
+            number: frames for number, frames in enumerate(parts) if _read_part(folder, number, contents) is None
+        }
+        _build_parts(ObjectCutter(root, index, contents), folder, missing, processes or cores())
         _complete(folder, contents, len(parts))
     return ObjectDatabase(folder, contents)
 
 
-def _part_path(folder: Path, part: int) -> Path:
-    """What is known of a part: its objects, how many boxes of each class a sensor sees, and sizes of its files."""
-    return folder / f"part-{part:04d}.npz"
-
-
 def _read_part(folder: Path, part: int, contents: Contents) -> dict[str, NDArray[Any]] | None:
-    """What is known of a part that is whole; ``None``: it must be made."""
-    arrays = load_arrays(_part_path(folder, part), contents.stamp, ("entries", "valid", "sizes"))
+    """The objects of a part, the number of boxes per class, and the sizes of its files; ``None``: to be built."""
+    arrays = load_arrays(part_path(folder, part, "npy"), contents.stamp, ("entries", "valid", "sizes"))
     if arrays is None:
         return None
     try:
@@ -170,33 +169,27 @@ def _read_part(folder: Path, part: int, contents: Contents) -> dict[str, NDArray
     return arrays
 
 
-def _make_parts(cutter: ObjectCutter, folder: Path, parts: dict[int, range], processes: int) -> None:
-    """Make parts, given by number their frames, and show how far it is."""
+def _build_parts(cutter: ObjectCutter, folder: Path, parts: dict[int, range], processes: int) -> None:
+    """Build parts, given the frames of each, with a progress bar."""
     frames = list(itertools.chain(*parts.values()))
     processes = min(processes, len(frames))
-    loader: WorkerLoader[Cut] = WorkerLoader(
-        cutter, frames, processes if processes > 1 else 0, batch_size=None, collate_fn=_as_it_is
-    )
-    began = time.perf_counter()
+    loader: WorkerLoader[Cut] = WorkerLoader(cutter, frames, processes if processes > 1 else 0, batch_size=None)
+    start = time.perf_counter()
     cuts = track(loader.loaded(), "Cutting objects out of frames", total=len(frames), console=Console(stderr=True))
-    for number, own in parts.items():
-        _write_part(folder, number, cutter.contents, itertools.islice(cuts, len(own)))
+    for number, part in parts.items():
+        _write_part(folder, number, cutter.contents, itertools.islice(cuts, len(part)))
     if frames:
-        log.info("Cut objects out of %d frames in %.0f s", len(frames), time.perf_counter() - began)
-
-
-def _as_it_is(cut: Cut) -> Cut:
-    return cut
+        log.info("Cut objects out of %d frames in %.0f s", len(frames), time.perf_counter() - start)
 
 
 def _write_part(folder: Path, part: int, contents: Contents, cuts: Iterator[Cut]) -> None:
-    """Write a part, at once or not at all."""
+    """Write the files of a part, atomically."""
     entries, boxes, sizes = [], np.zeros(len(CLASSES), dtype=np.int64), np.zeros(2, dtype=np.int64)
     rows = 0
     with contextlib.ExitStack() as stack:
-        paths = (points_path(folder, part), patches_path(folder, part))
         points_file, patches_file = (
-            stack.enter_context(stack.enter_context(written_at_once(path)).open("wb")) for path in paths
+            stack.enter_context(stack.enter_context(written_at_once(part_path(folder, part, suffix))).open("wb"))
+            for suffix in ("points", "patches")
         )
         for cut in cuts:
             objects = cut.objects
@@ -210,33 +203,32 @@ def _write_part(folder: Path, part: int, contents: Contents, cuts: Iterator[Cut]
             entries.append(objects)
             boxes += cut.boxes
     arrays = {"entries": np.concatenate(entries), "valid": boxes, "sizes": sizes}
-    save_arrays(_part_path(folder, part), contents.stamp, arrays)
+    save_arrays(part_path(folder, part, "npy"), contents.stamp, arrays)
 
 
 def _complete(folder: Path, contents: Contents, count: int) -> None:
-    """Write the list of all objects, by class, and what the database was made of, which says that it is whole."""
+    """Write the objects of all parts, by class, then the description, which marks the database as complete."""
     parts = [part for number in range(count) if (part := _read_part(folder, number, contents)) is not None]
     entries = np.concatenate([part["entries"] for part in parts])
     entries = entries[np.argsort(entries["label"], kind="stable")]
     with written_at_once(folder / ENTRIES) as partial, partial.open("wb") as file:
         np.save(file, entries)
-    kept = np.bincount(entries["label"], minlength=len(CLASSES))
+    objects = np.bincount(entries["label"], minlength=len(CLASSES))
     boxes = np.sum([part["valid"] for part in parts], axis=0)
     description = {
         "format": FORMAT,
         "made_of": dataclasses.asdict(contents),
         "parts": [part["sizes"].tolist() for part in parts],
         "boxes": dict(zip(CLASSES, boxes.tolist(), strict=True)),
-        "objects": dict(zip(CLASSES, kept.tolist(), strict=True)),
+        "objects": dict(zip(CLASSES, objects.tolist(), strict=True)),
     }
     write_json(folder / DESCRIPTION, description)
 
 
 def sizes_of(database: ObjectDatabase) -> dict[str, float]:
-    """Megabytes of a database's files by kind: ``points``, ``patches``, ``entries``."""
+    """Sizes of a database's files in megabytes, by kind: ``points``, ``patches``, ``entries``."""
     sizes: Counter[str] = Counter()
-    paths: Iterable[Path] = database.folder.iterdir()
-    for path in paths:
+    for path in database.folder.iterdir():
         kind = path.suffix.removeprefix(".")
         sizes[kind if kind in ("points", "patches") else "entries"] += path.stat().st_size
     return {kind: size / 1e6 for kind, size in sizes.items()}

@@ -1,6 +1,4 @@
-"""Files of LiDAR points: read, and told from those of other formats."""
-
-from __future__ import annotations
+"""Reading of point files, with checks that tell them from other formats."""
 
 import functools
 import logging
@@ -18,18 +16,18 @@ log = logging.getLogger(__name__)
 
 _POINT_BYTES = 4 * POINT_FEATURES
 
-LEAST = np.array([-5e3, -5e3, -5e3, -1, -1], dtype=np.float32)
-MOST = np.array([5e3, 5e3, 5e3, 512, 512], dtype=np.float32)
-"""Of x, y, z in metres, intensity (0 to 255, with some slack) and ring index: what is beyond is damage."""
+MIN_VALUES = np.array([-5e3, -5e3, -5e3, -1, -1], dtype=np.float32)
+MAX_VALUES = np.array([5e3, 5e3, 5e3, 512, 512], dtype=np.float32)
+"""Limits of x, y, z in metres, intensity (0 to 255, with some slack) and ring: values beyond are damaged."""
 
 _HEADERS = ((b"# .PCD", "PCD"), (b"VERSION", "PCD"), (b"ply\n", "PLY"), (b"ply\r", "PLY"), (b"LASF", "LAS"))
 
-_TOGETHER = 128
-"""Points that are compared side by side, which the processor does eight at a time."""
+_GROUP = 128
+"""Points that are compared in one vectorised operation."""
 
 
 def point_count(path: Path) -> int:
-    """Points of a nuScenes sweep by the size of its file; 0 where it is absent, which :func:`read_points` says."""
+    """Number of points in a file by its size; 0 if it is missing, which :func:`read_points` reports."""
     try:
         return path.stat().st_size // _POINT_BYTES
     except OSError:
@@ -39,109 +37,105 @@ def point_count(path: Path) -> int:
 def read_points(path: Path) -> NDArray[np.float32]:
     """Points (point, 5) of a nuScenes sweep: x, y, z, intensity 0..255, ring index; LiDAR frame of the sweep.
 
-    Points with a value that is not finite, or absurd, are dropped, and said once.
+    Points with values that are not finite or out of range are dropped; a warning is logged once per file.
 
     Raises:
-        DataError: the file is missing, empty, or does not hold whole points of five float32.
+        DataError: the file is missing, empty, or its size is not a multiple of five float32.
     """
-    points = _stored(path)
+    points = _read(path)
     low, high = _extremes(points)
-    if not ((low >= LEAST) & (high <= MOST)).all():  # neither holds for NaN
-        usable = ((points >= LEAST) & (points <= MOST)).all(axis=1)
+    if not ((low >= MIN_VALUES) & (high <= MAX_VALUES)).all():  # false for NaN
+        usable = ((points >= MIN_VALUES) & (points <= MAX_VALUES)).all(axis=1)
         points = points[usable]
-        _say_dropped(path, len(usable) - len(points), len(usable))
+        message = "%s: %d of %d points have values that are not finite or out of range, and are dropped"
+        _warn_once(message, path, len(usable) - len(points), len(usable))
         if not len(points):
             raise DataError(
-                f"{path} holds no usable point: values are not finite, or beyond {MOST.astype(int).tolist()}, the "
-                "limits of x, y, z, intensity, ring; download or convert the file again"
+                f"{path} holds no usable point: values are not finite, or beyond "
+                f"{MAX_VALUES.astype(int).tolist()}, the limits of x, y, z, intensity, ring; "
+                "download or convert the file again"
             )
     return points
 
 
-def _stored(path: Path) -> NDArray[np.float32]:
-    """The points (point, 5) of a file, at least one, whatever their values."""
+def _read(path: Path) -> NDArray[np.float32]:
+    """The points (point, 5) of a file, at least one, with unchecked values."""
     try:
         raw = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): data.root lacks this sweep") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}): data.root must contain this sweep") from error
     if not len(raw) or len(raw) % _POINT_BYTES:
-        raise _other_points(path, f"its {len(raw)} bytes are no multiple of a point's {_POINT_BYTES}")
+        raise _format_error(path, f"its {len(raw)} bytes are no multiple of a point's {_POINT_BYTES}")
     return raw.view(np.float32).reshape(-1, POINT_FEATURES)
 
 
 def _extremes(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Least and greatest value of each column (5,), NaN where a column has one; at least one point."""
-    whole = len(points) // _TOGETHER * _TOGETHER
-    parts = [points[whole:], points[:whole].reshape(-1, _TOGETHER * POINT_FEATURES)]
+    """Minimum and maximum of each column (5,) of at least one point; NaN for a column with NaN."""
+    grouped = len(points) // _GROUP * _GROUP
+    parts = [points[grouped:], points[:grouped].reshape(-1, _GROUP * POINT_FEATURES)]
     lows, highs = [
-        np.concatenate([find(part, axis=0).reshape(-1, POINT_FEATURES) for part in parts if len(part)])
-        for find in (np.min, np.max)
+        np.concatenate([reduce(part, axis=0).reshape(-1, POINT_FEATURES) for part in parts if len(part)])
+        for reduce in (np.min, np.max)
     ]
     return lows.min(axis=0), highs.max(axis=0)
 
 
 @functools.cache
-def _say_dropped(path: Path, count: int, of: int) -> None:
-    log.warning("%s: %d of %d points have values that are not finite, or absurd, and are dropped", path, count, of)
+def _warn_once(message: str, *values: object) -> None:
+    log.warning(message, *values)
 
 
 def read_checked_points(path: Path) -> NDArray[np.float32]:
-    """Points as of :func:`read_points`, of a file whose values look like x, y, z, intensity and ring.
+    """Points as in :func:`read_points`; also checks that the columns look like x, y, z, intensity and ring.
 
     Raises:
-        DataError: the file holds something else, such as points of four numbers, which may fill whole points of
-            five by chance.
+        DataError: the file holds something else, such as points of four numbers, whose size may fit by chance.
     """
-    stored = _stored(path)
+    stored = _read(path)
     finite = stored[np.isfinite(stored).all(axis=1)]
     intensity, ring = finite[:, 3], finite[:, 4]
     with np.errstate(invalid="ignore"):
-        fits = (
-            (np.abs(finite[:, :3]) <= MOST[:3]).all(axis=1),
+        plausible = (
+            (np.abs(finite[:, :3]) <= MAX_VALUES[:3]).all(axis=1),
             (intensity >= 0) & (intensity <= 255),
             (ring >= 0) & (ring < 256) & (ring == np.round(ring)),
         )
-    # Single points that are damaged are dropped elsewhere.
-    if len(finite) and min(column.mean() for column in fits) < 0.99:
-        raise _other_points(path, "its columns look like others, such as the four of KITTI's points")
+    # A few damaged points are dropped by read_points.
+    if len(finite) and min(column.mean() for column in plausible) < 0.99:
+        raise _format_error(path, "its columns look like others, such as the four of KITTI's points")
     points = read_points(path)
     highest = float(points[:, 3].max())
     if 0 < highest <= 1:
-        _say_scale(path, highest)
+        _warn_once(
+            "%s: intensities range from 0 to %.3g; nuScenes has 0 to 255, which trained weights expect: multiply "
+            "them by 255, unless you train from scratch on such files",
+            path,
+            highest,
+        )
     return points
 
 
-@functools.cache
-def _say_scale(path: Path, highest: float) -> None:
-    log.warning(
-        "%s: its intensities reach from 0 to %.3g; nuScenes has 0 to 255, and trained weights expect that: "
-        "multiply them by 255, unless you train from nothing on such files",
-        path,
-        highest,
-    )
-
-
-def check_range(points: NDArray[np.float32], where: str, point_range: Sequence[float]) -> None:
-    """Refuse points (point, 5) of a first frame of which none lies in x0, y0, z0, x1, y1, z1, metres.
+def check_range(points: NDArray[np.float32], source: str, point_range: Sequence[float]) -> None:
+    """Check that a point (point, 5) of the first frame lies within x0, y0, z0, x1, y1, z1, metres.
 
     Raises:
-        DataError: naming ``where`` they are from.
+        DataError: none does; the message begins with the ``source`` of the frames.
     """
-    places = points[:, :3]
-    if not ((places >= point_range[:3]) & (places <= point_range[3:])).all(axis=1).any():
+    positions = points[:, :3]
+    if not ((positions >= point_range[:3]) & (positions <= point_range[3:])).all(axis=1).any():
         raise DataError(
-            f"{where}: no point of the first frame lies within data.point_range={point_range}; "
+            f"{source}: no point of the first frame lies within data.point_range={point_range}; "
             "are the files in metres, and the LiDAR's frame?"
         )
 
 
-def _other_points(path: Path, why: str) -> DataError:
-    """The error about a file of another format, or of other columns, or a truncated one."""
+def _format_error(path: Path, reason: str) -> DataError:
+    """The error about a file of another format, or with other columns, or truncated."""
     with path.open("rb") as file:
-        begin = file.read(16)
-    name = next((name for start, name in _HEADERS if begin.startswith(start)), None)
-    other = f"a file of the format {name}" if name else other_file(path) if len(begin) > 4 else None
+        start = file.read(16)
+    name = next((name for header, name in _HEADERS if start.startswith(header)), None)
+    other = f"a file of the format {name}" if name else other_file(path) if len(start) > 4 else None
     return DataError(
         f"{path} does not hold points of five float32 (x, y, z, intensity 0..255, ring index): "
-        f"{f'it is {other}' if other else why}; convert the files first, or copy one that is cut again"
+        f"{f'it is {other}' if other else reason}; convert the files first, or copy a truncated one again"
     )

@@ -1,4 +1,4 @@
-"""Rigid transforms from the way nuScenes writes them: a translation and a quaternion; points moved."""
+"""Rigid transforms from nuScenes' translations and quaternions, and their application to points."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +14,7 @@ def rotations(quaternions: ArrayLike) -> NDArray[np.float64]:
 
 
 def poses(translations: ArrayLike, quaternions: ArrayLike) -> NDArray[np.float64]:
-    """Rigid transforms (n, 4, 4), x -> R x + t, of translations (n, 3) and quaternions (n, 4), w, x, y, z."""
+    """Rigid transforms (n, 4, 4), x -> R x + t, from translations (n, 3) and quaternions (n, 4) in w, x, y, z."""
     rotation = rotations(quaternions)
     matrices = np.tile(np.eye(4), (len(rotation), 1, 1))
     matrices[:, :3, :3] = rotation
@@ -23,7 +23,7 @@ def poses(translations: ArrayLike, quaternions: ArrayLike) -> NDArray[np.float64
 
 
 def invert(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Inverse of rigid transforms (..., 4, 4), exact where a general inverse would round."""
+    """Inverse of rigid transforms (..., 4, 4), with an exact rotation, where a general inverse would round."""
     inverse = np.zeros_like(matrices)
     transposed = np.swapaxes(matrices[..., :3, :3], -1, -2)
     inverse[..., :3, :3] = transposed
@@ -32,14 +32,17 @@ def invert(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
     return inverse
 
 
-_BLOCK, _TOGETHER = 1 << 14, 64
-"""Points that stay in the processor's cache, and points that a shift is added to at once."""
+_BLOCK = 1 << 14
+"""Points that fit into the processor's cache."""
+
+_GROUP = 64
+"""Points to which a shift is added in one vectorised operation."""
 
 
 def multiply(points: NDArray[np.float32], matrix: ArrayLike, out: NDArray[np.float32]) -> None:
-    """Points (point, n), finite, times a matrix (n, n), into a contiguous array (point, n).
+    """Multiply finite points (point, n), as rows, by a matrix (n, n) into a contiguous array (point, n).
 
-    Each point is a row. They are multiplied block by block: half the time of all at once.
+    Done block by block, in half the time of a single product.
     """
     columns = np.asarray(matrix, dtype=np.float32)
     for start in range(0, len(points), _BLOCK):
@@ -47,20 +50,20 @@ def multiply(points: NDArray[np.float32], matrix: ArrayLike, out: NDArray[np.flo
 
 
 def move_points(points: NDArray[np.float32], linear: ArrayLike, shift: ArrayLike) -> NDArray[np.float32]:
-    """Points (point, n), finite, whose first three columns went through x -> A x + b; the others stay.
+    """Apply x -> A x + b to the first three columns of finite points (point, n); the others stay.
 
-    All columns are multiplied at once, block by block: a fifth of the time of three columns on their own.
+    All columns are multiplied together, block by block: a fifth of the time of three columns alone.
     """
     columns = points.shape[1]
     matrix, offset = np.eye(columns), np.zeros(columns, dtype=np.float32)
     matrix[:3, :3], offset[:3] = np.asarray(linear).T, shift
-    offsets = np.tile(offset, _TOGETHER)
+    offsets = np.tile(offset, _GROUP)
     result = np.empty(points.shape, dtype=np.float32)
     for start in range(0, len(points), _BLOCK):
         block = result[start : start + _BLOCK]
         multiply(points[start : start + _BLOCK], matrix, out=block)
-        whole = len(block) // _TOGETHER * _TOGETHER
-        many = block[:whole].reshape(-1, len(offsets))
-        many += offsets
-        block[whole:] += offset
+        grouped = len(block) // _GROUP * _GROUP
+        groups = block[:grouped].reshape(-1, len(offsets))
+        groups += offsets
+        block[grouped:] += offset
     return result

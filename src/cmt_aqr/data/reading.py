@@ -1,4 +1,4 @@
-"""From the index and the files on disk to a :class:`~cmt_aqr.structures.Frame`."""
+"""Reading of frames, :class:`~cmt_aqr.structures.Frame`, from the index and the files on disk."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 def read_image(path: Path, half_size: bool = False, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """Image (height, width, 3) of a file, BGR, as stored: an orientation in its EXIF data is not looked at.
+    """Read an image (height, width, 3), BGR, as stored: an orientation in its EXIF data is ignored.
 
     Args:
-        path: of a JPEG, PNG or what else OpenCV reads.
-        half_size: decode to half the height and width, rounded up, which is faster; a JPEG's upper half of
-            frequencies is left out.
-        out: array of a result's shape, which a JPEG of this shape is decoded into.
+        path: of a JPEG, PNG or other format of OpenCV.
+        half_size: decode at half height and width, rounded up, which is faster; of a JPEG, only the lower half of
+            the frequencies is decoded.
+        out: a JPEG of this shape is decoded into this array.
 
     Raises:
         DataError: the file is missing, not an image, or a truncated JPEG (which OpenCV would fill with grey).
@@ -38,7 +38,7 @@ def read_image(path: Path, half_size: bool = False, out: NDArray[np.uint8] | Non
     try:
         raw = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): data.root lacks this image") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}): data.root must contain this image") from error
     tail = raw[-1024:].tobytes()
     if raw[:2].tobytes() == _JPEG_START and _JPEG_END not in tail:
         raise DataError(
@@ -46,8 +46,8 @@ def read_image(path: Path, half_size: bool = False, out: NDArray[np.uint8] | Non
         )
     if raw[:2].tobytes() == _JPEG_START:
         return _decode_jpeg(path, raw, half_size, out)
-    how = (cv2.IMREAD_REDUCED_COLOR_2 if half_size else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(raw, how) if len(raw) else None
+    flags = (cv2.IMREAD_REDUCED_COLOR_2 if half_size else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(raw, flags) if len(raw) else None
     if image is None:
         raise DataError(f"{path} is not a readable image ({len(raw)} bytes): copy or download it again")
     return np.asarray(image, dtype=np.uint8)
@@ -56,7 +56,7 @@ def read_image(path: Path, half_size: bool = False, out: NDArray[np.uint8] | Non
 def _decode_jpeg(
     path: Path, raw: NDArray[np.uint8], half_size: bool, out: NDArray[np.uint8] | None
 ) -> NDArray[np.uint8]:
-    """As OpenCV, whose pixels these are, but damage in the middle is refused and not painted over with grey."""
+    """Decode to the pixels of OpenCV, but report damage in the middle, which OpenCV would fill with grey."""
     try:
         shape = simplejpeg.decode_jpeg_header(raw)[:2]
         scaled: dict[str, int] = {}
@@ -73,36 +73,33 @@ def _decode_jpeg(
 class FrameReader:
     """Reads the frames of an index.
 
-    For the release's database of objects, points on the car itself are left out, and a frame without earlier
-    sweeps has its keyframe so many times more.
-
     Raises:
-        DataError: a frame has no record of a sensor that is read.
+        DataError: a frame has no record of a requested sensor.
     """
 
     root: Path  # nuScenes data root
     index: FrameIndex  # the frames of a split
-    sweeps: int = 10  # before the keyframe's own to add, at most
-    cameras: bool = True  # whether to read the images
-    lidar: bool = True  # whether to read the points; without it a frame has none
-    for_database: bool = False
-    half_size: bool = False  # decode images to half their height and width, see read_image
+    sweeps: int = 10  # maximum number of sweeps before the keyframe's
+    cameras: bool = True  # whether to read images
+    lidar: bool = True  # whether to read points
+    for_database: bool = False  # read points as the release's database does, see join_sweeps
+    half_size: bool = False  # decode images at half height and width, see read_image
 
     def __post_init__(self) -> None:
         self.index.check_sensors(self.cameras, self.lidar)
-        self._last_shape: tuple[int, ...] = (0, 0, 3)  # of an image; the next frame's likely have it, too
+        self._last_shape: tuple[int, ...] = (0, 0, 3)  # of an image; that of the next frame is probably the same
 
     def __len__(self) -> int:
         return len(self.index)
 
     def check_first(self) -> NDArray[np.float32] | None:
-        """See that the first frame's files are there, and that its points look like points.
+        """Check that the files of the first frame exist, and that its points look like points.
 
         Returns:
-            Points (point, 5) of the first keyframe's own sweep; ``None`` where no points are read.
+            Points (point, 5) of the first keyframe's sweep; ``None`` if no points are read.
 
         Raises:
-            DataError: naming the first file that is missing or no file; see :func:`read_checked_points`.
+            DataError: a file cannot be opened, or see :func:`read_checked_points`.
         """
         sweep = self.index.sweep_files[self.index.lidar[0]]
         for name in ([sweep] if self.lidar else []) + (list(self.index.image_files[0]) if self.cameras else []):
@@ -111,22 +108,22 @@ class FrameReader:
                 path.open("rb").close()
             except OSError as error:
                 raise DataError(
-                    f"{path} cannot be read ({error.strerror}): the tables name it, so data.root must have it"
+                    f"{path} cannot be read ({error.strerror}): the tables name it, so data.root must contain it"
                 ) from error
         return read_checked_points(self.root / sweep.decode()) if self.lidar else None
 
     def read(self, frame: int) -> Frame:
-        """Read a frame: images uint8 and unresized, all boxes of the ten classes, nothing filtered.
+        """Read a frame: images uint8 in their stored size, all boxes of the ten classes, nothing filtered.
 
         Raises:
-            DataError: a file is missing or damaged, or the images of a frame differ in size.
+            DataError: a file is missing or damaged, or the images differ in size.
         """
         index = self.index
         boxes = slice(int(index.box_offsets[frame]), int(index.box_offsets[frame + 1]))
         points, returns = self.read_points(frame)
         lidar2img = index.lidar2img[frame].copy()
         if self.half_size:
-            lidar2img[:, :2] *= 0.5  # pixels' edges scale: u' = u / 2
+            lidar2img[:, :2] *= 0.5  # pixel edges scale: u' = u / 2
         return Frame(
             token=index.token(frame),
             points=points,
@@ -140,16 +137,14 @@ class FrameReader:
             source=StoredFrame(self, frame),
         )
 
-    def obstacles(self, frame: int, least_points: int = 1) -> NDArray[np.float32]:
-        """Boxes (box, 9) of categories outside the ten classes, with so many LiDAR points at least."""
+    def obstacles(self, frame: int, min_points: int = 1) -> NDArray[np.float32]:
+        """Boxes (box, 9) of categories outside the ten classes, with at least ``min_points`` LiDAR points."""
         index = self.index
         rows = slice(int(index.other_offsets[frame]), int(index.other_offsets[frame + 1]))
-        return np.nan_to_num(index.others[rows][index.other_points[rows] >= least_points], nan=0.0)
+        return np.nan_to_num(index.others[rows][index.other_points[rows] >= min_points], nan=0.0)
 
     def read_points(self, frame: int) -> tuple[Tensor, Returns | None]:
-        """Points (point, 5) of all sweeps in the keyframe's LiDAR frame, the last column the lag in s, and where
-        they come from; ``None`` for a database.
-        """
+        """Points (point, 5) of all sweeps, and their origin (not for a database), see :func:`join_sweeps`."""
         if not self.lidar:
             return torch.zeros(0, POINT_FEATURES), None
         index = self.index
@@ -159,14 +154,14 @@ class FrameReader:
             map(read_points, paths),
             motions=invert(index.sweep_to_global[rows[0]]) @ index.sweep_to_global[rows],
             lags=1e-6 * (index.sweep_times[rows[0]] - index.sweep_times[rows]),
-            room=sum(map(point_count, paths)),
+            capacity=sum(map(point_count, paths)),
             remove_close=self.for_database,
             pad_to=self.sweeps if self.for_database else 0,
         )
         return torch.from_numpy(points), None if self.for_database else returns
 
     def _images(self, frame: int) -> Tensor:
-        """Images (view, 3, height, width) uint8, BGR; stored with the channel last, as decoded."""
+        """Images (view, 3, height, width) uint8, BGR; channels last in memory, as decoded."""
         paths = [self.root / name.decode() for name in self.index.image_files[frame]]
         images = np.empty((len(paths), *self._last_shape), dtype=np.uint8)
         for view, path in enumerate(paths):
@@ -186,20 +181,20 @@ class FrameReader:
 
 @dataclass(frozen=True)
 class StoredFrame:
-    """The files of a frame of a reader's split: a :class:`~cmt_aqr.structures.FrameSource`."""
+    """The files of a frame: implements :class:`~cmt_aqr.structures.FrameSource`."""
 
     reader: FrameReader
     number: int
 
     def earlier(self, count: int, same_scene: bool = True) -> StoredFrame | None:
-        """The frame ``count`` entries before, or ``None`` where there is none (in this scene)."""
+        """The frame ``count`` entries before, or ``None`` if there is none (in this scene)."""
         number, scenes = self.number - count, self.reader.index.scenes
         if number < 0 or (same_scene and scenes[number] != scenes[self.number]):
             return None
         return StoredFrame(self.reader, number)
 
     def points(self) -> tuple[Tensor, Returns | None]:
-        """Points (point, 5) of all its sweeps in its own LiDAR frame, and where they come from."""
+        """Points (point, 5) of all its sweeps in its own LiDAR frame, and their origin."""
         return self.reader.read_points(self.number)
 
     def image(self, view: int) -> Tensor:
@@ -209,63 +204,62 @@ class StoredFrame:
 
 
 CLOSE = 1.0
-"""Metres along x and y: nearer points are the car's own."""
+"""Metres along x and y: nearer points are on the car itself."""
 
 
 def join_sweeps(
     clouds: Iterable[NDArray[np.float32]],
     motions: NDArray[np.float64],
     lags: NDArray[np.float64],
-    room: int,
+    capacity: int,
     remove_close: bool = False,
     pad_to: int = 0,
 ) -> tuple[NDArray[np.float32], Returns]:
     """Points (point, 5): x, y, z in the keyframe's LiDAR frame, intensity, lag in seconds; and their origin.
 
-    Training and testing take the sweeps as they are. The release's database of objects is made with the last
-    two arguments (mmdet3d, ``LoadPointsFromMultiSweeps``).
+    The release's database of objects uses the last two arguments, training and testing do not (mmdet3d,
+    ``LoadPointsFromMultiSweeps``).
 
     Args:
-        clouds: points (point, 5) of each sweep in its own LiDAR frame, finite, the keyframe's first; the last
-            column is the ring. Read one after another, so that each is moved while the processor's cache has it;
-            that column is then overwritten.
+        clouds: finite points (point, 5) of each sweep in its own LiDAR frame, the keyframe's first. The ring, in
+            the last column, is overwritten. An iterator, so that each sweep is moved while it is in the cache.
         motions: (sweep, 4, 4) from each sweep's LiDAR frame to the keyframe's.
         lags: (sweep,) seconds before the keyframe.
-        room: points of all sweeps, at most.
+        capacity: upper bound of the number of points.
         remove_close: drop points within ``CLOSE`` of the sensor, but not the keyframe's.
-        pad_to: where there is the keyframe alone, add it so many times more, as sweeps of no lag, which
-            the second result does not know.
+        pad_to: append the keyframe this many times if there are no other sweeps; the origin omits these points.
     """
-    points = np.empty((room, 5), dtype=np.float32)
-    sweeps, rings = np.empty(room, dtype=np.uint8), np.empty(room, dtype=np.int16)
+    points = np.empty((capacity, 5), dtype=np.float32)
+    sweeps, rings = np.empty(capacity, dtype=np.uint8), np.empty(capacity, dtype=np.int16)
     end = 0
     for number, (cloud, motion, lag) in enumerate(zip(clouds, motions, lags, strict=True)):
-        stays = without_close(cloud) if number and remove_close else cloud
-        part = slice(end, end + len(stays))
-        end += len(stays)
-        sweeps[part], rings[part] = number, stays[:, 4]
-        _move(stays, motion if number else np.eye(4), lag, out=points[part])
+        if number and remove_close:
+            cloud = without_close(cloud)
+        part = slice(end, end + len(cloud))
+        end += len(cloud)
+        sweeps[part], rings[part] = number, cloud[:, 4]
+        _move(cloud, motion if number else np.eye(4), lag, out=points[part])
     motions = motions.copy()
-    motions[:1] = np.eye(4)  # what rounding made of the keyframe's own
+    motions[:1] = np.eye(4)  # exact, where the product was rounded
     returns = Returns(
         torch.from_numpy(sweeps[:end]), torch.from_numpy(rings[:end]), motions=torch.from_numpy(motions)
     )
     points = points[:end]
     if len(motions) == 1 and pad_to:
-        again = without_close(points) if remove_close else points
-        points = np.concatenate([points, *[again] * pad_to])
+        padding = without_close(points) if remove_close else points
+        points = np.concatenate([points, *[padding] * pad_to])
     return points, returns
 
 
 def _move(cloud: NDArray[np.float32], motion: NDArray[np.float64], lag: float, out: NDArray[np.float32]) -> None:
-    """Move a sweep's points (point, 5), and replace their ring by the lag: one product, with ones for the ring."""
+    """Move points (point, 5), and replace the ring by the lag, in one product with ones in place of the ring."""
     cloud[:, 4] = 1
     matrix = np.eye(5)
-    # The relative motion is a few metres, so float32 keeps micrometres.
+    # Motions are a few metres, so float32 is precise to micrometres.
     matrix[:3, :3], matrix[4, :3], matrix[4, 4] = motion[:3, :3].T, motion[:3, 3], lag
     multiply(cloud, matrix, out)
 
 
 def without_close(cloud: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Points of a sweep, in its own frame, without those on the car itself."""
+    """Points (point, >= 2) of a sweep in its own frame, without those on the car itself."""
     return cloud[(np.abs(cloud[:, :2]) >= CLOSE).any(axis=1)]

@@ -1,6 +1,4 @@
-"""Boxes as rows of numbers, in nuScenes' global frame: what the evaluation computes with."""
-
-from __future__ import annotations
+"""Boxes as rows of numbers in nuScenes' global frame, for the evaluation."""
 
 ATTRIBUTES: tuple[str, ...] = (
     "",
@@ -13,7 +11,7 @@ ATTRIBUTES: tuple[str, ...] = (
     "pedestrian.standing",
     "pedestrian.sitting_lying_down",
 )
-"""nuScenes' attributes, and none; detections get all but the last."""
+"""nuScenes' attributes; "" is none. Detections never have the last."""
 
 TRANSLATION, SIZE, ROTATION, VELOCITY = slice(0, 3), slice(3, 6), slice(6, 10), slice(10, 12)
 LABEL, SCORE, ATTRIBUTE = 12, 13, 14

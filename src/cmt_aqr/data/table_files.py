@@ -1,6 +1,4 @@
-"""The JSON files of a version: tables and splits, refused by name where they are none."""
-
-from __future__ import annotations
+"""The JSON files of a version: tables and user-defined splits."""
 
 import contextlib
 import json
@@ -10,14 +8,12 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from cmt_aqr.data.columns import shown
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.data.fields import TEXT
+from cmt_aqr.data.fields import TEXT, as_json
 
-PIECE = 1 << 22
-"""Bytes of a table parsed at a time."""
+CHUNK_BYTES = 1 << 22
 
-_AGAIN = "download the version's metadata again"
+_ADVICE = "download the version's metadata again"
 
 
 @contextlib.contextmanager
@@ -25,48 +21,48 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); {_AGAIN}") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}); {_ADVICE}") from error
 
 
-def _parsed(text: bytes, path: Path) -> Any:
-    """What JSON says; takes NaN and Infinity, too: what is wrong with them is said by field."""
+def _parse(text: bytes, path: Path) -> Any:
+    """Parse JSON; NaN and Infinity pass here, so that the error about them can name the field."""
     try:
         return json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # also for a number of thousands of digits
-        raise DataError(f"{path} is not valid JSON in UTF-8 ({error}); {_AGAIN}") from error
+    except (ValueError, RecursionError) as error:  # also for a number with thousands of digits
+        raise DataError(f"{path} is not valid JSON in UTF-8 ({error}); {_ADVICE}") from error
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a small table.
+    """All records of a small table.
 
     Raises:
-        DataError: the file is no list of records.
+        DataError: see :func:`read_chunks`.
     """
-    return [record for _, piece in read_pieces(path) for record in piece]
+    return [record for _, records in read_chunks(path) for record in records]
 
 
-def read_pieces(path: Path, size: int = PIECE) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Parse a JSON list of records, about ``size`` bytes at a time: (bytes read, records), at least once.
+def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Parse a JSON list of records in chunks of about ``size`` bytes: (bytes read, records), at least one chunk.
 
-    The text is cut before a record, as far as ``}, {`` tells; where that was inside a text or a list, the piece
-    is no JSON, and what is left is parsed as a whole.
+    The text is split before a record, at ``}, {``. If that was part of a string or a nested list, the chunk is not
+    valid JSON, and the rest of the file is parsed in one go.
 
     Raises:
         DataError: the file cannot be read, is not JSON in UTF-8, or is no list of records.
     """
     with _reading(path), path.open("rb") as file:
-        for read, records in _pieces(file, path, size):
+        for read, records in _split(file, path, size):
             if not (isinstance(records, list) and set(map(type, records)) <= {dict}):
-                raise DataError(f"{path} is no list of records; {_AGAIN}")
+                raise DataError(f"{path} is no list of records; {_ADVICE}")
             yield read, records
 
 
-def _pieces(file: BinaryIO, path: Path, size: int) -> Iterator[tuple[int, Any]]:
+def _split(file: BinaryIO, path: Path, size: int) -> Iterator[tuple[int, Any]]:
     text = b""
     while block := file.read(size):
         text += block
-        cut = text.rfind(b"{")
-        head = text[:cut].rstrip() if cut > 0 else b""
+        start = text.rfind(b"{")
+        head = text[:start].rstrip() if start > 0 else b""
         if not head.endswith(b",") or not head[:-1].rstrip().endswith(b"}"):
             continue
         try:
@@ -75,19 +71,16 @@ def _pieces(file: BinaryIO, path: Path, size: int) -> Iterator[tuple[int, Any]]:
             text += file.read()
             break
         yield len(head), records
-        text = b"[" + text[cut:]
+        text = b"[" + text[start:]
     try:
         records = orjson.loads(text)
     except orjson.JSONDecodeError:
-        records = _parsed(text, path)
+        records = _parse(text, path)
     yield len(text), records
 
 
 def read_splits(folder: Path) -> dict[str, list[str]]:
-    """The splits of one's own in ``splits.json``: scene names by split; none where the file is absent.
-
-    Args:
-        folder: of the tables.
+    """Scene names by split, from ``splits.json`` in a folder of tables; empty if there is no such file.
 
     Raises:
         DataError: the file holds something else.
@@ -96,10 +89,10 @@ def read_splits(folder: Path) -> dict[str, list[str]]:
     if not path.exists():
         return {}
     with _reading(path):
-        splits = _parsed(path.read_bytes(), path)
+        splits = _parse(path.read_bytes(), path)
     if not isinstance(splits, dict):
         raise DataError(f'{path} must be lists of scene names by split, as in {{"mine": ["scene-0061"]}}')
     for name, scenes in splits.items():
-        if not (isinstance(scenes, list) and scenes and TEXT.read(scenes)):
-            raise DataError(f'{path}: split "{name}" is {shown(scenes)}, and must be a list of scene names')
+        if not (isinstance(scenes, list) and scenes and TEXT.parse(scenes)):
+            raise DataError(f'{path}: split "{name}" is {as_json(scenes)}, and must be a list of scene names')
     return splits

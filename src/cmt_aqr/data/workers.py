@@ -1,6 +1,4 @@
-"""Loaders whose processes leave it to the main one when to stop, and whose errors arrive as sentences."""
-
-from __future__ import annotations
+"""Data loaders whose workers stop only when the main process does, and report errors in one sentence."""
 
 import atexit
 import functools
@@ -23,16 +21,16 @@ from cmt_aqr.data.errors import DataError
 Item = TypeVar("Item")
 
 _START = "fork" if sys.platform == "linux" else "spawn"
-"""How workers are started, whatever the process' default is, which other libraries (joblib's loky) change."""
+"""Start method of workers, whatever the default of the process, which libraries such as joblib change."""
 
 _workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
-"""Workers of this process' loaders."""
+"""Workers of the loaders of this process."""
 
 
 def _prepare_worker(_worker: int) -> None:
-    """Workers share the cores, one thread each, and leave it to the main process when to stop."""
-    # A terminal's Ctrl-C and a cluster's signals reach all processes; the step being finished may need this one
-    # still, and a handler that was inherited (submitit's puts the job back into the queue) is not for it.
+    """Use one thread, and ignore signals that ask to stop: the main process decides."""
+    # Ctrl-C and a cluster's signals reach all processes, but the main one may need this worker to finish its step.
+    # Inherited handlers are not for workers: that of submitit puts the job back into the queue.
     for number in signal.valid_signals():
         if number in (signal.SIGINT, signal.SIGTERM) or callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_IGN)
@@ -41,9 +39,9 @@ def _prepare_worker(_worker: int) -> None:
 
 
 def _end_workers(parent: int) -> None:
-    """End what is left of the workers: at its own end Python sends them SIGTERM and waits, for ever if ignored."""
+    """Kill the remaining workers: at exit, Python sends SIGTERM, which they ignore, and waits for them forever."""
     if os.getpid() != parent:
-        return  # a copy of that process, whose children they are not
+        return  # a forked copy; the workers are not its children
     for process in _workers:
         if process.is_alive():
             process.kill()
@@ -51,19 +49,12 @@ def _end_workers(parent: int) -> None:
 
 @functools.cache
 def _end_workers_with(process: int) -> None:
-    """Once for each process."""
+    """Register :func:`_end_workers`, once per process."""
     atexit.register(_end_workers, process)
 
 
 class WorkerLoader(DataLoader[Item]):
-    """A data loader with workers as above.
-
-    Args:
-        dataset: by key.
-        sampler: keys, in order.
-        num_workers: processes that read; 0 reads in this one.
-        **settings: of ``torch.utils.data.DataLoader``.
-    """
+    """A ``DataLoader`` with such workers; all arguments are those of ``torch.utils.data.DataLoader``."""
 
     def __init__(self, dataset: Dataset[Any], sampler: Iterable[Any], num_workers: int, **settings: Any) -> None:
         super().__init__(
@@ -76,10 +67,10 @@ class WorkerLoader(DataLoader[Item]):
         )
 
     def loaded(self) -> Iterator[Item]:
-        """What PyTorch's loader gives; nothing is read before the first ``next``.
+        """Iterate as PyTorch's loader does; nothing is read before the first ``next``.
 
         Raises:
-            DataError: of the data set, with its own sentence wherever it was raised.
+            DataError: raised by the data set, with its own message even from a worker.
         """
         before = set(multiprocessing.active_children())
         try:
@@ -90,8 +81,8 @@ class WorkerLoader(DataLoader[Item]):
         except DataError as error:
             if not self.num_workers:
                 raise
-            # Workers that a traceback keeps until garbage is collected cannot be told to end: it takes 10 s each.
+            # Drop all references to the iterator, the traceback's included: else its end waits 10 s per worker.
             del items
-            # A worker's error arrives with the worker's traceback in its text: the sentence is its end.
-            told = re.findall(r"^[\w.]*\bDataError: (.*)", str(error), flags=re.MULTILINE)
-            raise DataError(told[-1].strip() if told else str(error)) from error.with_traceback(None)
+            # PyTorch puts the worker's traceback into the text of the error; the message is at its end.
+            messages = re.findall(r"^[\w.]*\bDataError: (.*)", str(error), flags=re.MULTILINE)
+            raise DataError(messages[-1].strip() if messages else str(error)) from error.with_traceback(None)
