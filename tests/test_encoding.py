@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-_OTHERS = ("Image", "tarfile", "zipfile", "gzip", "os")
-"""Modules whose ``open`` is not of text."""
+_BINARY = ("Image", "tarfile", "zipfile", "gzip", "os")
+"""Modules whose ``open`` is not for text."""
 
 
 def without_encoding(tree: ast.AST) -> Iterator[ast.Call]:
@@ -17,27 +17,27 @@ def without_encoding(tree: ast.AST) -> Iterator[ast.Call]:
         name, place = "", 0
         if isinstance(node.func, ast.Attribute):
             name = node.func.attr
-            if isinstance(node.func.value, ast.Name) and node.func.value.id in _OTHERS:
+            if isinstance(node.func.value, ast.Name) and node.func.value.id in _BINARY:
                 continue
         elif isinstance(node.func, ast.Name):
             name, place = node.func.id, 1
         words = {word.arg: word.value for word in node.keywords}
         mode = words.get("mode") or (node.args[place] if len(node.args) > place else None)
-        of_bytes = isinstance(mode, ast.Constant) and "b" in str(mode.value)
+        is_binary = isinstance(mode, ast.Constant) and "b" in str(mode.value)
         text = words.get("text")
         if (
             name in ("read_text", "write_text")
-            or (name == "open" and not of_bytes)
+            or (name == "open" and not is_binary)
             or (isinstance(text, ast.Constant) and text.value is True)
         ):
             yield node
 
 
 def test_every_text_names_its_encoding() -> None:
-    found = [
+    calls = [
         f"{path.relative_to(ROOT)}:{call.lineno}"
         for folder in ("src", "scripts", "tests", "benchmarks")
         for path in sorted((ROOT / folder).rglob("*.py"))
         for call in without_encoding(ast.parse(path.read_text(encoding="utf-8")))
     ]
-    assert not found
+    assert not calls
