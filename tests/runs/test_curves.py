@@ -48,10 +48,3 @@ def test_the_row_of_an_epoch_stays_if_the_checkpoint_is_from_after_its_end(
     with (tmp_path / "csv" / "metrics.csv").open(encoding="utf-8") as file:
         values = [row["aqr/epoch/bev/mean"] for row in csv.DictReader(file)]
     assert list(filter(None, values)) == (["0.25"] if kept else [])
-
-
-def test_a_missing_file_is_created(tmp_path: Path) -> None:
-    logger = CurveLogger(str(tmp_path))
-    logger.resume({"global_step": 2})
-    logger.log_metrics({"train/loss": 9.0}, 2)
-    assert rows(tmp_path) == [(2, "9.0", "")]

@@ -4,11 +4,11 @@
 """
 
 import importlib.util
+import operator
 import re
 from pathlib import Path
 
 import lightning_fabric.utilities.types
-import pytest
 import pytorch_lightning as pl
 import torch
 from packaging.requirements import Requirement
@@ -26,16 +26,10 @@ USED = {
 """Private attributes of a Trainer's parts, and the part."""
 
 
-@pytest.mark.parametrize("name", USED)
-def test_a_trainer_has_it(name: str) -> None:
-    part: object = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    for step in filter(None, USED[name].split(".")):
-        part = getattr(part, step)
-    assert hasattr(part, name), f"Lightning's Trainer has no {USED[name]}.{name} any more"
-
-
-def test_other_private_names_exist() -> None:
+def test_private_names_exist() -> None:
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    for name, part in USED.items():
+        assert hasattr(operator.attrgetter(part)(trainer) if part else trainer, name), f"{part}.{name}"
     assert trainer._signal_connector.received_sigterm is False
     assert hasattr(launchers, "_SubprocessScriptLauncher")
     assert hasattr(ExperimentWriter, "_check_log_dir_exists")

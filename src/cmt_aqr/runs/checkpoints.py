@@ -333,9 +333,8 @@ class Checkpoints(Checkpoint):
 def _expect_evaluation(fit_loop: dict[str, Any]) -> None:
     """Change the fit loop's state in a checkpoint so that a resumed run starts with an evaluation.
 
-    The state at the end of a batch is that of an incomplete batch, with which Lightning takes the evaluation for
-    done. Here the batch becomes complete and an evaluation becomes interrupted in its first batch, so that
-    Lightning restarts it.
+    At the end of a batch, the state is that of an incomplete batch, and Lightning skips the evaluation. Here the
+    batch becomes complete, and an evaluation interrupted in its first batch, so that Lightning restarts it.
     """
     batches = fit_loop["epoch_loop.batch_progress"]
     for count in (batches["total"], batches["current"]):
