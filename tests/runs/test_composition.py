@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hydra.core.config_store import ConfigStore
@@ -148,26 +149,8 @@ def test_a_results_folder_that_cannot_be_created_is_refused(key: str, more: list
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "a check creates nothing"
 
 
-def test_help_copies_the_plugins_configurations_only_to_compose(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Hydra's own help copies them for each of a hundred groups, and takes three times as long."""
-    copies: list[int] = []
-
-    def copied(store: ConfigStore, memo: dict[int, object]) -> ConfigStore:
-        copies.append(1)
-        return store
-
-    monkeypatch.setattr(ConfigStore, "__deepcopy__", copied, raising=False)
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-    assert print_help(CONF, "train", ["--help"], Path(__file__))
-    assert 1 <= len(copies) <= 3
-    assert "eval_fault/mome: " in capsys.readouterr().out
-    assert not print_help(CONF, "train", ["--cfg", "job"], Path(__file__))
-
-
 CONTENTS = {
-    "train": ["renderer: aggressive", "model: ", "-m renderer.max_weight_clamp=", "outputs/", "ckpt_path="],
+    "train": ["renderer: aggressive", "eval_fault/mome: ", "-m renderer.max_weight_clamp=", "ckpt_path="],
     "evaluate": ["ckpt_path=", "data: lab, nuscenes, synthetic", "metrics.json"],
     "visualize": ["ckpt_path=", "frames=[0,5]", "_cameras.png"],
     "explain_maps": ["finding=pile_up", "finding=background", "data.root=FOLDER"],
@@ -175,11 +158,14 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
-def test_the_help_of_every_command_fits_on_a_screen(
+def test_the_help_of_every_command_is_quick_and_fits_on_a_screen(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Hydra's own help copies all plugins' configurations for each of a hundred groups: three times as slow."""
+    copy = Mock(return_value=ConfigStore.instance())
+    monkeypatch.setattr(ConfigStore, "__deepcopy__", copy, raising=False)
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-    assert print_help(CONF, name, ["--help"], Path(f"{name}.py"))
+    assert print_help(CONF, name, ["--help"], Path(f"{name}.py")) and 1 <= copy.call_count <= 3
     page = capsys.readouterr().out
     assert f"/{name}.py" in page and "powered by Hydra" not in page
     assert all(part in page for part in CONTENTS.get(name, []))
@@ -188,3 +174,4 @@ def test_the_help_of_every_command_fits_on_a_screen(
     lines = [line for line in page.splitlines() if not line.startswith(long)]
     if name in CONTENTS:
         assert len(lines) < 60 and max(map(len, lines)) < 121 and "_target_" not in page
+    assert not print_help(CONF, name, ["--cfg", "job"], Path(f"{name}.py"))

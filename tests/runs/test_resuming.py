@@ -10,7 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.checkpoints import AtomicCheckpointIO
-from cmt_aqr.runs.resuming import changes, check_callbacks, checkpoint_path, configuration
+from cmt_aqr.runs.resuming import (
+    changes,
+    check_callbacks,
+    checkpoint_path,
+    configuration,
+    configuration_to_evaluate,
+)
 from cmt_aqr.training.optimization import OneCycle
 from tests.helpers.composed import composed
 
@@ -133,3 +139,12 @@ def test_an_unknown_callback_causes_a_warning(caplog: pytest.LogCaptureFixture) 
     check_callbacks({"other": Other(), "stop": known[0], "rate": known[1]})
     (message,) = [record.getMessage() for record in caplog.records]
     assert "callbacks.other" in message and "Other" in message
+
+
+@pytest.mark.parametrize("override", [None, "renderer=base", "renderer.max_weight_clamp=null"])
+def test_an_overridden_clamp_replaces_the_schedule_in_an_evaluation(override: str | None, tmp_path: Path) -> None:
+    last = saved(tmp_path / "last.ckpt", composed(*ROOT, "clamp_schedule=progressive"))
+    overrides = [override] if override else []
+    composition = composed(*overrides, f"ckpt_path='{last}'", script="evaluate")
+    config = configuration_to_evaluate(composition, overrides, tmp_path)
+    assert (config.clamp_schedule.milestones is None) == bool(override)

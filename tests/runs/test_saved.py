@@ -8,7 +8,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.runs.configuration import build, build_data, check_config, overrides_clamp
+from cmt_aqr.runs.configuration import build, build_data, check_config
 from cmt_aqr.runs.resuming import changes
 from cmt_aqr.runs.saved import below, check_evaluation, links, override_keys, with_overrides
 from cmt_aqr.runs.tree import at, nodes, unresolved
@@ -37,11 +37,9 @@ def merged(resolved: bool, *overrides: str) -> DictConfig:
     return with_overrides(saved(resolved), composed(*overrides), overrides)
 
 
-def test_override_keys_and_whether_they_set_the_clamp() -> None:
+def test_override_keys() -> None:
     overrides = ["+a.b=1", "~c", "++d.e=x=y", "renderer@other=base", "hydra/launcher=basic"]
     assert override_keys(overrides) == ["a.b", "c", "d.e", "other", "hydra.launcher"]
-    assert overrides_clamp(["renderer=base"]) and overrides_clamp(["renderer.max_weight_clamp=null"])
-    assert not overrides_clamp(["renderer.gaussian_sigma=2", "model=tiny"])
 
 
 RANGE = "model.grid.point_range=[-50.0,-50.0,-5.0,50.0,50.0,3.0]"

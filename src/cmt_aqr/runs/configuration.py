@@ -113,7 +113,7 @@ def _refusal(error: InstantiationException, written: Any, settings: Mapping[Any,
 
 
 def build_data(config: DictConfig, evaluating: bool = False) -> Any:
-    """The data module of a full configuration with its sensor faults; evaluating, it reads one split."""
+    """The data module of a full configuration with its faults; ``evaluating`` reads only ``data.eval_split``."""
     for name, group in (("train_fault", "fault"), ("eval_fault", "eval_fault")):
         if name in config.data:
             raise UserError(f"data.{name}: nothing reads it, so it would change nothing: choose {group}=")
@@ -199,11 +199,6 @@ def check_complete(config: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(f"{missing[0]} has no default: give {missing[0]}=...")
-
-
-def overrides_clamp(overrides: Sequence[str]) -> bool:
-    """Whether the command line sets the clamp, by its value or by a renderer preset."""
-    return bool({"renderer", "renderer.max_weight_clamp"} & set(override_keys(overrides)))
 
 
 _REQUIRED_PARTS = (

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.checkpoints import newest_checkpoint, saved_config
-from cmt_aqr.runs.configuration import check_config, overrides_clamp
+from cmt_aqr.runs.configuration import check_config
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.records import is_rank_zero
 from cmt_aqr.runs.saved import below, check_evaluation, current_names, links, override_keys, with_overrides
@@ -71,8 +71,8 @@ def configuration_to_evaluate(config: DictConfig, overrides: Sequence[str], fold
         )
     config.ckpt_path = str(path)
     merged = with_overrides(saved_config(path), config, overrides)
-    if overrides_clamp(overrides):
-        merged.clamp_schedule.milestones = None  # the override counts, not the checkpoint's epoch
+    if {"renderer", "renderer.max_weight_clamp"} & set(override_keys(overrides)):
+        merged.clamp_schedule.milestones = None  # the overridden clamp counts, not that of the checkpoint's epoch
     check_evaluation(merged, overrides)
     check_config(merged, overrides, evaluating=True)
     return merged

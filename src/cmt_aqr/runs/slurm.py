@@ -82,7 +82,7 @@ class QueueWatcher:
                 self._ended_at.pop(job, None)
 
 
-def patiently(launch: Callable[[], Result]) -> Result:
+def launch_jobs(launch: Callable[[], Result]) -> Result:
     """Launch Slurm jobs through submitit, and return when the last one has left the queue.
 
     Raises:
