@@ -11,8 +11,6 @@ schedule, best checkpoint and metrics must equal those of the uninterrupted run 
 Exit status 0: all the same; 1: something differs, or a run failed.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import itertools

@@ -1,7 +1,5 @@
 """Recognises by its first bytes what a file is that should hold weights and does not."""
 
-from __future__ import annotations
-
 import codecs
 import json
 import tarfile

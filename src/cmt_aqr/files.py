@@ -1,7 +1,5 @@
 """Atomic writing of files, and the record in a run's folder, without PyTorch."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json

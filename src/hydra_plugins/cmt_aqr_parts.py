@@ -1,7 +1,5 @@
 """``-m`` of a command that distributes its work, which is no sweep of trainings."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """``launcher=slurm``: submitit's plugin for Hydra, which finds launchers in this package only."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

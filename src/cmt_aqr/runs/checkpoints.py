@@ -1,7 +1,5 @@
 """Checkpoint files: written atomically, read without executing anything."""
 
-from __future__ import annotations
-
 import logging
 import os
 import pickle

@@ -1,7 +1,5 @@
 """The decorator that makes a function of a configuration a command, and what all commands share."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect

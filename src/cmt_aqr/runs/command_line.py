@@ -1,7 +1,5 @@
 """Prepares a command line for Hydra: order of flags and overrides, and text that Hydra's grammar does not take."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

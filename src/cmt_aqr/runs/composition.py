@@ -3,8 +3,6 @@
 Hydra's own messages take several lines and name no alternatives.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import itertools

@@ -1,7 +1,5 @@
 """Builds parts from the composed configuration, and checks it before any data are read."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Learning curves in a CSV file, which a run resumed in its folder continues."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Hydra's errors in one sentence, with the options or keys that exist instead."""
 
-from __future__ import annotations
-
 import difflib
 import re
 

@@ -1,7 +1,5 @@
 """Reads what a run left in its folder, file by file on demand, and without PyTorch."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import json

@@ -1,7 +1,5 @@
 """Loggers of losses and metrics."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

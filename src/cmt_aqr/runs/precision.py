@@ -1,7 +1,5 @@
 """Lightning's Trainer with the supported precisions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -6,8 +6,6 @@ training: it starts every process with an explicit job and the environment of ``
 their result or raises their error.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """A run's record: configuration, versions, machine, duration and how it ended."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Resuming a run: from which checkpoint, with which configuration, and which changes are allowed."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

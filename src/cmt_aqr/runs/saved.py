@@ -1,7 +1,5 @@
 """The configuration in a checkpoint, and how the overrides of a later command change it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

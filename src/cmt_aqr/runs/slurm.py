@@ -1,7 +1,5 @@
 """Submits and awaits the Slurm jobs of a sweep."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

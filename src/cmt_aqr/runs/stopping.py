@@ -1,12 +1,10 @@
 """Ctrl-C, SIGTERM and a batch system's warning: a run finishes its step and saves a checkpoint before it stops."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that stop a run; a batch system sends one of the last two before a job's time is up."""
@@ -45,7 +43,7 @@ class StopSignals:
         self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in ENDING:
                 before = signal.getsignal(number)

@@ -1,7 +1,5 @@
 """A sweep as a whole: its plan before the first run, and its summary after the last."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Sequence

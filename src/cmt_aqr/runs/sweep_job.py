@@ -1,7 +1,5 @@
 """A single run of a sweep, in whichever process it takes place."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from pathlib import Path

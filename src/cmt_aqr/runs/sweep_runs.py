@@ -1,7 +1,5 @@
 """The runs of a sweep, and how each one gets its folder."""
 
-from __future__ import annotations
-
 import functools
 import json
 import shutil

@@ -7,8 +7,6 @@ compromise: a single run takes a tenth longer than with spinning, and two runs l
 ``benchmarks/bench_side_by_side.py`` measures it.
 """
 
-from __future__ import annotations
-
 import os
 from math import prod
 

@@ -1,7 +1,5 @@
 """Checks of settings of Lightning's Trainer, before data are read, and again when the batches are counted."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

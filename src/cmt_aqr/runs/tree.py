@@ -1,7 +1,5 @@
 """An unresolved configuration as nested dictionaries, addressed by dotted keys."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

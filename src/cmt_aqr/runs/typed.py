@@ -1,7 +1,5 @@
 """Compares values of a configuration with the types that constructors declare, which Python does not enforce."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import os

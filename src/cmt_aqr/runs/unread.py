@@ -1,7 +1,5 @@
 """Refuses keys that an override adds to the configuration and that nothing reads."""
 
-from __future__ import annotations
-
 import difflib
 import itertools
 import re

@@ -3,8 +3,6 @@
 Started by :mod:`cmt_aqr.runs.processes`, not by hand.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import signal
