@@ -1,4 +1,4 @@
-"""Convert a checkpoint between the official CMT's names and layouts and ours.
+"""Convert a checkpoint between the official CMT's names and layouts and those of this project.
 
 python scripts/convert_checkpoint.py source=epoch_20.pth target=cmt_r50.safetensors
 python scripts/convert_checkpoint.py source=last.ckpt target=official.pth to=official
@@ -22,14 +22,14 @@ from cmt_aqr.runs.console import console
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What needs PyTorch is imported in the functions: a mistake in the command is answered before it is loaded.
+# PyTorch is imported in the functions, so that mistakes in the command are reported before it loads.
 
 
 def convert_file(source: Path, target: Path, to: str | None) -> dict[str, Tensor]:
-    """Read, convert and write; returns what was written."""
+    """Convert a file, and return what was written."""
     require(to in (None, "official", "ours"), "to", to, "official, ours or null")
-    written = target.suffix in (".safetensors", ".pth") and not target.is_dir()
-    require(written, "target", target, "the name of a file that ends in .safetensors or .pth")
+    valid = target.suffix in (".safetensors", ".pth") and not target.is_dir()
+    require(valid, "target", target, "the name of a file that ends in .safetensors or .pth")
     if not source.exists():
         raise UserError(f"source={source}: there is no such file")
     check_folder("target", target.parent)
@@ -37,7 +37,7 @@ def convert_file(source: Path, target: Path, to: str | None) -> dict[str, Tensor
 
     try:
         state = convert(read_state_dict(source), to)  # type: ignore[arg-type]
-    except WeightsError as error:  # it calls the file what other commands do
+    except WeightsError as error:  # which names the key of other commands
         raise UserError(str(error).replace("weights=", "source=", 1)) from error
     with writing("target", target):
         if target.suffix == ".pth":
@@ -62,7 +62,7 @@ def summary(state: dict[str, Tensor]) -> Table:
 
 @command()
 def main(config: DictConfig) -> None:
-    """Run from the command line."""
+    """Check the arguments, convert and print a summary."""
     missing = OmegaConf.missing_keys(config) & {"source", "target"}
     if missing:
         raise UserError(f"{' and '.join(f'{key}=' for key in sorted(missing))} must be given; see --help")

@@ -12,7 +12,7 @@ from cmt_aqr.runs.command import command
 @command()
 def main(config: DictConfig) -> float:
     """Take the checkpoint's configuration, apply this command's overrides, evaluate; returns NDS, NaN without."""
-    # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
+    # Imported here, so that mistakes in the command are reported before PyTorch and Lightning load.
     from cmt_aqr.runs.processes import run_task
     from cmt_aqr.runs.resuming import configuration_to_evaluate
     from cmt_aqr.training.run import evaluate

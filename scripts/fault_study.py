@@ -1,6 +1,6 @@
-"""Compare runs on clean frames and with bad sensors: ``python scripts/fault_study.py folder=outputs/study``."""
+"""Compare runs on clean frames and under sensor faults: ``python scripts/fault_study.py folder=outputs/study``."""
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.command import command
@@ -8,10 +8,8 @@ from cmt_aqr.runs.command import command
 
 @command()
 def main(config: DictConfig) -> None:
-    """Evaluate what is not evaluated yet, print the tables and write them."""
-    # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
-    from omegaconf import OmegaConf
-
+    """Evaluate the remaining conditions, print the tables and write them."""
+    # Imported here, so that mistakes in the command are reported before PyTorch and Lightning load.
     from cmt_aqr.studies.fault_study import study
 
     if OmegaConf.is_missing(config, "folder"):

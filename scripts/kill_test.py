@@ -1,8 +1,8 @@
-"""Kill a training run again and again, resume it each time, and compare it with a run that was left alone.
+"""Kill a training run repeatedly, resume it each time, and compare it with an uninterrupted run.
 
 The tiny model is trained on a few frames of the embedded data, on the CPU. Each time, the process is killed with
-signal 9 at a random moment and the same command is given again (``ckpt_path=auto``). At the end, weights,
-optimiser, schedule, best checkpoint and metrics must be, bit for bit, those of the run that was left alone.
+signal 9 at a random moment and the same command is run again (``ckpt_path=auto``). At the end, weights, optimiser,
+schedule, best checkpoint and metrics must equal those of the uninterrupted run bit for bit.
 
     python scripts/kill_test.py                          30 kills, without worker processes (10 to 20 minutes)
     python scripts/kill_test.py --kills 3 --workers 2    a short one, with two processes that read data
@@ -10,8 +10,6 @@ optimiser, schedule, best checkpoint and metrics must be, bit for bit, those of 
 
 Exit status 0: all the same; 1: something differs, or a run failed.
 """
-
-from __future__ import annotations
 
 import argparse
 import csv
@@ -51,7 +49,7 @@ SMALLEST_MODEL = (
     "aqr.generator.bev_window=3",
     "aqr.generator.image_window=3",
 )
-"""Any model built on ``tiny``, with a few thousand parameters beside its image backbone."""
+"""Overrides for any model built on ``tiny``, with a few thousand parameters besides its image backbone."""
 
 SETTINGS = (
     "trainer=cpu",
@@ -71,17 +69,15 @@ SETTINGS = (
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
     """The command line: options of this script, and settings for train.py."""
-    head, _, rest = (__doc__ or "").partition("\n\n")
+    head, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        description=head, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=head, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=30, help="how often to kill (30)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read data (0)")
-    parser.add_argument(
-        "--resume-workers", type=int, help="another number of them in every second attempt (as --workers)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the moments to kill at (0)")
-    parser.add_argument("--folder", type=Path, help="where the runs go; a new temporary one")
+    parser.add_argument("--resume-workers", type=int, help="workers of every second attempt (as --workers)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
+    parser.add_argument("--folder", type=Path, help="of the runs (a new temporary one)")
     parser.add_argument("settings", nargs="*", help="settings for train.py, e.g. data.root=data/synthetic")
     options = parser.parse_args()
     if options.kills < 1:
@@ -90,7 +86,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
 
 
 class Run:
-    """A training run that is started as often as necessary, in a folder of its own, with settings for train.py."""
+    """A training run in a folder of its own, with settings for train.py, that may take several attempts."""
 
     def __init__(self, folder: Path, settings: Sequence[str]) -> None:
         self.folder = folder
@@ -98,21 +94,21 @@ class Run:
         self.log = folder.with_suffix(".log")
 
     def attempt(self, workers: int, life: float | None) -> float | None:
-        """Begin, or resume from the newest checkpoint.
+        """Start the run, or resume it from the newest checkpoint.
 
         Args:
             workers: processes that read data.
-            life: seconds that the attempt lives from its record on; ``None``: to its end.
+            life: seconds from the first record to the kill; ``None``: no kill.
 
         Returns:
-            Seconds from its record to its end, the final evaluation included; ``None``: it was killed.
+            Seconds from the first record to the end, including the final evaluation; ``None``: it was killed.
         """
-        own = [f"data.num_workers={workers}", f"hydra.run.dir={self.folder}", "ckpt_path=auto"]
+        overrides = [f"data.num_workers={workers}", f"hydra.run.dir={self.folder}", "ckpt_path=auto"]
         since = time.time()
-        # One thread: with several, sums may come out in another order.
+        # One thread: with several, sums may be taken in another order.
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, str(TRAIN), *SETTINGS, *self.settings, *own],
+                [sys.executable, str(TRAIN), *SETTINGS, *self.settings, *overrides],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=log,
                 stderr=log,
@@ -121,7 +117,7 @@ class Run:
             record = self.folder / RECORD
             while process.poll() is None and not (record.is_file() and record.stat().st_mtime > since):
                 time.sleep(0.01)
-            begun = time.monotonic()
+            start = time.monotonic()
             process.wait(timeout=life)
         except subprocess.TimeoutExpired:
             return None
@@ -131,7 +127,7 @@ class Run:
         if process.returncode != 0:
             printed = self.log.read_text(errors="replace", encoding="utf-8").splitlines()[-15:]
             sys.exit("\n".join([f"error: the run in {self.folder} failed:", *printed]))
-        return time.monotonic() - begun
+        return time.monotonic() - start
 
     def step(self) -> int:
         """The step of the checkpoint that the next attempt resumes from."""
@@ -140,7 +136,7 @@ class Run:
 
 
 def differences(left: Any, right: Any, where: str) -> list[str]:
-    """Names of values that are not equal bit for bit."""
+    """Names of values that are not bit for bit equal."""
     if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
         bits = [(one.dtype, one.shape, one.contiguous().numpy().tobytes()) for one in (left, right)]
         return [] if bits[0] == bits[1] else [where]
@@ -158,25 +154,25 @@ def curve(folder: Path) -> list[tuple[int, str]]:
         return [(int(row["step"]), row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
-def compare(whole: Path, killed: Path) -> dict[str, list[str]]:
-    """What differs, by what was compared."""
-    found: dict[str, list[str]] = {}
+def compare(uninterrupted: Path, killed: Path) -> dict[str, list[str]]:
+    """Names of values that differ, by what was compared."""
+    result: dict[str, list[str]] = {}
     for name, parts in (
         ("last", ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")),
         ("best", ("state_dict", "optimizer_states", "epoch", "global_step")),
     ):
-        ours, theirs = (read_checkpoint(folder / "checkpoints" / f"{name}.ckpt") for folder in (killed, whole))
+        folders = (killed, uninterrupted)
+        left, right = (read_checkpoint(folder / "checkpoints" / f"{name}.ckpt") for folder in folders)
         for part in parts:
-            found[f"{name}.ckpt, {part}"] = differences(ours[part], theirs[part], part)
+            result[f"{name}.ckpt, {part}"] = differences(left[part], right[part], part)
     for file in ("metrics.json", "metrics.csv"):
-        same = (killed / file).read_bytes() == (whole / file).read_bytes()
-        found[file] = [] if same else [file]
+        same = (killed / file).read_bytes() == (uninterrupted / file).read_bytes()
+        result[file] = [] if same else [file]
     # A row is written after the checkpoint of its step: a kill between the two loses the row, not the step.
-    wrong = sorted(set(curve(killed)) - set(curve(whole)))
-    found[f"learning curve ({len(curve(killed))} of {len(curve(whole))} rows)"] = [
-        f"step {row[0]}" for row in wrong
-    ]
-    return found
+    rows, expected = curve(killed), curve(uninterrupted)
+    wrong = sorted(set(rows) - set(expected))
+    result[f"learning curve ({len(rows)} of {len(expected)} rows)"] = [f"step {step}" for step, _ in wrong]
+    return result
 
 
 def main() -> None:
@@ -184,18 +180,18 @@ def main() -> None:
     options, settings = arguments()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kill_test_"))
     folder.mkdir(parents=True, exist_ok=True)
-    given = (options.workers, options.resume_workers)
-    workers = itertools.cycle([number for number in given if number is not None])
-    console().print(f"Training without a kill, in {folder / 'whole'}", soft_wrap=True)
-    whole = Run(folder / "whole", settings)
-    seconds = whole.attempt(options.workers, None)
+    numbers = (options.workers, options.resume_workers)
+    workers = itertools.cycle([number for number in numbers if number is not None])
+    uninterrupted = Run(folder / "whole", settings)
+    console().print(f"Training without a kill, in {uninterrupted.folder}", soft_wrap=True)
+    seconds = uninterrupted.attempt(options.workers, None)
     assert seconds is not None
-    # An attempt lives long enough to come further than the one before, on average; where a training ends before
-    # all kills happened, another one begins.
+    # On average, an attempt lives long enough to get further than the one before; if a training ends before all
+    # kills, another one starts.
     life = 2.0 + 4 * seconds / max(4, options.kills)
     moments = random.Random(options.seed)
     kills: list[tuple[int, int, float]] = []
-    found: dict[str, list[str]] = {}
+    results: dict[str, list[str]] = {}
     rounds = 0
     while len(kills) < options.kills:
         rounds += 1
@@ -206,27 +202,27 @@ def main() -> None:
             if run.attempt(number, lived if len(kills) < options.kills else None) is not None:
                 break
             kills.append((number, run.step(), lived))
-        for what, names in compare(whole.folder, run.folder).items():
-            found[f"{run.folder.name}: {what}"] = names
-    report(kills, found, rounds)
-    sys.exit(1 if any(found.values()) else 0)
+        for part, names in compare(uninterrupted.folder, run.folder).items():
+            results[f"{run.folder.name}: {part}"] = names
+    report(kills, results, rounds)
+    sys.exit(1 if any(results.values()) else 0)
 
 
-def report(kills: list[tuple[int, int, float]], found: dict[str, list[str]], rounds: int) -> None:
-    """Print what was done (of each kill: reading processes, step left behind, seconds lived) and what differs."""
+def report(kills: list[tuple[int, int, float]], results: dict[str, list[str]], rounds: int) -> None:
+    """Print the kills (loader workers, step of the checkpoint, seconds after the start) and what differs."""
     table = Table("kill", "workers", "step of its checkpoint", "seconds after the start of the run")
     for number, (workers, step, lived) in enumerate(kills, start=1):
         table.add_row(str(number), str(workers), str(step), f"{lived:.2f}")
     console().print(table)
     table = Table("compared", "differs")
-    for what, names in found.items():
+    for part, names in results.items():
         table.add_row(
-            what, ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "no"
+            part, ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "no"
         )
     console().print(table)
-    verdict = "DIFFERENT from" if any(found.values()) else "bit for bit the same as"
+    verdict = "DIFFERENT from" if any(results.values()) else "bit for bit the same as"
     times = "once" if rounds == 1 else f"{rounds} times"
-    console().print(f"{len(kills)} kills, trained to the end {times}: {verdict} the run that was left alone")
+    console().print(f"{len(kills)} kills, trained to the end {times}: {verdict} the uninterrupted run")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make the database of objects that training pastes into frames, before any training."""
+"""Create the database of objects that training pastes into frames."""
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -8,8 +8,8 @@ from cmt_aqr.runs.command import command
 
 @command()
 def main(config: DictConfig) -> None:
-    """Check the configuration, make what is missing of the database, and say what it holds."""
-    # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
+    """Check the configuration, create missing parts of the database, and print a summary."""
+    # Imported here, so that mistakes in the command are reported before PyTorch and Lightning load.
     from cmt_aqr.runs.configuration import check_config
     from cmt_aqr.studies.training_frames import make_objects
 

@@ -11,8 +11,8 @@ from cmt_aqr.runs.command import command
 
 @command()
 def main(config: DictConfig) -> None:
-    """Make the data set that the configuration describes."""
-    # Imported here: a mistake in the command is answered first.
+    """Create the data set that the configuration describes."""
+    # Imported here, so that mistakes in the command are reported first.
     from cmt_aqr.scenes import make_dataset
 
     settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))

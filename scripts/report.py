@@ -11,7 +11,7 @@ from cmt_aqr.runs.command import command
 @command()
 def main(config: DictConfig) -> None:
     """Read the runs, write the report and print the best."""
-    # Imported here: a mistake in the command is answered before pandas and plotly are loaded.
+    # Imported here, so that mistakes in the command are reported before pandas and plotly load.
     from cmt_aqr.studies.report import make_report
 
     if OmegaConf.is_missing(config, "sweep_dir") or config.sweep_dir is None:

@@ -6,10 +6,10 @@ from omegaconf import DictConfig
 from cmt_aqr.runs.command import command
 
 
-@command(several=["ckpt_path"])
+@command(path_lists=["ckpt_path"])
 def main(config: DictConfig) -> None:
-    """Evaluate what is not evaluated yet, print the tables and write the page."""
-    # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
+    """Evaluate the remaining conditions, print the tables and write the page."""
+    # Imported here, so that mistakes in the command are reported before PyTorch and Lightning load.
     from cmt_aqr.studies.robustness import robustness
 
     robustness(config, list(HydraConfig.get().overrides.task))

@@ -1,4 +1,4 @@
-"""Render training frames as they are after objects were pasted into them, before any training."""
+"""Render training frames with the objects that are pasted into them."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from cmt_aqr.runs.command import command
 @command()
 def main(config: DictConfig) -> None:
     """Check the configuration and render a contact sheet."""
-    # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
+    # Imported here, so that mistakes in the command are reported before PyTorch and Lightning load.
     from cmt_aqr.runs.configuration import check_config
     from cmt_aqr.studies.training_frames import show_frames
 

@@ -15,7 +15,7 @@ FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=")
 @command()
 def main(config: DictConfig) -> float:
     """Check the configuration and train; returns NDS for sweepers."""
-    # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
+    # Imported here, so that mistakes in the command are reported before PyTorch and Lightning load.
     from cmt_aqr.runs.configuration import check_config
     from cmt_aqr.runs.processes import run_task
     from cmt_aqr.runs.records import record_refusal
@@ -25,10 +25,10 @@ def main(config: DictConfig) -> float:
     hydra = HydraConfig.get()
     overrides, folder = list(hydra.overrides.task), Path(hydra.runtime.output_dir)
     try:
-        given = in_sweep() or any(item.lstrip("+").startswith(FOLDERS) for item in hydra.overrides.hydra)
+        named = in_sweep() or any(item.lstrip("+").startswith(FOLDERS) for item in hydra.overrides.hydra)
         if in_sweep() and not config.ckpt_path:
             config.ckpt_path = AUTO
-        config = configuration(config, overrides, checkpoint_path(config.ckpt_path, folder, given))
+        config = configuration(config, overrides, checkpoint_path(config.ckpt_path, folder, named))
         check_config(config, overrides)
     except UserError as error:
         record_refusal(folder, config, overrides, error)

@@ -11,7 +11,7 @@ from cmt_aqr.runs.command import command
 @command()
 def main(config: DictConfig) -> None:
     """Take the checkpoint's configuration, apply this command's overrides, render."""
-    # Imported here: a mistake in the command is answered before PyTorch and Lightning are loaded.
+    # Imported here, so that mistakes in the command are reported before PyTorch and Lightning load.
     from cmt_aqr.runs.resuming import configuration_to_evaluate
     from cmt_aqr.studies.contact_sheet import contact_sheets
     from cmt_aqr.studies.visualize import PictureSettings, visualize

@@ -1,43 +1,33 @@
 """Text is written and read in UTF-8, whatever the locale."""
 
 import ast
-from collections.abc import Iterator
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-_OTHERS = ("Image", "tarfile", "zipfile", "gzip", "os")
-"""Modules whose ``open`` is not of text."""
+BINARY = ("Image", "tarfile", "zipfile", "gzip", "os")
+"""Modules whose ``open`` is not for text."""
 
 
-def without_encoding(tree: ast.AST) -> Iterator[ast.Call]:
-    """Calls that read or write text in the encoding of the locale."""
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
-            continue
-        name, place = "", 0
-        if isinstance(node.func, ast.Attribute):
-            name = node.func.attr
-            if isinstance(node.func.value, ast.Name) and node.func.value.id in _OTHERS:
-                continue
-        elif isinstance(node.func, ast.Name):
-            name, place = node.func.id, 1
-        words = {word.arg: word.value for word in node.keywords}
-        mode = words.get("mode") or (node.args[place] if len(node.args) > place else None)
-        of_bytes = isinstance(mode, ast.Constant) and "b" in str(mode.value)
-        text = words.get("text")
-        if (
-            name in ("read_text", "write_text")
-            or (name == "open" and not of_bytes)
-            or (isinstance(text, ast.Constant) and text.value is True)
-        ):
-            yield node
+def needs_encoding(node: ast.AST) -> bool:
+    """Whether a node is a call that reads or writes text in the encoding of the locale."""
+    if not isinstance(node, ast.Call):
+        return False
+    words = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+    module, _, name = ast.unparse(node.func).rpartition(".")
+    if "encoding" in words or module in BINARY:
+        return False
+    modes = [words.get("mode"), *(getattr(argument, "value", None) for argument in node.args)]
+    is_binary = any(isinstance(mode, str) and re.fullmatch("[rwax+]*b[rwax+]*", mode) for mode in modes)
+    return name in ("read_text", "write_text") or (name == "open" and not is_binary) or words.get("text") is True
 
 
 def test_every_text_names_its_encoding() -> None:
-    found = [
-        f"{path.relative_to(ROOT)}:{call.lineno}"
+    calls = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
         for folder in ("src", "scripts", "tests", "benchmarks")
         for path in sorted((ROOT / folder).rglob("*.py"))
-        for call in without_encoding(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if needs_encoding(node)
     ]
-    assert not found
+    assert not calls

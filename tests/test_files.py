@@ -1,3 +1,5 @@
+"""Writing files."""
+
 import errno
 import math
 import os
@@ -9,7 +11,7 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder, nan_to_null, null_to_nan, write_table, writing, written_at_once
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file.txt"
     with written_at_once(path) as partial:
         partial.write_text("first", encoding="utf-8")
@@ -21,24 +23,25 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/below", "a" * 300])
-def test_a_folder_that_cannot_be_made_is_named_with_its_key(place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/below", "a" * 300, "link"])
+def test_a_folder_that_cannot_be_created_is_named_with_its_key(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match=f"some.key={tmp_path / place}: "):
         check_folder("some.key", tmp_path / place)
     check_folder("some.key", tmp_path / "new" / "folder")
     check_folder("some.key", tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
 
 
-def test_a_failure_to_write_is_named_with_its_key_and_others_stay() -> None:
+def test_only_errors_of_the_file_system_become_sentences() -> None:
     with pytest.raises(UserError, match=r"out=x: .*No space left"), writing("out", Path("x")):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(KeyError), writing("out", Path("x")):
         raise KeyError("a bug")
 
 
-def test_a_table_has_every_row_s_columns_and_leaves_empty_what_is_not_known(tmp_path: Path) -> None:
+def test_a_table_has_the_columns_of_all_rows_and_empty_cells(tmp_path: Path) -> None:
     path = tmp_path / "new" / "table.csv"
     write_table(path, [{"a": 1, "b": None}, {"b": math.nan, "c": 'x, "y"'}])
     assert path.read_text(encoding="utf-8").splitlines() == ["a,b,c", "1,,", ',nan,"x, ""y"""']
@@ -46,7 +49,7 @@ def test_a_table_has_every_row_s_columns_and_leaves_empty_what_is_not_known(tmp_
     assert path.read_text(encoding="utf-8").splitlines() == ["a,b"]
 
 
-def test_undefined_numbers_are_null_in_json_and_come_back() -> None:
+def test_undefined_numbers_are_null_in_json() -> None:
     plain = nan_to_null({"a": 0.5, "b": math.nan})
     assert plain == {"a": 0.5, "b": None}
     back = null_to_nan(plain)

@@ -1,4 +1,4 @@
-"""Checks of values that a user sets: one sentence names the parameter, its value and what is allowed.
+"""Checks of settings: one sentence names the parameter, its value and what is allowed.
 
 Constructors name their own parameters; :mod:`cmt_aqr.runs.configuration` puts the configuration's key in front.
 """
@@ -12,7 +12,7 @@ from cmt_aqr.errors import SettingError
 
 
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:
-    """Raise ``SettingError`` naming the parameter, its value and what is allowed, unless the condition holds."""
+    """Raise :class:`SettingError` with parameter, value and what is allowed, unless the condition holds."""
     if not condition:
         shown = str(value).lower() if isinstance(value, bool) else "null" if value is None else value
         raise SettingError(f"{name}={shown}: must be {allowed}")
@@ -45,7 +45,7 @@ def require_count(name: str, value: Any) -> None:
 
 
 def require_odd(name: str, value: Any) -> None:
-    """Require an odd whole number of at least 1, so that a window has a middle."""
+    """Require an odd whole number of at least 1, so that a window has a centre."""
     require(is_count(value) and value % 2 == 1, name, value, "an odd whole number of at least 1")
 
 
@@ -58,11 +58,7 @@ def require_number(
     above: float = -math.inf,
     below: float = math.inf,
 ) -> float:
-    """Require a finite number; ``low`` and ``high`` are themselves allowed, ``above`` and ``below`` are not.
-
-    Returns:
-        The number.
-    """
+    """Require and return a finite number; ``low`` and ``high`` are inclusive, ``above`` and ``below`` are not."""
     bounds = [f"of {low} or more"] if low > -math.inf else [f"above {above}"] if above > -math.inf else []
     if high < math.inf and low > -math.inf:
         bounds = [f"from {low} to {high}"]
@@ -84,7 +80,7 @@ def require_fraction(name: str, value: Any) -> float:
 
 
 def require_numbers(name: str, values: Any, count: int, low: float = -math.inf) -> tuple[float, ...]:
-    """Require so many finite numbers, each of at least ``low``."""
+    """Require ``count`` finite numbers, each of at least ``low``."""
     fits = isinstance(values, Sequence) and len(values) == count
     limit = "" if low == -math.inf else f" of {low} or more"
     fits = fits and all(is_number(value) and value >= low for value in values)

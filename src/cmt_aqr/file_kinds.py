@@ -1,6 +1,4 @@
-"""What a file is, by its first bytes: files of many kinds are saved under the names of weights."""
-
-from __future__ import annotations
+"""Recognises by its first bytes what a file is that should hold weights and does not."""
 
 import codecs
 import json
@@ -8,13 +6,15 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-_LOOKED_AT = 1024
+_HEAD = 1024
+"""Bytes that are inspected."""
+
 _LARGEST_HEADER = 100_000_000
-"""Bytes; the same limit as in the safetensors format."""
+"""Bytes, the limit of the safetensors format."""
 
 _AGAIN = "download or copy the weights again"
 
-_BEGINNINGS = (
+_SIGNATURES = (
     (b"\x1f\x8b", "compressed with gzip: unpack it first"),
     (b"BZh", "compressed with bzip2: unpack it first"),
     (b"\xfd7zXZ", "compressed with xz: unpack it first"),
@@ -30,15 +30,15 @@ _BEGINNINGS = (
     (b"\x93NUMPY", "a NumPy array: save tensors by name with torch.save"),
     (b"GGUF", "a GGUF file, of a language model"),
 )
-"""How files begin that are no weights, what they are, and what to do."""
+"""First bytes of files that are no weights, what the files are, and what to do."""
 
 
 def is_safetensors(path: Path) -> bool:
     """Whether a file has the header of safetensors: its length in eight bytes, then JSON."""
     with path.open("rb") as file:
-        begin = file.read(9)
-        length = int.from_bytes(begin[:8], "little")
-        if len(begin) < 9 or begin[8:] != b"{" or length > _LARGEST_HEADER or length + 8 > path.stat().st_size:
+        head = file.read(9)
+        length = int.from_bytes(head[:8], "little")
+        if head[8:] != b"{" or length > _LARGEST_HEADER or length + 8 > path.stat().st_size:
             return False
         file.seek(8)
         header = file.read(length)
@@ -49,27 +49,24 @@ def is_safetensors(path: Path) -> bool:
 
 
 def other_file(path: Path) -> str | None:
-    """What a file is that holds neither safetensors nor what ``torch.save`` writes, and what to do.
-
-    Args:
-        path: of a file.
+    """What a file is, and what to do, if it holds neither safetensors nor the output of ``torch.save``.
 
     Returns:
-        The end of a sentence that begins with the path and "is"; ``None`` where the file may hold weights,
-        damaged ones too.
+        The end of a sentence that begins with the path and "is"; ``None`` if the file may hold weights, intact or
+        damaged.
     """
     with path.open("rb") as file:
-        begin = file.read(_LOOKED_AT)
-    if not begin.strip():
+        head = file.read(_HEAD)
+    if not head.strip():
         return f"damaged: it is empty; {_AGAIN}"
-    for start, what in _BEGINNINGS:
-        if begin.startswith(start):
-            return what
-    if begin.startswith(b"PK") and zipfile.is_zipfile(path):
+    for signature, kind in _SIGNATURES:
+        if head.startswith(signature):
+            return kind
+    if head.startswith(b"PK") and zipfile.is_zipfile(path):
         return _other_archive(path)
     if tarfile.is_tarfile(path):
         return "a tar archive: unpack it, and name the file of weights in it"
-    text = _text(begin)
+    text = _text(head)
     return None if text is None else _other_text(text)
 
 
@@ -85,19 +82,19 @@ def _other_archive(path: Path) -> str | None:
     return "a zip archive without a checkpoint of PyTorch: unpack it, and name the file of weights in it"
 
 
-def _text(begin: bytes) -> str | None:
-    """The bytes as text, if they are one; UTF-16 is told by its mark, or by the zeros between English letters."""
-    if begin.startswith((b"\xff\xfe", b"\xfe\xff")):
+def _text(head: bytes) -> str | None:
+    """The bytes as text, if they are text; UTF-16 has a mark, or zeros between English letters."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
-    elif b"\0" in begin[:2]:
-        encoding = "utf-16-be" if begin.startswith(b"\0") else "utf-16-le"
-    elif begin.lstrip()[:2].lower() in (b"<!", b"<h", b"<?"):
-        encoding = "latin-1"  # it takes any byte, and a page is told by its beginning
+    elif b"\0" in head[:2]:
+        encoding = "utf-16-be" if head.startswith(b"\0") else "utf-16-le"
+    elif head.lstrip()[:2].lower() in (b"<!", b"<h", b"<?"):
+        encoding = "latin-1"  # takes any byte; the first characters are enough to recognise a page
     else:
         encoding = "utf-8-sig"
     try:
-        # What was read may end in the middle of a character.
-        text = codecs.getincrementaldecoder(encoding)().decode(begin)
+        # Incrementally, because the bytes may end in the middle of a character.
+        text = codecs.getincrementaldecoder(encoding)().decode(head)
     except UnicodeDecodeError:
         return None
     return text if all(character.isprintable() or character.isspace() for character in text) else None

@@ -1,6 +1,4 @@
-"""Files that are there whole or not at all, and the record in a run's folder, without PyTorch."""
-
-from __future__ import annotations
+"""Atomic writing of files, and the record in a run's folder, without PyTorch."""
 
 import contextlib
 import csv
@@ -19,9 +17,9 @@ RECORD = "record.json"
 
 @contextlib.contextmanager
 def written_at_once(path: Path) -> Iterator[Path]:
-    """Give a name beside ``path`` to write to; afterwards it replaces ``path``, or vanishes after an error.
+    """Yield a temporary path beside ``path``, which replaces ``path`` afterwards, or is deleted after an error.
 
-    The folder is made where it is absent. Several processes may write the same file: the last one stays.
+    A missing folder is created. Several processes may write the same file: the last one wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
@@ -33,25 +31,20 @@ def written_at_once(path: Path) -> Iterator[Path]:
 
 
 def check_folder(key: str, folder: Path) -> None:
-    """See, leaving nothing behind, that a key's folder can be made, or written to where it is there."""
+    """Refuse a key's folder that cannot be created or written to; leaves nothing behind."""
     with writing(key, folder):
-        place = folder.absolute()
-        while not _is_there(place):
-            place = place.parent
-        tempfile.TemporaryDirectory(dir=place, prefix=".cmt_aqr_").cleanup()
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        path.lstat()  # a link to nowhere is in the way, too
-    except FileNotFoundError:
-        return False
-    return True
+        existing = folder.absolute()
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                existing.lstat()  # unlike exists(), finds a broken link, and fails if the name is too long
+                break
+            existing = existing.parent
+        tempfile.TemporaryDirectory(dir=existing, prefix=".cmt_aqr_").cleanup()
 
 
 @contextlib.contextmanager
 def writing(key: str, path: Path) -> Iterator[None]:
-    """Turn a failure of the file system, as a full disk, into a sentence about the key that names the place."""
+    """Turn an error of the file system, such as a full disk, into a :class:`UserError` about the path's key."""
     try:
         yield
     except OSError as error:
@@ -60,23 +53,23 @@ def writing(key: str, path: Path) -> Iterator[None]:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what processes that were killed left of files, in a folder and below, for want of a moment to."""
+    """Remove the partial files of killed processes in a folder and below."""
     for path in folder.rglob("*.part"):
         path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value for people and programs to read, at once or not at all."""
+    """Write a value as indented JSON, atomically."""
     with written_at_once(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Write a table as CSV, at once or not at all.
+    """Write a table as CSV, atomically.
 
     Args:
         path: of the file.
-        rows: by column; what is ``None`` or absent is left empty.
+        rows: values by column; ``None`` and missing values become empty cells.
         columns: names and order; by default as they first appear in the rows.
     """
     names = list(dict.fromkeys(name for row in rows for name in row) if columns is None else columns)
@@ -87,7 +80,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence
 
 
 def nan_to_null(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Numbers as JSON can hold them."""
+    """Replace NaN, which JSON does not have, by ``None``."""
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
@@ -97,15 +90,15 @@ def null_to_nan(values: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where it is absent."""
+    """The content of a JSON file; empty if it is missing."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of a run's folder; empty where there is none."""
+    """The record in a run's folder; empty if it is missing."""
     return read_json(folder / RECORD)
 
 
 def record_failure(folder: Path, error: BaseException) -> None:
-    """Write why a run failed into its record, whatever of one is there."""
+    """Add the reason of a failure to a run's record, which may be missing."""
     write_json(folder / RECORD, read_record(folder) | {"status": "failed", "error": sentence(error)})

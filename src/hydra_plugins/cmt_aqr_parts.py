@@ -1,6 +1,4 @@
-"""``-m`` of a command that shares out its work, which is no sweep of trainings."""
-
-from __future__ import annotations
+"""``-m`` of a command that distributes its work, which is no sweep of trainings."""
 
 import sys
 from pathlib import Path
@@ -14,35 +12,35 @@ from cmt_aqr.runs.console import console
 
 
 class PartsSweeper(BasicSweeper):
-    """Hydra's own sweeper; a mistake of the user's, met in a part by whatever launcher, is one sentence."""
+    """Hydra's own sweeper; a user's mistake in a part is one sentence, with any launcher."""
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run all parts.
 
         Raises:
-            SystemExit: after the last one, with what went wrong in those that failed.
+            SystemExit: after the last one, with the errors of failed parts.
         """
         try:
             batches = super().sweep(arguments)
         except SystemExit as ended:
-            if ended.code == 1:  # the launcher has said which
+            if ended.code == 1:  # the launcher has logged which one
                 print("error: a part ended without a result; the same command resumes it", file=sys.stderr)
             raise
         results = [job.return_value for batch in batches for job in batch]
         failed = dict.fromkeys(str(result) for result in results if isinstance(result, UserError))
         if failed:
             raise SystemExit("\n".join(f"error: {sentence}" for sentence in failed))
-        self._tell_where(len(results))
+        self._print_places(len(results))
         return batches
 
-    def _tell_where(self, parts: int) -> None:
-        """Say where the work is, if the parts printed into files and not here."""
-        assert self.config is not None  # Hydra has set this up
+    def _print_places(self, parts: int) -> None:
+        """Print where the results are, if the parts printed into files."""
+        assert self.config is not None  # set by Hydra
         logs = OmegaConf.select(self.config, "hydra.launcher.submitit_folder")
         if logs is None:
             return
         console().print(
-            f"{parts} parts are done: results, and tables once there are all, are in {self.config.out}; what the "
-            f"parts printed is in {Path(logs).parent}",
+            f"{parts} parts are done: results, and tables when all are complete, are in {self.config.out}; the "
+            f"output of the parts is in {Path(logs).parent}",
             soft_wrap=True,
         )

@@ -1,23 +1,13 @@
-"""What the processes of :mod:`tests.runs.test_processes` are told to do."""
+"""Tasks for the processes of :mod:`tests.runs.test_processes`."""
 
 import os
 import signal
 import time
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from cmt_aqr.errors import UserError
-
-
-def add_ranks(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
-    """Meet as Lightning lets them, through the environment alone, and add up the ranks."""
-    torch.distributed.init_process_group("gloo")
-    total = torch.tensor(float(os.environ["RANK"])) + config.offset
-    torch.distributed.all_reduce(total)
-    torch.distributed.destroy_process_group()
-    return {"total": float(total), "overrides": len(overrides)}
 
 
 def fail_second(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:

@@ -1,3 +1,5 @@
+"""Checkpoint files: atomic writes, readable errors, the newest one, and when they are written."""
+
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +19,21 @@ from cmt_aqr.weights import save_safetensors
 from tests.helpers.trainers import quiet_trainer
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
-    io.save_checkpoint({"state_dict": {"w": torch.arange(3)}, "epoch": 2}, path)
-    with pytest.raises(Exception, match="pickle"):
-        io.save_checkpoint({"state_dict": {}, "bad": lambda: None}, path)
-    read = io.load_checkpoint(path)
-    assert read["epoch"] == 2 and read["state_dict"]["w"].tolist() == [0, 1, 2]
-    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_missing_truncated_and_foreign_files_say_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file"):
-        read_checkpoint(tmp_path / "none.ckpt")
-    torch.save({"state_dict": {"w": torch.zeros(1000)}}, tmp_path / "whole.ckpt")
-    data = (tmp_path / "whole.ckpt").read_bytes()
-    (tmp_path / "half.ckpt").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match="damaged"):
-        read_checkpoint(tmp_path / "half.ckpt")
-    torch.save({"w": torch.zeros(1)}, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="not a checkpoint of a training run"):
-        read_checkpoint(tmp_path / "weights.pth")
+def test_a_file_of_weights_is_refused_with_the_key_for_it(tmp_path: Path) -> None:
+    state = {"head.weight": torch.zeros(2)}
+    save_safetensors(state, tmp_path / "a.safetensors").rename(tmp_path / "a.ckpt")
+    torch.save(state, tmp_path / "b.pth")
+    torch.save({"state_dict": state, "meta": {"epoch": 20}}, tmp_path / "c.pth")
+    (tmp_path / "d.ckpt").write_text("<html>", encoding="utf-8")
+    for name in ("a.ckpt", "b.pth", "c.pth", "d.ckpt"):
+        path = tmp_path / name
+        part = "web page" if name == "d.ckpt" else f"weights={path}"
+        with pytest.raises(UserError, match=rf"^ckpt_path={path}: .*{part}"):
+            saved_config(path)
 
 
 class Scored(pl.LightningModule):
-    """Logs the scores that it is given, one an evaluation."""
+    """Logs the given scores, one per evaluation."""
 
     def __init__(self, scores: list[float]) -> None:
         super().__init__()
@@ -62,8 +54,8 @@ class Scored(pl.LightningModule):
 
 
 def fit(folder: Path, scores: list[float], ckpt: Path | None = None, **settings: Any) -> list[int]:
-    """Steps of last.ckpt and best.ckpt after a run of three steps an epoch."""
-    checkpoints = Checkpoints(folder, every_n_steps=settings.pop("every_n_steps", None))
+    """Steps of last.ckpt and best.ckpt after a run with three steps per epoch."""
+    checkpoints = Checkpoints(folder)
     trainer = quiet_trainer(callbacks=[checkpoints], enable_checkpointing=True, num_sanity_val_steps=0, **settings)
     loader = torch.utils.data.DataLoader(torch.ones(3, 1))
     module = Scored(scores)
@@ -73,26 +65,24 @@ def fit(folder: Path, scores: list[float], ckpt: Path | None = None, **settings:
     return [read_checkpoint(path)["global_step"] for path in (checkpoints.last, checkpoints.best)]
 
 
-def test_files_of_weights_alone_are_told_where_they_go(tmp_path: Path) -> None:
-    state = {"head.weight": torch.zeros(2)}
-    save_safetensors(state, tmp_path / "a.safetensors").rename(tmp_path / "a.ckpt")
-    torch.save(state, tmp_path / "b.pth")
-    torch.save({"state_dict": state, "meta": {"epoch": 20}}, tmp_path / "c.pth")
-    (tmp_path / "d.ckpt").write_text("<html>", encoding="utf-8")
-    for name in ("a.ckpt", "b.pth", "c.pth", "d.ckpt"):
-        path = tmp_path / name
-        part = "web page" if name == "d.ckpt" else f"weights={path}"
-        with pytest.raises(UserError, match=rf"^ckpt_path={path}: .*{part}"):
-            saved_config(path)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("scores", "settings", "steps"),
+    [
+        ([0.1, 0.3, 0.2], {"max_epochs": 3}, [9, 6]),
+        # a fit that ends within an epoch
+        ([0.1, 0.2], {"max_steps": 5, "max_epochs": -1}, [5, 5]),
+        ([0.2, 0.1], {"max_steps": 5, "max_epochs": -1}, [5, 3]),
+    ],
+)
+def test_last_is_of_the_last_step_and_best_of_the_best_evaluation(
+    scores: list[float], settings: dict[str, int], steps: list[int], tmp_path: Path
+) -> None:
+    assert fit(tmp_path, scores, **settings) == steps
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_last_is_of_the_last_epoch_even_if_another_was_the_best(tmp_path: Path) -> None:
-    assert fit(tmp_path, [0.1, 0.3, 0.2], max_epochs=3) == [9, 6]
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_resumed_run_in_another_folder_knows_the_best_score(tmp_path: Path) -> None:
+def test_a_run_resumed_in_another_folder_keeps_the_best_score(tmp_path: Path) -> None:
     fit(tmp_path / "a", [0.3, 0.1], max_epochs=2)
     last = tmp_path / "a" / "last.ckpt"
     assert fit(tmp_path / "b", [0.2, 0.4], last, max_epochs=4) == [12, 12]
@@ -100,19 +90,13 @@ def test_a_resumed_run_in_another_folder_knows_the_best_score(tmp_path: Path) ->
         fit(tmp_path / "c", [0.2, 0.25], last, max_epochs=4)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_fit_that_ends_within_an_epoch_has_both_files(tmp_path: Path) -> None:
-    assert fit(tmp_path, [0.1, 0.2], max_steps=5, max_epochs=-1) == [5, 5]
-    assert fit(tmp_path / "worse", [0.2, 0.1], max_steps=5, max_epochs=-1) == [5, 3]
-
-
-def saved(path: Path, step: int) -> Path:
+def save(path: Path, step: int) -> Path:
     AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.rand(1000)}, "global_step": step}, path)
     return path
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_the_newest_is_kept_and_the_one_before(
+def test_the_newest_and_the_one_before_are_kept(
     links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Path, target: Path) -> None:
@@ -121,7 +105,7 @@ def test_the_newest_is_kept_and_the_one_before(
     if not links:
         monkeypatch.setattr(Path, "hardlink_to", refuse)
     for step in (1, 2, 3):
-        saved(tmp_path / "last.ckpt", step)
+        save(tmp_path / "last.ckpt", step)
     steps = {path.name: read_checkpoint(path)["global_step"] for path in tmp_path.iterdir()}
     assert steps == {"last.ckpt": 3, "previous.ckpt": 2}
 
@@ -130,28 +114,18 @@ def test_the_newest_is_found_by_its_step(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     assert newest_checkpoint(tmp_path / "nothing") is None and newest_checkpoint(tmp_path) is None
-    saved(folder / "previous.ckpt", 2)
-    assert newest_checkpoint(tmp_path) == folder / "previous.ckpt"
-    saved(folder / "last.ckpt", 4)
-    assert newest_checkpoint(tmp_path) == newest_checkpoint(folder) == folder / "last.ckpt"
-    saved(folder / "best.ckpt", 4)
-    assert newest_checkpoint(tmp_path) == folder / "last.ckpt"
-    saved(folder / "best.ckpt", 6)
-    assert newest_checkpoint(tmp_path) == folder / "best.ckpt"
+    steps = (("previous", 2, "previous"), ("last", 4, "last"), ("best", 4, "last"), ("best", 6, "best"))
+    for name, step, newest in steps:
+        save(folder / f"{name}.ckpt", step)
+        assert newest_checkpoint(tmp_path) == newest_checkpoint(folder) == folder / f"{newest}.ckpt"
 
 
-@pytest.mark.parametrize("garbage", [False, True])
-def test_an_unreadable_one_is_skipped_by_name(
-    garbage: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def damage(path: Path) -> None:
-        path.write_bytes(b"garbage" * 1000 if garbage else path.read_bytes()[:-500])
-
-    for step in (1, 2):
-        saved(tmp_path / "last.ckpt", step)
-    damage(tmp_path / "last.ckpt")
+def test_unreadable_ones_are_skipped_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("last", "previous"):
+        save(tmp_path / f"{name}.ckpt", 1)
+    (tmp_path / "last.ckpt").write_bytes(b"garbage" * 1000)
     assert newest_checkpoint(tmp_path) == tmp_path / "previous.ckpt"
     assert str(tmp_path / "last.ckpt") in caplog.text and "skipped" in caplog.text
-    damage(tmp_path / "previous.ckpt")
+    (tmp_path / "previous.ckpt").write_bytes(b"")
     with pytest.raises(UserError, match=r"can be read \(last\.ckpt, previous\.ckpt\)"):
         newest_checkpoint(tmp_path)

@@ -1,4 +1,4 @@
-"""The learning curve of a run that goes on in its folder."""
+"""The learning curve of a run that is resumed in its folder."""
 
 import csv
 from pathlib import Path
@@ -14,7 +14,7 @@ def rows(folder: Path) -> list[tuple[int, str, str]]:
         return [(int(row["step"]), row["train/loss"], row.get("val/NDS", "")) for row in csv.DictReader(file)]
 
 
-def first_part(folder: Path) -> None:
+def log_four_steps(folder: Path) -> None:
     logger = CurveLogger(str(folder))
     for step in range(4):
         logger.log_metrics({"train/loss": float(step)}, step)
@@ -22,13 +22,12 @@ def first_part(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("due", "kept"), [(False, True), (True, False)])
-def test_rows_that_come_again_are_dropped(due: bool, kept: bool, tmp_path: Path) -> None:
-    first_part(tmp_path)
-    assert len(rows(tmp_path)) == 5, "on disk without being asked"
-    logger = CurveLogger(str(tmp_path))
-    logger.resume({"global_step": 4, "evaluation_due": due})
-    evaluated = [(3, "", "0.5")] if kept else []
-    assert rows(tmp_path) == [(step, f"{step}.0", "") for step in range(4)] + evaluated
+def test_rows_that_are_logged_again_are_dropped(due: bool, kept: bool, tmp_path: Path) -> None:
+    log_four_steps(tmp_path)
+    assert len(rows(tmp_path)) == 5, "every row is flushed"
+    CurveLogger(str(tmp_path)).resume({"global_step": 4, "evaluation_due": due})
+    evaluation = [(3, "", "0.5")] if kept else []
+    assert rows(tmp_path) == [(step, f"{step}.0", "") for step in range(4)] + evaluation
     logger = CurveLogger(str(tmp_path))
     logger.resume({"global_step": 2})
     logger.log_metrics({"train/loss": 9.0, "other": 1.0}, 2)
@@ -39,20 +38,13 @@ def test_rows_that_come_again_are_dropped(due: bool, kept: bool, tmp_path: Path)
 def test_the_row_of_an_epoch_stays_if_the_checkpoint_is_from_after_its_end(
     looks: int, kept: bool, tmp_path: Path
 ) -> None:
-    """What the monitor says of an epoch is logged at its last step, which the run does not take again."""
-    first_part(tmp_path)
+    """The monitor logs an epoch at its last step, which the resumed run does not repeat."""
+    log_four_steps(tmp_path)
     logger = CurveLogger(str(tmp_path))
     logger.resume({"global_step": 4})
     logger.log_metrics({"aqr/epoch/bev/mean": 0.25, "epoch": 0}, 3)
     state = {"epoch_number": 0, "epoch": {"looks": looks}, "warned": []}
     CurveLogger(str(tmp_path)).resume({"global_step": 4}, is_epoch_open({"callbacks": {"AQRMonitor": state}}))
     with (tmp_path / "csv" / "metrics.csv").open(encoding="utf-8") as file:
-        found = [row["aqr/epoch/bev/mean"] for row in csv.DictReader(file)]
-    assert [value for value in found if value] == (["0.25"] if kept else [])
-
-
-def test_a_new_run_begins_anew_and_a_missing_file_is_made(tmp_path: Path) -> None:
-    logger = CurveLogger(str(tmp_path))
-    logger.resume({"global_step": 2})
-    logger.log_metrics({"train/loss": 9.0}, 2)
-    assert rows(tmp_path) == [(2, "9.0", "")]
+        values = [row["aqr/epoch/bev/mean"] for row in csv.DictReader(file)]
+    assert list(filter(None, values)) == (["0.25"] if kept else [])

@@ -1,14 +1,14 @@
-"""Attributes of Lightning and PyTorch that are private and used: what a new version must be looked at for.
+"""Private attributes of Lightning and PyTorch that the code uses, and that a new version may change.
 
 ``pyproject.toml`` bounds pytorch-lightning below the next minor release because of these.
 """
 
 import importlib.util
+import operator
 import re
 from pathlib import Path
 
 import lightning_fabric.utilities.types
-import pytest
 import pytorch_lightning as pl
 import torch
 from packaging.requirements import Requirement
@@ -26,45 +26,30 @@ USED = {
 """Private attributes of a Trainer's parts, and the part."""
 
 
-@pytest.mark.parametrize("name", USED)
-def test_a_trainer_has_it(name: str) -> None:
-    part: object = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    for step in filter(None, USED[name].split(".")):
-        part = getattr(part, step)
-    assert hasattr(part, name), f"Lightning's Trainer has no {USED[name]}.{name} any more"
-
-
-def test_what_else_is_private() -> None:
+def test_private_names_exist() -> None:
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    for name, part in USED.items():
+        assert hasattr(operator.attrgetter(part)(trainer) if part else trainer, name), f"{part}.{name}"
     assert trainer._signal_connector.received_sigterm is False
     assert hasattr(launchers, "_SubprocessScriptLauncher")
     assert hasattr(ExperimentWriter, "_check_log_dir_exists")
     assert hasattr(lightning_fabric.utilities.types, "_PATH")
-    # By this, Lightning tells optimisers that take the loss' scale out of gradients themselves.
+    # Lightning recognises optimisers that unscale gradients themselves by this attribute.
     assert torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True)._step_supports_amp_scaling
     amp = importlib.util.find_spec("pytorch_lightning.plugins.precision.amp")
-    assert (
-        amp is not None
-        and amp.origin is not None
-        and "_optimizer_handles_unscaling" in Path(amp.origin).read_text(encoding="utf-8")
-    )
+    assert amp is not None and amp.origin is not None
+    assert "_optimizer_handles_unscaling" in Path(amp.origin).read_text(encoding="utf-8")
 
 
 def test_no_other_is_used() -> None:
     """In src/, on objects that are Lightning's by name."""
     pattern = re.compile(r"(?:trainer|_loop|\bloop|fetcher)(?:\.\w+)*?\.(_[a-z]\w+)")
-    found = {
-        name for path in (ROOT / "src").rglob("*.py") for name in pattern.findall(path.read_text(encoding="utf-8"))
-    }
-    assert found == set(USED)
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+    assert {name for source in sources for name in pattern.findall(source)} == set(USED)
 
 
 def test_the_dependency_is_bounded() -> None:
-    line = next(
-        text
-        for text in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
-        if '"pytorch-lightning' in text
-    )
-    (requirement,) = re.findall(r'"([^"]+)"', line)
+    lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
+    (requirement,) = re.findall(r'"([^"]+)"', next(line for line in lines if '"pytorch-lightning' in line))
     assert pl.__version__ in Requirement(requirement).specifier
     assert "<" in requirement

@@ -1,4 +1,4 @@
-"""What a run leaves about itself, however it ends."""
+"""A run's record, however the run ends."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from cmt_aqr.runs.records import RunRecord, machine, record_refusal, recorded
 CONFIG = OmegaConf.create({"seed": 7, "lr": 0.1})
 
 
-def test_a_record_says_running_then_complete(tmp_path: Path) -> None:
+def test_a_record_is_running_then_complete(tmp_path: Path) -> None:
     assert read_record(tmp_path) == {}
     with recorded(tmp_path / "run", CONFIG, ["lr=0.1"]):
         assert read_record(tmp_path / "run")["status"] == "running"
@@ -22,6 +22,7 @@ def test_a_record_says_running_then_complete(tmp_path: Path) -> None:
     assert record["seed"] == 7 and record["overrides"] == ["lr=0.1"]
     assert record["wall_time_s"] > 0 and record["peak_memory_bytes"] > 10**7
     assert record["machine"]["cores"] >= 1 and record["machine"]["memory_bytes"] > 10**8
+    assert set(machine()) == {"cpu", "cores", "memory_bytes", "gpus"}, "no host name"
     assert OmegaConf.load(tmp_path / "run" / "config.yaml") == CONFIG
 
 
@@ -36,7 +37,7 @@ def test_a_record_says_running_then_complete(tmp_path: Path) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_the_end_is_recorded_and_goes_on(
+def test_the_end_is_recorded_and_raised(
     end: BaseException, status: str, error: str | None, tmp_path: Path
 ) -> None:
     with pytest.raises(type(end)), recorded(tmp_path, CONFIG, []):
@@ -60,17 +61,12 @@ def test_only_process_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resumed_run_adds_up(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_the_counts(tmp_path: Path) -> None:
     first, second = RunRecord(tmp_path, CONFIG, []), RunRecord(tmp_path, CONFIG, [])
-    counts = {"steps": 5, "epochs": 1, "frames": 10, "training_seconds": 4.0, "seconds": 100.0}
-    first.load_state_dict(counts)
+    first.load_state_dict({"steps": 5, "epochs": 1, "frames": 10, "training_seconds": 4.0, "seconds": 100.0})
     second.load_state_dict(first.state_dict())
     second.write()
     record = read_record(tmp_path)
     assert record["steps"] == 5 and record["epochs"] == 1 and record["frames_per_second"] == 2.5
     assert 100 < record["wall_time_s"] < 160
-    assert first.state_key == "RunMeter", "as checkpoints have it"
-
-
-def test_the_machine_is_not_named() -> None:
-    assert set(machine()) == {"cpu", "cores", "memory_bytes", "gpus"}
+    assert first.state_key == "RunMeter", "the key in old checkpoints"

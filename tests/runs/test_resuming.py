@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and what may differ from before."""
+"""Which checkpoint a run resumes from, and which changes are allowed."""
 
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.checkpoints import AtomicCheckpointIO
-from cmt_aqr.runs.resuming import changes, check_callbacks, checkpoint_path, configuration
+from cmt_aqr.runs.resuming import (
+    changes,
+    check_callbacks,
+    checkpoint_path,
+    configuration,
+    configuration_to_evaluate,
+)
 from cmt_aqr.training.optimization import OneCycle
 from tests.helpers.composed import composed
 
-ROOT = [
-    "data.root=somewhere",
-    "data.cache_dir=cache",
-    "~callbacks.checkpoint",
-    "~callbacks.aqr_monitor",
-    "logger=csv",
-    "~logger.csv",
-]
+ROOT = ["data.root=somewhere", "data.cache_dir=cache", "~callbacks.checkpoint", "~callbacks.aqr_monitor"]
+ROOT += ["logger=csv", "~logger.csv"]
 
 
 def saved(path: Path, config: DictConfig | None = None) -> Path:
@@ -44,52 +44,42 @@ def test_a_file_a_folder_or_the_run_s_own(tmp_path: Path, caplog: pytest.LogCapt
     assert checkpoint_path("auto", tmp_path) == checkpoint_path(str(tmp_path), Path()) == last
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "trainer.max_epochs=20",
-        "trainer.check_val_every_n_epoch=1",
-        "data.num_workers=7",
-        "data.root=elsewhere",
-        "evaluation.max_detections=100",
-        "renderer.max_weight_clamp=1.5",
-        "name=other",
-    ],
-)
-def test_what_leaves_the_training_as_it_is_may_differ(
-    override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_changes_that_keep_the_training_are_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [
+        *("trainer.max_epochs=20", "trainer.check_val_every_n_epoch=1", "data.num_workers=7"),
+        *("data.root=elsewhere", "evaluation.max_detections=100", "renderer.max_weight_clamp=1.5", "name=other"),
+    ]
     last = saved(tmp_path / "last.ckpt", composed(*ROOT))
-    key, value = override.split("=")
-    merged = configuration(composed(*ROOT, override, f"ckpt_path={last}"), [override], last)
-    assert str(OmegaConf.select(merged, key)) == value
-    assert (key in capsys.readouterr().out) == (key != "name")
+    merged = configuration(composed(*ROOT, *overrides, f"ckpt_path={last}"), overrides, last)
+    printed = capsys.readouterr().out
+    for key, value in (item.split("=") for item in overrides):
+        assert str(OmegaConf.select(merged, key)) == value
+        assert (key in printed) == (key != "name"), "changes of the training are printed"
 
 
 @pytest.mark.parametrize(
-    ("override", "why"),
+    ("override", "reason"),
     [
         ("model.queries=30", "weights and optimiser state"),
         ("aqr=none", "weights and optimiser state"),
         ("optimizer.lr=1e-5", "optimiser's state"),
         ("data.batch_size=3", "number of frames per step"),
-        ("trainer.accumulate_grad_batches=2", "number of frames per step"),
-        ("data.train_split=mini_val", "frames left to train on"),
-        ("data.scene_augmentation=null", "frames left to train on"),
+        ("data.train_split=mini_val", "training frames"),
+        ("data.scene_augmentation=null", "training frames"),
         ("seed=3", "order of the frames"),
         ("training.denoising.groups=3", "the loss"),
         ("trainer.precision=bf16-mixed", "would not be the same"),
     ],
 )
-def test_what_would_be_another_training_is_refused(override: str, why: str, tmp_path: Path) -> None:
+def test_changes_of_the_training_are_refused(override: str, reason: str, tmp_path: Path) -> None:
     last = saved(tmp_path / "last.ckpt", composed(*ROOT))
-    with pytest.raises(UserError, match=why) as error:
+    with pytest.raises(UserError, match=reason) as error:
         configuration(composed(*ROOT, override, f"ckpt_path={last}"), [override], last)
     assert str(error.value).startswith(override.split("=")[0]) and f"weights={last}" in str(error.value)
 
 
 def test_the_same_command_again_changes_nothing(tmp_path: Path) -> None:
-    """A job's line stays as it is, with an experiment and weights that the run began with."""
+    """A batch job repeats its command, with the experiment and weights that the run started with."""
     line = [*ROOT, "experiment=aqr_aggressive", "optimizer.lr=1e-4", "weights=w.pth", "ckpt_path=auto"]
     first = configuration(composed(*line), line, None)
     assert first.weights == "w.pth" and first.ckpt_path is None
@@ -101,7 +91,7 @@ def test_the_same_command_again_changes_nothing(tmp_path: Path) -> None:
         configuration(composed(*ROOT, "experiment=aqr_conservative"), ["experiment=aqr_conservative"], last)
 
 
-def test_a_class_that_was_not_named_yet_is_no_change() -> None:
+def test_a_class_that_old_versions_did_not_name_is_no_change() -> None:
     """Versions before 2026-11-25 built optimiser and multipliers without ``_target_``."""
     config = composed(*ROOT)
     old: Any = OmegaConf.to_container(config, resolve=True)
@@ -122,33 +112,39 @@ def one_cycle(steps: int, done: int) -> OneCycle:
 
 
 @pytest.mark.parametrize("steps", [10, 20])
-def test_one_cycle_goes_on_with_the_length_of_the_run_that_goes_on(steps: int) -> None:
-    before, after, whole = one_cycle(10, 5), one_cycle(steps, 0), one_cycle(steps, 5)
-    after.optimizer.load_state_dict(before.optimizer.state_dict())
-    after.load_state_dict(before.state_dict())
+def test_one_cycle_has_the_length_of_the_resumed_run(steps: int) -> None:
+    before, resumed, uninterrupted = one_cycle(10, 5), one_cycle(steps, 0), one_cycle(steps, 5)
+    resumed.optimizer.load_state_dict(before.optimizer.state_dict())
+    resumed.load_state_dict(before.state_dict())
     for key in ("lr", "betas"):
-        assert after.optimizer.param_groups[0][key] == whole.optimizer.param_groups[0][key]
-    for schedule in (after, whole):
+        assert resumed.optimizer.param_groups[0][key] == uninterrupted.optimizer.param_groups[0][key]
+    for schedule in (resumed, uninterrupted):
         schedule.optimizer.step()
         schedule.step()
-    assert after.get_last_lr() == whole.get_last_lr()
+    assert resumed.get_last_lr() == uninterrupted.get_last_lr()
 
 
-@pytest.mark.parametrize(
-    "target", ["StochasticWeightAveraging", "WeightAveraging", "BackboneFinetuning", "LearningRateFinder"]
-)
-def test_a_callback_that_makes_another_run_is_not_resumed_with(target: str) -> None:
-    arguments = {"swa_lrs": 1e-4} if target == "StochasticWeightAveraging" else {}
-    callback = getattr(pytorch_lightning.callbacks, target)(**arguments)
-    with pytest.raises(UserError, match=rf"callbacks\.mine.*{target}.*~callbacks\.mine"):
+@pytest.mark.parametrize("name", ["WeightAveraging", "BackboneFinetuning", "LearningRateFinder"])
+def test_a_callback_that_changes_the_training_is_refused(name: str) -> None:
+    callback = getattr(pytorch_lightning.callbacks, name)()
+    with pytest.raises(UserError, match=rf"callbacks\.mine.*{name}.*~callbacks\.mine"):
         check_callbacks({"mine": callback})
 
 
-def test_a_callback_that_nobody_knows_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_callback_causes_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     class Other(pytorch_lightning.Callback):
         pass
 
     known = pytorch_lightning.callbacks.EarlyStopping("NDS"), pytorch_lightning.callbacks.LearningRateMonitor()
-    check_callbacks({"other": Other(), **{str(number): one for number, one in enumerate(known)}})
+    check_callbacks({"other": Other(), "stop": known[0], "rate": known[1]})
     (message,) = [record.getMessage() for record in caplog.records]
     assert "callbacks.other" in message and "Other" in message
+
+
+@pytest.mark.parametrize("override", [None, "renderer=base", "renderer.max_weight_clamp=null"])
+def test_an_overridden_clamp_replaces_the_schedule_in_an_evaluation(override: str | None, tmp_path: Path) -> None:
+    last = saved(tmp_path / "last.ckpt", composed(*ROOT, "clamp_schedule=progressive"))
+    overrides = [override] if override else []
+    composition = composed(*overrides, f"ckpt_path='{last}'", script="evaluate")
+    config = configuration_to_evaluate(composition, overrides, tmp_path)
+    assert (config.clamp_schedule.milestones is None) == bool(override)

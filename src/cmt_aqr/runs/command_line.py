@@ -1,6 +1,4 @@
-"""A command line before Hydra reads it: flags and overrides, and text that Hydra's grammar has no place for."""
-
-from __future__ import annotations
+"""Prepares a command line for Hydra: order of flags and overrides, and text that Hydra's grammar does not take."""
 
 import argparse
 import os
@@ -15,27 +13,29 @@ from hydra._internal.utils import get_args_parser
 from cmt_aqr.errors import UserError
 
 _PIECE = re.compile(r"""(?P<quoted>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?P<plain>[^,\[\]{}():="'\n]+)""")
-"""A quoted text, or a text up to the next character that means something to Hydra."""
+"""A quoted text, or a text up to the next character with a meaning in Hydra's grammar."""
 
-_UNKNOWN_TO_HYDRA = re.compile(r"[^\x20-\x7e]|[#!&;<>^`~]")
+_OUTSIDE_GRAMMAR = re.compile(r"[^\x20-\x7e]|[#!&;<>^`~]")
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Hydra's flags, and the overrides among them in their order, made readable for Hydra; none with ``--help``.
+    """Split a command line into Hydra's flags and the overrides, in their order and made readable for Hydra.
 
-    A flag that Hydra does not know, and a value that a flag does not take, is a :class:`UserError`.
+    With ``--help`` the overrides are dropped: the help is the same for all of them.
+
+    Raises:
+        UserError: for a flag that Hydra does not know, or a value that a flag does not take.
     """
     flags = _parse(arguments)
-    helps = flags.help or flags.hydra_help  # the same whatever is overridden
-    return flags, [] if helps else [readable(item) for item in flags.overrides]
+    return flags, [] if flags.help or flags.hydra_help else [readable(item) for item in flags.overrides]
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:
-    """The same command line with the overrides first: Hydra refuses overrides on both sides of a flag."""
-    flags, left = [], list(_parse(arguments).overrides)
+    """The same command line, overrides first: Hydra refuses overrides on both sides of a flag."""
+    flags, overrides = [], list(_parse(arguments).overrides)
     for item in arguments:
-        if item in left:
-            left.remove(item)
+        if item in overrides:
+            overrides.remove(item)
         else:
             flags.append(item)
     return [*read_arguments(arguments)[1], *flags]
@@ -52,10 +52,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def readable(override: str) -> str:
-    """An override with ``~`` written out, and quotes around text that can only be text.
+    """An override with ``~`` expanded, and quotes around text that can only be text.
 
-    Hydra's grammar takes neither ``~`` nor letters outside ASCII without quotes. What has brackets, commas or
-    ``=`` in it may mean something else than its text, and stays as it is.
+    Hydra's grammar takes neither ``~`` nor letters outside ASCII without quotes. Text with brackets, commas or
+    ``=`` may mean something else, and stays as it is.
     """
     key, equals, value = override.partition("=")
     return key + equals + _PIECE.sub(_readable_piece, value)
@@ -64,31 +64,31 @@ def readable(override: str) -> str:
 def _readable_piece(match: re.Match[str]) -> str:
     quoted, plain = match["quoted"], match["plain"]
     if quoted is not None:
-        return quoted[0] + home_written_out(quoted[1:-1]) + quoted[0]
-    text = home_written_out(plain)
-    return quote(text) if _UNKNOWN_TO_HYDRA.search(text) else text
+        return quoted[0] + expand_home(quoted[1:-1]) + quoted[0]
+    text = expand_home(plain)
+    return quote(text) if _OUTSIDE_GRAMMAR.search(text) else text
 
 
-def home_written_out(path: str) -> str:
-    """A path with the folder that ``~`` or ``~USER`` in front stands for; one of no such user stays."""
+def expand_home(path: str) -> str:
+    """Expand ``~`` or ``~USER`` at the start of a path; the name of an unknown user stays."""
     return os.path.expanduser(path)  # noqa: PTH111  # a Path would drop a slash at the end, and raise
 
 
 def quote(text: str) -> str:
-    """A text in double quotes, as Hydra's grammar reads it."""
-    return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', r"\""), text) + '"'
+    """A text in double quotes, escaped for Hydra's grammar."""
+    return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + match[2].replace('"', r"\""), text) + '"'
 
 
 def to_type(override: str) -> str:
-    """What to type in a shell so that the value of an override is read as text."""
+    """What to type in a shell so that Hydra reads the value of an override as text."""
     key, _, value = override.partition("=")
     return shlex.quote(f"{key}={quote(value)}")
 
 
 def use_utf8() -> None:
-    """Start this process anew in Python's UTF-8 mode where the locale, as ``LC_ALL=C``, knows ASCII alone.
+    """Restart this process in Python's UTF-8 mode where the locale, as ``LC_ALL=C``, is limited to ASCII.
 
-    There, Python can neither name a file with another letter nor print one; and what it starts inherits the mode.
+    There, Python can neither print other letters nor open files with them; child processes inherit the mode.
     """
     if sys.getfilesystemencoding() == "ascii":
         os.environ["PYTHONUTF8"] = "1"

@@ -1,6 +1,4 @@
-"""Learning curves as a table, which a run that is resumed in its folder continues."""
-
-from __future__ import annotations
+"""Learning curves in a CSV file, which a run resumed in its folder continues."""
 
 import csv
 from pathlib import Path
@@ -13,11 +11,11 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from cmt_aqr.files import write_table
 
 EPOCH = "aqr/epoch"
-"""What the numbers of an epoch are logged under, in the row of its last step."""
+"""Prefix of an epoch's numbers, which are logged in the row of its last step."""
 
 
 class CurveLogger(CSVLogger):
-    """Lightning's ``CSVLogger``, with its settings; the rows of a run that is resumed in this folder stay."""
+    """Lightning's ``CSVLogger``, which keeps the existing rows of a run resumed in its folder."""
 
     def __init__(
         self, save_dir: str, name: str = "csv", version: str = "", flush_logs_every_n_steps: int = 1
@@ -26,16 +24,18 @@ class CurveLogger(CSVLogger):
 
     @rank_zero_only
     def resume(self, checkpoint: dict[str, Any], epoch_open: bool = False) -> None:
-        """Keep the rows from before a checkpoint, and write on after them; those after it come again.
+        """Keep the rows up to a checkpoint and append to them; the resumed run writes the later ones again.
 
-        ``epoch_open`` says whether the resumed run logs the numbers of the checkpoint's epoch.
+        Args:
+            checkpoint: that the run resumes from.
+            epoch_open: whether the resumed run logs the numbers of the checkpoint's epoch.
         """
         Path(self.log_dir).mkdir(parents=True, exist_ok=True)
         self._experiment = _ContinuedWriter(self.log_dir, checkpoint, epoch_open)
 
 
 class _ContinuedWriter(ExperimentWriter):
-    """Begins with the rows that are there already."""
+    """Starts with the rows of the existing file."""
 
     def __init__(self, log_dir: str, checkpoint: dict[str, Any], epoch_open: bool) -> None:
         super().__init__(log_dir)
@@ -44,16 +44,16 @@ class _ContinuedWriter(ExperimentWriter):
             return
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            rows = [row for row in reader if not _comes_again(row, checkpoint, epoch_open)]
+            rows = [row for row in reader if not _is_written_again(row, checkpoint, epoch_open)]
             self.metrics_keys = sorted(reader.fieldnames or [])
         write_table(path, rows, self.metrics_keys)
 
     def _check_log_dir_exists(self) -> None:
-        """Lightning's would delete the file."""
+        """Do nothing: Lightning's would delete the file."""
 
 
-def _comes_again(row: dict[str, str], checkpoint: dict[str, Any], epoch_open: bool) -> bool:
-    """Whether a resumed run writes this row itself."""
+def _is_written_again(row: dict[str, str], checkpoint: dict[str, Any], epoch_open: bool) -> bool:
+    """Whether the resumed run writes this row."""
     last = checkpoint["global_step"] - 1
     if int(row["step"]) != last:
         return int(row["step"]) > last

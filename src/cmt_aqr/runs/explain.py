@@ -1,6 +1,4 @@
-"""Hydra's errors in one sentence: what was given, and what there is instead."""
-
-from __future__ import annotations
+"""Hydra's errors in one sentence, with the options or keys that exist instead."""
 
 import difflib
 import re
@@ -16,55 +14,55 @@ from cmt_aqr.runs.tree import nodes, unresolved
 
 
 def explain(error: Exception, config_name: str, overrides: list[str]) -> str:
-    """One sentence out of Hydra's several lines, with the nearest existing key where a key is unknown."""
+    """One sentence for an error of Hydra, with the nearest existing key where a key is unknown."""
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return _no_such_option(group, choice, overrides)
     text = " ".join(str(error).split())
-    there = re.search(r"Could not append to config. An item is already at '([^']+)'", text)
-    if there is not None:
-        given = next((item for item in overrides if override_keys([item]) == [there[1]]), there[1])
-        return f"{given}: there is {there[1]} already; give it without +"
+    existing = re.search(r"Could not append to config. An item is already at '([^']+)'", text)
+    if existing is not None:
+        item = next((item for item in overrides if override_keys([item]) == [existing[1]]), existing[1])
+        return f"{item}: there is {existing[1]} already; give it without +"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown is None:
         return text
-    key = unknown.group(1).lstrip("+~").split("@")[0]
-    given = next((item for item in overrides if key in item), key)
+    key = unknown[1].lstrip("+~").split("@")[0]
+    item = next((item for item in overrides if key in item), key)
     groups = [item for item in overrides if "/" not in item and "." not in item.split("=")[0] and key not in item]
-    known = _keys(config_name, groups)
-    if key in known:  # and what is given is a mapping with a key that is not
+    keys = _keys(config_name, groups)
+    if key in keys:  # the value is a mapping, and one of its keys is unknown
         key = str(getattr(error.__cause__, "full_key", key))
-    owner = _option_with(config_name, key)
-    if owner is not None:
+    option = _option_with(config_name, key)
+    if option is not None:
         return (
-            f"{given}: {key} is a key of {owner}: give {owner}, too, or +{given} where a checkpoint brings "
+            f"{item}: {key} is a key of {option}: give {option}, too, or +{item} where a checkpoint brings "
             "that along"
         )
-    place = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == place]
-    near = difflib.get_close_matches(key, [name for name in known if not below(key, [name])], n=3, cutoff=0.5)
+    parent = key.rpartition(".")[0]
+    siblings = [name for name in keys if name.rpartition(".")[0] == parent]
+    near = difflib.get_close_matches(key, [name for name in keys if not below(key, [name])], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"keys there are {', '.join(siblings[:20])}"
-    if place in known and not siblings:
-        hint = f"{place} has none here"
-    return f"{given}: there is no key {key} in the configuration; {hint} (+{given} adds a new key)"
+    if parent in keys and not siblings:
+        hint = f"{parent} has none here"
+    return f"{item}: there is no key {key} in the configuration; {hint} (+{item} adds a new key)"
 
 
 def _no_such_option(group: str, choice: str, overrides: list[str]) -> str:
-    """What to say of an option that is not in its group, or, as in ``eval_fault=mome/fov6``, in a folder of it."""
+    """A sentence for an option that is missing from its group or, as in ``eval_fault=mome/fov6``, its folder."""
     if group in ("hydra/launcher", "hydra/sweeper"):
         if choice not in _PLUGINS:
             return f"{choice}: Hydra has no launcher or sweeper of this name; docs/sweeps.md lists them"
         item = next((item for item in overrides if item.startswith(("launcher=", "sweep="))), choice)
         return f"{item}: this needs an extra that is not installed: {_PLUGINS[choice]}"
-    given = next((item for item in overrides if item.replace("=", "/", 1).endswith(f"{group}/{choice}")), None)
-    key, _, value = (given or f"{group}={choice}").partition("=")
+    item = next((item for item in overrides if item.replace("=", "/", 1).endswith(f"{group}/{choice}")), "")
+    key, _, value = (item or f"{group}={choice}").partition("=")
     key, folder = key.lstrip("+"), value.rpartition("/")[0]
     loader = GlobalHydra.instance().config_loader()
-    found = [f"{folder}/{option}" for option in loader.get_group_options(f"{key}/{folder}")] if folder else []
-    if not found:
+    options = [f"{folder}/{option}" for option in loader.get_group_options(f"{key}/{folder}")] if folder else []
+    if not options:
         folders = [f"{name}/..." for name in loader.get_group_options(key, ObjectType.GROUP)]
-        found = [*loader.get_group_options(key), *folders]
-    return f"{key}={value}: there is no such option; choose from {', '.join(found)}"
+        options = [*loader.get_group_options(key), *folders]
+    return f"{key}={value}: there is no such option; choose from {', '.join(options)}"
 
 
 _PLUGINS = {
@@ -78,7 +76,7 @@ _PLUGINS = {
 
 
 def _option_with(config_name: str, key: str) -> str | None:
-    """``group=option``, of the default, or else the first, option with which there is such a key."""
+    """``group=option`` for an option that has such a key: the default one if it does, else the first."""
     group = key.partition(".")[0]
     options = GlobalHydra.instance().config_loader().get_group_options(group)
     for option in sorted(options, key=lambda name: name != "default"):
@@ -88,7 +86,7 @@ def _option_with(config_name: str, key: str) -> str | None:
 
 
 def _keys(config_name: str, overrides: list[str]) -> list[str]:
-    """Those of the configuration with some overrides, or without where these do not compose."""
+    """Keys of the configuration with these overrides, or without them if they do not compose."""
     try:
         config = hydra.compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException):

@@ -1,6 +1,4 @@
-"""What a run left in its folder, read file by file when it is asked for, and without PyTorch."""
-
-from __future__ import annotations
+"""Reads what a run left in its folder, file by file on demand, and without PyTorch."""
 
 import csv
 import functools
@@ -25,48 +23,48 @@ CURVES = ("train/loss", "val/NDS", "val/mAP")
 """Columns of ``csv/metrics.csv`` that are learning curves."""
 
 OF_THE_SWEEP = ("sweep", "launcher", "sweep_dir")
-"""Settings that say how runs are started and where, not what they compute."""
+"""Settings that determine how and where runs are started, not what they compute."""
 
 Value = float | int | str
 """A setting's value; null, true, false, lists and mappings as Hydra writes them."""
 
 Curve = tuple[list[int], list[float]]
-"""Steps, ascending, and the values there."""
+"""Steps, ascending, and their values."""
 
 
-_UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError)
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError, csv.Error)
 
 
 class Run:
-    """A run's folder. A file that is absent or cannot be read gives nothing; :attr:`problems` names the latter.
+    """A run's folder. A missing or unreadable file counts as empty; :attr:`problems` lists the unreadable ones.
 
     Args:
         folder: of the run; it need not exist.
-        name: for people; by default the folder's.
-        given: overrides of a run that has no folder yet.
+        name: displayed name; by default the folder's.
+        overrides: of a run without a folder.
     """
 
-    def __init__(self, folder: Path, name: str | None = None, given: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, name: str | None = None, overrides: Sequence[str] = ()) -> None:
         self.folder = folder
         self.name = folder.name if name is None else name
-        self._given = tuple(given)
-        self._values: dict[str, Any] = {}
+        self._overrides = tuple(overrides)
+        self._contents: dict[str, Any] = {}
         self._problems: dict[str, str] = {}
 
     def _file(self, name: str) -> Any:
-        if name not in self._values:
-            self._values[name] = {}
+        if name not in self._contents:
+            self._contents[name] = {}
             try:
                 if (self.folder / name).is_file():
-                    self._values[name] = _READERS[name](self.folder / name)
-            except (*_UNREADABLE, yaml.YAMLError, csv.Error) as error:
+                    self._contents[name] = _READERS[name](self.folder / name)
+            except _UNREADABLE as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 self._problems[name] = f"{name} cannot be read: {reason}"
-        return self._values[name]
+        return self._contents[name]
 
     @property
     def problems(self) -> list[str]:
-        """Files that are there and cannot be read, a sentence each; reads all of them."""
+        """One sentence per unreadable file; reads all files."""
         for name in _READERS:
             self._file(name)
         return list(self._problems.values())
@@ -82,15 +80,15 @@ class Run:
         return self._file("metrics.json")
 
     @property
-    def numbers(self) -> dict[str, float]:
-        """Every recorded number: official metrics, statistics of AQR's maps (``bev/mean``), and the record's."""
-        record = {key: float(value) for key, value in self.record.items() if type(value) in (int, float)}
-        return {**record, **self.maps, **self.metrics}
-
-    @property
     def maps(self) -> dict[str, float]:
         """Statistics of AQR's maps, such as ``bev/mean``."""
         return self._file("map_statistics.json")
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Every recorded number: official metrics, statistics of AQR's maps, and the record's."""
+        record = {key: float(value) for key, value in self.record.items() if type(value) in (int, float)}
+        return {**record, **self.maps, **self.metrics}
 
     @property
     def curves(self) -> Mapping[str, Curve]:
@@ -103,25 +101,14 @@ class Run:
         return self._file("config.yaml") or self._file(".hydra/config.yaml")
 
     @property
-    def choices(self) -> Mapping[str, Any]:
-        """The option chosen of each configuration group."""
-        return self._file(".hydra/hydra.yaml").get("runtime", {}).get("choices", {})
-
-    @property
-    def script(self) -> str:
-        """The script that ran, such as ``train.py``."""
-        job = self._file(".hydra/hydra.yaml").get("job", {}).get("name", "train")
-        return Path((self.record.get("command") or [f"{job}.py"])[0]).name
-
-    @property
     def overrides(self) -> tuple[str, ...]:
-        """Those of the last command that ran in the folder, as Hydra took them."""
+        """Overrides of the last command in this folder, as Hydra parsed them."""
         return tuple(map(str, self.record.get("overrides", self._file(".hydra/overrides.yaml"))))
 
     @property
     def claimed(self) -> tuple[str, ...]:
-        """Those that the run claimed its folder in a sweep with, else those that Hydra wrote, which may change."""
-        return self._given or tuple(self._file(".hydra/run.json") or self._file(".hydra/overrides.yaml"))
+        """Overrides with which a sweep's run claimed the folder, else those that Hydra wrote, which may change."""
+        return self._overrides or tuple(self._file(".hydra/run.json") or self._file(".hydra/overrides.yaml"))
 
     @property
     def status(self) -> str | None:
@@ -130,7 +117,7 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """How it ended: complete, failed, stopped (by nobody, too), or new without a folder."""
+        """How the run ended: complete, failed, stopped (also without a record of it), or new without a folder."""
         if not self.folder.exists():
             return NEW
         status = self.record.get("status", COMPLETE)
@@ -140,7 +127,7 @@ class Run:
 
     @property
     def ending(self) -> str:
-        """The recorded status for people; a run that was killed had no time to record more than that it runs."""
+        """The recorded status for people; a killed run could not record more than that it was running."""
         return {None: "not recorded", "running": "unfinished"}.get(self.status) or str(self.status)
 
     @property
@@ -155,38 +142,41 @@ class Run:
 
     @property
     def commit(self) -> str:
-        """The recorded git commit in short, and whether the code had changes; or nothing."""
+        """The recorded git commit in short, and whether the code had changes; empty without a record."""
         commit, changes = self.record.get("git_commit"), self.record.get("git_dirty")
         return f"{str(commit)[:10]}{' with changes' if changes else ''}" if commit else ""
 
     @property
     def machine(self) -> str:
-        """The recorded machine in words, or nothing."""
+        """The recorded machine in words; empty without a record."""
         machine = self.record.get("machine") or {}
         cores, memory = machine.get("cores"), machine.get("memory_bytes")
         parts = [*(machine.get("gpus") or []), machine.get("cpu"), cores and f"{cores} cores"]
         return ", ".join(map(str, filter(None, [*parts, memory and f"{memory / 2**30:.2f} GiB of memory"])))
 
     def setting(self, key: str) -> Value | None:
-        """A setting, from the overrides, else the groups, else the configuration; ``None``: not recorded."""
+        """A setting, from the overrides, the chosen groups or the configuration; ``None``: not recorded."""
         for name, value in map(parse_override, reversed(self.overrides)):
             if name == key:
                 return value
-        if key in self.choices:
-            return _plain(self.choices[key])
+        choices = self._file(".hydra/hydra.yaml").get("runtime", {}).get("choices", {})
+        if key in choices:
+            return _plain(choices[key])
         node = at(self.config, key, default={})
         return None if isinstance(node, dict) else _plain(node)
 
     @property
     def command(self) -> str:
-        """The command line that runs this run again, by itself, quoted for a POSIX shell."""
-        own = [text for text in self.overrides if parse_override(text)[0] not in OF_THE_SWEEP]
-        return " ".join(["python", f"scripts/{self.script}", *map(shlex.quote, own)])
+        """The command line that repeats this run on its own, quoted for a POSIX shell."""
+        job = self._file(".hydra/hydra.yaml").get("job", {}).get("name", "train")
+        script = Path((self.record.get("command") or [f"{job}.py"])[0]).name
+        overrides = [text for text in self.overrides if parse_override(text)[0] not in OF_THE_SWEEP]
+        return " ".join(["python", f"scripts/{script}", *map(shlex.quote, overrides)])
 
 
 @functools.lru_cache(maxsize=10_000)
 def parse_override(text: str) -> tuple[str, Value]:
-    """Key and value of an override; text that Hydra cannot read is a key by itself."""
+    """Key and value of an override; text that Hydra cannot parse becomes a key without a value."""
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
@@ -202,9 +192,9 @@ def _plain(value: Any) -> Value:
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """All runs in or below a folder, named by their path in it, in natural order of their names (2 before 10).
+    """All runs in or below a folder, named by their path in it, in natural order (2 before 10).
 
-    The folder of a run holds ``record.json`` or ``.hydra/overrides.yaml``; nothing is looked for inside it, nor in
+    A run's folder holds ``record.json`` or ``.hydra/overrides.yaml``; it is not searched further, and neither are
     hidden folders.
     """
     runs = []
@@ -220,13 +210,13 @@ def find_runs(folder: Path) -> list[Run]:
 
 
 def natural(text: str) -> list[tuple[bool, int, str]]:
-    """Sorting key under which numbers within a text count as numbers."""
+    """Sorting key that compares the digits in a text as numbers."""
     parts = re.split(r"([0-9]+)", text)
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml where it is there: reading a hundred configurations takes a second, not ten."""
+"""libyaml if it is installed: a hundred configurations take a second, not ten."""
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -234,7 +224,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, kind: type = list) -> Any:
-    """What a file of JSON or YAML holds, which must be of a kind; nothing of it where the file is empty."""
+    """The content of a JSON or YAML file, which must be of a kind; an empty one for an empty file."""
     text = path.read_text(encoding="utf-8")
     values = json.loads(text) if path.suffix == ".json" else yaml.load(text, _LOADER) or kind()
     if not isinstance(values, kind):
@@ -251,8 +241,8 @@ def _map_statistics(path: Path) -> dict[str, float]:
     }
 
 
-def read_curves(path: Path) -> dict[str, Curve]:
-    """Learning curves of Lightning's CSV log; of a step logged twice, as after a resume, the last value counts."""
+def _curves(path: Path) -> dict[str, Curve]:
+    """Learning curves of Lightning's CSV log; if a resumed run logged a step twice, the last value counts."""
     values: dict[str, dict[int, float]] = {name: {} for name in CURVES}
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -271,5 +261,5 @@ _READERS: dict[str, Callable[[Path], Any]] = {
     "config.yaml": _mapping,
     "metrics.json": lambda path: null_to_nan(_mapping(path)),
     "map_statistics.json": _map_statistics,
-    "csv/metrics.csv": read_curves,
+    "csv/metrics.csv": _curves,
 }

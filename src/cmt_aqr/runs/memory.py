@@ -1,4 +1,4 @@
-"""The C library's memory on a CPU."""
+"""The C library's memory allocator on a CPU."""
 
 import ctypes
 import sys
@@ -8,11 +8,13 @@ _KEEP_BYTES = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed blocks for the next step instead of giving them back to the kernel.
+    """Make glibc keep freed blocks for the next step instead of returning them to the kernel.
 
-    By default every block above 32 MB is mapped anew and cleared by the kernel page by page each time, which
-    is a third of the image branch's time. Affects the whole process; costs nothing but that memory once used
-    stays with it. False where the C library (of macOS, musl) has no such setting.
+    By default the kernel maps every block above 32 MB again and clears it page by page, which takes a third of the
+    image branch's time. The setting holds for this process, whose memory then never shrinks.
+
+    Returns:
+        Whether the C library has the setting; those of macOS and musl do not.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,6 +1,4 @@
-"""Lightning's Trainer in the precisions that the model computes in."""
-
-from __future__ import annotations
+"""Lightning's Trainer with the supported precisions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,31 +11,31 @@ from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 from torch.optim import Optimizer
 
 from cmt_aqr.runs.configuration import build
-from cmt_aqr.runs.trainer_settings import precision_named
+from cmt_aqr.runs.trainer_settings import canonical_precision
 
 FIRST_SCALE = 512.0
-"""Of the loss with float16: the constant that CMT trained with at first. It doubles after 2,000 good steps.
+"""Initial loss scale with float16, CMT's former constant; it doubles after 2,000 finite steps.
 
-PyTorch's 65,536 makes the first steps' gradients infinite, which are then skipped: of a short run nearly all.
+With PyTorch's 65,536 the first gradients are infinite and their steps are skipped, in a short run nearly all.
 """
 
 
 class ClippedMixedPrecision(MixedPrecision):
-    """Mixed precision in which a fused optimiser's gradients can be clipped, with float16 on a CPU, too.
+    """Mixed precision with gradient clipping for fused optimisers, and with float16 on a CPU, too.
 
-    Lightning refuses to clip beside a fused optimiser, because that can take the loss' scale out of the
-    gradients itself, too late for clipping. It does so only where nobody has done it before
-    (``torch.amp.GradScaler.step``), so here it is done right after the backward pass.
+    Lightning refuses to clip for a fused optimiser, which unscales gradients itself, too late for clipping. The
+    optimiser does so only if they are still scaled (``torch.amp.GradScaler.step``), so they are unscaled here,
+    right after the backward pass.
     """
 
-    def optimizer_step(  # type: ignore[override]  # as Lightning's own
+    def optimizer_step(  # type: ignore[override]  # as Lightning's
         self, optimizer: Optimizer, model: LightningModule, closure: Callable[[], Any], **arguments: Any
     ) -> Any:
-        """A step on gradients without the loss' scale; float16 skips it where one of them is not finite."""
+        """Take a step with unscaled gradients; float16 skips it if one of them is not finite."""
 
         def unscaled() -> Any:
             result = closure()
-            fused = getattr(optimizer, "_step_supports_amp_scaling", False)  # Lightning leaves the scale to these
+            fused = getattr(optimizer, "_step_supports_amp_scaling", False)  # Lightning unscales for the others
             if self.scaler is not None and result is not None and fused:
                 self.scaler.unscale_(optimizer)
             return result
@@ -45,27 +43,22 @@ class ClippedMixedPrecision(MixedPrecision):
         return super().optimizer_step(optimizer, model=model, closure=unscaled, **arguments)
 
     def clip_gradients(self, optimizer: Optimizer, *arguments: Any, **named: Any) -> None:
-        """Clip gradients, which have no scale any more, whatever the optimiser."""
+        """Clip the unscaled gradients, with any optimiser."""
         Precision.clip_gradients(self, optimizer, *arguments, **named)
 
 
 def build_trainer(config: DictConfig, *, plugins: list[Any] | None = None, **arguments: Any) -> Trainer:
-    """The Trainer of a configuration's ``trainer`` group.
-
-    Args:
-        config: the whole configuration.
-        plugins: of Lightning, besides the one for the precision.
-        **arguments: of the Trainer, besides those of the configuration.
-    """
-    precision = precision_named(config.trainer.get("precision", "32-true"))
+    """The Trainer of a full configuration's ``trainer`` group, with additional plugins and arguments."""
+    precision = canonical_precision(config.trainer.get("precision", "32-true"))
     settings = config.trainer.copy()
     plugins = list(plugins or ())
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # as Lightning, which would requeue jobs by itself
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # Lightning's own would requeue jobs itself
     if precision == "32-true":
         return build(settings, plugins=plugins, **arguments)
     with open_dict(settings):
-        del settings["precision"]  # Lightning takes a name or a plugin; of float16 on a CPU it would make bfloat16
+        # A name excludes the plugin, and Lightning would turn float16 on a CPU into bfloat16.
+        del settings["precision"]
     device = device_type(str(settings.get("accelerator", "auto")))
     scaler = torch.amp.GradScaler(device, init_scale=FIRST_SCALE) if precision == "16-mixed" else None
     mixed = ClippedMixedPrecision(precision, device, scaler)  # type: ignore[arg-type]
@@ -73,7 +66,7 @@ def build_trainer(config: DictConfig, *, plugins: list[Any] | None = None, **arg
 
 
 def device_type(accelerator: str) -> str:
-    """PyTorch's name of the devices that a ``trainer.accelerator`` of Lightning means on this machine."""
+    """PyTorch's device type for a ``trainer.accelerator`` on this machine."""
     if accelerator in ("auto", "gpu"):
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return accelerator

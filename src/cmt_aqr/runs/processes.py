@@ -1,12 +1,10 @@
-"""Running with several devices: one process each, started, watched and ended by the command.
+"""Runs on several devices: one process per device, started, watched and ended by the command.
 
-Lightning would start the others by calling the command once more. Within a sweep (``-m``) such a call is a sweep
-again, and the environment variables of the first run mislead the second. Here the command's own process takes no
-part in the training: it starts every process with an explicit job and the environment that ``torchrun`` would give
-it, waits, and hands their result or error back.
+Lightning would start the others by calling the command again. Within a sweep (``-m``) such a call is a sweep
+again, and environment variables of one run mislead the next. Here the command's process takes no part in the
+training: it starts every process with an explicit job and the environment of ``torchrun``, waits, and returns
+their result or raises their error.
 """
-
-from __future__ import annotations
 
 import contextlib
 import logging
@@ -33,7 +31,7 @@ from cmt_aqr.files import read_record, record_failure
 from cmt_aqr.runs.cluster import outside_environment, starter
 from cmt_aqr.runs.loggers import finish_loggers
 from cmt_aqr.runs.precision import build_trainer
-from cmt_aqr.runs.stopping import ENDING, Stopped, is_others
+from cmt_aqr.runs.stopping import ENDING, Stopped, is_handled
 from cmt_aqr.runs.tree import unresolved
 
 Metrics = dict[str, float]
@@ -41,19 +39,19 @@ Task = Callable[[DictConfig, Path, list[str]], Metrics]
 
 POLL_SECONDS = 0.1
 ERROR_SECONDS = 5.0
-"""How long the others may take to end by themselves after one has failed."""
+"""Time for the others to end after one has failed."""
 STOP_SECONDS = 300.0
-"""How long all may take after Ctrl-C or SIGTERM: a checkpoint may have to be written."""
+"""Time for all to end after Ctrl-C or SIGTERM, in which they may write a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is told to do: a task, by its dotted name, and its arguments.
+    """The task of a process, by its dotted name, and the task's arguments.
 
     Attributes:
-        hydra: Hydra's own configuration, for ``${hydra:...}``; ``None`` outside of Hydra.
+        hydra: Hydra's configuration, for ``${hydra:...}``; ``None`` outside of Hydra.
         arguments: ``sys.argv`` of the command, for the record.
-        sigterm_saves: SIGTERM does not end the run, because the command's process lets it pass.
+        sigterm_saves: SIGTERM requests a checkpoint instead of ending the run.
     """
 
     task: str
@@ -67,25 +65,28 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a process sends when it is done: metrics, an error, or neither where it was left early; and when."""
+    """The result of a process: metrics, an error, or neither if it stopped early.
+
+    Attributes:
+        time: of the end, in seconds; the first error is the cause of the others.
+    """
 
     metrics: Metrics | None
     error: BaseException | None
     time: float
-    """In seconds; the first error is the cause of the others."""
 
 
 def run_task(task: Task, config: DictConfig, folder: Path, overrides: list[str]) -> Metrics:
-    """Run a task in this process, or in one process for each device if the trainer asks for several.
+    """Run a task in this process, or in one process per device if the trainer uses several.
 
     Args:
         task: :func:`cmt_aqr.training.run.train` or ``evaluate``.
         config: composed and checked.
         folder: the run's folder, shared by all processes.
-        overrides: as given on the command line.
+        overrides: as typed on the command line.
 
     Raises:
-        UserError: the trainer's devices do not fit the processes that torchrun or srun started, or one was killed.
+        UserError: the trainer's devices do not match the processes of torchrun or srun, or a process was killed.
     """
     processes = processes_to_start(config)
     if processes == 0:
@@ -96,16 +97,16 @@ def run_task(task: Task, config: DictConfig, folder: Path, overrides: list[str])
         config=config,
         folder=str(folder),
         overrides=overrides,
-        # Without its schema's classes: those of a launcher's plugin may be loaded twice.
+        # Without the classes of its schema, which a launcher's plugin may define twice.
         hydra=None if hydra is None else OmegaConf.create(unresolved(hydra)),
         arguments=sys.argv,
-        sigterm_saves=is_others(signal.SIGTERM),
+        sigterm_saves=is_handled(signal.SIGTERM),
     )
     return Processes(job, processes).run()
 
 
 def run_here(task: Task, config: DictConfig, folder: Path, overrides: list[str]) -> Metrics:
-    """Run a task in this process, and end its loggers."""
+    """Run a task in this process, and close its loggers."""
     failed = True
     try:
         metrics = task(config, folder, overrides)
@@ -116,28 +117,28 @@ def run_here(task: Task, config: DictConfig, folder: Path, overrides: list[str])
 
 
 def processes_to_start(config: DictConfig) -> int:
-    """How many processes the trainer needs; 0 where this one is enough or has been started as one of them.
+    """The number of processes to start for the trainer; 0 if this one is enough or is one of them.
 
     Raises:
-        UserError: several machines without torchrun or srun, or another number of processes than they started.
+        UserError: several machines without torchrun or srun, or a number of processes that differs from theirs.
     """
     environment = outside_environment()
     plain = config.trainer.get("strategy", "auto") == "auto" and config.trainer.get("devices") in (1, "1")
     if plain and environment is None:
         return 0
-    devices = logging.getLogger("pytorch_lightning.utilities.rank_zero")  # whose lines the processes print, too
-    level = devices.level
-    devices.setLevel(logging.ERROR)
+    lightning = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    level = lightning.level
+    lightning.setLevel(logging.ERROR)  # the processes log the devices, too
     try:
         trainer = build_trainer(config, logger=False, enable_checkpointing=False)
     finally:
-        devices.setLevel(level)
-    wanted = trainer.num_devices * trainer.num_nodes
+        lightning.setLevel(level)
+    required = trainer.num_devices * trainer.num_nodes
     if environment is not None:
-        if environment.world_size() != wanted:
+        if environment.world_size() != required:
             raise UserError(
                 f"{starter()} started {environment.world_size()} processes, but trainer.devices="
-                f"{config.trainer.get('devices')} with {trainer.num_nodes} machines makes {wanted}: give "
+                f"{config.trainer.get('devices')} with {trainer.num_nodes} machines makes {required}: give "
                 "trainer=ddp, trainer.devices=<processes per machine> and +trainer.num_nodes=<machines>"
             )
         return 0
@@ -151,11 +152,11 @@ def processes_to_start(config: DictConfig) -> int:
 
 
 class Processes:
-    """The processes of one run, on this machine.
+    """The processes of one run on this machine.
 
-    Each has a connection to this process. It receives its job there, and its end tells it that this process is
-    gone, however that happened: it then ends itself. Each is the head of a process group, so that its loader
-    workers can be ended with it, and so that Ctrl-C in a terminal reaches only this process.
+    Each receives its job over a connection to this process, and ends itself when the connection closes, as this
+    process ends in whatever way. Each leads a process group, so that its loader workers end with it, and Ctrl-C in
+    a terminal reaches only this process.
     """
 
     def __init__(self, job: Job, count: int) -> None:
@@ -167,8 +168,8 @@ class Processes:
         self._signal: int | None = None
 
     def run(self) -> Metrics:
-        """Start all, wait for all; the result of the first, or the first error."""
-        # Served from here, on a port that the system chooses, so that no other run can take it in between.
+        """Start all and wait for all; returns the first one's metrics, or raises the first error."""
+        # Served from here, on a port that the system chooses, so that no other run can take it meanwhile.
         store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         with self._forwarding_signals():
             try:
@@ -180,28 +181,28 @@ class Processes:
         try:
             return self._result()
         except Exception as error:
-            # What the first process wrote may be what the end of another did to it, or nothing at all.
+            # The first process may have recorded a consequence of this error, or nothing at all.
             correct_record(Path(self.job.folder), error)
             raise
 
     def _start(self, rank: int, port: int) -> None:
-        here, there = Pipe(duplex=True)
+        ours, theirs = Pipe(duplex=True)
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cmt_aqr.runs.worker", str(there.fileno())],
+            [sys.executable, "-P", "-m", "cmt_aqr.runs.worker", str(theirs.fileno())],
             env=os.environ | self._as_torchrun(rank, port),
-            pass_fds=[there.fileno()],
+            pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=None if rank == 0 else subprocess.DEVNULL,
             process_group=0,
         )
-        there.close()
+        theirs.close()
         self._processes.append(process)
-        self._connections.append(here)
-        with contextlib.suppress(BrokenPipeError):  # it ended at once: seen in _wait
-            here.send(self.job)
+        self._connections.append(ours)
+        with contextlib.suppress(BrokenPipeError):  # it has ended already: _wait handles it
+            ours.send(self.job)
 
     def _as_torchrun(self, rank: int, port: int) -> dict[str, str]:
-        """What ``torchrun`` sets in the environment on one machine, with the store at a port of this one."""
+        """The environment variables of ``torchrun`` on one machine."""
         return {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -217,13 +218,13 @@ class Processes:
         }
 
     def _wait(self) -> None:
-        """Until all have ended, or one has failed and the others had time to end, too."""
+        """Return when all have ended, or one has failed and the time for the others to end is over."""
         deadline = float("inf")
         while any(process.poll() is None for process in self._processes) and time.monotonic() < deadline:
-            stopping = self._signal is not None and self._processes[0].returncode is None
-            if stopping:
+            failed = self._first_error() is not None or any(process.poll() for process in self._processes)
+            if self._signal is not None and self._processes[0].returncode is None:
                 deadline = min(deadline, time.monotonic() + STOP_SECONDS)
-            elif self._signal is not None or self._errors() or any(one.poll() for one in self._processes):
+            elif self._signal is not None or failed:
                 deadline = min(deadline, time.monotonic() + ERROR_SECONDS)
             time.sleep(POLL_SECONDS)
             self._collect()
@@ -244,10 +245,9 @@ class Processes:
         for connection in self._connections:
             connection.close()
 
-    def _errors(self) -> list[Outcome]:
-        """Those that failed, the first one first."""
+    def _first_error(self) -> BaseException | None:
         failed = [outcome for outcome in self._outcomes.values() if outcome.error is not None]
-        return sorted(failed, key=lambda outcome: outcome.time)
+        return min(failed, key=lambda outcome: outcome.time).error if failed else None
 
     def _result(self) -> Metrics:
         for rank, process in enumerate(self._processes):
@@ -257,12 +257,10 @@ class Processes:
                     f"process {rank} of {self.count} was ended by {signal.Signals(-process.returncode).name} (out "
                     f"of memory, if nobody sent it), and the others with it; the run's folder is {self.job.folder}"
                 )
-        for failed in self._errors():
-            first = failed.error
-            assert first is not None
-            if self._signal is not None and isinstance(first, SystemExit) and is_others(self._signal):
+        if (error := self._first_error()) is not None:
+            if self._signal is not None and isinstance(error, SystemExit) and is_handled(self._signal):
                 signal.raise_signal(self._signal)
-            raise first
+            raise error
         if self._signal is not None:
             signal.raise_signal(self._signal)
             raise Stopped(self._signal)
@@ -270,16 +268,16 @@ class Processes:
         if outcome is None or outcome.metrics is None:
             codes = ", ".join(str(process.returncode) for process in self._processes)
             raise UserError(
-                f"the processes ended without a result (exit codes {codes}); their messages stand above, the "
+                f"the processes ended without a result (exit codes {codes}); their messages are above, the "
                 f"run's folder is {self.job.folder}"
             )
         return outcome.metrics
 
     @contextlib.contextmanager
     def _forwarding_signals(self) -> Iterator[None]:
-        """Hand signals that end a run on to the first process, which tells the others; a second Ctrl-C ends all.
+        """Forward signals that stop a run to the first process; a second Ctrl-C ends all.
 
-        Only the first gets it, because the processes must stop at the same step.
+        The first process informs the others, because all must stop at the same step.
         """
 
         def forward(number: int, frame: FrameType | None) -> None:
@@ -288,9 +286,9 @@ class Processes:
             if self._processes and self._processes[0].poll() is None:
                 self._processes[0].send_signal(number)
             if number == signal.SIGTERM and self.job.sigterm_saves:
-                pass_on = before[signal.SIGTERM]
-                if callable(pass_on):
-                    pass_on(number, frame)
+                handler = before[signal.SIGTERM]
+                if callable(handler):
+                    handler(number, frame)
                 return
             self._signal = self._signal or number
 
@@ -308,6 +306,6 @@ class Processes:
 
 
 def correct_record(folder: Path, error: Exception) -> None:
-    """Write why a run failed into its record, which its first process may not have been able to finish."""
+    """Record why a run failed, unless its first process recorded another end."""
     if read_record(folder).get("status") in ("running", "failed"):
         record_failure(folder, error)

@@ -1,4 +1,4 @@
-"""Progress on screen."""
+"""The progress bar."""
 
 import sys
 
@@ -6,7 +6,7 @@ from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, TQDMProgre
 
 
 def progress_bar() -> ProgressBar:
-    """A rich bar on a terminal; in a log file, a plain line now and then."""
+    """A rich bar on a terminal, and plain lines at intervals in a log file."""
     if sys.stdout.isatty():
         return RichProgressBar(leave=False)
     return TQDMProgressBar(refresh_rate=50)

@@ -1,6 +1,4 @@
-"""What a run leaves about itself: configuration, versions, machine, how long it took and how it ended."""
-
-from __future__ import annotations
+"""A run's record: configuration, versions, machine, duration and how it ended."""
 
 import contextlib
 import logging
@@ -38,21 +36,17 @@ class RunRecord(pl.Callback):
 
     Only process zero writes. The composed configuration is kept as ``config.yaml``.
 
-    As a callback it counts steps, frames and time in training, and is written after every epoch, so that a killed
-    run tells how far it came; its counts travel in checkpoints, so a resumed run adds up. Time in training is that
-    between the start and the end of epochs, without evaluation. Time after the last checkpoint of a run that was
-    killed is not counted, and neither are its frames: that work was lost.
+    As a callback it counts steps, frames and training time without evaluations, and writes the record after every
+    epoch, so that the progress of a killed run is known. The counts are part of checkpoints, and a resumed run
+    continues them; work after the last checkpoint of a killed run is lost and does not count.
     """
 
     def __init__(self, folder: Path, config: DictConfig, overrides: list[str]) -> None:
         self.path = folder / RECORD
-        self._begin = time.monotonic()
-        self._steps = 0
-        self._epochs = 0
-        self._frames = 0
-        self._earlier_seconds = 0.0
-        self._training_seconds = 0.0
-        self._since: float | None = None
+        self._start = time.monotonic()
+        self._training_since: float | None = None
+        self._counts: dict[str, Any] = {"steps": 0, "epochs": 0, "frames": 0}
+        self._counts |= {"training_seconds": 0.0, "seconds": 0.0}
         self._values: dict[str, Any] = {
             "status": "running",
             "error": None,
@@ -72,83 +66,73 @@ class RunRecord(pl.Callback):
         self.write()
 
     def write(self, **changes: Any) -> None:
-        """Write the record as it is now, with changes; at once or not at all."""
+        """Write the current record with changes, atomically."""
         self._values |= changes
         if not is_rank_zero():
             return
-        training = self._seconds()
+        counts = self.state_dict()
+        frames, training = counts["frames"], counts["training_seconds"]
         measured = {
-            "wall_time_s": round(self._earlier_seconds + time.monotonic() - self._begin, 3),
-            "steps": self._steps,
-            "epochs": self._epochs,
-            # Of all processes; None before the first.
-            "frames_per_second": round(self._frames / training, 4) if self._frames and training > 0 else None,
+            "wall_time_s": round(counts["seconds"], 3),
+            "steps": counts["steps"],
+            "epochs": counts["epochs"],
+            # Over all processes; None before the first step.
+            "frames_per_second": round(frames / training, 4) if frames and training > 0 else None,
             **peak_memory(),
         }
         write_json(self.path, self._values | measured)
 
-    def _seconds(self) -> float:
-        """In training, up to now."""
-        return self._training_seconds + (0.0 if self._since is None else time.monotonic() - self._since)
-
     def on_train_start(self, *_: Any) -> None:
-        """Begin to count."""
-        self._since = time.monotonic()
+        """Start counting time."""
+        self._training_since = time.monotonic()
 
     def on_train_end(self, *_: Any) -> None:
-        """Stop counting, also at an error, and while an evaluation lasts, which is not training."""
-        self._training_seconds, self._since = self._seconds(), None
+        """Stop counting time, also at an error, and during an evaluation, which is not training."""
+        self._counts["training_seconds"] = self.state_dict()["training_seconds"]
+        self._training_since = None
 
-    on_exception = on_validation_start = on_train_end  # type: ignore[assignment]  # whatever their arguments
+    on_exception = on_validation_start = on_train_end  # type: ignore[assignment]  # their arguments are ignored
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Count a batch, taken to be as large on the other processes."""
-        self._steps = trainer.global_step
+        """Count a batch, assuming the same size on the other processes."""
+        self._counts["steps"] = trainer.global_step
         if isinstance(batch, Batch):
-            self._frames += batch.size * trainer.world_size
+            self._counts["frames"] += batch.size * trainer.world_size
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Go on counting, within a fit."""
+        """Resume counting time, within a fit."""
         if trainer.state.fn == "fit":
-            self._since = time.monotonic()
+            self._training_since = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Write how far the run came."""
-        self._epochs = trainer.current_epoch + 1
+        """Record the progress."""
+        self._counts["epochs"] = trainer.current_epoch + 1
         self.write()
 
     @property
     def state_key(self) -> str:
-        """What the counts go by in checkpoints."""
+        """Key of the counts in checkpoints."""
         return "RunMeter"
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts up to here, those of earlier parts of the run included."""
-        return {
-            "steps": self._steps,
-            "epochs": self._epochs,
-            "frames": self._frames,
-            "training_seconds": self._seconds(),
-            "seconds": self._earlier_seconds + time.monotonic() - self._begin,
+        """The counts so far, including earlier parts of the run."""
+        now = time.monotonic()
+        training = 0.0 if self._training_since is None else now - self._training_since
+        return self._counts | {
+            "training_seconds": self._counts["training_seconds"] + training,
+            "seconds": self._counts["seconds"] + now - self._start,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Add to the counts of the run that this one resumes."""
-        self._steps = int(state_dict["steps"])
-        self._epochs = int(state_dict["epochs"])
-        self._frames = int(state_dict["frames"])
-        self._training_seconds = float(state_dict["training_seconds"])
-        self._earlier_seconds = float(state_dict["seconds"])
+        """Continue the counts of the run that this one resumes."""
+        self._counts = dict(state_dict)
 
 
 @contextlib.contextmanager
 def recorded(folder: Path, config: DictConfig, overrides: list[str]) -> Iterator[RunRecord]:
-    """Keep a record of what happens inside, however it ends.
-
-    An exception is ``failed``; Ctrl-C and what ends a process on a signal (``SystemExit``) are ``stopped``.
-    """
+    """Record a run, however it ends: an exception is ``failed``, Ctrl-C and ``SystemExit`` are ``stopped``."""
     record = RunRecord(folder, config, overrides)
     try:
         yield record
@@ -156,14 +140,14 @@ def recorded(folder: Path, config: DictConfig, overrides: list[str]) -> Iterator
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         try:
             record.write(**({"status": "stopped"} if stopped else {"status": "failed", "error": sentence(error)}))
-        except OSError as trouble:  # which may be why the run failed
-            log.warning("%s could not be written (%s)", record.path, trouble.strerror)
+        except OSError as failure:  # perhaps the reason why the run failed
+            log.warning("%s could not be written (%s)", record.path, failure.strerror)
         raise
     record.write(status="complete")
 
 
 def record_refusal(folder: Path, config: DictConfig, overrides: list[str], error: Exception) -> None:
-    """Record a run that was refused before it began, unless the folder holds the record of an earlier one."""
+    """Record a run that was refused before it started, unless the folder holds an earlier record."""
     if not (folder / RECORD).is_file():
         RunRecord(folder, config, overrides).write(status="failed", error=sentence(error))
 
@@ -174,7 +158,7 @@ def is_rank_zero() -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory in bytes and GPUs; no name of the host."""
+    """Processor, cores, memory in bytes and GPUs; no host name."""
     info = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*: (.*)", info.read_text(encoding="utf-8") if info.is_file() else "")
     return {
@@ -186,8 +170,8 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Highest use so far: of this process' main memory (resident set), and of the GPU where one was used."""
-    # Linux counts in KiB, macOS in bytes.
+    """Peak main memory (resident set) of this process, and of the GPU if one was used, in bytes."""
+    # ru_maxrss is in KiB on Linux, in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
     return {
@@ -197,11 +181,10 @@ def peak_memory() -> dict[str, int | None]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of git in the code's folder; ``None`` where the code is no git checkout or git is missing."""
+    """Output of git in the code's folder; ``None`` if the code is no git checkout or git is not installed."""
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=False
-        )
-    except FileNotFoundError:
+        return subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=True
+        ).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,6 +1,4 @@
-"""The configuration in a checkpoint, and what a later command changes in it."""
-
-from __future__ import annotations
+"""The configuration in a checkpoint, and how the overrides of a later command change it."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,15 +10,15 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.runs.tree import at, nodes, unresolved
 
 _LINK = re.compile(r"\$\{(?:oc\.select:)?(\w[\w.]*)(?:,[^}]*)?\}")
-"""A value that is another key's, named from the top."""
+"""A value that is interpolated from another key, which is named from the top."""
 
-_ONCE_BUILT_BY_HAND = ("optimizer", "lr_mult", "training.denoising")
-"""Groups that old checkpoints hold without the name of what to build from them."""
+_WITHOUT_CLASS = ("optimizer", "lr_mult", "training.denoising")
+"""Groups that old checkpoints hold without the class to build from them."""
 
-_ONCE_MADE = {"scenes": 10, "seed": 0}
-"""``data.make`` of old checkpoints, then the default: nobody asked for data to be made at any ``data.root``."""
+_OLD_DATA_DEFAULT = {"scenes": 10, "seed": 0}
+"""``data.make`` of old checkpoints, which would generate data at any ``data.root``; nobody requested that."""
 
-_BEFORE = (
+_RENAMED = (
     ("lightning.pytorch.", "pytorch_lightning."),
     ("lightning.Trainer", "pytorch_lightning.Trainer"),
     ("cmt_aqr.training.curves.", "cmt_aqr.runs.curves."),
@@ -31,14 +29,13 @@ _BEFORE = (
     ("cmt_aqr.data.augmentation.MaskModality", "cmt_aqr.data.masking.MaskModality"),
     ("cmt_aqr.data.augmentation.GridMask", "cmt_aqr.data.masking.GridMask"),
 )
-"""Names that classes went by, and go by now."""
+"""Old and current beginnings of class names."""
 
 
 def override_keys(overrides: Sequence[str]) -> list[str]:
     """The keys and groups that command-line overrides name: ``+a.b=1`` is ``a.b``, ``~c`` is ``c``.
 
-    A group that is put somewhere else is named by that place: ``+eval_fault@conditions.fog=fog`` is
-    ``conditions.fog``.
+    A relocated group is named by its new place: ``+eval_fault@conditions.fog=fog`` is ``conditions.fog``.
     """
     keys = []
     for item in overrides:
@@ -49,25 +46,25 @@ def override_keys(overrides: Sequence[str]) -> list[str]:
 
 
 def without(overrides: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The overrides but those of some keys, and of what stands below them."""
+    """The overrides without those of some keys and of keys below them."""
     keys = override_keys(overrides)
     return [item for item, key in zip(overrides, keys, strict=True) if not below(key, names)]
 
 
 def below(key: str, names: Sequence[str]) -> bool:
-    """Whether a dotted key is one of some names, or stands below one."""
+    """Whether a dotted key is one of some names, or lies below one."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A checkpoint's configuration with the overrides of a later command put in.
+    """Apply the overrides of a later command to a checkpoint's configuration.
 
-    Neither is resolved, so that an override reaches every key that is interpolated from it.
+    Neither configuration is resolved, so that an override reaches every key that is interpolated from it.
 
     Args:
         saved: the configuration in the checkpoint.
-        composed: the later command's own composition, which holds the overridden values.
-        overrides: as given on the command line: ``group=choice`` replaces the group, ``a.b=c`` the value.
+        composed: the later command's composition, which holds the overridden values.
+        overrides: as typed on the command line: ``group=choice`` replaces the group, ``a.b=c`` the value.
 
     Raises:
         UserError: for ``experiment=``, and for an override that an old checkpoint's configuration cannot follow.
@@ -80,61 +77,60 @@ def with_overrides(saved: Mapping[str, Any], composed: DictConfig, overrides: Se
         )
     plain = unresolved(composed)
     config = _linked(OmegaConf.create(current_names(saved)), plain, keys)
-    for key in _ONCE_BUILT_BY_HAND:
-        own = at(unresolved(config), key)
-        if own is None or at(plain, key) is None:
-            continue
-        built_as = {name: value for name, value in at(plain, key).items() if name in ("_target_", "_convert_")}
-        OmegaConf.update(config, key, built_as | own, merge=False)
-    if at(saved, "data.make") == _ONCE_MADE:
-        OmegaConf.update(config, "data.make", dict.fromkeys(_ONCE_MADE), merge=False)
-    # weights= started the run that the checkpoint resumes; it must not be loaded again.
+    for key in _WITHOUT_CLASS:
+        group, current = at(unresolved(config), key), at(plain, key)
+        if group is not None and current is not None:
+            added = {name: current[name] for name in ("_target_", "_convert_") if name in current}
+            OmegaConf.update(config, key, added | group, merge=False)
+    if at(saved, "data.make") == _OLD_DATA_DEFAULT:
+        OmegaConf.update(config, "data.make", dict.fromkeys(_OLD_DATA_DEFAULT), merge=False)
+    # weights= started the saved run; they must not be loaded again.
     for key in ["ckpt_path", "weights", "name", *keys]:
         OmegaConf.update(config, key, at(plain, key), merge=False, force_add=True)
     for key, override in zip(keys, overrides, strict=True):
-        # Taken out, as in a composition; a whole group stays as null, for whoever asks for it.
-        part, _, name = key.rpartition(".")
-        parent = OmegaConf.select(config, part) if part else None
+        # Removed as in a composition; a top-level group stays as null, because commands read it.
+        parent_key, _, name = key.rpartition(".")
+        parent = OmegaConf.select(config, parent_key) if parent_key else None
         if override.startswith("~") and isinstance(parent, DictConfig):
             parent.pop(name, None)
     return config
 
 
 def current_names(config: Any) -> Any:
-    """A configuration with classes by the names they go by now."""
+    """A configuration with the current names of renamed classes."""
     if isinstance(config, Mapping):
         return {key: current_names(value) for key, value in config.items()}
     if isinstance(config, list):
         return [current_names(value) for value in config]
     if isinstance(config, str):
-        for before, now in _BEFORE:
-            if config.startswith(before):
-                return now + config.removeprefix(before)
+        for old, new in _RENAMED:
+            if config.startswith(old):
+                return new + config.removeprefix(old)
     return config
 
 
 def links(tree: Any) -> Iterator[tuple[str, str]]:
-    """Dotted keys whose value is another key's, with that key, from outside to inside; nothing is resolved."""
+    """Dotted keys that are interpolated from another key, each with that key, from outside to inside."""
     for key, value in nodes(tree):
-        if isinstance(value, str) and (found := _LINK.fullmatch(value)):
-            yield key, found[1]
+        if isinstance(value, str) and (match := _LINK.fullmatch(value)):
+            yield key, match[1]
 
 
 def _linked(config: DictConfig, composed: Mapping[str, Any], overridden: Sequence[str]) -> DictConfig:
-    """Link keys again that an old checkpoint holds as copies: those with the value of the key they came from.
+    """Restore interpolations that an old checkpoint holds resolved, where both keys have the same value.
 
     Checkpoints of versions before 2026-11-25 hold their configuration resolved.
     """
     plain = unresolved(config)
     for target, source in links(composed):
-        value = at(plain, target)
-        if isinstance(value, str) and _LINK.fullmatch(value):
+        written = at(plain, target)
+        if isinstance(written, str) and _LINK.fullmatch(written):
             continue
-        own, other = (OmegaConf.select(config, key) for key in (target, source))
+        value, source_value = (OmegaConf.select(config, key) for key in (target, source))
         part = target.rpartition(".")[0]
-        if own is None and part and OmegaConf.select(config, part) is None:
-            continue  # a part that this model has not
-        if own == other:
+        if value is None and part and OmegaConf.select(config, part) is None:
+            continue  # this model has no such part
+        if value == source_value:
             OmegaConf.update(config, target, f"${{{source}}}", merge=False)
         elif any(below(source, [key]) or below(key, [source]) for key in overridden) and target not in overridden:
             raise UserError(
@@ -155,37 +151,27 @@ _FOR_TRAINING = (
     *("data.replace_empty_frames", "data.scene_augmentation", "data.image_augmentation", "data.min_points"),
     *("data.crop_points", "data.shuffle_points", "data.half_points"),
 )
-"""What an evaluation does not read."""
-
-
-def check_for_evaluation(overrides: Sequence[str]) -> None:
-    """Refuse overrides of what only a training reads, by the first of them."""
-    for key in override_keys(overrides):
-        if below(key, ["fault"]):
-            raise UserError(f"{key} has no effect on an evaluation: give eval_fault= instead")
-        if below(key, _FOR_TRAINING):
-            raise UserError(f"{key} has no effect on an evaluation: it is for training; drop it")
+"""Keys that an evaluation does not read."""
 
 
 def check_evaluation(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse overrides that would change nothing in this evaluation, by the first of them.
+    """Refuse the first override that would change nothing in this evaluation.
 
     Args:
-        config: with the overrides put in.
-        overrides: as given on the command line.
+        config: with the overrides applied.
+        overrides: as typed on the command line.
     """
     transforms = OmegaConf.select(config, "data.eval_transforms") or {}
-    drawn = OmegaConf.select(config, "eval_fault.share") or any(transforms.values())
+    is_random = OmegaConf.select(config, "eval_fault.share") or any(transforms.values())
     for key in override_keys(overrides):
-        if below(key, ["seed", "data.seed"]) and not drawn:
-            raise UserError(
-                f"{key} has no effect on an evaluation without eval_fault=, for nothing is drawn; drop it"
-            )
+        no_effect = f"{key} has no effect on an evaluation"
+        if below(key, ["fault"]):
+            raise UserError(f"{no_effect}: give eval_fault= instead")
+        if below(key, _FOR_TRAINING):
+            raise UserError(f"{no_effect}: it is for training; drop it")
+        if below(key, ["seed", "data.seed"]) and not is_random:
+            raise UserError(f"{no_effect} without eval_fault=, in which nothing is random; drop it")
         if key == "data.batch_size" and config.data.get("eval_batch_size"):
-            raise UserError(
-                "data.batch_size has no effect on this evaluation: data.eval_batch_size is set; give that"
-            )
+            raise UserError(f"{no_effect} with data.eval_batch_size, which is set; change that one")
         if key == "modulator.residual_weight" and OmegaConf.select(config, "modulator.learnable_modulation"):
-            raise UserError(
-                f"{key} has no effect: with modulator.learnable_modulation=true the checkpoint's own holds"
-            )
+            raise UserError(f"{no_effect} with modulator.learnable_modulation=true: the checkpoint has its own")

@@ -1,6 +1,4 @@
-"""Waiting for the Slurm jobs of a sweep."""
-
-from __future__ import annotations
+"""Submits and awaits the Slurm jobs of a sweep."""
 
 import logging
 import os
@@ -20,17 +18,17 @@ Result = TypeVar("Result")
 
 POLL_SECONDS = 5.0
 GONE_SECONDS = 20.0
-"""How long a job must have ended, or be missing: one that is queued again is for a moment neither."""
+"""How long a job must have ended or be missing: a requeued job is neither for a moment."""
 
 ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE"),
     *("FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"),
 )
-"""States of ``squeue`` after which a job does nothing more, unless it is queued again."""
+"""States of ``squeue`` that are final unless the job is requeued."""
 
 
 class QueueWatcher:
-    """What Slurm's queue says of jobs, in place of submitit's watcher, which asks for accounting (``sacct``).
+    """The states of jobs in Slurm's queue; replaces submitit's watcher, which needs accounting (``sacct``).
 
     Not every cluster has accounting; every one has a queue.
     """
@@ -39,21 +37,21 @@ class QueueWatcher:
         self.jobs: set[str] = set()
         self._states: dict[str, str] = {}
         self._ended_at: dict[str, float] = {}
-        self._asked_at = float("-inf")
-        self._silent = False
+        self._polled_at = float("-inf")
+        self._warned = False
 
     def register_job(self, job_id: str) -> None:
         """Watch a job from now on."""
         self.jobs.add(job_id)
 
     def get_state(self, job_id: str, mode: str = "standard") -> str:
-        """Slurm's word for how a job is; ``GONE``: it ended so long ago that Slurm forgot it."""
-        self._ask(mode == "force")
+        """Slurm's state of a job; ``GONE`` if it ended so long ago that the queue dropped it."""
+        self._poll(mode == "force")
         return self._states.get(job_id, "UNKNOWN")
 
     def is_done(self, job_id: str, mode: str = "standard") -> bool:
-        """Whether a job ended for good."""
-        self._ask(mode == "force")
+        """Whether a job ended and was not requeued."""
+        self._poll(mode == "force")
         return time.monotonic() - self._ended_at.get(job_id, float("inf")) > GONE_SECONDS
 
     def wait_for_all(self) -> None:
@@ -61,44 +59,45 @@ class QueueWatcher:
         while not all(self.is_done(job) for job in self.jobs):
             time.sleep(POLL_SECONDS)
 
-    def _ask(self, now: bool) -> None:
-        if not now and time.monotonic() - self._asked_at < POLL_SECONDS:
+    def _poll(self, now: bool) -> None:
+        if not now and time.monotonic() - self._polled_at < POLL_SECONDS:
             return
-        self._asked_at = time.monotonic()
+        self._polled_at = time.monotonic()
         command = ["squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
         if done.returncode != 0:
-            if not self._silent:
+            if not self._warned:
                 log.warning("squeue does not answer (%s); still waiting for the jobs", done.stderr.strip())
-            self._silent = True
+            self._warned = True
             return
-        self._silent = False
-        listed = dict(line.strip().split("|", 1) for line in done.stdout.splitlines() if "|" in line)
+        self._warned = False
+        queue = dict(line.strip().split("|", 1) for line in done.stdout.splitlines() if "|" in line)
         for job in self.jobs:
-            self._states[job] = listed.get(job, "GONE")
+            self._states[job] = queue.get(job, "GONE")
             if self._states[job] in (*ENDED, "GONE"):
-                self._ended_at.setdefault(job, self._asked_at)
+                self._ended_at.setdefault(job, self._polled_at)
             else:
                 self._ended_at.pop(job, None)
 
 
-def patiently(launch: Callable[[], Result]) -> Result:
+def launch_jobs(launch: Callable[[], Result]) -> Result:
     """Launch Slurm jobs through submitit, and return when the last one has left the queue.
 
-    Ends the command where Slurm refused the jobs, or one ended without a result; said on the way.
+    Raises:
+        SystemExit: Slurm refused the jobs, or one ended without a result.
     """
     from submitit.core.utils import UncompletedJobError
     from submitit.slurm.slurm import SlurmJob
 
     if shutil.which("sbatch") is None:
         _refuse("there is no sbatch here; start the command where Slurm is, or try launcher=slurm_local")
-    SlurmJob.watcher = watcher = QueueWatcher()  # type: ignore[assignment]  # asked for these four methods only
+    SlurmJob.watcher = watcher = QueueWatcher()  # type: ignore[assignment]  # only these four methods are called
     try:
         return launch()
     except UncompletedJobError as error:
         if not watcher.jobs:
-            told = [line for line in str(error).splitlines() if line.startswith("sbatch:")] or [str(error)]
-            reason = " ".join(line.removeprefix("sbatch: error: ").strip() for line in told)
+            lines = [line for line in str(error).splitlines() if line.startswith("sbatch:")] or [str(error)]
+            reason = " ".join(line.removeprefix("sbatch: error: ").strip() for line in lines)
             _refuse(
                 f"sbatch refused the jobs ({reason}): see `sinfo`, and change hydra.launcher.partition, account, "
                 "gpus_per_node, cpus_per_task, mem_gb or timeout_min"
@@ -114,9 +113,9 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def begin_job() -> None:
-    """Clear up where submitit started this process as a job that Slurm queued again.
+    """Clean up after an interrupted requeueing, in a job that submitit started.
 
-    A requeueing that was cut off left a file, which submitit would take for one that is under way.
+    It leaves a file that submitit would take for a requeueing in progress.
     """
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         from submitit import JobEnvironment
@@ -125,16 +124,16 @@ def begin_job() -> None:
         submitted.with_name(f"{submitted.name}.save_tmp").unlink(missing_ok=True)
 
 
-def about_requeueing(error: Exception) -> UserError | None:
-    """One sentence for submitit's refusal to queue a job again; ``None`` for another error.
+def requeue_refusal(error: Exception) -> UserError | None:
+    """One sentence for submitit's refusal to requeue a job; ``None`` for another error.
 
     Raises:
-        SystemExit: the job is in the queue again. Slurm then ends all that belongs to the job, now and then even
-            the ``scontrol`` that asked for it, before it has said so.
+        SystemExit: the job is requeued, although ``scontrol`` failed: Slurm then ends all processes of the job, at
+            times including ``scontrol`` before it reports success.
     """
     if isinstance(error, subprocess.CalledProcessError) and error.cmd[:2] == ["scontrol", "requeue"]:
         if error.returncode == -signal.SIGTERM:
-            raise SystemExit(-1) from error  # as submitit leaves a job that is queued again
+            raise SystemExit(-1) from error  # submitit's exit status for a requeued job
         return None
     if type(error).__name__ != "UncompletedJobError":
         return None

@@ -1,6 +1,4 @@
-"""A whole sweep: what there is to do before the first run, and what came out after the last."""
-
-from __future__ import annotations
+"""A sweep as a whole: its plan before the first run, and its summary after the last."""
 
 import logging
 import os
@@ -19,9 +17,9 @@ from rich.table import Table
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import write_table
+from cmt_aqr.runs.composition import resolvable
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.folder import COMPLETE, FAILED, NEW, STOPPED, Run
-from cmt_aqr.runs.references import resolvable
 from cmt_aqr.runs.sweep_runs import identity, key_values, runs_of
 
 log = logging.getLogger(__name__)
@@ -29,136 +27,112 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Sweep:
-    """A sweep under way.
+    """A sweep in progress.
 
     Attributes:
-        folder: where its runs are.
-        grid: overrides of each run; ``None`` where they are chosen on the way (Optuna).
+        folder: of its runs.
+        grid: overrides of each run; ``None`` if they are chosen during the sweep (Optuna).
     """
 
     folder: Path
     grid: list[list[str]] | None
 
     def runs(self) -> list[Run]:
-        """The runs of this sweep; those of its folder that it does not ask for are left out."""
-        found = {identity(run.claimed): run for run in runs_of(self.folder)}
+        """The runs of this sweep, without others in its folder."""
+        existing = {identity(run.claimed): run for run in runs_of(self.folder)}
         if self.grid is None:
-            return list(found.values())
+            return list(existing.values())
         absent = self.folder / "-"
-        return [found.get(identity(item), Run(absent, given=item)) for item in self.grid]
+        return [existing.get(identity(item), Run(absent, overrides=item)) for item in self.grid]
 
 
-_under_way: Sweep | None = None
+_current: Sweep | None = None
 
 
 class SweepCallback(Callback):
-    """Looks at all runs of a sweep before the first one starts.
+    """Checks and prints all runs of a sweep before the first one starts.
 
     Args:
-        check: whether to check the values of each run; a sweep none of whose runs can work is refused.
+        check: whether to check the configuration of each run; a sweep in which all are refused does not start.
     """
 
     def __init__(self, check: bool = True) -> None:
         self.check = check
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say what there is to do."""
-        global _under_way
+        """Print the plan of the sweep."""
+        global _current
         try:
             grid = _grid(config)
-            _under_way = Sweep(Path(config.hydra.sweep.dir), grid)
-            _under_way.folder.mkdir(parents=True, exist_ok=True)
+            _current = Sweep(Path(config.hydra.sweep.dir), grid)
+            _current.folder.mkdir(parents=True, exist_ok=True)
             if config.hydra.sweeper._target_.endswith(".OptunaSweeper"):
                 _resume_study(config)
             if grid is not None:
                 refused = _refused(config, grid) if self.check else {}
-                _print_plan(_under_way, refused)
+                _print_plan(_current, refused)
                 if len(refused) == len(grid):
                     raise UserError(f"none of the {len(grid)} runs can work: {next(iter(refused.values()))}")
         except UserError as error:
             # Hydra turns other exceptions of callbacks into warnings.
-            _under_way = None
+            _current = None
             raise SystemExit(f"error: {error}") from error
 
 
 class PlainCallback(Callback):
-    """In place of :class:`SweepCallback` for a command whose ``-m`` shares out work: no sweep of trainings."""
+    """Replaces :class:`SweepCallback` for a command whose ``-m`` distributes work and sweeps no trainings."""
 
     def __init__(self, check: bool = False) -> None:
         pass
 
 
 def forget() -> None:
-    """Print no summary, because no run was begun."""
-    global _under_way
-    _under_way = None
+    """Print no summary, because no run started."""
+    global _current
+    _current = None
 
 
 def finish() -> str | None:
-    """Print the summary of the sweep that ended in this process, and write ``summary.csv``.
+    """Print the summary of this process's sweep, and write ``summary.csv``.
 
-    What went wrong is returned in one sentence; ``None`` if all runs are complete or there was no sweep.
+    Returns:
+        What went wrong, in one sentence; ``None`` if all runs are complete or there was no sweep.
     """
-    global _under_way
-    sweep, _under_way = _under_way, None
+    global _current
+    sweep, _current = _current, None
     if sweep is None:
         return None
     runs = sweep.runs()
-    console().print(summary_table(runs, f"Sweep {sweep.folder}"))
+    keys, rows = swept_keys(runs), summary_rows(runs)
+    console().print(summary_table(rows, keys, f"Sweep {sweep.folder}"))
     path = sweep.folder / "summary.csv"
-    write_table(path, summary_rows(runs))
+    write_table(path, rows)
     console().print(f"This table is in {path}", soft_wrap=True)
-    failed = [run for run in runs if run.outcome == FAILED]
-    unfinished = [run for run in runs if run.outcome in (STOPPED, NEW)]
-    sentences = []
+    failed: dict[str, list[str]] = {}
+    for row in rows:
+        if row["status"] == FAILED:
+            failed.setdefault(str(row["error"]), []).append(row["run"])
+    unfinished = sum(row["status"] in (STOPPED, NEW) for row in rows)
+    problems = []
     if failed:
-        names: dict[str, list[str]] = {}
-        for run in failed:
-            names.setdefault(str(run.error), []).append(run.name)
-        reasons = "; ".join(f"{' and '.join(same)}: {reason}" for reason, same in names.items())
-        sentences.append(f"{len(failed)} of {len(runs)} runs failed ({reasons})")
+        reasons = "; ".join(f"{' and '.join(names)}: {reason}" for reason, names in failed.items())
+        problems.append(f"{sum(map(len, failed.values()))} of {len(rows)} runs failed ({reasons})")
     if unfinished:
-        sentences.append(f"{len(unfinished)} of {len(runs)} runs did not end")
-    if not sentences:
+        problems.append(f"{unfinished} of {len(rows)} runs did not end")
+    if not problems:
         return None
-    return f"{', and '.join(sentences)}; the same command with sweep_dir={sweep.folder} resumes these"
+    return f"{', and '.join(problems)}; the same command with sweep_dir={sweep.folder} resumes these"
 
 
 def swept_keys(runs: Sequence[Run]) -> list[str]:
-    """The keys whose values are not the same in all runs."""
-    given = [key_values(run.claimed) for run in runs]
-    keys = dict.fromkeys(key for values in given for key in values)
-    return [key for key in keys if len({values.get(key) for values in given}) > 1]
-
-
-def summary_table(runs: Sequence[Run], title: str) -> Table:
-    """A table of the runs for rich to print; the best NDS is bold."""
-    keys = swept_keys(runs)
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("run", justify="right")
-    for key in keys:
-        table.add_column(escape(key), overflow="fold")
-    for name in ("mAP", "NDS", "seconds"):
-        table.add_column(name, justify="right")
-    for name in ("status", "reason"):
-        table.add_column(name, overflow="fold")
-    rows = summary_rows(runs)
-    best = max((row["NDS"] for row in rows if row["NDS"] is not None), default=None)
-    for row in rows:
-        table.add_row(
-            row["run"],
-            *(escape(row[key] or "") for key in keys),
-            *("-" if row[name] is None else f"{row[name]:.4f}" for name in ("mAP", "NDS")),
-            "-" if row["wall_time_s"] is None else f"{row['wall_time_s']:.0f}",
-            row["status"],
-            escape(row["error"] or ""),
-            style="bold" if row["NDS"] is not None and row["NDS"] == best else None,
-        )
-    return table
+    """The keys whose values differ between runs."""
+    values = [key_values(run.claimed) for run in runs]
+    keys = dict.fromkeys(key for mapping in values for key in mapping)
+    return [key for key in keys if len({mapping.get(key) for mapping in values}) > 1]
 
 
 def summary_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row for each run, with what it reached if it is complete: results that another run left do not count."""
+    """One row per run; only complete runs have metrics, because a folder may hold those of an earlier run."""
     keys, rows = swept_keys(runs), []
     for run in runs:
         metrics, values = run.metrics if run.outcome == COMPLETE else {}, key_values(run.claimed)
@@ -177,20 +151,46 @@ def summary_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
+def summary_table(rows: Sequence[dict[str, Any]], keys: Sequence[str], title: str) -> Table:
+    """The rows for a terminal, with a column for each swept key; the best NDS is bold."""
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("run", justify="right")
+    for key in keys:
+        table.add_column(escape(key), overflow="fold")
+    for name in ("mAP", "NDS", "seconds"):
+        table.add_column(name, justify="right")
+    for name in ("status", "reason"):
+        table.add_column(name, overflow="fold")
+    best = max((row["NDS"] for row in rows if row["NDS"] is not None), default=None)
+    for row in rows:
+        numbers = ((row["mAP"], ".4f"), (row["NDS"], ".4f"), (row["wall_time_s"], ".0f"))
+        table.add_row(
+            row["run"],
+            *(escape(row[key] or "") for key in keys),
+            *("-" if value is None else f"{value:{digits}}" for value, digits in numbers),
+            row["status"],
+            escape(row["error"] or ""),
+            style="bold" if row["NDS"] is not None and row["NDS"] == best else None,
+        )
+    return table
+
+
 def _grid(config: DictConfig) -> list[list[str]] | None:
-    """Overrides of each run of a grid, as Hydra's own sweeper makes them; ``None`` with another sweeper."""
+    """Overrides of each run of a grid, as Hydra's own sweeper combines them; ``None`` for another sweeper."""
     sweeper = config.hydra.sweeper
     if not sweeper._target_.endswith(".BasicSweeper"):
         return None
-    of_sweep = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    given = list(config.hydra.overrides.task)
+    params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    typed = list(config.hydra.overrides.task)
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    fixed = {one.get_key_element(): one for one in parser.parse_overrides(given) if not one.is_sweep_override()}
-    twice = [fixed.get(one.get_key_element()) for one in parser.parse_overrides(of_sweep)]
-    if twice and all(twice):
-        lines = ", ".join(str(one.input_line) for one in twice if one is not None)
+    single = {
+        item.get_key_element(): item for item in parser.parse_overrides(typed) if not item.is_sweep_override()
+    }
+    swept = [item.get_key_element() for item in parser.parse_overrides(params)]
+    if swept and all(key in single for key in swept):
+        lines = ", ".join(str(single[key].input_line) for key in swept)
         raise UserError(f"{lines}: leaves nothing to sweep, because the sweep chooses it; drop one of them")
-    overrides = parser.parse_overrides(of_sweep + given)
+    overrides = parser.parse_overrides(params + typed)
     for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise UserError(f"{override.input_line}: only sweep=optuna takes intervals; list the values instead")
@@ -199,14 +199,14 @@ def _grid(config: DictConfig) -> list[list[str]] | None:
 
 
 def _refused(config: DictConfig, grid: list[list[str]]) -> dict[int, str]:
-    """Which runs cannot work, by their place in the grid, and why."""
+    """Reasons why runs cannot work, by their index in the grid."""
     from cmt_aqr.runs.configuration import check_config
 
     refused = {}
     for number, overrides in enumerate(grid):
         job = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
         if job.ckpt_path not in (None, "auto"):
-            continue  # the configuration stands in the checkpoint
+            continue  # the checkpoint holds the configuration
         job.ckpt_path = None
         with read_write(job.hydra.runtime), open_dict(job.hydra.runtime):
             job.hydra.runtime.output_dir = str(job.hydra.sweep.dir)
@@ -219,23 +219,23 @@ def _refused(config: DictConfig, grid: list[list[str]]) -> dict[int, str]:
 
 
 def _print_plan(sweep: Sweep, refused: dict[int, str]) -> None:
-    runs = sweep.runs()
-    count = {status: sum(run.outcome == status for run in runs) for status in (COMPLETE, FAILED, STOPPED)}
-    parts = [f"{count[COMPLETE]} complete and skipped"] if count[COMPLETE] else []
-    again = count[FAILED] + count[STOPPED]
-    parts += [f"{again} begun, and resumed from their checkpoints where they have one"] if again else []
-    log.info("A sweep of %d runs in %s%s", len(runs), sweep.folder, "".join(f"; {part}" for part in parts))
+    outcomes = [run.outcome for run in sweep.runs()]
+    complete, resumed = outcomes.count(COMPLETE), outcomes.count(FAILED) + outcomes.count(STOPPED)
+    plan = f"A sweep of {len(outcomes)} runs in {sweep.folder}"
+    plan += f"; {complete} complete and skipped" if complete else ""
+    plan += f"; {resumed} started before, and resumed from their checkpoints if they have one" if resumed else ""
+    log.info(plan)
     for number, reason in refused.items():
         log.warning("Run %d of the sweep cannot work: %s", number, reason)
 
 
 def _resume_study(config: DictConfig) -> None:
-    """Let Optuna resume the study in the sweep's folder.
+    """Make Optuna resume the study in the sweep's folder.
 
-    The trials that were under way are asked for again, with the same values, so that their runs are resumed; and
-    ``n_trials`` counts those of the whole study.
+    Unfinished trials are enqueued again with the same values, so that their runs are resumed; ``n_trials`` counts
+    the trials of the complete study.
     """
-    os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # SQLAlchemy 1.4 on its successor
+    os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # of SQLAlchemy 1.4 about 2.0
     logging.getLogger("alembic").setLevel(logging.WARNING)
     import optuna
     from optuna.trial import TrialState
@@ -259,6 +259,6 @@ def _resume_study(config: DictConfig) -> None:
     with read_write(config), open_dict(config):
         sweeper.n_trials = max(0, sweeper.n_trials - ended)
         if OmegaConf.select(sweeper, "sampler.seed") is not None:
-            # The same seed again would propose the same first values again.
+            # With the same seed, the sampler would propose the same first values again.
             sweeper.sampler.seed += len(trials)
     log.info("The study in %s has %d trials; %d to go", config.hydra.sweep.dir, ended, sweeper.n_trials)

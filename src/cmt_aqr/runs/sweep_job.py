@@ -1,6 +1,4 @@
-"""One run of a sweep, in whichever process it takes place."""
-
-from __future__ import annotations
+"""A single run of a sweep, in whichever process it takes place."""
 
 import logging
 from collections.abc import Callable
@@ -14,7 +12,7 @@ from omegaconf import DictConfig
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import record_failure
 from cmt_aqr.runs.folder import COMPLETE, Run
-from cmt_aqr.runs.slurm import about_requeueing, begin_job
+from cmt_aqr.runs.slurm import begin_job, requeue_refusal
 
 log = logging.getLogger(__name__)
 
@@ -27,38 +25,37 @@ def in_sweep() -> bool:
 
 
 def run(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
-    """A run of a sweep: skipped if it is complete; if it fails, that is written down and the others go on.
+    """A run of a sweep: a complete one is skipped; a failure is recorded, and the other runs go on.
 
     Returns:
-        What ``function`` returns, the NDS of a run that was complete, or ``None`` after a failure.
+        The result of ``function``, the NDS of a run that was complete, or ``None`` after a failure.
     """
     begin_job()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    before = Run(folder)
-    if before.outcome == COMPLETE:
+    existing = Run(folder)
+    if existing.outcome == COMPLETE:
         log.info("%s is complete: skipped", folder)
-        return before.metrics["NDS"]
+        return existing.metrics["NDS"]
     try:
         return function(config)
     except Exception as raised:
-        error = about_requeueing(raised) or raised
-        known = isinstance(error, UserError)
-        log.error("This run failed: %s", error, exc_info=None if known else error)
+        error = requeue_refusal(raised) or raised
+        log.error("This run failed: %s", error, exc_info=None if isinstance(error, UserError) else error)
         record_failure(folder, error)
         return None
 
 
 def run_part(function: Callable[[DictConfig], Any], config: DictConfig) -> Any:
-    """A share of a command's work, under ``-m``; a mistake of the user's is handed back, and the others go on.
+    """A part of a command's work, under ``-m``; after a user's mistake the other parts go on.
 
     Returns:
-        What ``function`` returns, or the :class:`UserError`, which whoever shared out the work tells.
+        The result of ``function``, or the :class:`UserError`, which the sweeper prints.
     """
     begin_job()
     try:
         return function(config)
     except Exception as raised:
-        error = about_requeueing(raised) or raised
+        error = requeue_refusal(raised) or raised
         if not isinstance(error, UserError):
             raise
         log.error("This part failed: %s", error)

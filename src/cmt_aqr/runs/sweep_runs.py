@@ -1,6 +1,4 @@
-"""The runs of a sweep, and which folder each one has."""
-
-from __future__ import annotations
+"""The runs of a sweep, and how each one gets its folder."""
 
 import functools
 import json
@@ -18,7 +16,7 @@ from cmt_aqr.runs.folder import OF_THE_SWEEP, Run, natural
 
 
 def key_values(overrides: Sequence[str]) -> dict[str, str]:
-    """Keys and values of overrides, in their order, without those that only decide how runs are started."""
+    """Keys and values of overrides, in their order, without those that only determine how runs are started."""
     values = dict(_key_and_value(override) for override in overrides)
     if values.get("ckpt_path") == "auto":
         del values["ckpt_path"]
@@ -26,7 +24,7 @@ def key_values(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def identity(overrides: Sequence[str]) -> frozenset[tuple[str, str]]:
-    """What a run is told by: keys and values of its overrides, in any order and spelling."""
+    """What identifies a run: keys and values of its overrides, in any order and spelling."""
     return frozenset(key_values(overrides).items())
 
 
@@ -38,22 +36,21 @@ def _key_and_value(override: str) -> tuple[str, str]:
 
 def runs_of(sweep_dir: Path) -> list[Run]:
     """All runs in a sweep's folder, by their numbers."""
-    folders = {path.parent.parent for path in sweep_dir.glob("*/.hydra/*")}
-    begun = [folder for folder in folders if not folder.name.startswith(".")]
-    return [Run(folder) for folder in sorted(begun, key=lambda folder: natural(folder.name))]
+    folders = {path.parent.parent for path in sweep_dir.glob("[!.]*/.hydra/*")}
+    return [Run(folder) for folder in sorted(folders, key=lambda folder: natural(folder.name))]
 
 
 def run_folder(sweep_dir: str, number: int, overrides: Sequence[str], claim: bool = True) -> str:
-    """The name of a run's folder in its sweep: the one that it had before, else its number or the next free one.
+    """The name of a run's folder in its sweep: its existing one, else its number or the next free one.
 
-    Claimed, the folder appears at once and with its overrides, so that different runs that begin at the same time
-    get different ones, and the processes of one run the same.
+    A claimed folder appears atomically with its overrides, so that runs which start at the same time get different
+    folders, and the processes of one run the same.
     """
-    wanted = identity(overrides)
+    this_run = identity(overrides)
     while True:
         numbers = [-1]
         for folder in Path(sweep_dir).glob("[!.]*"):
-            if (folder / ".hydra").is_dir() and identity(Run(folder).claimed) == wanted:
+            if (folder / ".hydra").is_dir() and identity(Run(folder).claimed) == this_run:
                 return folder.name
             numbers += [int(folder.name)] if folder.name.isdecimal() else []
         name = str(max(numbers) + 1 if number in numbers else number)
@@ -62,14 +59,14 @@ def run_folder(sweep_dir: str, number: int, overrides: Sequence[str], claim: boo
 
 
 def _folder_of_this_run(sweep_dir: str, number: int | None, overrides: Sequence[str]) -> str:
-    """What ``hydra.sweep.subdir`` resolves to: a folder is claimed by the run that begins, not by who looks."""
+    """The value of ``hydra.sweep.subdir``; only a run that starts claims a folder, not ``--cfg``."""
     if number is None:
-        return "NUMBER"  # as with --cfg all --resolve: no run has one yet
-    return run_folder(sweep_dir, number, overrides, claim=_begins(sweep_dir, number, overrides))
+        return "NUMBER"  # as with --cfg all --resolve: no run has a number yet
+    return run_folder(sweep_dir, number, overrides, claim=_is_starting(sweep_dir, number, overrides))
 
 
-def _begins(sweep_dir: str, number: int, overrides: Sequence[str]) -> bool:
-    """Whether Hydra is about to start this run: it then makes the run's configuration the process' own."""
+def _is_starting(sweep_dir: str, number: int, overrides: Sequence[str]) -> bool:
+    """Whether Hydra is about to start this run: the run's configuration is then the process's own."""
     if not HydraConfig.initialized():
         return False
     hydra = HydraConfig.get()
@@ -83,16 +80,17 @@ def _begins(sweep_dir: str, number: int, overrides: Sequence[str]) -> bool:
 
 
 def _claim(folder: Path, overrides: Sequence[str]) -> bool:
-    begun = folder.with_name(f".{uuid.uuid4().hex[:12]}.begun")
-    (begun / ".hydra").mkdir(parents=True)
-    (begun / ".hydra" / "run.json").write_text(json.dumps(list(overrides)), encoding="utf-8")
+    """Create a run's folder; false if another run was faster."""
+    draft = folder.with_name(f".{uuid.uuid4().hex[:12]}.begun")
+    (draft / ".hydra").mkdir(parents=True)
+    (draft / ".hydra" / "run.json").write_text(json.dumps(list(overrides)), encoding="utf-8")
     try:
-        begun.rename(folder)
-    except OSError:  # another run was faster
-        shutil.rmtree(begun)
+        draft.rename(folder)
+    except OSError:
+        shutil.rmtree(draft)
         return False
     return True
 
 
-OmegaConf.register_new_resolver("sweep_folder", lambda given, default: given or default, replace=True)
+OmegaConf.register_new_resolver("sweep_folder", lambda sweep_dir, default: sweep_dir or default, replace=True)
 OmegaConf.register_new_resolver("run_folder", _folder_of_this_run, replace=True)

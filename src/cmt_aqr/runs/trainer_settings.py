@@ -1,6 +1,4 @@
-"""Settings of Lightning's Trainer, checked before data are read, and once more when the batches are counted."""
-
-from __future__ import annotations
+"""Checks of settings of Lightning's Trainer, before data are read, and again when the batches are counted."""
 
 import re
 from collections.abc import Mapping
@@ -13,26 +11,21 @@ from cmt_aqr.checks import is_whole, require, require_choice, require_number, re
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.typed import mistyped
 
-_PRECISIONS = {
-    "32-true": ("32", "32-true"),
-    "bf16-mixed": ("bf16", "bf16-mixed"),
-    "16-mixed": ("16", "16-mixed"),
-}
-"""What the model trains in, and how Lightning lets it be written."""
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
-_OURS = {
+_NOT_SUPPORTED = {
     "callbacks": "add +callbacks.<name>._target_=<class> instead",
     "logger": "choose logger=<option> instead",
     "plugins": "precision and checkpoints have their own; choose trainer.precision",
     "overfit_batches": "choose experiment=overfit, or data.limit_train_frames",
     "fast_dev_run": "give trainer.max_steps=2 data.limit_train_frames=4 data.limit_eval_frames=2",
-    "enable_checkpointing": "drop it; callbacks.checkpoint says when to write",
+    "enable_checkpointing": "drop it; callbacks.checkpoint sets when checkpoints are written",
     "limit_test_batches": "an evaluation is Lightning's validation; give data.limit_eval_frames",
     "limit_predict_batches": "an evaluation is Lightning's validation; give data.limit_eval_frames",
     "barebones": "it runs without checkpoints and curves; drop it",
-    "reload_dataloaders_every_n_epochs": "drop it; what an epoch reads is drawn anew in each",
+    "reload_dataloaders_every_n_epochs": "drop it; the frames of every epoch are sampled anew",
 }
-"""Arguments of Lightning's Trainer that the run sets itself or cannot end with, and what to give instead."""
+"""Arguments of Lightning's Trainer that a run sets itself or cannot finish with, and what to use instead."""
 
 _LOWEST = {
     "accumulate_grad_batches": 1,
@@ -43,19 +36,23 @@ _LOWEST = {
     "min_epochs": 0,
     "min_steps": 0,
 }
-"""Whole numbers, and the lowest that each may be."""
+"""Settings that are whole numbers, and the lowest value of each."""
 
 _MAY_BE_NULL = ("check_val_every_n_epoch", "min_epochs", "min_steps")
 
 
 def check_trainer(trainer: DictConfig) -> None:
-    """Refuse arguments of the Trainer, in its group, that are not offered, of another type, or out of range."""
-    precision_named(trainer.get("precision", "32-true"))
-    for name, instead in _OURS.items():
+    """Refuse settings of the ``trainer`` group that are not supported, of another type, or out of range."""
+    canonical_precision(trainer.get("precision", "32-true"))
+    for name, instead in _NOT_SUPPORTED.items():
         if name in trainer:
-            raise UserError(f"trainer.{name}={trainer[name]} is not offered: {instead}")
+            raise UserError(f"trainer.{name}={trainer[name]} is not supported: {instead}")
     if trainer.get("use_distributed_sampler"):
-        raise UserError("trainer.use_distributed_sampler=true: the data module shares the frames out; drop it")
+        raise UserError("trainer.use_distributed_sampler=true: the data module distributes the frames; drop it")
+    if trainer.get("sync_batchnorm"):
+        raise UserError("trainer.sync_batchnorm=true: drop it; each process normalises its frames, as published")
+    if "fsdp" in str(trainer.get("strategy")).lower():
+        raise UserError(f"trainer.strategy={trainer.strategy}: FSDP cannot clip gradients; choose trainer=ddp")
     if isinstance(trainer.get("accelerator"), str):
         require_choice("trainer.accelerator", trainer.accelerator, ("auto", "cpu", "gpu", "cuda", "mps"))
     for name, low in _LOWEST.items():
@@ -76,7 +73,7 @@ def check_trainer(trainer: DictConfig) -> None:
 
 
 def _check_end(trainer: DictConfig) -> None:
-    """Refuse a training without an end, or whose end comes before it may."""
+    """Refuse a training without an end, or with an end before its minimum."""
     epochs, steps = trainer.max_epochs, trainer.max_steps
     for key, value in (("trainer.max_epochs", epochs), ("trainer.max_steps", steps)):
         fits = is_whole(value, -1) or (key == "trainer.max_epochs" and value is None)
@@ -89,27 +86,24 @@ def _check_end(trainer: DictConfig) -> None:
             raise UserError(f"trainer.min_{unit}={least} is more than trainer.max_{unit}={most}: drop one of them")
 
 
-def precision_named(given: Any) -> str:
-    """The precision that a ``trainer.precision`` means: ``32-true``, ``bf16-mixed`` or ``16-mixed``."""
-    for name, spellings in _PRECISIONS.items():
-        if str(given) in spellings:
+def canonical_precision(value: Any) -> str:
+    """The full name of a ``trainer.precision``, of which Lightning also takes the part before the hyphen."""
+    for name in _PRECISIONS:
+        if str(value) in (name, name.partition("-")[0]):
             return name
     raise UserError(
-        f"trainer.precision={given}: must be one of {', '.join(_PRECISIONS)}; weights are kept in float32, and so "
-        "is what needs its digits"
+        f"trainer.precision={value}: must be one of {', '.join(_PRECISIONS)}; weights, and operations that need "
+        "it, stay in float32"
     )
 
 
-def blamed(said: str, settings: Mapping[Any, Any]) -> str | None:
-    """The setting that a sentence of Lightning is about, as ``name=value``; ``None`` where it names none.
-
-    Args:
-        said: by a constructor, of an argument or its value.
-        settings: what the constructor was given.
-    """
-    names = [name for name in settings if f"`{name}" in said or ("_" in name and re.search(rf"\b{name}\b", said))]
+def setting_to_blame(message: str, settings: Mapping[Any, Any]) -> str | None:
+    """The setting whose name or value a constructor's error contains, as ``name=value``."""
+    names = [
+        name for name in settings if f"`{name}" in message or ("_" in name and re.search(rf"\b{name}\b", message))
+    ]
     texts = [name for name, value in settings.items() if isinstance(value, str) and value != "auto"]
-    names += [name for name in texts if re.search(rf"(?<![\w.]){re.escape(settings[name])}(?![\w.])", said)]
+    names += [name for name in texts if re.search(rf"(?<![\w.]){re.escape(settings[name])}(?![\w.])", message)]
     if not names:
         return None
     value = settings[names[0]]
@@ -117,12 +111,12 @@ def blamed(said: str, settings: Mapping[Any, Any]) -> str | None:
 
 
 def check_shares(trainer: Trainer, split: str, batches: int) -> None:
-    """Refuse a share of the batches that is none of them, and an evaluation that would never take place.
+    """Refuse a fraction of the batches that is none of them, and an evaluation interval beyond the epoch.
 
     Args:
-        trainer: with its limits.
+        trainer: the Trainer with the limits.
         split: ``train`` or ``val``.
-        batches: of an epoch on this device.
+        batches: number of batches per epoch on this device.
     """
     name = f"limit_{split}_batches"
     limit = getattr(trainer, name, None)
@@ -131,10 +125,10 @@ def check_shares(trainer: Trainer, split: str, batches: int) -> None:
             f"trainer.{name}={limit}: of {batches} batches this is none; give a number of batches, as in "
             f"trainer.{name}=1"
         )
-    every = getattr(trainer, "val_check_interval", None)
+    interval = getattr(trainer, "val_check_interval", None)
     most = min(batches, limit) if isinstance(limit, int) else batches
-    if split == "train" and is_whole(every, most + 1) and trainer.check_val_every_n_epoch is not None:
+    if split == "train" and is_whole(interval, most + 1) and trainer.check_val_every_n_epoch is not None:
         raise UserError(
-            f"trainer.val_check_interval={every}: an epoch has {most} batches; give trainer."
+            f"trainer.val_check_interval={interval}: an epoch has {most} batches; give trainer."
             "check_val_every_n_epoch=null, too, to count them over all epochs"
         )

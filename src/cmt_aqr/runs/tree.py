@@ -1,6 +1,4 @@
-"""A configuration as nested dictionaries, nothing of it resolved: what stands where, by dotted keys."""
-
-from __future__ import annotations
+"""An unresolved configuration as nested dictionaries, addressed by dotted keys."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,14 +12,14 @@ def unresolved(config: Container) -> Any:
 
 
 def nodes(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Dotted keys of all groups and values, with what stands there, from outside to inside; a list is a value."""
+    """Dotted keys of all groups and values with their contents, from outside to inside; a list is a value."""
     for name, value in tree.items() if isinstance(tree, Mapping) else ():
         yield str(name), value
         yield from ((f"{name}.{key}", below) for key, below in nodes(value))
 
 
 def at(tree: Any, key: str, default: Any = None) -> Any:
-    """What stands at a dotted key, whose names may be numbers, or the default where nothing does."""
+    """The content of a dotted key, whose names may be numbers, or the default if the key is missing."""
     for name in key.split("."):
         if not isinstance(tree, Mapping):
             return default

@@ -1,6 +1,4 @@
-"""Values of the configuration beside the types that constructors declare, which Python does not look at."""
-
-from __future__ import annotations
+"""Compares values of a configuration with the types that constructors declare, which Python does not enforce."""
 
 import functools
 import inspect
@@ -14,7 +12,7 @@ from typing import Any, get_args, get_origin
 import hydra
 
 _CHECKED = ("cmt_aqr.", "pytorch_lightning.")
-"""Packages whose declared types can be relied upon."""
+"""Packages with reliable type annotations."""
 
 _PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool, int, type(None))),
@@ -23,14 +21,14 @@ _PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
     str: ("a text", (str,)),
     type(None): ("null", (type(None),)),
 }
-"""In words, and the types of values, for each declared one; a switch may be a size, as data.cameras are."""
+"""By declared type: its name, and the types of values; a switch may be a size, as data.cameras."""
 
 
 def mistyped(plain: Any, place: str) -> Iterator[tuple[str, Any, str]]:
-    """Values that are not of the type which the class that they are for declares: key, value, what it must be.
+    """Values whose type differs from the one that their class declares: key, value, what it must be.
 
     Args:
-        plain: a configuration, resolved, with ``_target_``; parts of it are looked at, too.
+        plain: a resolved configuration with ``_target_``; its parts are checked, too.
         place: its key.
     """
     if not isinstance(plain, Mapping):
@@ -44,15 +42,15 @@ def mistyped(plain: Any, place: str) -> Iterator[tuple[str, Any, str]]:
 
 
 def _misfits(value: Any, hint: Any, key: str) -> Iterator[tuple[str, Any, str]]:
-    """The value that does not fit, or, of values by name, those."""
-    by_name = next((kind for kind in _kinds(hint) if _is_a(get_origin(kind), Mapping)), None)
-    if by_name is None or not isinstance(value, Mapping):
+    """The value, or, if values by name are declared, those that do not fit."""
+    mapping = next((kind for kind in _kinds(hint) if _is_a(get_origin(kind), Mapping)), None)
+    if mapping is None or not isinstance(value, Mapping):
         yield key, value, _described(hint)
         return
-    of_each = get_args(by_name)[1]
+    item_hint = get_args(mapping)[1]
     for name, item in value.items():
-        if not _fits(item, of_each):
-            yield f"{key}.{name}", item, _described(of_each)
+        if not _fits(item, item_hint):
+            yield f"{key}.{name}", item, _described(item_hint)
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
@@ -66,26 +64,26 @@ def _is_a(origin: Any, kind: type) -> bool:
 
 @functools.cache
 def _hints(target: str) -> dict[str, Any]:
-    """Declared types of a constructor's or function's parameters; none where they cannot be known."""
+    """Declared types of the parameters of a constructor or function; empty if they are unknown."""
     if not target.startswith(_CHECKED):
         return {}
-    found: dict[str, Any] = {}
+    hints: dict[str, Any] = {}
     try:
-        called = hydra.utils.get_object(target)
-        for function in _called(called) if isinstance(called, type) else [called]:
-            found = {**typing.get_type_hints(function), **found}
+        built = hydra.utils.get_object(target)
+        for function in _constructors(built) if isinstance(built, type) else [built]:
+            hints = {**typing.get_type_hints(function), **hints}
     except (ImportError, NameError):  # no such class; a type that is imported for type checkers only
         return {}
-    return found
+    return hints
 
 
-def _called(built: type) -> Iterator[Any]:
-    """The constructors that a class' settings reach: those of its bases, too, where it hands on the rest."""
+def _constructors(built: type) -> Iterator[Any]:
+    """The constructors that a class's settings reach: those of its bases, too, if ``**kwargs`` are passed on."""
     for owner in built.__mro__:
         if "__init__" in vars(owner):
             yield owner.__init__  # type: ignore[misc]  # of this very class
-            kinds = [parameter.kind for parameter in inspect.signature(owner.__init__).parameters.values()]  # type: ignore[misc]
-            if inspect.Parameter.VAR_KEYWORD not in kinds:
+            parameters = inspect.signature(owner.__init__).parameters.values()  # type: ignore[misc]
+            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
                 return
 
 
@@ -108,7 +106,7 @@ def _fits(value: Any, hint: Any) -> bool:
             return isinstance(value, list) and len(value) == len(parts) and all(map(_fits, value, parts))
         return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
     if isinstance(hint, type) and not issubclass(hint, os.PathLike):
-        # Without its _target_ a mapping stays one, and is no part.
+        # A mapping without _target_ stays a mapping and does not become a part.
         return type(value) not in _PLAIN and (not isinstance(value, Mapping) or issubclass(hint, Mapping | dict))
     return True
 

@@ -3,8 +3,6 @@
 Started by :mod:`cmt_aqr.runs.processes`, not by hand.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import signal
@@ -24,7 +22,7 @@ from cmt_aqr.runs.processes import Job, Outcome, run_here
 
 
 def main(connection: Connection) -> int:
-    """Receive the job, do it, send its outcome; returns the exit status."""
+    """Receive a job, run it and send its outcome; returns the exit status."""
     job: Job = connection.recv()
     threading.Thread(target=_end_with_parent, args=(connection,), daemon=True).start()
     outcome = _outcome(job)
@@ -36,7 +34,7 @@ def _outcome(job: Job) -> Outcome:
     try:
         return Outcome(_run(job), None, time.time())
     except SystemExit as error:
-        # Another process ends a stopped run; this one just left.
+        # Another process reports the stopped run; this one just exits.
         return Outcome(None, None if error.code in (0, None) else SystemExit(error.code), time.time())
     except BaseException as error:
         return Outcome(None, _sendable(error), time.time())
@@ -56,7 +54,7 @@ def _run(job: Job) -> dict[str, float]:
 
 
 def _end_with_parent(connection: Connection) -> None:
-    """Wait until the command's process is gone, then end this one and its loader workers at once."""
+    """Kill this process and its loader workers as soon as the command's process has ended."""
     try:
         connection.recv()
     except (EOFError, OSError):
@@ -64,7 +62,7 @@ def _end_with_parent(connection: Connection) -> None:
 
 
 def _sendable(error: BaseException) -> BaseException:
-    """The error with its traceback as text, for neither frames nor every exception can be sent."""
+    """The error with its traceback as a note; an error that cannot be pickled is replaced."""
     text = "".join(traceback.format_exception(error))
     try:
         pickle.loads(pickle.dumps(error))
@@ -78,5 +76,5 @@ if __name__ == "__main__":
     status = main(Connection(int(sys.argv[1])))
     sys.stdout.flush()
     sys.stderr.flush()
-    # Without the tear-down of a process group whose other members may be gone.
+    # Without tearing down a process group whose other members may be gone.
     os._exit(status)
