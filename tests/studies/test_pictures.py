@@ -38,7 +38,7 @@ def scene(bev: MapPair | None = None, camera: MapPair | None = None) -> Scene:
         image_size=IMAGE_SIZE,
         lidar2img=rig()[0],
         truth=torch.tensor([box(x=-7.0, y=-7.0, size=0.5)]),
-        found=torch.zeros(0, 9),
+        detections=torch.zeros(0, 9),
         min_score=0.3,
         bev=bev,
         camera=camera,

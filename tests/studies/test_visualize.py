@@ -84,19 +84,22 @@ def test_what_queries_say_is_rendered_beside_what_is_broken(small_root: Path, tm
     bias = cast(Any, module.model.aqr).beta_head.bias
     torch.nn.init.constant_(bias, 3.0 if groups == "sensors" else -3.0)  # the LiDAR is preferred
     said = make_scene(module, data, 1, min_score=0.0).beta
-    assert said is not None and said.cells is not None
+    assert said is not None and said.image_damage is not None
     looking = said.beta != 0
     assert looking.any() and (said.beta[looking] > 2.9).all()
-    right = said.places[:, 0]
+    right = said.positions[:, 0]
     assert said.lost["LiDAR"][right > 6].min() > 0.9 and said.lost["LiDAR"][right < -6].max() < 0.1
-    assert said.cells[2].min() > 0.9 and said.cells[[0, 1, 3, 4, 5]].max() == 0
+    assert said.image_damage[2].min() > 0.9 and said.image_damage[[0, 1, 3, 4, 5]].max() == 0
     assert {float(value) for value in said.lost["cameras"].round()} == {0.0, 1.0}
 
     plain = make_scene(module, prepared(small_root, tmp_path / "cache"), 1, min_score=0.0)
-    assert plain.beta is not None and not plain.beta.lost and plain.beta.cells is None
+    assert plain.beta is not None and not plain.beta.lost and plain.beta.image_damage is None
     shown = make_scene(module, data, 1, min_score=0.0)
     assert [len(bev_picture(one).axes) for one in (plain, shown)] == [2, 6]  # each with its colours
-    one, other = (camera_picture(replace(shown, beta=replace(said, cells=cells))) for cells in (None, said.cells))
+    one, other = (
+        camera_picture(replace(shown, beta=replace(said, image_damage=damage)))
+        for damage in (None, said.image_damage)
+    )
     assert [len(axis.images) for axis in one.axes] == [1] * 6 and [len(axis.images) for axis in other.axes] == [
         2
     ] * 6
