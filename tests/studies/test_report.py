@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from cmt_aqr.runs.folder import find_runs
 from cmt_aqr.studies.figures import Picture, learning_curves, overview, thinned
-from cmt_aqr.studies.records import find_axes
+from cmt_aqr.studies.records import Comparison
 from cmt_aqr.studies.report import make_report
 from tests.helpers.commands import finished, run_command
 from tests.helpers.folders import CLAMPS, ERRORS, MAPS, RESIDUALS, grid_nds, write_grid, write_run
@@ -67,13 +67,11 @@ def report(folder: Path) -> tuple[Page, str]:
 
 
 def overview_of(folder: Path, metric: str = "NDS", x: str | None = None, y: str | None = None) -> list[Picture]:
-    runs = find_runs(folder)
-    return overview(runs, find_axes(runs), metric, x, y)
+    return overview(Comparison(find_runs(folder), metric), x, y)
 
 
 def curves_of(folder: Path) -> Picture:
-    runs = find_runs(folder)
-    (picture,) = learning_curves(runs, find_axes(runs), range(len(runs)))
+    (picture,) = learning_curves(Comparison(find_runs(folder), "NDS"))
     return picture
 
 

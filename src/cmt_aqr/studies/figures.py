@@ -11,17 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from cmt_aqr.runs.folder import CURVES, Curve, Run
-from cmt_aqr.studies.records import (
-    choose_axis,
-    is_numeric,
-    label,
-    numbers_of,
-    sign_of,
-    spread,
-    value_text,
-    with_seed,
-)
+from cmt_aqr.runs.folder import CURVES, Curve
+from cmt_aqr.studies.records import Comparison, is_numeric, label, sign_of, spread, value_text
 
 COLORS = (
     *("#3b7dd8", "#e07b39", "#3a9a5b", "#c6484e", "#8a63c8"),
@@ -44,39 +35,35 @@ class Picture(NamedTuple):
     caption: str = ""
 
 
-def overview(
-    runs: Sequence[Run], axes: Sequence[pd.Series], metric: str, x: str | None, y: str | None
-) -> list[Picture]:
-    """Figures of a metric over the settings that differ.
+def overview(comparison: Comparison, x: str | None = None, y: str | None = None) -> list[Picture]:
+    """Figures of the metric over the settings that differ.
 
     One setting gives a line, or bars if it is not a number; two a heat map, or a scatter plot if the values were
     sampled from a range; more give panels. Runs that differ in the seed alone are averaged.
 
     Args:
-        runs: of the report.
-        axes: settings that differ.
-        metric: of ``metrics.json``.
+        comparison: of the runs.
         x: the setting along x, ``None`` for a default.
         y: the setting along y, or along x if it is the only one.
 
     Raises:
         UserError: ``x`` or ``y`` is not a setting that differs.
     """
-    chosen = [choose_axis(axes, runs, name, option) for option, name in (("x", x), ("y", y)) if name is not None]
-    values = numbers_of(runs, metric)
+    chosen = [comparison.axis(name, option) for option, name in (("x", x), ("y", y)) if name is not None]
+    values = comparison.values
     if values.isna().all():
         return []
-    others = [axis for axis in axes if axis.name not in [one.name for one in chosen]]
+    others = [axis for axis in comparison.axes if axis.name not in [one.name for one in chosen]]
     others.sort(key=lambda axis: -len(axis.cat.categories))
-    history = [_history(runs, axes, values)] if any(map(sampled, axes)) else []
+    history = [_history(comparison)] if any(map(sampled, comparison.axes)) else []
     if not chosen:
         if len(others) > 2 and (history or len(list(panels(others[2:], values))) > MOST_PANELS):
-            return [_each_setting(runs, axes, values), *history]
-        chosen, others = others[:2] or with_seed([], runs), others[2:]
+            return [_each_setting(comparison), *history]
+        chosen, others = others[:2] or comparison.axes_and_seed, others[2:]
     if len(chosen) < 2:
         return [_lines(values, axis, others) for axis in chosen]
     if any(map(sampled, chosen)):
-        return [_scatter(runs, values, chosen, others), *history]
+        return [_scatter(comparison, chosen[0], chosen[1], others), *history]
     return [_heat_maps(values, chosen[0], chosen[1], others)]
 
 
@@ -187,56 +174,53 @@ def _lines(values: pd.Series, x: pd.Series, others: Sequence[pd.Series]) -> Pict
     return Picture(f"{values.name} over {x.name}", figure, caption)
 
 
-def _scatter(
-    runs: Sequence[Run], values: pd.Series, axes: Sequence[pd.Series], others: Sequence[pd.Series]
-) -> Picture:
+def _scatter(comparison: Comparison, x: pd.Series, y: pd.Series, others: Sequence[pd.Series]) -> Picture:
     """Runs over two settings, coloured by the metric."""
-    metric, (x, y) = values.name, axes
+    metric = comparison.metric
     figure = go.Figure()
-    count = _add_runs(figure, runs, [*axes, *others], values, _coordinates(x), _coordinates(y))
+    count = _add_runs(figure, comparison, [x, y, *others], _coordinates(x), _coordinates(y))
     scale = {"colorscale": "Viridis", "reversescale": sign_of(metric) < 0, "colorbar_title_text": escape(metric)}
     figure.update_layout(width=700, height=420, coloraxis=scale)
     figure.update_xaxes(**_scale(x))
     figure.update_yaxes(**_scale(y))
-    caption = f"Each point is a run ({count} with {metric}, of {len(runs)}); the best is circled."
+    caption = f"Each point is a run ({count} with {metric}, of {len(comparison.runs)}); the best is circled."
     if others:
         caption += f" The runs also differ in {_names(others)}."
     return Picture(f"{metric} over {x.name} and {y.name}", figure, caption)
 
 
-def _each_setting(runs: Sequence[Run], axes: Sequence[pd.Series], values: pd.Series) -> Picture:
+def _each_setting(comparison: Comparison) -> Picture:
     """The metric over each setting, in a panel each."""
-    figure, places = _subplots(len(axes), 360, 260, shared_yaxes=True)
-    for place, axis in zip(places, axes, strict=True):
-        _add_runs(figure, runs, axes, values, _coordinates(axis), values, **place)
+    figure, places = _subplots(len(comparison.axes), 360, 260, shared_yaxes=True)
+    for place, axis in zip(places, comparison.axes, strict=True):
+        _add_runs(figure, comparison, comparison.axes, _coordinates(axis), comparison.values, **place)
         figure.update_xaxes(**_scale(axis), **place)
-    figure.update_yaxes(title_text=escape(values.name), col=1)
+    figure.update_yaxes(title_text=escape(comparison.metric), col=1)
     caption = "Each point is a run; the best is circled. x=... and y=... show two settings together."
-    return Picture(f"{values.name} over each setting", figure, caption)
+    return Picture(f"{comparison.metric} over each setting", figure, caption)
 
 
-def _history(runs: Sequence[Run], axes: Sequence[pd.Series], values: pd.Series) -> Picture:
+def _history(comparison: Comparison) -> Picture:
     """The metric in the order of the runs, with the best so far: whether a search still improves."""
+    metric, values = comparison.metric, comparison.values
     figure = go.Figure()
-    _add_runs(figure, runs, axes, values, values.index.to_series(), values)
-    best = sign_of(values.name) * (sign_of(values.name) * values).cummax().ffill()
+    _add_runs(figure, comparison, comparison.axes, values.index.to_series(), values)
+    best = sign_of(metric) * (sign_of(metric) * values).cummax().ffill()
     figure.add_scatter(x=best.index, y=best, line={"shape": "hv", "color": ORANGE}, name="best so far")
     figure.update_xaxes(title_text="run, in the order of their names")
-    figure.update_yaxes(title_text=escape(values.name))
+    figure.update_yaxes(title_text=escape(metric))
     figure.update_layout(width=700, height=280)
-    return Picture(f"{values.name} in the order of the runs", figure)
+    return Picture(f"{metric} in the order of the runs", figure)
 
 
 def _add_runs(
-    figure: go.Figure,
-    runs: Sequence[Run],
-    axes: Sequence[pd.Series],
-    values: pd.Series,
-    x: pd.Series,
-    y: pd.Series,
-    **place: int,
+    figure: go.Figure, comparison: Comparison, axes: Sequence[pd.Series], x: pd.Series, y: pd.Series, **place: int
 ) -> int:
-    """Add a point per run with a value and coordinates, and a circle around the best; return their number."""
+    """Add a point per run with a value and coordinates, and a circle around the best; return their number.
+
+    The axes are named in the points' texts. Points are coloured by the metric unless it is along y.
+    """
+    values, runs = comparison.values, comparison.runs
     points = pd.DataFrame({"x": x, "y": y, "value": values}).dropna()
     texts = [f"{escape(runs[i].name)}<br>{escape(label(axes, i))}<br>{values[i]:.4f}" for i in points.index]
     style = {"mode": "markers", "showlegend": False, **place}
@@ -244,30 +228,25 @@ def _add_runs(
     if y is not values:
         marker |= {"color": points["value"], "coloraxis": "coloraxis"}
     figure.add_scatter(x=points["x"], y=points["y"], marker=marker, hovertext=texts, hoverinfo="text", **style)
-    best = points.loc[(sign_of(values.name) * points["value"]).nlargest(1).index]
+    best = points.loc[(sign_of(comparison.metric) * points["value"]).nlargest(1).index]
     circle = {"symbol": "circle-open", "size": 17, "color": ORANGE, "line_width": 2}
     figure.add_scatter(x=best["x"], y=best["y"], marker=circle, hoverinfo="skip", **style)
     return len(points)
 
 
-def learning_curves(runs: Sequence[Run], axes: Sequence[pd.Series], order: Sequence[int]) -> list[Picture]:
-    """A figure of training loss and validation metrics over steps; none if no run has logged any.
-
-    Args:
-        runs: of the report.
-        axes: settings that differ; they name the lines.
-        order: of the runs, best first.
-    """
-    logged = [i for i in order if any(steps for steps, _ in runs[i].curves.values())]
+def learning_curves(comparison: Comparison) -> list[Picture]:
+    """A figure of training loss and validation metrics over steps; none if no run has logged any."""
+    runs = comparison.runs
+    logged = [i for i in comparison.order if any(steps for steps, _ in runs[i].curves.values())]
     if not logged:
         return []
-    colored, labels = len(logged) <= MOST_LINES, with_seed(axes, runs)
+    colored = len(logged) <= MOST_LINES
     # A run that ended before the first record of its loss has only metrics.
     names = [name for name in CURVES if any(runs[i].curves[name][0] for i in logged)]
     figure, places = _subplots(len(names), 440, 330)
     for rank, index in reversed(list(enumerate(logged))):
         run = runs[index]
-        title = label(labels, index) or run.name
+        title = label(comparison.axes_and_seed, index) or run.name
         for place, name in zip(places, names, strict=True):
             steps, values = thinned(run.curves[name])
             figure.add_scatter(

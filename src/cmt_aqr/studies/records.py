@@ -1,9 +1,11 @@
-"""The runs of a folder as pandas columns: the settings that differ between them, and their results."""
+"""Runs as pandas columns: the settings that differ between them, and their results."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -19,6 +21,78 @@ SUMMARY = ("mAP", "NDS", *(f"m{name}" for name in ERRORS.values()))
 
 NOT_AN_AXIS = ("name", "ckpt_path", "seed", *OF_THE_SWEEP)
 """Settings whose differences are not part of an experiment; results are averaged over seeds."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs, ranked by a metric."""
+
+    runs: Sequence[Run]
+    metric: str
+
+    @functools.cached_property
+    def axes(self) -> list[pd.Series]:
+        """The overridden settings that differ between runs, in the order of the overrides, without seeds.
+
+        Words that always change together, such as ``renderer`` and ``modulator`` of presets, are one axis.
+        """
+        keys = dict.fromkeys(parse_override(text)[0] for run in self.runs for text in run.overrides)
+        axes: list[pd.Series] = []
+        for key in keys:
+            axis = make_axis(key, [run.setting(key) for run in self.runs])
+            if key in NOT_AN_AXIS or key.startswith(("hydra.", "hydra/")) or len(axis.cat.categories) < 2:
+                continue
+            twin = next((i for i, other in enumerate(axes) if _change_together(axis, other)), None)
+            if twin is None:
+                axes.append(axis)
+            else:
+                axes[twin] = _merged(axes[twin], axis)
+        return axes
+
+    @functools.cached_property
+    def seeds(self) -> pd.Series:
+        """The seed per run, as an axis."""
+        return make_axis("seed", [run.setting("seed") if run.seed is None else run.seed for run in self.runs])
+
+    @property
+    def axes_and_seed(self) -> list[pd.Series]:
+        """The axes, and the seed if it differs."""
+        return [*self.axes, self.seeds] if len(self.seeds.cat.categories) > 1 else self.axes
+
+    def axis(self, name: str, option: str) -> pd.Series:
+        """The axis whose name is, or alone ends in, ``name`` (``max_weight_clamp``); or the ``seed``.
+
+        Raises:
+            UserError: there is no single such axis; names the option that chose it.
+        """
+        if name == "seed":
+            return self.seeds
+        keys = [(axis, key) for axis in self.axes for key in {axis.name, *axis.name.split(" + ")}]
+        exact = [axis for axis, key in keys if key == name]
+        matches = exact or [axis for axis, key in keys if key.endswith(f".{name}")]
+        if len({axis.name for axis in matches}) != 1:
+            names = ", ".join(axis.name for axis in self.axes) or "none"
+            raise UserError(f"{option}={name}: must name one of the settings that differ between runs: {names}")
+        return matches[0]
+
+    def numbers(self, key: str) -> pd.Series:
+        """A recorded number per run; NaN if it is absent or undefined."""
+        return pd.Series([run.numbers.get(key, math.nan) for run in self.runs], name=key, dtype=float)
+
+    @functools.cached_property
+    def values(self) -> pd.Series:
+        """The metric per run."""
+        return self.numbers(self.metric)
+
+    @functools.cached_property
+    def order(self) -> list[int]:
+        """Indices of the runs, best first."""
+        return best_first(self.values)
+
+    @property
+    def ranked(self) -> list[Run]:
+        """The runs, best first."""
+        return [self.runs[i] for i in self.order]
 
 
 def value_text(value: Value | None) -> str:
@@ -46,23 +120,9 @@ def short(axis: pd.Series) -> str:
     return " + ".join(key.rpartition(".")[2] for key in str(axis.name).split(" + "))
 
 
-def find_axes(runs: Sequence[Run]) -> list[pd.Series]:
-    """The overridden settings that differ between runs, in the order of the overrides, without seeds.
-
-    Words that always change together, such as ``renderer`` and ``modulator`` of presets, are one axis.
-    """
-    keys = dict.fromkeys(parse_override(text)[0] for run in runs for text in run.overrides)
-    axes: list[pd.Series] = []
-    for key in keys:
-        axis = make_axis(key, [run.setting(key) for run in runs])
-        if key in NOT_AN_AXIS or key.startswith(("hydra.", "hydra/")) or len(axis.cat.categories) < 2:
-            continue
-        twin = next((i for i, other in enumerate(axes) if _change_together(axis, other)), None)
-        if twin is None:
-            axes.append(axis)
-        else:
-            axes[twin] = _merged(axes[twin], axis)
-    return axes
+def label(axes: Sequence[pd.Series], index: int) -> str:
+    """A short text of a run's settings."""
+    return ", ".join(f"{short(axis)}={value_text(axis[index])}" for axis in axes)
 
 
 def _change_together(axis: pd.Series, other: pd.Series) -> bool:
@@ -77,61 +137,14 @@ def _merged(axis: pd.Series, other: pd.Series) -> pd.Series:
     return make_axis(f"{axis.name} + {other.name}", [None if name == NOT_RECORDED else name for name in names])
 
 
-def choose_axis(axes: Sequence[pd.Series], runs: Sequence[Run], name: str, option: str) -> pd.Series:
-    """The axis whose name is, or alone ends in, ``name`` (``max_weight_clamp``); or the ``seed``.
-
-    Raises:
-        UserError: there is no single such axis; names the option that chose it.
-    """
-    if name == "seed":
-        return seed_axis(runs)
-    keys = [(axis, key) for axis in axes for key in {axis.name, *axis.name.split(" + ")}]
-    matches = [axis for axis, key in keys if key == name] or [
-        axis for axis, key in keys if key.endswith(f".{name}")
-    ]
-    if len({axis.name for axis in matches}) != 1:
-        names = ", ".join(axis.name for axis in axes) or "none"
-        raise UserError(f"{option}={name}: must name one of the settings that differ between runs: {names}")
-    return matches[0]
-
-
-def seed_axis(runs: Sequence[Run]) -> pd.Series:
-    """The seed per run."""
-    return make_axis("seed", [run.setting("seed") if run.seed is None else run.seed for run in runs])
-
-
-def with_seed(axes: Sequence[pd.Series], runs: Sequence[Run]) -> list[pd.Series]:
-    """The axes, and the seed if it differs."""
-    seeds = seed_axis(runs)
-    return [*axes, seeds] if len(seeds.cat.categories) > 1 else list(axes)
-
-
-def label(axes: Sequence[pd.Series], index: int) -> str:
-    """A short text of a run's settings."""
-    return ", ".join(f"{short(axis)}={value_text(axis[index])}" for axis in axes)
-
-
 def sign_of(metric: Any) -> int:
     """1 if higher is better, -1 if lower is better."""
     return -1 if metric.partition("/")[0].removeprefix("m") in ERRORS.values() else 1
 
 
-def check_metric(runs: Sequence[Run], metric: str) -> None:
-    """Refuse a metric that no run has, if runs have others."""
-    names = dict.fromkeys(name for run in runs for name in run.metrics)
-    if names and metric not in names:
-        summary = ", ".join(name for name in names if "/" not in name)
-        raise UserError(f"metric={metric}: no run has it; runs have {summary}, and by class AP/car and so on")
-
-
-def numbers_of(runs: Sequence[Run], key: str) -> pd.Series:
-    """A recorded number per run; NaN if it is absent or undefined."""
-    return pd.Series([run.numbers.get(key, math.nan) for run in runs], name=key, dtype=float)
-
-
 def best_first(values: pd.Series) -> list[int]:
     """Positions of a metric's values, best first; NaN last, in their order."""
-    return list((-sign_of(str(values.name)) * values).sort_values(kind="stable", na_position="last").index)
+    return list((-sign_of(values.name) * values).sort_values(kind="stable", na_position="last").index)
 
 
 def spread(values: pd.Series, by: Any, empty: bool = False) -> pd.DataFrame:

@@ -26,17 +26,14 @@ from cmt_aqr.studies.page import write_page
 from cmt_aqr.studies.records import (
     NOT_RECORDED,
     SUMMARY,
+    Comparison,
     best_first,
-    check_metric,
-    find_axes,
     is_numeric,
     label,
-    numbers_of,
     short,
     sign_of,
     spread,
     value_text,
-    with_seed,
 )
 
 MOST_ROWS = 10
@@ -119,13 +116,16 @@ def make_report(
         )
     out = sweep_dir if out is None else out
     check_folder("out", out)
-    check_metric(runs, metric)
-    axes, order = find_axes(runs), best_first(numbers_of(runs, metric))
+    metrics = dict.fromkeys(name for run in runs for name in run.metrics)
+    if metrics and metric not in metrics:
+        names = ", ".join(name for name in metrics if "/" not in name)
+        raise UserError(f"metric={metric}: no run has it; runs have {names}, and by class AP/car and so on")
+    comparison = Comparison(runs, metric)
     page, table = out / "report.html", out / "report.csv"
-    labels, columns = with_seed(axes, runs), run_columns(runs, axes, order)
+    columns = run_columns(comparison)
     problems = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     with writing("out", out):
-        write_table(table, csv_rows(runs, axes, order))
+        write_table(table, csv_rows(comparison))
         write_page(
             page,
             "page.html.jinja",
@@ -136,15 +136,15 @@ def make_report(
             subtitle=_subtitle(runs),
             metric=metric,
             problems=problems,
-            best=_best(runs, axes, order[0], metric),
-            pictures=[*overview(runs, axes, metric, x, y), *learning_curves(runs, axes, order)],
-            seeds=seed_columns(runs, axes, metric),
+            best=_best(comparison),
+            pictures=[*overview(comparison, x, y), *learning_curves(comparison)],
+            seeds=seed_columns(comparison),
             columns=columns,
             common=[text for text in runs[0].overrides if all(text in run.overrides for run in runs)],
-            commands=[(runs[i], label(labels, i)) for i in order],
+            commands=[(runs[i], label(comparison.axes_and_seed, i)) for i in comparison.order],
             csv_name=table.name,
         )
-    console().print(_summary(runs, columns, order, metric), *map(Text, problems))
+    console().print(_summary(comparison, columns), *map(Text, problems))
     console().print(f"The page is {page}, the table {table}", soft_wrap=True, markup=False)
     return page, table
 
@@ -190,35 +190,38 @@ def number_text(value: float | None, unit: Unit) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _best(runs: Sequence[Run], axes: Sequence[pd.Series], index: int, metric: str) -> dict[str, object] | None:
+def _best(comparison: Comparison) -> dict[str, object] | None:
     """The best run as the page shows it; ``None`` if no run has the metric."""
-    run, value = runs[index], runs[index].numbers.get(metric)
+    metric, index = comparison.metric, comparison.order[0]
+    run = comparison.runs[index]
+    value = run.numbers.get(metric)
     if value is None:
         return None
     numbers = {key: run.numbers.get(key) for key in dict.fromkeys([metric, "NDS", *SUMMARY])}
+    equal = [one.name for one in comparison.runs if one is not run and one.numbers.get(metric) == value]
     return {
         "run": run,
-        "settings": " ".join(f"{axis.name}={value_text(axis[index])}" for axis in with_seed(axes, runs)),
+        "settings": " ".join(f"{axis.name}={value_text(axis[index])}" for axis in comparison.axes_and_seed),
         "numbers": {key: number_text(number, "metric") for key, number in numbers.items()},
-        "equal": ", ".join(one.name for one in runs if one is not run and one.numbers.get(metric) == value),
+        "equal": ", ".join(equal),
     }
 
 
-def run_columns(runs: Sequence[Run], axes: Sequence[pd.Series], order: Sequence[int]) -> list[Column]:
-    """The table of all runs in the given order; with GPU memory if a GPU was used."""
-    ordered = [runs[i] for i in order]
-    names, statuses = [run.name for run in ordered], [run.status for run in ordered]
+def run_columns(comparison: Comparison) -> list[Column]:
+    """The table of all runs, best first; with GPU memory if a GPU was used."""
+    runs = comparison.ranked
+    names, statuses = [run.name for run in runs], [run.status for run in runs]
     columns = [
         Column("run", "", "", word=True, values=names, texts=names),
-        Column("status", "", "", word=True, values=statuses, texts=[run.ending for run in ordered]),
-        *(_axis_column(axis, axis[list(order)]) for axis in with_seed(axes, runs)),
+        Column("status", "", "", word=True, values=statuses, texts=[run.ending for run in runs]),
+        *(_axis_column(axis, axis[comparison.order]) for axis in comparison.axes_and_seed),
     ]
     for number in NUMBERS:
-        values = numbers_of(ordered, number.key)
+        values = comparison.numbers(number.key)
         if number.unit == "metric" and values.nunique() > 1:
             number = number._replace(top=values.max() if sign_of(number.key) > 0 else values.min())
         if values.any() or number.title != "GPU memory":
-            columns.append(_filled(number, ordered))
+            columns.append(_filled(number, runs))
     return columns
 
 
@@ -234,13 +237,14 @@ def _axis_column(axis: pd.Series, values: Iterable[Value]) -> Column:
     return Column(short(axis), "varied", name, word=not is_numeric(axis), values=recorded, texts=texts)
 
 
-def seed_columns(runs: Sequence[Run], axes: Sequence[pd.Series], metric: str) -> list[Column]:
+def seed_columns(comparison: Comparison) -> list[Column]:
     """Mean and deviation over seeds, best settings first; empty if no two runs have the same settings."""
-    by = list(axes) or [pd.Series(0, range(len(runs)))]
-    stats = spread(numbers_of(runs, metric), by)
+    axes = comparison.axes
+    by = axes or [pd.Series(0, range(len(comparison.runs)))]
+    stats = spread(comparison.values, by)
     if stats["size"].max() < 2:
         return []
-    order = best_first(stats["mean"].reset_index(drop=True).rename(metric))
+    order = best_first(stats["mean"].reset_index(drop=True).rename(comparison.metric))
     stats = stats.iloc[order]
     columns = [_axis_column(axis, stats.index.get_level_values(level)) for level, axis in enumerate(axes)]
     counts = [
@@ -248,7 +252,7 @@ def seed_columns(runs: Sequence[Run], axes: Sequence[pd.Series], metric: str) ->
     ]
     columns.append(Column("runs", " ", "", values=stats["size"].tolist(), texts=counts))
     for number in (number for number in NUMBERS if number.key in SUMMARY):
-        means, stds = spread(numbers_of(runs, number.key), by).iloc[order][["mean", "std"]].T.to_numpy()
+        means, stds = spread(comparison.numbers(number.key), by).iloc[order][["mean", "std"]].T.to_numpy()
         values = [None if mean != mean else mean for mean in means]
         deviations = ["" if std != std else f" ± {std:.4f}" for std in stds]
         texts = [number_text(mean, "metric") + text for mean, text in zip(values, deviations, strict=True)]
@@ -256,11 +260,11 @@ def seed_columns(runs: Sequence[Run], axes: Sequence[pd.Series], metric: str) ->
     return columns
 
 
-def csv_rows(runs: Sequence[Run], axes: Sequence[pd.Series], order: Sequence[int]) -> list[dict[str, object]]:
+def csv_rows(comparison: Comparison) -> list[dict[str, object]]:
     """A row per run with all recorded values, unrounded; values that are not recorded are ``None`` or absent."""
-    keys = [key for axis in axes for key in str(axis.name).split(" + ")]
-    metrics = dict.fromkeys([*SUMMARY, *(name for run in runs for name in run.metrics)])
-    maps = dict.fromkeys(name for run in runs for name in run.maps)
+    keys = [key for axis in comparison.axes for key in str(axis.name).split(" + ")]
+    metrics = dict.fromkeys([*SUMMARY, *(name for run in comparison.runs for name in run.metrics)])
+    maps = dict.fromkeys(name for run in comparison.runs for name in run.maps)
     return [
         {
             **{"run": run.name, "status": run.status, "error": run.error, "seed": run.seed},
@@ -270,22 +274,23 @@ def csv_rows(runs: Sequence[Run], axes: Sequence[pd.Series], order: Sequence[int
             **{name: run.record.get(name) for name in RECORDED},
             **{"overrides": " ".join(run.overrides), "command": run.command},
         }
-        for run in (runs[i] for i in order)
+        for run in comparison.ranked
     ]
 
 
-def _summary(runs: Sequence[Run], columns: Sequence[Column], order: Sequence[int], metric: str) -> Group:
+def _summary(comparison: Comparison, columns: Sequence[Column]) -> Group:
     """A table of the best runs, and a line per failed run."""
-    scope = f", the best {MOST_ROWS} of {len(order)}" if len(order) > MOST_ROWS else ""
+    runs, metric = comparison.runs, comparison.metric
+    scope = f", the best {MOST_ROWS} of {len(runs)}" if len(runs) > MOST_ROWS else ""
     table = Table(title=f"Runs by {metric}{scope}", title_justify="left")
     fixed = {column.title: column for column in columns if column.group != "varied"}
     selected = [fixed["run"], *(column for column in columns if column.group == "varied")]
     if metric not in ("mAP", "NDS"):
-        selected.append(_filled(Column(metric, "", "", metric, "metric"), [runs[i] for i in order]))
+        selected.append(_filled(Column(metric, "", "", metric, "metric"), comparison.ranked))
     selected += [fixed[title] for title in ("NDS", "mAP", "time", "status")]
     for column in selected:
         table.add_column(escape(column.title), overflow="fold", justify="left" if column.word else "right")
-    for row in range(min(MOST_ROWS, len(order))):
+    for row in range(min(MOST_ROWS, len(runs))):
         table.add_row(*(Text(column.texts[row]) for column in selected))
     failed = [
         f"{run.name} failed: {run.error or 'the reason is not recorded'}" for run in runs if run.status == FAILED
