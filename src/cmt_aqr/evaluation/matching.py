@@ -18,12 +18,9 @@ class Pairs(NamedTuple):
     Sorted by detection, then by distance, then by object: the order in which a detection prefers objects.
     """
 
-    detections: NDArray[np.int64]
-    """(pair,) indices."""
-    objects: NDArray[np.int64]
-    """(pair,) indices."""
-    distances: NDArray[np.float64]
-    """(pair,) metres between the centres in x and y."""
+    detections: NDArray[np.int64]  # (pair,)
+    objects: NDArray[np.int64]  # (pair,)
+    distances: NDArray[np.float64]  # (pair,) metres between the centres in x and y
 
     def within(self, distance: float) -> Self:
         """The pairs less than ``distance`` apart."""

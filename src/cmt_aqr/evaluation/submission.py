@@ -39,17 +39,11 @@ _ATTRIBUTE_OF = np.array([[ATTRIBUTES.index(name) for name in _MOVING_STILL[labe
 
 @dataclass(frozen=True)
 class FoundBoxes:
-    """Detections of some frames of a split.
+    """Detections of some frames of a split."""
 
-    Attributes:
-        frames: (frame,) int64, ascending numbers of the evaluated frames, including those without detections.
-        counts: (frame,) int64, detections per frame.
-        rows: (box, 15) float64, rows of :func:`to_global`, frame after frame.
-    """
-
-    frames: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    rows: NDArray[np.float64]
+    frames: NDArray[np.int64]  # (frame,) ascending numbers of the evaluated frames, even without detections
+    counts: NDArray[np.int64]  # (frame,) detections per frame
+    rows: NDArray[np.float64]  # (box, 15) rows of to_global, frame after frame
 
 
 def attributes_of(labels: NDArray[np.int64], velocities: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -38,69 +38,40 @@ _LOST = LinearSegmentedColormap.from_list("lost", [(0.85, 0.1, 0.75, 0.0), (0.85
 
 @dataclass(frozen=True)
 class MapPair:
-    """AQR's maps of one sensor, before and after post-processing.
+    """AQR's maps of one sensor, (row, column) or (view, row, column)."""
 
-    Attributes:
-        before: (row, column) or (view, row, column), as rendered.
-        after: after threshold and clamp, same shape; this map modulates the features.
-        clamp: the limit, or ``None``.
-    """
-
-    before: Tensor
-    after: Tensor
+    before: Tensor  # as rendered
+    after: Tensor  # after threshold and clamp; this map modulates the features
     clamp: float | None
 
 
 @dataclass(frozen=True)
 class QueryBeta:
-    """The attention bias of a frame's queries.
+    """The attention bias of a frame's queries."""
 
-    Attributes:
-        positions: (query, 3), metres, LiDAR frame.
-        beta: (query,), above 0 if a query prefers the LiDAR.
-        lost: (query,) damage at the queries, 0 to 1, of ``LiDAR`` and ``cameras``; empty if unknown.
-        image_damage: (view, row, column), 0 to 1, of the stored images, or ``None``.
-    """
-
-    positions: Tensor
-    beta: Tensor
-    lost: Mapping[str, Tensor] = field(default_factory=dict)
-    image_damage: Tensor | None = None
+    positions: Tensor  # (query, 3), metres, LiDAR frame
+    beta: Tensor  # (query,), above 0 if a query prefers the LiDAR
+    lost: Mapping[str, Tensor] = field(default_factory=dict)  # (query,) damage, 0 to 1, per sensor, if known
+    image_damage: Tensor | None = None  # (view, row, column), 0 to 1, of the stored images
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A frame with the model's detections and AQR's output, on the CPU.
-
-    Attributes:
-        title: names the frame.
-        grid: of the model: the rendered range, and the cells of the BEV map.
-        points: (point, >= 3), metres, LiDAR frame; empty if the model reads no LiDAR.
-        images: (view, height, width, 3) uint8, RGB, as stored, or ``None`` if the model reads no cameras.
-        image_extent: left, right, bottom, top edges of the stored images in the network's pixels.
-        image_size: height and width of the network's images.
-        lidar2img: (view, 4, 4), LiDAR frame to the network's pixels.
-        truth: (box, 9) annotated boxes, LiDAR frame.
-        detections: (box, 9), LiDAR frame.
-        min_score: threshold of the detections.
-        bev: BEV maps, or ``None`` without AQR's maps or LiDAR.
-        camera: camera maps, or ``None`` without AQR's maps or cameras.
-        beta: AQR's output if it is an attention bias.
-    """
+    """A frame with the model's detections and AQR's output, on the CPU."""
 
     title: str
-    grid: BEVGrid
-    points: Tensor
-    images: NDArray[np.uint8] | None
-    image_extent: tuple[float, float, float, float] | None
-    image_size: tuple[int, int]
-    lidar2img: Tensor
-    truth: Tensor
-    detections: Tensor
-    min_score: float
+    grid: BEVGrid  # of the model: the rendered range, and the cells of the BEV map
+    points: Tensor  # (point, >= 3), metres, LiDAR frame; empty if the model reads no LiDAR
+    images: NDArray[np.uint8] | None  # (view, height, width, 3), RGB, as stored; None if the model reads none
+    image_extent: tuple[float, float, float, float] | None  # left, right, bottom, top, in the network's pixels
+    image_size: tuple[int, int]  # height and width of the network's images
+    lidar2img: Tensor  # (view, 4, 4), LiDAR frame to the network's pixels
+    truth: Tensor  # (box, 9) annotated boxes, LiDAR frame
+    detections: Tensor  # (box, 9), LiDAR frame
+    min_score: float  # threshold of the detections
     bev: MapPair | None = None
     camera: MapPair | None = None
-    beta: QueryBeta | None = None
+    beta: QueryBeta | None = None  # if AQR is an attention bias, instead of maps
 
     @property
     def boxes(self) -> StyledBoxes:

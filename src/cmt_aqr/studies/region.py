@@ -11,22 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cmt_aqr.aqr.statistics import BROKEN
 from cmt_aqr.damage import Damage
 from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import evaluate_boxes
 from cmt_aqr.evaluation.submission import FoundBoxes, to_global
+from cmt_aqr.outputs import mean_seen
 from cmt_aqr.structures import Batch
-
-BROKEN = 0.5
-"""Damage of a sensor at a box above which the box is in the broken region."""
 
 
 class BrokenRegion(pl.Callback):
     """Official mAP of the objects and detections in the broken region; NaN if it contains no object.
 
     A box is in the region if the LiDAR's damage there, or the mean damage of the cameras that see it, is above
-    :data:`BROKEN`. Needs ``data.damage=true``.
+    one half. Needs ``data.damage=true``.
     """
 
     def __init__(self) -> None:
@@ -73,5 +72,4 @@ class BrokenRegion(pl.Callback):
 def is_broken(damage: Damage, positions: Tensor) -> Tensor:
     """Whether a sensor is broken at positions (position, 3), metres, LiDAR frame, of a frame: (position,) bool."""
     lidar, cameras, seen = damage.at(positions[None].float())
-    mean = cameras.sum(dim=-1) / seen.sum(dim=-1).clamp(min=1)
-    return ((lidar > BROKEN) | (mean > BROKEN))[0]
+    return ((lidar > BROKEN) | (mean_seen(cameras, seen) > BROKEN))[0]

@@ -89,15 +89,10 @@ def render_cameras(
     size: tuple[int, int],
     extent: tuple[float, float, float, float] | None = None,
 ) -> None:
-    """Render images with boxes on six axes, titled with the cameras' names.
+    """Render images (view, row, column, 3), RGB, with boxes on six axes, titled with the cameras' names.
 
-    Args:
-        axes: one per camera, in the order of :data:`VIEWS`.
-        images: (view, row, column, 3), RGB.
-        styled_boxes: boxes to project.
-        lidar2img: (view, 4, 4), to pixels of the axes.
-        size: height and width of the axes in pixels.
-        extent: left, right, bottom and top edges of the images in pixels of the axes.
+    lidar2img (view, 4, 4) and ``size``, height and width, refer to pixels of the axes; ``extent`` is the left,
+    right, bottom and top edge of the images in these.
     """
     for axis, view in zip(axes, VIEWS, strict=True):
         axis.imshow(images[view], extent=extent, interpolation="antialiased")

@@ -47,19 +47,12 @@ IRRELEVANT = (
 
 @dataclass(frozen=True)
 class Condition:
-    """The condition of an evaluation.
+    """The condition of an evaluation."""
 
-    Attributes:
-        suite: its name; ``clean`` for clean frames.
-        name: of the condition in the suite.
-        severity: from 1; 0 for a condition without severities.
-        fault: an option of the group ``eval_fault``, resolved.
-    """
-
-    suite: str
+    suite: str  # "clean" for clean frames
     name: str
-    severity: int
-    fault: dict[str, Any]
+    severity: int  # from 1; 0 for a condition without severities
+    fault: dict[str, Any]  # an option of the group eval_fault, resolved
 
     @property
     def path(self) -> Path:
@@ -79,17 +72,11 @@ class Condition:
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint to evaluate.
+    """A checkpoint to evaluate."""
 
-    Attributes:
-        name: in tables.
-        config: its configuration with the command's overrides.
-        digest: SHA-256 of the file.
-    """
-
-    name: str
-    config: DictConfig
-    digest: str
+    name: str  # in tables
+    config: DictConfig  # with the command's overrides
+    digest: str  # SHA-256 of the file
 
     @property
     def sensors(self) -> frozenset[str]:

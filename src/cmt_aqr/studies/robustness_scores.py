@@ -5,6 +5,7 @@ From MultiCorrupt (Beemelmanns et al., IV 2024, arXiv 2402.11677), with NDS:
     RA(c, s) = NDS(c, s) / NDS(clean),  RA(c) its mean over severities s,  mRA the mean of RA(c) over conditions c
     RRA(c)   = sum_s NDS(c, s) / sum_s NDS of the baseline(c, s) - 1,  mRRA its mean over conditions c
 
+A mean is unknown (NaN) if one of its values is.
 A suite without severities has one s; MoME's R is then mRA. For a detector that detects next to nothing on clean
 frames, both are noise and therefore undefined here: even without any match, NDS can be about 8 points.
 
@@ -51,28 +52,15 @@ def relative_resistance(values: pd.Series, baseline: pd.Series) -> pd.Series:
     return by_condition(values) / base.where((base != 0) & (clean_of(baseline) >= LEAST_CLEAN)) - 1
 
 
-def mean_of_all(values: pd.Series) -> float:
-    """The mean over conditions (mRA, mRRA); NaN if one is unknown."""
-    return float(values.mean(skipna=False)) if len(values) else float("nan")
-
-
 @dataclass(frozen=True)
 class Published:
-    """A model in ``published.yaml``.
+    """A model in ``published.yaml``."""
 
-    Attributes:
-        model: its name, with the backbone where there are several.
-        source: of the numbers.
-        nds: in points, by condition and severity; may be empty.
-        mean_ra: mRA as published, if it is.
-        mean_rra: mRRA as published, in per cent, against the source's own baseline.
-    """
-
-    model: str
+    model: str  # its name, with the backbone where there are several
     source: str
-    nds: pd.Series
-    mean_ra: float | None = None
-    mean_rra: float | None = None
+    nds: pd.Series  # in points, by condition and severity; may be empty
+    mean_ra: float | None = None  # mRA as published
+    mean_rra: float | None = None  # mRRA as published, in per cent, against the source's own baseline
 
 
 def _published(nds: Mapping[str, float | list[float]] | None = None, **fields: Any) -> Published:

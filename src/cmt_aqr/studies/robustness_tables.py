@@ -19,7 +19,6 @@ from cmt_aqr.studies.robustness_scores import (
     PUBLISHED,
     Published,
     clean_of,
-    mean_of_all,
     relative_resistance,
     resistance,
 )
@@ -33,17 +32,12 @@ class Row(NamedTuple):
     """A checkpoint's result under a condition."""
 
     model: str
-    sensors: frozenset[str]
-    """``lidar`` and ``camera``, those that the checkpoint reads."""
-    suite: str
-    """Of the condition; ``clean`` for clean frames."""
+    sensors: frozenset[str]  # "lidar" and "camera", those that the checkpoint reads
+    suite: str  # of the condition; "clean" for clean frames
     condition: str
-    severity: int
-    """From 1; 0 for a condition without severities."""
-    metrics: dict[str, float]
-    """The official metrics."""
-    spared: bool = False
-    """Whether the condition affects none of the sensors, so that this is the result on clean frames."""
+    severity: int  # from 1; 0 for a condition without severities
+    metrics: dict[str, float]  # the official ones
+    spared: bool = False  # the condition affects none of the sensors, so this is the result on clean frames
 
 
 class Cell(NamedTuple):
@@ -59,25 +53,20 @@ class Column(NamedTuple):
 
     model: str
     name: str
-    cells: list[Cell]
-    """By condition and severity."""
+    cells: Sequence[Cell]  # by condition and severity
     mean_ra: Cell = Cell()
     mean_rra: Cell = Cell()
-    source: str = ""
-    """Of published results."""
+    source: str = ""  # of published results
 
 
 class SuiteTable(NamedTuple):
     """A suite's table."""
 
     suite: str
-    headings: list[str]
-    """Of the rows: conditions, with their severities."""
+    headings: list[str]  # of the rows: conditions, with their severities
     columns: list[Column]
-    also: list[str]
-    """Published mRA of models without further results."""
-    notes: list[str]
-    """Sentences about models without RA."""
+    also: list[str]  # published mRA of models without further results
+    notes: list[str]  # sentences about models without RA
 
     @property
     def rows(self) -> list[tuple[str, tuple[Cell, ...]]]:
@@ -89,9 +78,8 @@ class SuiteTable(NamedTuple):
     def means(self) -> list[tuple[str, tuple[Cell, ...]]]:
         """Headings and cells of the means over the suite, except those that are empty."""
         ra, rra = zip(*((column.mean_ra, column.mean_rra) for column in self.columns), strict=True)
-        return [
-            (name, cells) for name, cells in (("mRA", ra), ("mRRA, %", rra)) if any(cell.text for cell in cells)
-        ]
+        means = (("mRA", ra), ("mRRA, %", rra))
+        return [(name, cells) for name, cells in means if any(cell.text for cell in cells)]
 
 
 def frame_of(rows: Sequence[Row], suite: str, baseline: str | None = None) -> pd.DataFrame:
@@ -145,17 +133,19 @@ def suite_table(rows: Sequence[Row], suite: str, baseline: str | None) -> SuiteT
             notes.append(
                 f"{model}: clean NDS is {clean:.1f}, below {LEAST_CLEAN:g}; RA would be noise and is omitted"
             )
-        scores = part.groupby("condition", sort=False)[["RA", "RRA"]].first()[1:]
-        means = _ratio(mean_of_all(scores.RA)), _points(100 * mean_of_all(scores.RRA))
+        scores = part.groupby("condition", sort=False)[["RA", "RRA"]].first()[1:].mean(skipna=False)
         part = part.assign(RA=part.RA.where(~part.condition.duplicated()))  # one for all severities
-        cells = zip(*(_cells_of(result) for result in part.itertuples()), strict=True)
-        for name, column in zip(("NDS", "mAP", "RA"), cells, strict=True):
-            columns.append(Column(str(model), name, list(column), *(means if name == "RA" else ())))
+        nds, precision, ra = zip(*(_cells_of(result) for result in part.itertuples()), strict=True)
+        columns += [
+            Column(str(model), "NDS", nds),
+            Column(str(model), "mAP", precision),
+            Column(str(model), "RA", ra, _ratio(scores.RA), _points(100 * scores.RRA)),
+        ]
     published = PUBLISHED.get(suite, [])
     for other in published:
         if not other.nds.empty:
-            cells_of = [_points(other.nds.get(key, np.nan)) for key in keys]
-            columns.append(Column(other.model, "NDS", cells_of, *_published_means(other, keys), other.source))
+            cells = [_points(other.nds.get(key, np.nan)) for key in keys]
+            columns.append(Column(other.model, "NDS", cells, *_published_means(other, keys), other.source))
     complete = all(set(other.nds.index) <= set(keys) for other in published)
     headings = [f"{condition} {severity}" if severity else condition for condition, severity in keys]
     also = [f"{other.model} {other.mean_ra:.3f}" for other in published if other.nds.empty and complete]
@@ -167,7 +157,7 @@ def _published_means(model: Published, keys: Sequence[tuple[str, int]]) -> tuple
     complete = set(model.nds.index) <= set(keys)
     ra = model.mean_ra if complete else None
     if ra is None:
-        ra = mean_of_all(resistance(model.nds.reindex(pd.MultiIndex.from_tuples(keys))))
+        ra = resistance(model.nds.reindex(pd.MultiIndex.from_tuples(keys))).mean(skipna=False)
     rra = model.mean_rra if complete else None
     return _ratio(ra), _points(np.nan if rra is None else rra)
 

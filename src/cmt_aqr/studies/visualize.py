@@ -35,21 +35,13 @@ from cmt_aqr.training.run import build_module, restore
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """Settings of the pictures.
+    """Settings of the pictures."""
 
-    Attributes:
-        frames: numbers in the split, from 0, or sample tokens; ``None``: a few frames spread over the split.
-        split: of the frames; ``None``: that of the evaluation.
-        min_score: detections with a lower score are not rendered.
-        dpi: pixels per inch; the pictures are 8 to 21 inches wide.
-        out: folder of the pictures, created if necessary.
-    """
-
-    frames: tuple[int | str, ...] | None
-    split: str | None
-    min_score: float
-    dpi: int
-    out: Path
+    frames: tuple[int | str, ...] | None  # numbers in the split, from 0, or sample tokens; None: a few of them
+    split: str | None  # of the frames; None: that of the evaluation
+    min_score: float  # detections with a lower score are not rendered
+    dpi: int  # pixels per inch; the pictures are 8 to 21 inches wide
+    out: Path  # folder of the pictures, created if necessary
 
     @classmethod
     def from_config(cls, config: DictConfig, folder: Path) -> PictureSettings:

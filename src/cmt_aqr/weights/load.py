@@ -27,23 +27,14 @@ def module_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every parameter and buffer.
+    """What became of every parameter and buffer."""
 
-    Attributes:
-        source: the file or files, or a description of the weights.
-        naming: the naming scheme of the (first) file.
-        loaded: names of the model that were set.
-        missing: names of the model that are not in the file.
-        unexpected: names in the file, translated where possible, that are not in the model.
-        wrong_shape: names in both whose shapes differ, with (file's shape, model's shape).
-    """
-
-    source: str
-    naming: Naming
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    wrong_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    source: str  # the file or files
+    naming: Naming  # of the first file
+    loaded: tuple[str, ...]  # names of the model that were set
+    missing: tuple[str, ...]  # names of the model that are not in the file
+    unexpected: tuple[str, ...]  # names in the file, translated where possible, that are not in the model
+    wrong_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # name -> (file's shape, model's shape)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Module -> number of names loaded, missing, unexpected and wrong_shape."""
