@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+import pytest
 import timm
 import torch
-from pytest import raises
 from rich.console import Console
 from torch import nn
 
@@ -69,11 +69,42 @@ def test_only_aqr_starts_fresh() -> None:
     assert "official names" in text
 
 
-def test_a_part_of_aqr_is_refused() -> None:
-    weights = Small(aqr=True).state_dict()
-    del weights["aqr.bias"]
-    with raises(WeightsError, match=r"of aqr, 1 parameters were found, 1 are missing"):
-        load_weights(Small(aqr=True), weights)
+REFUSED = {
+    "a part of AQR": (
+        lambda: without(Small(aqr=True).state_dict(), "aqr.bias"),
+        r"of aqr, 1 .* found, 1 .* missing",
+    ),
+    "a part of a module": (
+        lambda: without(official(), "pts_bbox_head.bev_embedding.2.bias"),
+        r"head\.bev_embedding.*head\.bev_embedding\.2\.bias",
+    ),
+    "no images": (lambda: without(official(), "img_"), r"image\.backbone"),
+    "another shape": (
+        lambda: official() | {"pts_bbox_head.bev_embedding.0.weight": torch.zeros(4, 6)},
+        r"head\.bev_embedding\.0\.weight \[4, 6\], the model \[4, 4\]",
+    ),
+    "a surplus parameter": (
+        lambda: official() | {"pts_bbox_head.bev_embedding.4.weight": torch.zeros(2)},
+        r"1 unknown, e\.g\. head\.bev_embedding\.4\.weight",
+    ),
+    "nothing that fits": (lambda: {"encoder.weight": torch.zeros(2)}, "fits the model"),
+    "a deeper backbone": (lambda: timm.create_model("resnet34").state_dict(), r"image\.backbone"),
+    "another backbone": (lambda: timm.create_model("resnet50").state_dict(), r"image\.backbone"),
+}
+
+
+def without(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_weights_that_do_not_fit_are_refused_and_change_nothing(name: str) -> None:
+    weights, message = REFUSED[name]
+    model = Small(aqr=name == "a part of AQR")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(WeightsError, match=message):
+        load_weights(model, weights())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_our_own_checkpoint() -> None:
@@ -87,49 +118,20 @@ def test_our_own_checkpoint() -> None:
 def test_the_second_file_adds_what_is_missing_from_the_first(tmp_path: Path) -> None:
     camera, lidar = Small().state_dict(), Small().state_dict()
     files = [tmp_path / "lidar.pth", tmp_path / "camera.pth"]
-    torch.save({name: value for name, value in lidar.items() if not name.startswith("image.")}, files[0])
-    torch.save({name: value for name, value in camera.items() if not name.startswith("head.")}, files[1])
+    torch.save(without(lidar, "image."), files[0])
+    torch.save(without(camera, "head."), files[1])
     model = Small()
     report = load_weights(model, files)
     assert not report.missing and not report.unexpected
     for name, value in model.state_dict().items():
         assert torch.equal(value, (camera if name.startswith("image.") else lidar)[name]), name
-    with raises(WeightsError, match=r"^weights=.*lidar\.pth: .*are missing"):
+    with pytest.raises(WeightsError, match=r"^weights=.*lidar\.pth: .*are missing"):
         load_weights(Small(), files[0])
 
 
-def test_a_part_of_a_module_is_refused_and_changes_nothing() -> None:
-    model, weights = Small(), official()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    del weights["pts_bbox_head.bev_embedding.2.bias"]
-    with raises(WeightsError, match=r"head\.bev_embedding.*head\.bev_embedding\.2\.bias"):
-        load_weights(model, weights)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    without = {name: value for name, value in official().items() if not name.startswith("img_")}
-    with raises(WeightsError, match=r"image\.backbone"):
-        load_weights(Small(), without)
-
-
-def test_wrong_shapes_are_named_with_both_shapes() -> None:
-    weights = official()
-    weights["pts_bbox_head.bev_embedding.0.weight"] = torch.zeros(4, 6)
-    with raises(WeightsError, match=r"head\.bev_embedding\.0\.weight \[4, 6\], the model \[4, 4\]"):
-        load_weights(Small(), weights)
-
-
-def test_unexpected_parameters() -> None:
-    """They are reported, and within a module of the model an error."""
-    weights = official() | {"pts_neck.deblocks.0.0.weight": torch.zeros(2)}
-    report = load_weights(Small(), weights)
+def test_parameters_of_a_module_that_the_model_does_not_have_are_reported() -> None:
+    report = load_weights(Small(), official() | {"pts_neck.deblocks.0.0.weight": torch.zeros(2)})
     assert report.unexpected == ("lidar.neck.blocks.0.0.weight",)
-    weights = official() | {"pts_bbox_head.bev_embedding.4.weight": torch.zeros(2)}
-    with raises(WeightsError, match="1 unknown"):
-        load_weights(Small(), weights)
-
-
-def test_nothing_that_fits_is_an_error() -> None:
-    with raises(WeightsError, match="fits the model"):
-        load_weights(Small(), {"encoder.weight": torch.zeros(2)})
 
 
 def test_bare_backbones() -> None:
@@ -145,12 +147,6 @@ def test_bare_backbones() -> None:
         assert torch.equal(model.image.backbone.layer4[1].conv2.weight, weights["layer4.1.conv2.weight"])
         assert torch.equal(model.image.backbone.bn1.running_mean, weights["bn1.running_mean"])
     assert report.unexpected == ("rpn_head.rpn_cls.weight",)
-
-
-def test_a_backbone_of_another_depth_is_refused() -> None:
-    for name in ("resnet34", "resnet50"):
-        with raises(WeightsError, match=r"image\.backbone"):
-            load_weights(Small(), timm.create_model(name).state_dict())
 
 
 def test_a_backbone_that_timm_flattens() -> None:

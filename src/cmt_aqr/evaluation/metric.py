@@ -53,7 +53,8 @@ class NuScenesMetric(Metric):
         return self._source if isinstance(self._source, GroundTruth) else self._source()
 
     @functools.cached_property
-    def _number(self) -> dict[str, int]:
+    def numbers(self) -> dict[str, int]:
+        """The frames' numbers in the split, by sample token."""
         return {token: number for number, token in enumerate(self.truth.tokens)}
 
     def _add_empty_states(self) -> None:
@@ -79,13 +80,13 @@ class NuScenesMetric(Metric):
             DataError: a frame is not in the split.
         """
         for boxes, token, pose in zip(detections, tokens, lidar2global, strict=True):
-            if token not in self._number:
+            if token not in self.numbers:
                 raise DataError(
                     f"sample {token} is not in split {self.truth.split} of {self.truth.version}, so it cannot be "
                     "evaluated"
                 )
             rows = to_global(boxes, pose)
-            self.frames.append(torch.tensor([[self._number[token], len(rows)]], device=self.device))
+            self.frames.append(torch.tensor([[self.numbers[token], len(rows)]], device=self.device))
             self.rows.append(torch.from_numpy(rows).to(self.device))
 
     def found(self) -> FoundBoxes:

@@ -25,22 +25,16 @@ from cmt_aqr.studies.visualize import PictureSettings, frame_with_faults
 COMMAND_KEYS = ("frames", "split", "min_score", "dpi", "out", "suite", "conditions", "severities", "name")
 """Keys of this command that are not put into a checkpoint's configuration."""
 
-_ROW = 1.2
-"""Inches per row."""
-
 _THIN = {**TRUTH_STYLE, "linewidths": 0.5}
 
 
 def contact_sheets(config: DictConfig, settings: PictureSettings, overrides: Sequence[str]) -> list[Path]:
-    """Render a sheet per requested frame, by default of the first frame.
+    """Render a sheet per requested frame, by default of the first frame; returns the paths.
 
     Args:
         config: of ``conf/visualize.yaml`` with a suite. With ``ckpt_path``, the checkpoint's data settings count.
         settings: of the pictures.
         overrides: as given on the command line.
-
-    Returns:
-        The paths of the pictures.
     """
     check_folder("out", settings.out)
     conditions = conditions_of(config)
@@ -89,7 +83,7 @@ def sheet(rows: Sequence[tuple[str, Frame]], point_range: Sequence[float]) -> Fi
         point_range: rendered range of the points: x0, y0, z0, x1, y1, z1 in metres.
     """
     layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.02)
-    figure = Figure(figsize=(1.2 + 6 * 1.75, 0.35 + _ROW * len(rows)), layout=layout)
+    figure = Figure(figsize=(11.7, 0.35 + 1.2 * len(rows)), layout=layout)
     grid = figure.subplots(len(rows), 7, squeeze=False, width_ratios=(1.0, *(1.6,) * 6))
     for (name, frame), (above, *cameras) in zip(rows, grid, strict=True):
         render_frame(above, cameras, frame, [(frame.boxes, _THIN)], point_range, dot=0.12, boxes_in_cameras=False)

@@ -84,10 +84,7 @@ class AQRMeans(pl.Callback):
 
 
 def study(config: DictConfig) -> pd.DataFrame:
-    """Evaluate every finished run under every condition; print and write the tables.
-
-    Args:
-        config: of ``conf/fault_study.yaml``.
+    """Evaluate every finished run under every condition of ``conf/fault_study.yaml``; print and write the tables.
 
     Returns:
         A row per run and condition: ``variant``, ``seed``, ``condition``, official metrics, AQR's means,

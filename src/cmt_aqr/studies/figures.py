@@ -109,43 +109,38 @@ def _cell_texts(stats: pd.DataFrame) -> list[str]:
 
 
 def _heat_maps(values: pd.Series, x: pd.Series, y: pd.Series, others: Sequence[pd.Series]) -> Picture:
-    """A heat map per combination of the other settings."""
+    """A heat map per combination of the other settings; the best cells are framed, missing ones outlined."""
     stats, caption = _averaged(others, values, [y, x], MOST_PANELS)
     width, height = max(250, 95 * len(x.cat.categories)) + 110, max(110, 50 * len(y.cat.categories)) + 90
     figure, places = _subplots(len(stats), width, height, subplot_titles=[title for title, _ in stats])
     for place, (_, part) in zip(places, stats, strict=True):
-        _add_heat_map(figure, place, part, values)
+        shape = [len(level) for level in part.index.levels]
+        figure.add_heatmap(
+            z=part["mean"].to_numpy().reshape(shape),
+            text=np.reshape(_cell_texts(part), shape),
+            texttemplate="%{text}",
+            hovertemplate="%{yaxis.title.text}: %{y}<br>%{xaxis.title.text}: %{x}<br>%{text}<extra></extra>",
+            hoverongaps=False,
+            coloraxis="coloraxis",
+            xgap=1,
+            ygap=1,
+            **place,
+        )
+        scores = sign_of(values.name) * part["mean"]
+        for number, (score, size) in enumerate(zip(scores, part["size"], strict=True)):
+            row, column = divmod(number, shape[1])
+            corners = {"x0": column - 0.49, "x1": column + 0.49, "y0": row - 0.49, "y1": row + 0.49}
+            if score == scores.max():
+                figure.add_shape(**corners, **place, line={"color": ORANGE, "width": 3})
+            elif np.isnan(score):
+                figure.add_shape(**corners, **place, line={"color": GREY, "width": 0.5})
+                text = f"no {escape(values.name)}" if size else ""
+                figure.add_annotation(x=column, y=row, text=text, showarrow=False, **place)
     figure.update_xaxes(**_scale(x, categorical=True), showgrid=False)
     figure.update_yaxes(**_scale(y, categorical=True), showgrid=False)
     figure.update_coloraxes(colorscale="Blues", reversescale=sign_of(values.name) < 0, showscale=False)
     best = "The best is framed; the darker, the better." if len(stats) == 1 else "The best of each is framed."
     return Picture(f"{values.name} over {x.name} and {y.name}", figure, f"{best} {caption}")
-
-
-def _add_heat_map(figure: go.Figure, place: dict[str, int], stats: pd.DataFrame, values: pd.Series) -> None:
-    """Add a heat map with numbers; frame the best cells, and outline those without a value."""
-    shape = [len(level) for level in stats.index.levels]
-    figure.add_heatmap(
-        z=stats["mean"].to_numpy().reshape(shape),
-        text=np.reshape(_cell_texts(stats), shape),
-        texttemplate="%{text}",
-        hovertemplate="%{yaxis.title.text}: %{y}<br>%{xaxis.title.text}: %{x}<br>%{text}<extra></extra>",
-        hoverongaps=False,
-        coloraxis="coloraxis",
-        xgap=1,
-        ygap=1,
-        **place,
-    )
-    scores = sign_of(values.name) * stats["mean"]
-    for number, (score, size) in enumerate(zip(scores, stats["size"], strict=True)):
-        row, column = divmod(number, shape[1])
-        corners = {"x0": column - 0.49, "x1": column + 0.49, "y0": row - 0.49, "y1": row + 0.49}
-        if score == scores.max():
-            figure.add_shape(**corners, **place, line={"color": ORANGE, "width": 3})
-        elif np.isnan(score):
-            figure.add_shape(**corners, **place, line={"color": GREY, "width": 0.5})
-            text = f"no {escape(values.name)}" if size else ""
-            figure.add_annotation(x=column, y=row, text=text, showarrow=False, **place)
 
 
 def _lines(values: pd.Series, x: pd.Series, others: Sequence[pd.Series]) -> Picture:

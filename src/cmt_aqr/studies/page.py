@@ -8,13 +8,7 @@ from cmt_aqr.files import written_at_once
 
 
 def write_page(path: Path, template: str, **variables: object) -> None:
-    """Write a page of HTML atomically.
-
-    Args:
-        path: of the page.
-        template: name of a template in this package.
-        **variables: of the template, all that it uses.
-    """
+    """Write a page atomically, from a template of this package with all variables that it uses."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cmt_aqr.studies", "."),
         autoescape=True,

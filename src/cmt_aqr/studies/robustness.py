@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,11 +87,7 @@ class Model:
 
 
 def robustness(config: DictConfig, overrides: Sequence[str]) -> list[Row]:
-    """Evaluate every checkpoint under every condition; print and write the tables.
-
-    Args:
-        config: of ``conf/robustness.yaml``.
-        overrides: as given on the command line.
+    """Evaluate every checkpoint under every condition of ``conf/robustness.yaml``; print and write the tables.
 
     Returns:
         The rows of the tables; for a ``part``, those available so far.
@@ -105,8 +102,8 @@ def robustness(config: DictConfig, overrides: Sequence[str]) -> list[Row]:
     names = [model.name for model in models]
     allowed = f"one of the checkpoints' names, {', '.join(names)}"
     require(config.baseline in (None, *names), "baseline", config.baseline, allowed)
-    _print_spared(models, conditions)
     evaluations = [Evaluation(model, condition, config.seed, out) for model in models for condition in conditions]
+    _print_spared(evaluations)
     needed = [one for one in _part(evaluations, str(config.part)) if not one.spared]
     for evaluation in needed:
         build_data(evaluation.config, evaluating=True)  # refuses invalid settings before the first evaluation
@@ -212,16 +209,17 @@ def _name_of(file: Path, taken: Sequence[str]) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def _print_spared(models: Sequence[Model], conditions: Sequence[Condition]) -> None:
+def _print_spared(evaluations: Sequence[Evaluation]) -> None:
     """Print which conditions do not affect the sensors of a model."""
-    for model in models:
-        missing = [word for sensor, word in SENSORS.items() if sensor not in model.sensors]
-        spared = [one for one in conditions if one.affected and not one.affected & model.sensors]
+    for name, group in itertools.groupby(evaluations, lambda one: one.model.name):
+        of_model = list(group)
+        spared = [one.condition for one in of_model if one.spared]
         if spared:
-            names = ", ".join(dict.fromkeys(f"{one.suite}/{one.name}" for one in spared))
+            (missing,) = SENSORS.keys() - of_model[0].model.sensors
+            names = ", ".join(dict.fromkeys(f"{condition.suite}/{condition.name}" for condition in spared))
             console().print(
-                f"{model.name} reads no {missing[0]}: {len(spared)} of {len(conditions) - 1} conditions "
-                f"change nothing for it and count as clean ({names})",
+                f"{name} reads no {SENSORS[missing]}: {len(spared)} of {len(of_model) - 1} conditions change "
+                f"nothing for it and count as clean ({names})",
                 soft_wrap=True,
             )
 

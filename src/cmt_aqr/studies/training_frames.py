@@ -21,14 +21,7 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
-from cmt_aqr.studies.rendering import (
-    DETECTION_STYLE,
-    TRUTH_STYLE,
-    box_handles,
-    print_written,
-    render_frame,
-    save,
-)
+from cmt_aqr.studies.rendering import DETECTION_STYLE, TRUTH_STYLE, box_handles, print_written, render_frame, save
 
 _MOST_POINTS = 60_000
 """Points rendered per frame."""

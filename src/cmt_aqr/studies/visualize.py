@@ -58,16 +58,13 @@ class PictureSettings:
 
 
 def visualize(config: DictConfig, settings: PictureSettings, overrides: Sequence[str] = ()) -> list[Path]:
-    """Render frames with a checkpoint's detections and AQR's output, and print the paths of the pictures.
+    """Render frames with a checkpoint's detections and AQR's output; print and return the paths.
 
     Args:
         config: the checkpoint's configuration with the command's overrides; ``ckpt_path`` is the checkpoint.
         settings: of the pictures.
         overrides: as given on the command line. Without ``renderer.max_weight_clamp``, the checkpoint's clamp
             applies.
-
-    Returns:
-        The paths of the pictures.
     """
     check_folder("out", settings.out)
     if settings.split is not None:
