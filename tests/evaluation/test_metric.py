@@ -160,7 +160,7 @@ def test_bike_racks_are_filtered_as_by_the_devkit(
     ours = metric.compute()
     assert_equal_to(official(root, "mini_val", metric, tmp_path), ours)
     assert ours["AP/bicycle"] == ours["AP/motorcycle"] == 0
-    without_racks = evaluate_boxes(truth, metric.found())
+    without_racks = evaluate_boxes(truth, metric.detections())
     assert without_racks["AP/bicycle"] + without_racks["AP/motorcycle"] > 0
 
 
@@ -226,7 +226,7 @@ def test_refusals(truth: GroundTruth, frames: list[Frame]) -> None:
     with pytest.raises(DataError, match=r"sample stranger is not in split mini_val of v1\.0-mini"):
         metric.update([found], ["stranger"], frames[0].lidar2global[None])
     with pytest.raises(DataError, match="no frame of split mini_val"):
-        evaluate_boxes(truth, NuScenesMetric(truth).found())
+        evaluate_boxes(truth, NuScenesMetric(truth).detections())
 
 
 def _rank(rank: int, port: int, truth: GroundTruth, frames: list[Frame], folder: str) -> None:

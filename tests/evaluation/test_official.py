@@ -14,7 +14,7 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.data.rows import LABEL, SCORE, SIZE
 from cmt_aqr.evaluation.official import CONFIGURATION, evaluate_boxes, make_all_curves
-from cmt_aqr.evaluation.submission import FoundBoxes, write_submission
+from cmt_aqr.evaluation.submission import GlobalDetections, write_submission
 from tests.helpers.made_evaluation import Tables, devkit_evaluation, made_found, made_truth, named
 
 TOLERANCE = 1e-9
@@ -27,7 +27,7 @@ def assert_equal_to(devkit: dict[str, Any], ours: dict[str, float]) -> None:
     assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=TOLERANCE, rel=0, nan_ok=True)
 
 
-def check(truth: GroundTruth, found: FoundBoxes, folder: Path) -> dict[str, float]:
+def check(truth: GroundTruth, found: GlobalDetections, folder: Path) -> dict[str, float]:
     """Compare every curve and metric with the devkit's; returns the metrics."""
     write_submission(folder / "results.json", truth.tokens, found, use_camera=True, use_lidar=True)
     devkit = devkit_evaluation(Tables(truth), folder / "results.json", folder)
@@ -99,7 +99,9 @@ def test_frames_without_boxes_and_scores_of_zero(tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     truth = made_truth(random, frames=5, boxes=40)
     found = made_found(random, truth, boxes=100)
-    found = FoundBoxes(found.frames, np.array((100, 0, 100, 0, 100)), found.rows[[*range(100), *range(200, 400)]])
+    found = GlobalDetections(
+        found.frames, np.array((100, 0, 100, 0, 100)), found.rows[[*range(100), *range(200, 400)]]
+    )
     found.rows[200:, SCORE] = 0
     kept = truth.frames > 0
     truth = dataclasses.replace(truth, frames=truth.frames[kept], rows=truth.rows[kept], points=truth.points[kept])

@@ -16,7 +16,7 @@ from pyquaternion import Quaternion
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
-from cmt_aqr.evaluation.submission import FoundBoxes, attributes_of, to_global, write_submission
+from cmt_aqr.evaluation.submission import GlobalDetections, attributes_of, to_global, write_submission
 from cmt_aqr.outputs import Detections
 from tests.helpers.ran import from_json
 
@@ -28,7 +28,7 @@ def one(box: list[float], label: int = 0, score: float = 0.5) -> Detections:
 def written(path: Path, rows: list[np.ndarray], tokens: list[str]) -> dict[str, list[dict[str, Any]]]:
     """The results in a file that :func:`write_submission` made of rows per frame."""
     counts = np.array([len(of_frame) for of_frame in rows])
-    found = FoundBoxes(np.arange(len(rows)), counts, np.concatenate(rows))
+    found = GlobalDetections(np.arange(len(rows)), counts, np.concatenate(rows))
     write_submission(path, tokens, found, use_camera=True, use_lidar=False)
     return from_json(path)["results"]
 

@@ -16,7 +16,7 @@ from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.data.rows import COLUMNS
 from cmt_aqr.evaluation.matching import ranges
 from cmt_aqr.evaluation.official import evaluate_boxes
-from cmt_aqr.evaluation.submission import FoundBoxes, to_global, write_submission
+from cmt_aqr.evaluation.submission import GlobalDetections, to_global, write_submission
 from cmt_aqr.ops.devices import processes
 from cmt_aqr.outputs import Detections
 
@@ -89,14 +89,14 @@ class NuScenesMetric(Metric):
             self.frames.append(torch.tensor([[self.numbers[token], len(rows)]], device=self.device))
             self.rows.append(torch.from_numpy(rows).to(self.device))
 
-    def found(self) -> FoundBoxes:
+    def detections(self) -> GlobalDetections:
         """Detections per frame, in the order of the split; of a frame that occurs twice, the first."""
         frames = dim_zero_cat(self.frames).cpu().numpy()
         rows = dim_zero_cat(self.rows).cpu().numpy()
         starts = np.cumsum(frames[:, 1]) - frames[:, 1]
         numbers, first = np.unique(frames[:, 0], return_index=True)
         counts = frames[first, 1]
-        return FoundBoxes(numbers, counts, rows[ranges(starts[first], counts)])
+        return GlobalDetections(numbers, counts, rows[ranges(starts[first], counts)])
 
     def compute(self) -> dict[str, float]:
         """Official metrics of the collected frames: see :func:`cmt_aqr.evaluation.official.evaluate_boxes`.
@@ -104,13 +104,16 @@ class NuScenesMetric(Metric):
         Without annotations: ``frames`` and ``frames_of_split`` only.
         """
         if not self.truth.annotated:
-            return {"frames": float(len(self.found().frames)), "frames_of_split": float(len(self.truth.tokens))}
+            return {
+                "frames": float(len(self.detections().frames)),
+                "frames_of_split": float(len(self.truth.tokens)),
+            }
         if not (self.sync_on_compute and processes() > 1):
-            return evaluate_boxes(self.truth, self.found())
+            return evaluate_boxes(self.truth, self.detections())
         shared: list[Any] = [None]
         if torch.distributed.get_rank() == 0:
             try:
-                shared[0] = evaluate_boxes(self.truth, self.found())
+                shared[0] = evaluate_boxes(self.truth, self.detections())
             except Exception as error:  # raised by all processes, which wait for the broadcast
                 shared[0] = error
         torch.distributed.broadcast_object_list(shared, src=0, device=self.device)
@@ -123,4 +126,4 @@ class NuScenesMetric(Metric):
         distributed = processes() > 1
         with self.sync_context(should_sync=distributed, distributed_available=lambda: distributed):
             if not distributed or torch.distributed.get_rank() == 0:
-                write_submission(path, self.truth.tokens, self.found(), use_camera, use_lidar)
+                write_submission(path, self.truth.tokens, self.detections(), use_camera, use_lidar)

@@ -13,7 +13,7 @@ from cmt_aqr.data.poses import rotations
 from cmt_aqr.data.rows import LABEL, ROTATION, SCORE, SIZE, TRANSLATION
 from cmt_aqr.evaluation.curves import make_curves, match_errors
 from cmt_aqr.evaluation.matching import greedy_match, near_pairs
-from cmt_aqr.evaluation.submission import FoundBoxes
+from cmt_aqr.evaluation.submission import GlobalDetections
 
 CONFIGURATION = "detection_cvpr_2019"
 """The devkit's configuration of the detection task."""
@@ -22,13 +22,13 @@ _UNDEFINED = {"traffic_cone": ("orient_err", "vel_err", "attr_err"), "barrier": 
 """Errors that nuScenes leaves undefined, by class: ``DetectionEval`` in nuscenes/eval/detection/evaluate.py."""
 
 
-def evaluate_boxes(truth: GroundTruth, found: FoundBoxes) -> dict[str, float]:
+def evaluate_boxes(truth: GroundTruth, detections: GlobalDetections) -> dict[str, float]:
     """The official metrics of detections: ``DetectionEval`` in nuscenes/eval/detection/evaluate.py.
 
     Args:
         truth: ground truth of the split.
-        found: detections. Only their frames are evaluated; with all frames of the split, the metrics equal those
-            of the devkit's ``DetectionEval``.
+        detections: only their frames are evaluated; with all frames of the split, the metrics equal those of the
+            devkit's ``DetectionEval``.
 
     Returns:
         ``mAP``, ``NDS``; ``mATE``, ``mASE``, ``mAOE``, ``mAVE``, ``mAAE``; ``AP/<class>``, ``ATE/<class>`` and so
@@ -38,11 +38,11 @@ def evaluate_boxes(truth: GroundTruth, found: FoundBoxes) -> dict[str, float]:
     Raises:
         DataError: there is no frame, or a size is not above 0.
     """
-    if not len(found.frames):
+    if not len(detections.frames):
         raise DataError(f"no frame of split {truth.split} was evaluated: the metrics need at least one")
     config = config_factory(CONFIGURATION)
     metrics = DetectionMetrics(config)
-    for distance, of_distance in make_all_curves(truth, found, config).items():
+    for distance, of_distance in make_all_curves(truth, detections, config).items():
         for label, curves in zip(CLASSES, of_distance, strict=True):
             metrics.add_label_ap(label, distance, calc_ap(curves, config.min_recall, config.min_precision))
             if distance == config.dist_th_tp:
@@ -55,7 +55,7 @@ def evaluate_boxes(truth: GroundTruth, found: FoundBoxes) -> dict[str, float]:
     for label in CLASSES:
         values[f"AP/{label}"] = metrics.mean_dist_aps[label]
         values |= {f"{name}/{label}": metrics.get_label_tp(label, error) for error, name in ERRORS.items()}
-    values |= {"frames": len(found.frames), "frames_of_split": len(truth.tokens)}
+    values |= {"frames": len(detections.frames), "frames_of_split": len(truth.tokens)}
     return {name: float(value) for name, value in values.items()}
 
 
@@ -66,28 +66,28 @@ def metric_names() -> list[str]:
 
 
 def make_all_curves(
-    truth: GroundTruth, found: FoundBoxes, config: DetectionConfig
+    truth: GroundTruth, detections: GlobalDetections, config: DetectionConfig
 ) -> dict[float, list[DetectionMetricData]]:
     """Filter, match and accumulate: curves per class, by the configuration's match distances."""
-    object_rows, object_groups = _objects(truth, found, config)
-    rows, frames = _ranked(truth, found, config)
-    labels = found.rows[rows, LABEL].astype(np.int64)
+    object_rows, object_groups = _objects(truth, detections, config)
+    rows, frames = _ranked(truth, detections, config)
+    labels = detections.rows[rows, LABEL].astype(np.int64)
     pairs = near_pairs(
         frames * len(CLASSES) + labels,
-        found.rows[rows, :2],
+        detections.rows[rows, :2],
         object_groups,
         object_rows[:, :2],
         reach=max(config.dist_ths),
     )
     objects = np.bincount(object_groups % len(CLASSES), minlength=len(CLASSES))
     members = [np.flatnonzero(labels == label) for label in range(len(CLASSES))]
-    scores = found.rows[rows, SCORE]
+    scores = detections.rows[rows, SCORE]
     curves = {}
     for distance in config.dist_ths:
         matches = greedy_match(pairs.within(distance), len(rows), len(object_rows))
         matched = matches >= 0
         errors = np.full((len(rows), len(ERRORS)), np.nan)
-        errors[matched] = match_errors(object_rows[matches[matched]], found.rows[rows[matched]])
+        errors[matched] = match_errors(object_rows[matches[matched]], detections.rows[rows[matched]])
         curves[distance] = [
             make_curves(scores[index], matched[index], errors[index][matched[index]], count)
             for index, count in zip(members, objects.tolist(), strict=True)
@@ -96,10 +96,10 @@ def make_all_curves(
 
 
 def _objects(
-    truth: GroundTruth, found: FoundBoxes, config: DetectionConfig
+    truth: GroundTruth, detections: GlobalDetections, config: DetectionConfig
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Rows (object, 15) of the objects that count in the evaluated frames, and their frame-and-class groups."""
-    kept = np.isin(truth.frames, found.frames) & (truth.points != 0)
+    kept = np.isin(truth.frames, detections.frames) & (truth.points != 0)
     kept &= counted(truth, truth.frames, truth.rows, config)
     rows = truth.rows[kept]
     return rows, truth.frames[kept] * len(CLASSES) + rows[:, LABEL].astype(np.int64)
@@ -111,7 +111,7 @@ def check_anything_to_find(truth: GroundTruth, frames: NDArray[np.int64]) -> Non
     Raises:
         DataError: with the number of objects that each filter leaves.
     """
-    none = FoundBoxes(frames, np.zeros_like(frames), np.zeros((0, truth.rows.shape[1])))
+    none = GlobalDetections(frames, np.zeros_like(frames), np.zeros((0, truth.rows.shape[1])))
     rows, _ = _objects(truth, none, config_factory(CONFIGURATION))
     if len(rows):
         return
@@ -126,15 +126,15 @@ def check_anything_to_find(truth: GroundTruth, frames: NDArray[np.int64]) -> Non
 
 
 def _ranked(
-    truth: GroundTruth, found: FoundBoxes, config: DetectionConfig
+    truth: GroundTruth, detections: GlobalDetections, config: DetectionConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices and frames of the detections that count, the highest score first, of equal scores the last.
 
     As ``accumulate`` in nuscenes/eval/detection/algo.py.
     """
-    frames = np.repeat(found.frames, found.counts)
-    rows = np.flatnonzero(counted(truth, frames, found.rows, config))
-    rows = rows[np.argsort(found.rows[rows, SCORE], kind="stable")[::-1]]
+    frames = np.repeat(detections.frames, detections.counts)
+    rows = np.flatnonzero(counted(truth, frames, detections.rows, config))
+    rows = rows[np.argsort(detections.rows[rows, SCORE], kind="stable")[::-1]]
     return rows, frames[rows]
 
 

@@ -38,8 +38,8 @@ _ATTRIBUTE_OF = np.array([[ATTRIBUTES.index(name) for name in _MOVING_STILL[labe
 
 
 @dataclass(frozen=True)
-class FoundBoxes:
-    """Detections of some frames of a split."""
+class GlobalDetections:
+    """Detections in the global frame, of some frames of a split."""
 
     frames: NDArray[np.int64]  # (frame,) ascending numbers of the evaluated frames, even without detections
     counts: NDArray[np.int64]  # (frame,) detections per frame
@@ -98,14 +98,14 @@ def to_global(detections: Detections, lidar2global: Tensor) -> NDArray[np.float6
 
 
 def write_submission(
-    path: Path, tokens: Sequence[str], found: FoundBoxes, use_camera: bool, use_lidar: bool
+    path: Path, tokens: Sequence[str], detections: GlobalDetections, use_camera: bool, use_lidar: bool
 ) -> None:
     """Write a nuScenes detection results file atomically; its folder is created if necessary.
 
     Args:
         path: usually ``results_nusc.json``.
         tokens: sample token of every frame of the split.
-        found: detections of the frames to write.
+        detections: detections of the frames to write.
         use_camera: whether the model reads images.
         use_lidar: whether the model reads points.
 
@@ -116,7 +116,9 @@ def write_submission(
     meta |= dict.fromkeys(("use_radar", "use_map", "use_external"), False)
     with written_at_once(path) as partial, partial.open("wb") as file:
         file.write(b'{"meta":' + orjson.dumps(meta) + b',"results":{')
-        frames = zip(found.frames.tolist(), np.split(found.rows, np.cumsum(found.counts)[:-1]), strict=True)
+        frames = zip(
+            detections.frames.tolist(), np.split(detections.rows, np.cumsum(detections.counts)[:-1]), strict=True
+        )
         for number, (frame, rows) in enumerate(frames):
             comma, token = b"," if number else b"", tokens[frame]
             file.write(comma + orjson.dumps(token) + b":" + orjson.dumps(_entries(token, rows)))

@@ -15,7 +15,7 @@ from cmt_aqr.aqr.statistics import BROKEN
 from cmt_aqr.damage import Damage
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import evaluate_boxes
-from cmt_aqr.evaluation.submission import FoundBoxes, to_global
+from cmt_aqr.evaluation.submission import GlobalDetections, to_global
 from cmt_aqr.outputs import mean_seen
 from cmt_aqr.structures import Batch
 
@@ -63,8 +63,8 @@ class BrokenRegion(pl.Callback):
             return math.nan
         frames = np.array(sorted(self._detections))
         rows = [self._detections[number] for number in frames.tolist()]
-        found = FoundBoxes(frames, np.array([len(of_frame) for of_frame in rows]), np.concatenate(rows))
-        return evaluate_boxes(self._metric.truth.part(self._objects), found)["mAP"]
+        detections = GlobalDetections(frames, np.array([len(of_frame) for of_frame in rows]), np.concatenate(rows))
+        return evaluate_boxes(self._metric.truth.part(self._objects), detections)["mAP"]
 
 
 def is_broken(damage: Damage, positions: Tensor) -> Tensor:
