@@ -192,7 +192,8 @@ def report(rows: Sequence[Row], baseline: str | None, out: Path) -> None:
             screen.print(note, soft_wrap=True)
         with written_at_once(out / f"{table.suite}.csv") as partial:
             frame_of(rows, table.suite, baseline).to_csv(partial, index=False)
-    write_page(out / PAGE, "robustness.html.jinja", tables=tables, baseline=baseline, mark=MARK)
+    variables = {"title": "Robustness", "tables": tables, "baseline": baseline, "mark": MARK}
+    write_page(out / PAGE, "robustness.html.jinja", **variables)
     if any(cell.mark == "below" for table in tables for column in table.columns for cell in column.cells):
         screen.print(f"{MARK}: below the best single-sensor checkpoint under the same condition")
     files = ", ".join(str(out / f"{table.suite}.csv") for table in tables)
