@@ -24,7 +24,6 @@ from cmt_aqr.studies.fault_study import (
     study_runs,
     summary_of,
     table_of,
-    values_of,
     with_bad,
 )
 from tests.helpers.composed import CONF, composed
@@ -206,7 +205,7 @@ def test_differences_are_paired_by_seed() -> None:
         *(("b", 1, "fog", 0.2), ("a", 2, "fog", 0.5), ("b", 3, "fog", 0.9), ("b", 2, "fog", 0.4)),
         ("a", 1, "fog", 0.1),
     )
-    paired = differences(values_of(results, "mAP"), "a")
+    paired = differences(results.set_index(["variant", "condition", "seed"])["mAP"], "a")
     assert paired.to_dict() == {("b", "fog", 1): pytest.approx(0.1), ("b", "fog", 2): pytest.approx(-0.1)}
     table = table_of(summary_of(paired), "title", each=True)
     cells = [list(column.cells) for column in table.columns]

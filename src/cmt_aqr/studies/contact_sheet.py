@@ -18,14 +18,14 @@ from cmt_aqr.runs.configuration import build_data, check_config
 from cmt_aqr.runs.resuming import configuration_to_evaluate
 from cmt_aqr.runs.saved import without
 from cmt_aqr.structures import Frame
-from cmt_aqr.studies.rendering import TRUTH_STYLE, print_written, render_frame, save
+from cmt_aqr.studies.rendering import SOLID_STYLE, print_written, render_frame, save
 from cmt_aqr.studies.robustness import conditions_of
 from cmt_aqr.studies.visualize import PictureSettings, frame_with_faults
 
 COMMAND_KEYS = ("frames", "split", "min_score", "dpi", "out", "suite", "conditions", "severities", "name")
 """Keys of this command that are not put into a checkpoint's configuration."""
 
-_THIN = {**TRUTH_STYLE, "linewidths": 0.5}
+_THIN = {**SOLID_STYLE, "linewidths": 0.5}
 
 
 def contact_sheets(config: DictConfig, settings: PictureSettings, overrides: Sequence[str]) -> list[Path]:

@@ -110,15 +110,16 @@ def study(config: DictConfig) -> pd.DataFrame:
             title = f"{heading}: mean ± standard deviation over seeds{'; each seed' if each else ''}"
             out.print(table_of(summary[name], title, each))
 
+    values_of = results.set_index(["variant", "condition", "seed"])
     for metric in HEADLINES:
-        values = defined(values_of(results, metric), "condition")
+        values = defined(values_of[metric], "condition")
         tabulate(metric, metric, values)
         if config.baseline in values.index.unique("variant"):
             heading = f"{metric} less that of {config.baseline} with the same seed"
             tabulate(f"{metric} less baseline", heading, differences(values, config.baseline), each=True)
     for metric in (*WEIGHTS.values(), *DAMAGE_AUC.values()):
         levels = ["variant"] if metric in WEIGHTS.values() else ["variant", "condition"]
-        tabulate(metric, metric, defined(values_of(results, metric), *levels))
+        tabulate(metric, metric, defined(values_of[metric], *levels))
     if config.baseline not in results["variant"].values:
         out.print(f"no differences: there is no run named baseline={config.baseline}", style="yellow")
     write_json(folder / "fault_study.json", summary)
@@ -170,7 +171,7 @@ def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, see
     """The configuration that evaluates a run's last checkpoint under a condition.
 
     Args:
-        run: the run.
+        run: a finished run.
         condition: an option of the group ``eval_fault``.
         override: values for every run's configuration, such as ``{data: {root: /elsewhere}}``.
         seed: of the faults' noise, the same for all runs whatever seed they were trained with.
@@ -228,14 +229,8 @@ class Evaluation:
         """The row of the results, after the evaluation."""
         metrics = self.cached()
         assert metrics is not None
-        variant, seed = str(self.run.config["name"]), int(self.run.config["seed"])
-        return {
-            "variant": variant,
-            "seed": seed,
-            "condition": self.condition,
-            **metrics,
-            "folder": str(self.run.folder),
-        }
+        run = {"variant": str(self.run.config["name"]), "seed": int(self.run.config["seed"])}
+        return {**run, "condition": self.condition, **metrics, "folder": str(self.run.folder)}
 
 
 def with_bad(results: pd.DataFrame) -> pd.DataFrame:
@@ -243,11 +238,6 @@ def with_bad(results: pd.DataFrame) -> pd.DataFrame:
     faulty = results[results["condition"] != CLEAN]
     means = faulty.groupby(["variant", "seed", "folder"], sort=False).mean(numeric_only=True, skipna=False)
     return pd.concat([results, means.reset_index().assign(condition=BAD)], ignore_index=True)[results.columns]
-
-
-def values_of(results: pd.DataFrame, metric: str) -> pd.Series:
-    """A metric by variant, condition and seed."""
-    return results.set_index(["variant", "condition", "seed"])[metric]
 
 
 def defined(values: pd.Series, *levels: str) -> pd.Series:

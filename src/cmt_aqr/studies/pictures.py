@@ -20,8 +20,8 @@ from torch import Tensor
 from cmt_aqr.aqr.statistics import map_statistics
 from cmt_aqr.geometry import BEVGrid, pixel_of_cell
 from cmt_aqr.studies.rendering import (
-    DETECTION_STYLE,
-    TRUTH_STYLE,
+    DASHED_STYLE,
+    SOLID_STYLE,
     VIEWS,
     StyledBoxes,
     box_handles,
@@ -76,7 +76,7 @@ class Scene:
     @property
     def boxes(self) -> StyledBoxes:
         """Annotated boxes and detections."""
-        return (self.truth, TRUTH_STYLE), (self.detections, DETECTION_STYLE)
+        return (self.truth, SOLID_STYLE), (self.detections, DASHED_STYLE)
 
 
 def bev_edges(grid: BEVGrid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
@@ -23,15 +23,12 @@ from cmt_aqr.geometry import box_corners, project_to_images
 from cmt_aqr.runs.console import console
 from cmt_aqr.structures import Frame
 
-_ARRANGEMENT = (
-    *("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
-    *("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"),
-)
-VIEWS = tuple(map(CAMERAS.index, _ARRANGEMENT))
+_ARRANGEMENT = ("FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_LEFT", "BACK", "BACK_RIGHT")
+VIEWS = tuple(CAMERAS.index(f"CAM_{name}") for name in _ARRANGEMENT)
 """Camera indices in nuScenes' arrangement, two rows of three."""
 
-TRUTH_STYLE: dict[str, Any] = {"colors": "#12d46a", "linestyles": "solid", "linewidths": 1.8}
-DETECTION_STYLE: dict[str, Any] = {"colors": "#ffc400", "linestyles": (0, (3.5, 1.2)), "linewidths": 1.2}
+SOLID_STYLE: dict[str, Any] = {"colors": "#12d46a", "linestyles": "solid", "linewidths": 1.8}
+DASHED_STYLE: dict[str, Any] = {"colors": "#ffc400", "linestyles": (0, (3.5, 1.2)), "linewidths": 1.2}
 
 StyledBoxes = Sequence[tuple[Tensor, dict[str, Any]]]
 """Boxes (box, 9), LiDAR frame, with the style of their lines."""
@@ -53,16 +50,8 @@ def render_from_above(
         corners = box_corners(boxes)[:, :4, :2]
         front = corners[:, :2].mean(dim=1)
         heading = torch.stack((boxes[:, :2], front), dim=1).numpy()
-        outline = PolyCollection(
-            list(corners.numpy()),
-            facecolors="none",
-            edgecolors=style["colors"],
-            linestyles=style["linestyles"],
-            linewidths=style["linewidths"],
-            zorder=4,
-            path_effects=_halo(style),
-        )
-        axis.add_collection(outline)
+        closed = corners[:, [0, 1, 2, 3, 0]].numpy()
+        axis.add_collection(LineCollection(list(closed), zorder=4, path_effects=_halo(style), **style))
         axis.add_collection(LineCollection(list(heading), colors=style["colors"], linewidths=1.2, zorder=4))
     size = (x1 - x0) / 45
     ego = Polygon(
@@ -140,11 +129,11 @@ def render_frame(
         render_cameras(cameras, rgb(frame.images), projected, frame.lidar2img.float(), (height, width))
 
 
-def box_handles(truth: str, detections: str) -> list[Line2D]:
-    """Legend entries of both kinds of boxes, with these labels."""
+def box_handles(solid: str, dashed: str) -> list[Line2D]:
+    """Legend entries of boxes in both styles, with these labels."""
     return [
         Line2D([], [], color=style["colors"], linewidth=2.5, linestyle=style["linestyles"], label=label)
-        for style, label in ((TRUTH_STYLE, truth), (DETECTION_STYLE, detections))
+        for style, label in ((SOLID_STYLE, solid), (DASHED_STYLE, dashed))
     ]
 
 

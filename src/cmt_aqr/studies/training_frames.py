@@ -21,7 +21,7 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
-from cmt_aqr.studies.rendering import DETECTION_STYLE, TRUTH_STYLE, box_handles, print_written, render_frame, save
+from cmt_aqr.studies.rendering import DASHED_STYLE, SOLID_STYLE, box_handles, print_written, render_frame, save
 
 _MOST_POINTS = 60_000
 """Points rendered per frame."""
@@ -99,12 +99,12 @@ def sheet(dataset: FrameDataset, keys: list[SampleKey], point_range: list[float]
         left, right = row.subfigures(1, 2, width_ratios=(1, 2.5))
         above, cameras = left.subplots(), right.subplots(2, 3).flat
         visible = frame.boxes[:annotated][frame.box_points[:annotated] > 0]
-        boxes = (visible, TRUTH_STYLE), (frame.boxes[annotated:], DETECTION_STYLE)
+        boxes = (visible, SOLID_STYLE), (frame.boxes[annotated:], DASHED_STYLE)
         frame = frame.replace(points=frame.points[:: max(1, len(frame.points) // _MOST_POINTS)])
         render_frame(above, list(cameras), frame, boxes, point_range)
         above.set_ylabel("y, forward (m)")
     figure.legend(
-        handles=box_handles("the frame's own boxes with LiDAR points", "pasted"),
+        handles=box_handles("annotated boxes with LiDAR points", "pasted"),
         loc="outside lower center",
         ncols=2,
         frameon=False,
