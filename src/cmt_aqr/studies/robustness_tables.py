@@ -107,11 +107,11 @@ def frame_of(rows: Sequence[Row], suite: str, baseline: str | None = None) -> pd
         if baseline is not None:
             scores = relative_resistance(_nds(part), _nds(table[table.model == baseline]))
             table.loc[part.index, "RRA"] = part.condition.map(scores)
-    several = table.sensors.str.contains("+", regex=False)
+    fused = table.sensors.str.contains("+", regex=False)
     for name in ("NDS", "mAP"):
-        single = table[name].where(~several)
+        single = table[name].where(~fused)
         best = single.groupby([table.condition, table.severity]).transform("max")
-        table[f"floor_{name}"] = best.where(several)
+        table[f"floor_{name}"] = best.where(fused)
     table["below_floor"] = table.floor_NDS > table.NDS
     return table
 
