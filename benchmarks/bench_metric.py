@@ -30,7 +30,7 @@ from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, LABEL, ROTATION, SCORE, SIZ
 from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import evaluate_boxes
-from cmt_aqr.evaluation.submission import FoundBoxes, write_submission
+from cmt_aqr.evaluation.submission import GlobalDetections, write_submission
 from tests.helpers.made_evaluation import Tables, devkit_evaluation, made_found, made_truth, named
 
 
@@ -51,7 +51,7 @@ def main() -> None:
         compare_metrics(truth, found, folder)
 
 
-def compare_files(truth: GroundTruth, found: FoundBoxes, folder: Path) -> None:
+def compare_files(truth: GroundTruth, found: GlobalDetections, folder: Path) -> None:
     """The results file, against dictionaries handed to `json.dumps`."""
     ours, theirs = folder / "results.json", folder / "dumped.json"
     our_way = own_process(lambda: write_submission(ours, truth.tokens, found, True, True))
@@ -62,7 +62,7 @@ def compare_files(truth: GroundTruth, found: FoundBoxes, folder: Path) -> None:
     theirs.unlink()
 
 
-def compare_metrics(truth: GroundTruth, found: FoundBoxes, folder: Path) -> None:
+def compare_metrics(truth: GroundTruth, found: GlobalDetections, folder: Path) -> None:
     """The 67 numbers, against the devkit's `DetectionEval`."""
     cache = folder / "ground-truth.npy"
     save_arrays(cache, "", truth.arrays())
@@ -75,7 +75,7 @@ def compare_metrics(truth: GroundTruth, found: FoundBoxes, folder: Path) -> None
         saved = GroundTruth.of(truth.version, truth.split, arrays)
         metric = NuScenesMetric(saved)
         metric.frames, metric.rows = list(numbers), list(parts)
-        return evaluate_boxes(saved, metric.found())
+        return evaluate_boxes(saved, metric.detections())
 
     tables = Tables(truth)
 
@@ -106,7 +106,7 @@ def report(name: str, ours: OwnProcess, rival_name: str, rival: OwnProcess, same
     )
 
 
-def dump(path: Path, truth: GroundTruth, found: FoundBoxes) -> None:
+def dump(path: Path, truth: GroundTruth, found: GlobalDetections) -> None:
     """The obvious way to write a results file."""
     frames = np.split(found.rows, np.cumsum(found.counts)[:-1])
     results = {

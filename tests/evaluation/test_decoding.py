@@ -13,7 +13,7 @@ def test_the_best_pairs_of_query_and_class_inside_the_range() -> None:
     logits = torch.full((1, 3, 10), -8.0)
     logits[0, 0, 4], logits[0, 1, 0], logits[0, 2, 8], logits[0, 2, 7] = 1.0, 3.0, 2.0, -1.0
     found = decode(outputs_of(codes, logits), max_detections=4)[0]
-    assert found.labels.tolist() == [8, 4, 7]  # the box at 70 m is gone, two classes of one query stay
+    assert found.labels.tolist() == [8, 4, 7]  # without the box at 70 m; two classes of the same query
     torch.testing.assert_close(found.boxes[1, :2], torch.tensor([1.0, 2.0]))
     torch.testing.assert_close(found.scores, torch.tensor([2.0, 1.0, -1.0]).sigmoid())
 
@@ -27,8 +27,8 @@ def test_only_the_last_layer_counts_and_low_scores_can_be_dropped() -> None:
 
 
 @pytest.mark.parametrize("what", ["a score", "a code", "a size"])
-def test_what_is_not_finite_is_refused_by_sample(what: str) -> None:
-    """A code of 100 is finite, and the size that it stands for, exp(100), is not in float32."""
+def test_values_that_are_not_finite_are_refused(what: str) -> None:
+    """A code of 100 is finite, but its size, exp(100), is not in float32."""
     logits, codes = torch.zeros(1, 2, 3, 10), torch.zeros(1, 2, 3, 10)
     if what == "a score":
         logits[0, 1, 2, 4] = float("nan")

@@ -1,4 +1,4 @@
-"""Pairs and the match, against distances of all pairs and against a loop."""
+"""Matching against a loop over all detections and objects."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from cmt_aqr.evaluation.matching import centre_distances, greedy_match, near_pai
 
 
 def test_distances_are_the_devkits_to_the_bit() -> None:
-    """Otherwise a tie, or a distance at a threshold, could go another way."""
+    """Otherwise ties, and distances at a threshold, could be decided differently."""
     first, second = np.random.default_rng(0).normal(0, 3, (2, 2000, 3))
     boxes = [
         (DetectionBox(translation=tuple(a)), DetectionBox(translation=tuple(b)))
@@ -25,18 +25,18 @@ def loop(
     centres: tuple[NDArray[np.float64], NDArray[np.float64]],
     reach: float,
 ) -> list[int]:
-    """One detection after the other takes the nearest object that is left."""
-    left, matches = set(range(len(groups[1]))), []
+    """One detection after the other takes the nearest free object."""
+    free, matches = set(range(len(groups[1]))), []
     for group, centre in zip(groups[0], centres[0], strict=True):
-        near = [(np.hypot(*(centres[1][true] - centre)), true) for true in left if groups[1][true] == group]
+        near = [(np.hypot(*(centres[1][true] - centre)), true) for true in free if groups[1][true] == group]
         distance, true = min(near, default=(np.inf, -1))
         matches.append(true if distance < reach else -1)
-        left -= {true} if distance < reach else set()
+        free -= {true} if distance < reach else set()
     return matches
 
 
 @pytest.mark.parametrize("spread", [2.0, 1000.0])
-def test_all_at_once_match_as_one_after_the_other(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_match_is_that_of_the_loop(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cmt_aqr.evaluation.matching._CHUNK", 100)
     random = np.random.default_rng(1)
     groups = random.integers(0, 5, 350), random.integers(0, 6, 150)
@@ -50,8 +50,8 @@ def test_all_at_once_match_as_one_after_the_other(spread: float, monkeypatch: py
 
 
 def test_nothing_matches_nothing() -> None:
-    none, nowhere = np.zeros(0, dtype=np.int64), np.zeros((0, 2))
-    pairs = near_pairs(none, nowhere, np.zeros(3, dtype=np.int64), np.zeros((3, 2)), reach=4.0)
-    assert len(greedy_match(pairs, 0, 3)) == 0
-    pairs = near_pairs(np.zeros(3, dtype=np.int64), np.zeros((3, 2)), none, nowhere, reach=4.0)
-    assert greedy_match(pairs, 3, 0).tolist() == [-1, -1, -1]
+    for detections, objects in ((0, 3), (3, 0)):
+        groups = [np.zeros(count, dtype=np.int64) for count in (detections, objects)]
+        centres = [np.zeros((count, 2)) for count in (detections, objects)]
+        pairs = near_pairs(groups[0], centres[0], groups[1], centres[1], reach=4.0)
+        assert greedy_match(pairs, detections, objects).tolist() == [-1] * detections

@@ -1,4 +1,4 @@
-"""Every step of the official metrics against the devkit's own, on made-up frames that are hard on it."""
+"""Every step of the official metrics against the devkit's, on difficult made-up frames."""
 
 import dataclasses
 from pathlib import Path
@@ -8,40 +8,35 @@ import numpy as np
 import pytest
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.algo import accumulate
-from nuscenes.eval.detection.data_classes import DetectionMetricData
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.data.rows import LABEL, SCORE, SIZE
 from cmt_aqr.evaluation.official import CONFIGURATION, evaluate_boxes, make_all_curves
-from cmt_aqr.evaluation.submission import FoundBoxes, write_submission
+from cmt_aqr.evaluation.submission import GlobalDetections, write_submission
 from tests.helpers.made_evaluation import Tables, devkit_evaluation, made_found, made_truth, named
 
 TOLERANCE = 1e-9
 
 
-def assert_equal_to(devkit: dict[str, Any], ours: dict[str, float], tolerance: float = TOLERANCE) -> None:
-    """All 67 numbers against what the devkit's metrics serialise to."""
+def assert_equal_to(devkit: dict[str, Any], ours: dict[str, float]) -> None:
+    """Compare all 67 numbers with the devkit's serialised metrics."""
     expected = named(devkit)
     assert len(expected) == 67
-    assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=tolerance, rel=0, nan_ok=True)
+    assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=TOLERANCE, rel=0, nan_ok=True)
 
 
-def assert_same_curves(ours: DetectionMetricData, theirs: DetectionMetricData) -> None:
-    for name, values in theirs.serialize().items():
-        np.testing.assert_allclose(getattr(ours, name), values, rtol=0, atol=TOLERANCE, err_msg=name)
-
-
-def check(truth: GroundTruth, found: FoundBoxes, folder: Path) -> dict[str, float]:
-    """Every curve and number of ours against the devkit's; ours are returned."""
+def check(truth: GroundTruth, found: GlobalDetections, folder: Path) -> dict[str, float]:
+    """Compare every curve and metric with the devkit's; returns the metrics."""
     write_submission(folder / "results.json", truth.tokens, found, use_camera=True, use_lidar=True)
     devkit = devkit_evaluation(Tables(truth), folder / "results.json", folder)
     config = config_factory(CONFIGURATION)
     for distance, of_distance in make_all_curves(truth, found, config).items():
         for label, ours in zip(CLASSES, of_distance, strict=True):
             theirs = accumulate(devkit.gt_boxes, devkit.pred_boxes, label, config.dist_fcn_callable, distance)
-            assert_same_curves(ours, theirs)
+            for name, values in theirs.serialize().items():
+                np.testing.assert_allclose(getattr(ours, name), values, rtol=0, atol=TOLERANCE, err_msg=name)
     metrics = evaluate_boxes(truth, found)
     assert_equal_to(devkit.evaluate()[0].serialize(), metrics)
     return metrics
@@ -58,7 +53,7 @@ def test_random_frames(seed: int, step: float, tmp_path: Path) -> None:
 
 
 def test_a_crowd(tmp_path: Path) -> None:
-    """nuScenes' most boxes per frame, all of three classes in one place, so that objects refuse many."""
+    """nuScenes' maximum of boxes per frame, of three classes in one place, so that objects reject many."""
     random = np.random.default_rng(3)
     truth = made_truth(random, frames=2, boxes=60, step=0.5)
     truth.rows[:, LABEL] %= 3
@@ -70,7 +65,7 @@ def test_a_crowd(tmp_path: Path) -> None:
 
 
 def test_classes_without_objects_or_detections(tmp_path: Path) -> None:
-    """Of three classes no object, of three others no detection, of two neither."""
+    """Three classes have no object, three others no detection, two neither."""
     random = np.random.default_rng(4)
     truth = made_truth(random, frames=4, boxes=60)
     truth.rows[:, LABEL] = random.choice([3, 4, 5, 8, 9], len(truth.rows))
@@ -82,16 +77,16 @@ def test_classes_without_objects_or_detections(tmp_path: Path) -> None:
     assert ours["AP/pedestrian"] > 0
 
 
-def test_recall_below_the_least(tmp_path: Path) -> None:
-    """Where less than a tenth is found, errors are 1 whatever they were."""
+def test_recall_below_the_minimum(tmp_path: Path) -> None:
+    """If less than a tenth is found, errors are 1."""
     random = np.random.default_rng(5)
     truth = made_truth(random, frames=6, boxes=60)
     ours = check(truth, made_found(random, truth, boxes=2, found=0.5), tmp_path)
     assert ours["ATE/car"] == ours["mAOE"] == 1
 
 
-def test_nothing_known_of_the_objects(tmp_path: Path) -> None:
-    """Without velocities and attributes their errors are 1; objects without points do not count."""
+def test_objects_without_velocity_and_attribute(tmp_path: Path) -> None:
+    """Their velocity and attribute errors are 1; objects without points do not count."""
     random = np.random.default_rng(6)
     truth = made_truth(random, frames=4, boxes=60, unknown=1.0)
     truth.points[::2] = 3
@@ -104,14 +99,16 @@ def test_frames_without_boxes_and_scores_of_zero(tmp_path: Path) -> None:
     random = np.random.default_rng(7)
     truth = made_truth(random, frames=5, boxes=40)
     found = made_found(random, truth, boxes=100)
-    found = FoundBoxes(found.frames, np.array((100, 0, 100, 0, 100)), found.rows[[*range(100), *range(200, 400)]])
+    found = GlobalDetections(
+        found.frames, np.array((100, 0, 100, 0, 100)), found.rows[[*range(100), *range(200, 400)]]
+    )
     found.rows[200:, SCORE] = 0
     kept = truth.frames > 0
     truth = dataclasses.replace(truth, frames=truth.frames[kept], rows=truth.rows[kept], points=truth.points[kept])
     check(truth, found, tmp_path)
 
 
-def test_racks_take_cycles_away(tmp_path: Path) -> None:
+def test_racks_remove_cycles(tmp_path: Path) -> None:
     random = np.random.default_rng(8)
     truth = made_truth(random, frames=4, boxes=50, racks=30)
     truth.rows[:, LABEL] = random.choice([6, 7, 8], len(truth.rows))
@@ -123,7 +120,7 @@ def test_racks_take_cycles_away(tmp_path: Path) -> None:
     assert without["AP/pedestrian"] == ours["AP/pedestrian"]
 
 
-def test_size_of_nothing_is_refused() -> None:
+def test_a_size_of_zero_is_refused() -> None:
     random = np.random.default_rng(9)
     truth = made_truth(random, frames=1, boxes=40)
     found = made_found(random, truth, boxes=40, found=1.0)

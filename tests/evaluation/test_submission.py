@@ -16,7 +16,7 @@ from pyquaternion import Quaternion
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
-from cmt_aqr.evaluation.submission import FoundBoxes, attributes_of, to_global, write_submission
+from cmt_aqr.evaluation.submission import GlobalDetections, attributes_of, to_global, write_submission
 from cmt_aqr.outputs import Detections
 from tests.helpers.ran import from_json
 
@@ -26,15 +26,15 @@ def one(box: list[float], label: int = 0, score: float = 0.5) -> Detections:
 
 
 def written(path: Path, rows: list[np.ndarray], tokens: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """The results of a file that :func:`write_submission` made of the rows of each frame."""
+    """The results in a file that :func:`write_submission` made of rows per frame."""
     counts = np.array([len(of_frame) for of_frame in rows])
-    found = FoundBoxes(np.arange(len(rows)), counts, np.concatenate(rows))
+    found = GlobalDetections(np.arange(len(rows)), counts, np.concatenate(rows))
     write_submission(path, tokens, found, use_camera=True, use_lidar=False)
     return from_json(path)["results"]
 
 
 def entry_of(token: str, row: np.ndarray) -> dict[str, Any]:
-    """What nuScenes' format makes of a row."""
+    """The entry of a row in nuScenes' format."""
     return {
         "sample_token": token,
         "translation": row[TRANSLATION].tolist(),
@@ -54,14 +54,11 @@ def test_turned_and_shifted_frame_by_hand(tmp_path: Path) -> None:
     pose[:3, 3] = torch.tensor((100.0, 200.0, 1.0))
     rows = to_global(one([10, 2, 0.5, 4, 2, 1.5, 0.3, 3, 0], label=3, score=0.25), pose)
     (entry,) = written(tmp_path / "results_nusc.json", [rows], ["t"])["t"]
-    assert entry["sample_token"] == "t"
     np.testing.assert_allclose(entry["translation"], (98, 210, 1.5), atol=1e-6)
-    assert entry["size"] == [2, 4, 1.5]
+    assert (entry["sample_token"], entry["size"], entry["detection_score"]) == ("t", [2, 4, 1.5], 0.25)
     assert Quaternion(entry["rotation"]).yaw_pitch_roll[0] == pytest.approx(math.pi / 2 + 0.3, abs=1e-6)
     np.testing.assert_allclose(entry["velocity"], (0, 3), atol=1e-6)
-    assert entry["detection_name"] == "bus"
-    assert entry["detection_score"] == 0.25
-    assert entry["attribute_name"] == "vehicle.moving"
+    assert (entry["detection_name"], entry["attribute_name"]) == ("bus", "vehicle.moving")
 
 
 def test_tilted_frame_agrees_with_pyquaternion() -> None:
@@ -84,9 +81,7 @@ def test_attributes_follow_class_and_speed() -> None:
     unknown = [ATTRIBUTES[index] for index in attributes_of(labels, np.full((10, 2), np.nan))]
     assert unknown == still
     for name, attribute_still, attribute_moving in zip(CLASSES, still, moving, strict=True):
-        allowed = detection_name_to_rel_attributes(name) or [""]
-        assert attribute_still in allowed
-        assert attribute_moving in allowed
+        assert {attribute_still, attribute_moving} <= set(detection_name_to_rel_attributes(name) or [""])
     assert dict(zip(CLASSES, still, strict=True))["bus"] == "vehicle.stopped"
     assert dict(zip(CLASSES, still, strict=True))["truck"] == "vehicle.parked"
     assert dict(zip(CLASSES, moving, strict=True))["bicycle"] == "cycle.with_rider"
@@ -103,18 +98,8 @@ def test_best_500_are_kept() -> None:
     assert to_global(nothing, torch.eye(4)).shape == (0, 15)
 
 
-def test_file_is_written_whole_and_read_again(tmp_path: Path) -> None:
-    row = to_global(one([1, 2, 3, 4, 5, 6, 0.7, 0.8, 0.9]), torch.eye(4))
-    path = tmp_path / "deep" / "results_nusc.json"
-    results = written(path, [row, row[:0]], ["t", "u"])
-    assert results == {"t": [entry_of("t", row[0])], "u": []}
-    unused = dict.fromkeys(("use_lidar", "use_radar", "use_map", "use_external"), False)
-    assert from_json(path)["meta"] == {"use_camera": True, **unused}
-    assert [file.name for file in path.parent.iterdir()] == ["results_nusc.json"]
-
-
-def test_file_is_what_the_devkit_takes_and_holds_the_same_numbers(tmp_path: Path) -> None:
-    """40 frames, more than are written at once; one is empty, one token has a quote, numbers are of any size."""
+def test_the_devkit_reads_the_same_numbers_from_the_file(tmp_path: Path) -> None:
+    """One frame is empty, one token contains quotes, numbers are of any magnitude."""
     random = np.random.default_rng(0)
     rows = random.normal(size=(2000, 15)) * 10.0 ** random.integers(-30, 30, (2000, 15))
     rows[random.random(rows.shape) < 0.1] = 0
@@ -127,14 +112,17 @@ def test_file_is_what_the_devkit_takes_and_holds_the_same_numbers(tmp_path: Path
     expected = {
         token: [entry_of(token, row) for row in of_frame] for token, of_frame in zip(tokens, frames, strict=True)
     }
-    path = tmp_path / "results_nusc.json"
+    path = tmp_path / "deep" / "results_nusc.json"
     assert written(path, frames, tokens) == expected
+    unused = dict.fromkeys(("use_lidar", "use_radar", "use_map", "use_external"), False)
+    assert from_json(path)["meta"] == {"use_camera": True, **unused}
+    assert list(path.parent.iterdir()) == [path], "no temporary file stays"
     boxes, _ = load_prediction(str(path), 500, DetectionBox)
     assert boxes == EvalBoxes.deserialize(expected, DetectionBox)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_json_does_not_know_is_refused_and_leaves_no_file(tmp_path: Path, value: float) -> None:
+def test_what_json_cannot_represent_is_refused_and_leaves_no_file(tmp_path: Path, value: float) -> None:
     row = to_global(one([1, 2, 3, 4, 5, 6, 0.7, 0.8, 0.9]), torch.eye(4))
     row[0, 11] = value
     with pytest.raises(ValueError, match="sample t"):

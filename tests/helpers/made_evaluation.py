@@ -16,7 +16,7 @@ from cmt_aqr.constants import CLASSES, ERRORS, LIDAR
 from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, COLUMNS, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
 from cmt_aqr.evaluation.official import CONFIGURATION
-from cmt_aqr.evaluation.submission import FoundBoxes, attributes_of
+from cmt_aqr.evaluation.submission import GlobalDetections, attributes_of
 
 CATEGORIES = (
     "vehicle.car",
@@ -154,7 +154,7 @@ def _headings(yaws: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def made_found(
     random: np.random.Generator, truth: GroundTruth, boxes: int, step: float = 0, found: float = 0.9
-) -> FoundBoxes:
+) -> GlobalDetections:
     """Detections: objects, moved a little, some twice, some of another class; the rest is nowhere near.
 
     Args:
@@ -187,7 +187,7 @@ def made_found(
     rows[:, ATTRIBUTE] = attributes_of(rows[:, LABEL].astype(int), rows[:, VELOCITY])
     score = (near * (0.6 - 0.4 * noise[:, 0]) + random.uniform(0.01, 0.4, len(rows))).astype(np.float32)
     rows[:, SCORE] = np.round(score, 1) if step else score
-    return FoundBoxes(np.arange(frames), np.full(frames, boxes), rows)
+    return GlobalDetections(np.arange(frames), np.full(frames, boxes), rows)
 
 
 def to_rows(boxes: Sequence[DetectionBox]) -> NDArray[np.float64]:

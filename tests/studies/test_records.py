@@ -1,5 +1,6 @@
-"""What was varied between runs, which is best, and means over seeds."""
+"""The settings that differ between runs, the best runs, and means over seeds."""
 
+import json
 import statistics
 from pathlib import Path
 
@@ -8,19 +9,13 @@ import pytest
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.folder import find_runs
-from cmt_aqr.studies.records import (
-    best_first,
-    check_metric,
-    choose_axis,
-    find_axes,
-    is_numeric,
-    label,
-    measured,
-    seed_axis,
-    short,
-    spread,
-)
+from cmt_aqr.studies.records import Comparison, is_numeric, label, short, spread
+from cmt_aqr.studies.report import make_report
 from tests.helpers.folders import CLAMPS, RESIDUALS, grid_nds, write_grid, write_run
+
+
+def compared(folder: Path, metric: str = "NDS") -> Comparison:
+    return Comparison(find_runs(folder), metric)
 
 
 def values_of(axis: pd.Series) -> list[object]:
@@ -28,12 +23,17 @@ def values_of(axis: pd.Series) -> list[object]:
 
 
 def test_axes_are_the_settings_that_differ_without_seeds(tmp_path: Path) -> None:
-    runs = find_runs(write_grid(tmp_path, seeds=(0, 1)))
-    axes = find_axes(runs)
+    comparison = compared(write_grid(tmp_path, seeds=(0, 1)))
+    axes = comparison.axes
     assert [axis.name for axis in axes] == ["renderer.max_weight_clamp", "modulator.residual_weight"]
     assert [tuple(axis.cat.categories) for axis in axes] == [CLAMPS, RESIDUALS]
     assert all(map(is_numeric, axes)) and label(axes, 0) == "max_weight_clamp=1.5, residual_weight=0.5"
-    assert list(seed_axis(runs).cat.categories) == [0, 1]
+    assert list(comparison.seeds.cat.categories) == [0, 1]
+    # An axis is found by the end of its name.
+    assert comparison.axis("residual_weight", "x") is axes[1]
+    assert comparison.axis("seed", "x").name == "seed"
+    with pytest.raises(UserError, match=r"x=lr: .* renderer.max_weight_clamp, modulator.residual_weight"):
+        comparison.axis("lr", "x")
 
 
 def test_a_run_without_the_override_has_the_value_of_its_configuration(tmp_path: Path) -> None:
@@ -42,60 +42,44 @@ def test_a_run_without_the_override_has_the_value_of_its_configuration(tmp_path:
     write_run(tmp_path / "2", [], 0.1)
     (tmp_path / "2" / "config.yaml").unlink()
     (tmp_path / "2" / ".hydra" / "hydra.yaml").unlink()
-    clamp, renderer = find_axes(find_runs(tmp_path))
+    clamp, renderer = compared(tmp_path).axes
     assert values_of(clamp) == [1.5, 2.0, None]
     assert values_of(renderer) == ["aggressive", "recommended", None]
 
 
-def test_groups_that_change_together_are_one_axis_and_numbers_are_not(tmp_path: Path) -> None:
+def test_words_that_change_together_are_one_axis(tmp_path: Path) -> None:
     for number, preset in enumerate(("conservative", "aggressive")):
-        overrides = [
-            f"renderer={preset}",
-            f"modulator={preset}",
-            f"optimizer.lr={number + 1}e-4",
-            f"data.k={number}",
-        ]
-        write_run(tmp_path / str(number), overrides, 0.1)
-    axes = find_axes(find_runs(tmp_path))
+        presets = [f"renderer={preset}", f"modulator={preset}"]
+        write_run(tmp_path / str(number), [*presets, f"optimizer.lr={number + 1}e-4", f"data.k={number}"], 0.1)
+    axes = compared(tmp_path).axes
     assert [axis.name for axis in axes] == ["renderer + modulator", "optimizer.lr", "data.k"]
     assert values_of(axes[0]) == ["conservative", "aggressive"]
     assert [short(axis) for axis in axes] == ["renderer + modulator", "lr", "k"]
 
 
-def test_names_seeds_and_the_sweep_itself_are_no_axes(tmp_path: Path) -> None:
+def test_names_seeds_and_sweep_settings_are_not_axes(tmp_path: Path) -> None:
     for number in range(2):
-        overrides = [f"name=run{number}", f"seed={number}", f"sweep_dir=folder{number}", f"launcher=local{number}"]
+        overrides = [f"{key}={number}" for key in ("name", "seed", "sweep_dir", "launcher")]
         write_run(tmp_path / str(number), overrides, 0.1)
-    assert find_axes(find_runs(tmp_path)) == []
+    assert compared(tmp_path).axes == []
 
 
-def test_an_axis_is_found_by_the_end_of_its_name(tmp_path: Path) -> None:
-    runs = find_runs(write_grid(tmp_path))
-    axes = find_axes(runs)
-    assert choose_axis(axes, runs, "residual_weight", "x") is axes[1]
-    assert choose_axis(axes, runs, "seed", "x").name == "seed"
-    with pytest.raises(UserError, match=r"x=lr: .* renderer.max_weight_clamp, modulator.residual_weight"):
-        choose_axis(axes, runs, "lr", "x")
-
-
-def test_the_best_is_first_and_of_an_error_the_least(tmp_path: Path) -> None:
+def test_the_best_is_first_and_the_lowest_error(tmp_path: Path) -> None:
     for number, nds in enumerate((0.1, None, 0.3, 0.2)):
         folder = write_run(tmp_path / str(number), [], nds)
         if nds is not None:
-            (folder / "metrics.json").write_text(
-                f'{{"NDS": {nds}, "mATE": {nds}, "ATE/car": {1 - nds}}}', encoding="utf-8"
-            )
-    runs = find_runs(tmp_path)
-    orders = [best_first(measured(runs, metric)) for metric in ("NDS", "mATE", "ATE/car")]
+            metrics = {"NDS": nds, "mATE": nds, "ATE/car": 1 - nds}
+            (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    orders = [compared(tmp_path, metric).order for metric in ("NDS", "mATE", "ATE/car")]
     assert orders == [[2, 3, 0, 1], [0, 3, 2, 1], [2, 3, 0, 1]]
-    with pytest.raises(UserError, match=r"metric=nds: no run has it; runs have NDS, mATE"):
-        check_metric(runs, "nds")
+    with pytest.raises(UserError, match=r"metric=nds: .* NDS, mATE"):
+        make_report(tmp_path, metric="nds")
 
 
 def test_seeds_are_averaged_with_their_sample_deviation(tmp_path: Path) -> None:
-    runs = find_runs(write_grid(tmp_path, seeds=(0, 1, 2)))
-    clamp, residual = find_axes(runs)
-    stats = spread(measured(runs, "NDS"), [residual, clamp], empty=True)
+    comparison = compared(write_grid(tmp_path, seeds=(0, 1, 2)))
+    clamp, residual = comparison.axes
+    stats = spread(comparison.values, [residual, clamp], empty=True)
     values = [grid_nds(1.5, 0.65, seed) for seed in (0, 1, 2)]
     expected = (statistics.fmean(values), statistics.stdev(values), 3, 3)
     assert tuple(stats.loc[0.65, 1.5]) == pytest.approx(expected)

@@ -1,15 +1,16 @@
-"""Names and layouts, both ways, over every name of the published models."""
+"""Names and layouts in both directions; tests/reference/test_variants.py converts the published state dicts."""
+
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from cmt_aqr.geometry.grid import BEVGrid
-from cmt_aqr.model.image import ImageBranch
-from cmt_aqr.model.lidar import LidarBranch
-from cmt_aqr.weights import WeightsError, convert, naming_of, to_official, to_ours
+from cmt_aqr.errors import UserError
+from cmt_aqr.weights import WeightsError, convert, naming_of, read_state_dict, to_official, to_ours
 from cmt_aqr.weights.convert import RULES, our_name, renamed
-from tests.helpers.shared_data import needs_reference, official_state_dict, parameter_shapes
+from scripts.convert_checkpoint import convert_file
+from tests.helpers.commands import finished
+from tests.helpers.shared_data import needs_reference, parameter_shapes
 
 VARIANTS = (
     "cmt_voxel0100_r50_800x320",
@@ -17,20 +18,6 @@ VARIANTS = (
     "cmt_lidar_voxel0075",
     "cmt_camera_vov_1600x640",
 )
-GRID = BEVGrid((-54.0, -54.0, -5.0, 54.0, 54.0, 3.0), (0.1, 0.1, 0.2), (41, 1024, 1024), 8)
-
-
-@needs_reference
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_round_trip_is_exact(variant: str) -> None:
-    official = official_state_dict(variant)
-    ours = to_ours(official)
-    assert len(ours) == len(official), "no two names become one"
-    back = to_official(ours)
-    assert list(back) == list(official)
-    assert all(torch.equal(back[name], official[name]) for name in official)
-    assert naming_of(official) == "official"
-    assert naming_of(ours) == "ours"
 
 
 @needs_reference
@@ -38,26 +25,7 @@ def test_round_trip_is_exact(variant: str) -> None:
 def test_every_name_is_translated_by_one_rule(variant: str) -> None:
     for name in parameter_shapes(variant):
         (ours,) = filter(None, (renamed(name, official, ours) for official, ours in RULES))
-        assert list(filter(None, (renamed(ours, known, official) for official, known in RULES))) == [name]
-
-
-@needs_reference
-@pytest.mark.parametrize(
-    ("variant", "prefix", "build"),
-    [
-        (VARIANTS[0], "lidar.", lambda: LidarBranch(GRID)),
-        (VARIANTS[0], "image.", lambda: ImageBranch("resnet50")),
-        (VARIANTS[1], "lidar.", lambda: LidarBranch(GRID)),
-        (VARIANTS[1], "image.", lambda: ImageBranch("vovnet99_ese")),
-        (VARIANTS[2], "lidar.", lambda: LidarBranch(GRID)),
-        (VARIANTS[3], "image.", lambda: ImageBranch("vovnet99_ese")),
-    ],
-)
-def test_names_and_shapes_are_those_of_the_branches(variant: str, prefix: str, build: type[nn.Module]) -> None:
-    with torch.device("meta"):
-        expected = {prefix + name: tuple(value.shape) for name, value in build().state_dict().items()}
-    ours = to_ours(official_state_dict(variant))
-    assert {name: tuple(value.shape) for name, value in ours.items() if name.startswith(prefix)} == expected
+        assert list(filter(None, (renamed(ours, source, official) for official, source in RULES))) == [name]
 
 
 def test_sparse_kernels_change_layout() -> None:
@@ -68,7 +36,7 @@ def test_sparse_kernels_change_layout() -> None:
 
 
 def test_names_by_hand() -> None:
-    """A few, written out, of the kinds that carry numbers."""
+    """One of each kind that contains numbers."""
     encoder, decoder = "pts_middle_encoder.encoder_layers.", "pts_bbox_head.transformer.decoder."
     vovnet = "img_backbone.stage4.OSA4_9.layers.3.OSA4_9_3/norm.bias"
     expected = {
@@ -99,5 +67,28 @@ def test_names_that_no_model_has_are_refused() -> None:
 def test_convert_picks_the_other_naming() -> None:
     official = {"pts_bbox_head.bev_embedding.0.bias": torch.ones(2)}
     ours = {"head.bev_embedding.0.bias": torch.ones(2)}
+    assert (naming_of(official), naming_of(ours)) == ("official", "ours")
     assert list(convert(official)) == list(ours) == list(convert(ours, "ours")) == list(convert(official, "ours"))
     assert list(convert(ours)) == list(official)
+
+
+@pytest.mark.system
+def test_the_command_converts_a_file_there_and_back(tmp_path: Path) -> None:
+    official = {
+        "pts_middle_encoder.conv_out.0.weight": torch.randn(4, 3, 1, 1, 2),
+        "pts_bbox_head.reference_points.weight": torch.rand(5, 3),
+    }
+    torch.save({"state_dict": official}, tmp_path / "epoch_20.pth")
+    finished(tmp_path, "convert_checkpoint", "source=epoch_20.pth", "target=ours.safetensors")
+    assert {path.name for path in tmp_path.iterdir()} == {"epoch_20.pth", "ours.safetensors"}, "no log, no folder"
+    assert "head.reference_points" in read_state_dict(tmp_path / "ours.safetensors")
+    convert_file(tmp_path / "ours.safetensors", tmp_path / "official.pth", None)
+    back = read_state_dict(tmp_path / "official.pth")
+    assert back.keys() == official.keys()
+    assert all(torch.equal(back[name], official[name]) for name in back)
+
+
+@pytest.mark.parametrize(("target", "to"), [("x.onnx", None), ("x.pth", "theirs")])
+def test_an_unknown_target_is_refused(tmp_path: Path, target: str, to: str | None) -> None:
+    with pytest.raises(UserError, match=r"^(target|to)=\S+: must be"):
+        convert_file(tmp_path / "a.pth", tmp_path / target, to)

@@ -1,10 +1,10 @@
-"""Loading into a model: what is loaded, reported and refused."""
+"""Loading weights into a model: what is loaded, reported and refused."""
 
 from pathlib import Path
 
+import pytest
 import timm
 import torch
-from pytest import raises
 from rich.console import Console
 from torch import nn
 
@@ -13,7 +13,7 @@ from cmt_aqr.weights import WeightsError, load_weights
 
 
 class Small(nn.Module):
-    """A model with modules of the names that CMT has; small enough for a state dict by hand."""
+    """A model with some of CMT's module names, small enough for a state dict by hand."""
 
     def __init__(self, aqr: bool = False) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ RENAMED = (
 
 
 def official(seed: int = 0) -> dict[str, torch.Tensor]:
-    """An official-looking checkpoint of :class:`Small`, named by hand, with values of its own."""
+    """An official-looking checkpoint of :class:`Small`, named by hand, with other values."""
     torch.manual_seed(seed)
     state = {}
     for name, value in Small().state_dict().items():
@@ -49,9 +49,7 @@ def test_an_official_checkpoint_sets_everything() -> None:
     model, weights = Small(), official()
     report = load_weights(model, weights)
     assert report.naming == "official"
-    assert not report.missing
-    assert not report.unexpected
-    assert not report.wrong_shape
+    assert not (report.missing or report.unexpected or report.wrong_shape)
     assert len(report.loaded) == len(model.state_dict()) == len(weights)
     assert torch.equal(model.image.neck.output.bias, weights["img_neck.fpn_convs.0.conv.bias"])
     assert torch.equal(model.image.backbone.bn1.running_var, weights["img_backbone.bn1.running_var"])
@@ -71,11 +69,42 @@ def test_only_aqr_starts_fresh() -> None:
     assert "official names" in text
 
 
-def test_half_of_aqr_is_refused() -> None:
-    weights = Small(aqr=True).state_dict()
-    del weights["aqr.bias"]
-    with raises(WeightsError, match=r"of aqr, 1 parameters were found, 1 are missing"):
-        load_weights(Small(aqr=True), weights)
+REFUSED = {
+    "a part of AQR": (
+        lambda: without(Small(aqr=True).state_dict(), "aqr.bias"),
+        r"of aqr, 1 .* found, 1 .* missing",
+    ),
+    "a part of a module": (
+        lambda: without(official(), "pts_bbox_head.bev_embedding.2.bias"),
+        r"head\.bev_embedding.*head\.bev_embedding\.2\.bias",
+    ),
+    "no images": (lambda: without(official(), "img_"), r"image\.backbone"),
+    "another shape": (
+        lambda: official() | {"pts_bbox_head.bev_embedding.0.weight": torch.zeros(4, 6)},
+        r"head\.bev_embedding\.0\.weight \[4, 6\], the model \[4, 4\]",
+    ),
+    "a surplus parameter": (
+        lambda: official() | {"pts_bbox_head.bev_embedding.4.weight": torch.zeros(2)},
+        r"1 unknown, e\.g\. head\.bev_embedding\.4\.weight",
+    ),
+    "nothing that fits": (lambda: {"encoder.weight": torch.zeros(2)}, "fits the model"),
+    "a deeper backbone": (lambda: timm.create_model("resnet34").state_dict(), r"image\.backbone"),
+    "another backbone": (lambda: timm.create_model("resnet50").state_dict(), r"image\.backbone"),
+}
+
+
+def without(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_weights_that_do_not_fit_are_refused_and_change_nothing(name: str) -> None:
+    weights, message = REFUSED[name]
+    model = Small(aqr=name == "a part of AQR")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(WeightsError, match=message):
+        load_weights(model, weights())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_our_own_checkpoint() -> None:
@@ -86,56 +115,27 @@ def test_our_own_checkpoint() -> None:
     assert torch.equal(model.aqr.weight, weights["aqr.weight"])
 
 
-def test_of_two_files_the_second_gives_what_the_first_lacks(tmp_path: Path) -> None:
+def test_the_second_file_adds_what_is_missing_from_the_first(tmp_path: Path) -> None:
     camera, lidar = Small().state_dict(), Small().state_dict()
     files = [tmp_path / "lidar.pth", tmp_path / "camera.pth"]
-    torch.save({name: value for name, value in lidar.items() if not name.startswith("image.")}, files[0])
-    torch.save({name: value for name, value in camera.items() if not name.startswith("head.")}, files[1])
+    torch.save(without(lidar, "image."), files[0])
+    torch.save(without(camera, "head."), files[1])
     model = Small()
     report = load_weights(model, files)
     assert not report.missing and not report.unexpected
     for name, value in model.state_dict().items():
         assert torch.equal(value, (camera if name.startswith("image.") else lidar)[name]), name
-    with raises(WeightsError, match=r"^weights=.*lidar\.pth: .*are missing"):
+    with pytest.raises(WeightsError, match=r"^weights=.*lidar\.pth: .*are missing"):
         load_weights(Small(), files[0])
 
 
-def test_half_a_module_is_refused_and_changes_nothing() -> None:
-    model, weights = Small(), official()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    del weights["pts_bbox_head.bev_embedding.2.bias"]
-    with raises(WeightsError, match=r"head\.bev_embedding.*head\.bev_embedding\.2\.bias"):
-        load_weights(model, weights)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    without = {name: value for name, value in official().items() if not name.startswith("img_")}
-    with raises(WeightsError, match=r"image\.backbone"):
-        load_weights(Small(), without)
-
-
-def test_wrong_shapes_are_named_with_both_shapes() -> None:
-    weights = official()
-    weights["pts_bbox_head.bev_embedding.0.weight"] = torch.zeros(4, 6)
-    with raises(WeightsError, match=r"head\.bev_embedding\.0\.weight \[4, 6\], the model \[4, 4\]"):
-        load_weights(Small(), weights)
-
-
-def test_unexpected_parameters() -> None:
-    """Of a module that the model lacks, reported; within one that it has, an error."""
-    weights = official() | {"pts_neck.deblocks.0.0.weight": torch.zeros(2)}
-    report = load_weights(Small(), weights)
+def test_parameters_of_a_module_that_the_model_does_not_have_are_reported() -> None:
+    report = load_weights(Small(), official() | {"pts_neck.deblocks.0.0.weight": torch.zeros(2)})
     assert report.unexpected == ("lidar.neck.blocks.0.0.weight",)
-    weights = official() | {"pts_bbox_head.bev_embedding.4.weight": torch.zeros(2)}
-    with raises(WeightsError, match="1 unknown"):
-        load_weights(Small(), weights)
-
-
-def test_nothing_that_fits_is_an_error() -> None:
-    with raises(WeightsError, match="nothing of it fits"):
-        load_weights(Small(), {"encoder.weight": torch.zeros(2)})
 
 
 def test_bare_backbones() -> None:
-    """timm's and torchvision's names are the same for a ResNet; mmdet-style files say backbone. first."""
+    """timm's and torchvision's names are the same for a ResNet; mmdet-style files prepend backbone."""
     weights = timm.create_model("resnet18").state_dict()
     detector = {f"backbone.{name}": value for name, value in weights.items() if not name.startswith("fc.")}
     detector["rpn_head.rpn_cls.weight"] = torch.zeros(3)
@@ -149,15 +149,8 @@ def test_bare_backbones() -> None:
     assert report.unexpected == ("rpn_head.rpn_cls.weight",)
 
 
-def test_a_backbone_of_another_depth_is_refused() -> None:
-    with raises(WeightsError, match=r"image\.backbone"):
-        load_weights(Small(), timm.create_model("resnet34").state_dict())
-    with raises(WeightsError, match=r"image\.backbone"):
-        load_weights(Small(), timm.create_model("resnet50").state_dict())
-
-
 def test_a_backbone_that_timm_flattens() -> None:
-    """Its feature extractor says stages_0 where the file says stages.0."""
+    """Its feature extractor calls stages_0 what the file calls stages.0."""
     weights = timm.create_model("ese_vovnet19b_slim").state_dict()
     model = nn.ModuleDict({"image": ImageBranch("ese_vovnet19b_slim", out_channels=8)})
     report = load_weights(model, weights)

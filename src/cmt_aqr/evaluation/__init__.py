@@ -1,1 +1,1 @@
-"""Decoding, submission files and nuScenes' own evaluation."""
+"""Decoding, the official nuScenes metrics and results files."""

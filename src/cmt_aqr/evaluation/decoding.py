@@ -1,4 +1,4 @@
-"""From the last decoder layer to boxes: CMT needs no non-maximum suppression."""
+"""Decoding of the last decoder layer into boxes; CMT needs no non-maximum suppression."""
 
 from collections.abc import Sequence
 from itertools import compress
@@ -12,7 +12,7 @@ from cmt_aqr.outputs import Detections, QueryOutputs
 from cmt_aqr.tensors import from_host
 
 CENTRE_RANGE = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
-"""Centres kept, in metres, LiDAR frame (CMT's post_center_range)."""
+"""Range of the centres of kept boxes, in metres, LiDAR frame (CMT's post_center_range)."""
 
 
 def decode(
@@ -21,19 +21,19 @@ def decode(
     score_threshold: float = 0.0,
     tokens: Sequence[str] = (),
 ) -> list[Detections]:
-    """Detections of every frame, best first, on the outputs' device.
+    """Detections per frame, best first, on the outputs' device.
 
-    The best ``max_detections`` pairs of query and class are taken, then those with a centre outside
-    :data:`CENTRE_RANGE` are dropped, as in CMT's release.
+    As in CMT's release, the best ``max_detections`` pairs of query and class are selected, and those with a centre
+    outside :data:`CENTRE_RANGE` dropped.
 
     Args:
         outputs: of the matching queries; only the last layer is read.
-        max_detections: at most this many boxes per frame.
-        score_threshold: boxes scored lower are dropped; 0 keeps all, as CMT's release does.
-        tokens: of the frames, for the message.
+        max_detections: maximum number of boxes per frame.
+        score_threshold: boxes with a lower score are dropped; 0 keeps all, as in CMT's release.
+        tokens: sample token per frame, for the message.
 
     Raises:
-        UserError: outputs or boxes that are not finite, which no comparison would find.
+        UserError: outputs or boxes are not finite.
     """
     scores = outputs.logits[-1].float().sigmoid()
     classes = scores.shape[-1]
@@ -45,7 +45,7 @@ def decode(
     low, high = from_host(CENTRE_RANGE, boxes.device, boxes.dtype).view(2, 3)
     kept = ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(dim=-1)
     kept &= scores >= score_threshold
-    # Of finite codes, too, a box may be infinite: its size is their exponential.
+    # A box of finite codes may still be infinite: its size is an exponential.
     _require_finite(outputs, boxes.isfinite() | ~kept[..., None], tokens)
     return [
         Detections(boxes=boxes[i, kept[i]], scores=scores[i, kept[i]], labels=labels[i, kept[i]])
@@ -54,14 +54,14 @@ def decode(
 
 
 def _require_finite(outputs: QueryOutputs, finite_boxes: Tensor, tokens: Sequence[str]) -> None:
-    """See that outputs (layer, frame, ...) and boxes (frame, ...) are finite; synchronises once per batch."""
-    good = {"scores": outputs.logits[-1].isfinite(), "boxes": outputs.codes[-1].isfinite()}
-    bad = {name: ~values.flatten(1).all(dim=1) for name, values in good.items()}
-    bad["boxes"] |= ~finite_boxes.flatten(1).all(dim=1)
-    for name, flags in zip(bad, torch.stack(list(bad.values())).tolist(), strict=True):
+    """Check that outputs (layer, frame, ...) and boxes (frame, ...) are finite; synchronises once per batch."""
+    finite = (outputs.logits[-1].isfinite(), outputs.codes[-1].isfinite(), finite_boxes)
+    scores, codes, boxes = (values.flatten(1).all(dim=1) for values in finite)
+    bad = ~torch.stack((scores, codes & boxes))
+    for name, flags in zip(("scores", "boxes"), bad.tolist(), strict=True):
         if any(flags):
             frames = compress(tokens or map(str, range(len(flags))), flags)
             raise UserError(
-                f"sample {', '.join(frames)}: the model's {name} are not finite; look at the checkpoint's weights "
-                "and at this sample's points, images and calibration"
+                f"sample {', '.join(frames)}: the model's {name} are not finite; check the checkpoint's weights "
+                "and this sample's points, images and calibration"
             )

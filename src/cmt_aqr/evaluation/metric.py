@@ -1,4 +1,4 @@
-"""nuScenes' official detection metric, gathered over processes by torchmetrics."""
+"""nuScenes' official detection metric as a torchmetrics metric."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -16,20 +16,20 @@ from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.data.rows import COLUMNS
 from cmt_aqr.evaluation.matching import ranges
 from cmt_aqr.evaluation.official import evaluate_boxes
-from cmt_aqr.evaluation.submission import FoundBoxes, to_global, write_submission
+from cmt_aqr.evaluation.submission import GlobalDetections, to_global, write_submission
 from cmt_aqr.ops.devices import processes
 from cmt_aqr.outputs import Detections
 
 
 class NuScenesMetric(Metric):
-    """Collects detections, frame by frame, and computes nuScenes' official metrics at the end.
+    """Collects detections per frame and computes nuScenes' official metrics at the end.
 
-    In several processes the detections are gathered, and a frame that came more than once counts once (the
-    first time). The first process computes the numbers of the whole set, all get them.
+    Detections are gathered over all processes; of a frame that occurs more than once, the first occurrence counts.
+    Rank 0 computes the metrics and broadcasts them.
 
     Args:
-        truth: ground truth of the evaluated split, or a function that loads it when it is first needed:
-            after Lightning has let one process prepare it for all.
+        truth: ground truth of the evaluated split, or a function that loads it on first use, after Lightning has
+            had one process prepare it.
         kwargs: of ``torchmetrics.Metric``.
     """
 
@@ -45,73 +45,76 @@ class NuScenesMetric(Metric):
         self._source = truth
         self.add_state("frames", [], dist_reduce_fx="cat")
         self.add_state("rows", [], dist_reduce_fx="cat")
-        self._add_nothing()
+        self._add_empty_states()
 
     @functools.cached_property
     def truth(self) -> GroundTruth:
-        """Ground truth of the split that is evaluated."""
+        """Ground truth of the evaluated split."""
         return self._source if isinstance(self._source, GroundTruth) else self._source()
 
     @functools.cached_property
-    def _number(self) -> dict[str, int]:
+    def numbers(self) -> dict[str, int]:
+        """The frames' numbers in the split, by sample token."""
         return {token: number for number, token in enumerate(self.truth.tokens)}
 
-    def _add_nothing(self) -> None:
-        """Empty states of the right type and width: a process without a frame can take part in a gather."""
+    def _add_empty_states(self) -> None:
+        """Let a process without frames take part in a gather, which needs the states' type and width."""
         self.frames.append(torch.zeros((0, 2), dtype=torch.int64, device=self.device))
         self.rows.append(torch.zeros((0, COLUMNS), dtype=torch.float64, device=self.device))
 
     def reset(self) -> None:
-        """Forget all frames."""
+        """Remove all frames."""
         super().reset()
-        self._add_nothing()
+        self._add_empty_states()
 
     def update(self, detections: Sequence[Detections], tokens: Sequence[str], lidar2global: Tensor) -> None:
-        """Add the detections of some frames.
+        """Add the detections of a batch.
 
         Args:
-            detections: of every frame, LiDAR frame; finite, as :func:`~cmt_aqr.evaluation.decoding.decode` gives
-                them.
-            tokens: sample token of every frame.
+            detections: per frame, in the LiDAR frame; finite, as :func:`~cmt_aqr.evaluation.decoding.decode`
+                returns them.
+            tokens: sample token per frame.
             lidar2global: (frame, 4, 4).
 
         Raises:
-            DataError: a frame is not of the split.
+            DataError: a frame is not in the split.
         """
-        for found, token, pose in zip(detections, tokens, lidar2global, strict=True):
-            if token not in self._number:
+        for boxes, token, pose in zip(detections, tokens, lidar2global, strict=True):
+            if token not in self.numbers:
                 raise DataError(
-                    f"sample {token} is not in split {self.truth.split} of {self.truth.version}: it cannot be "
-                    "evaluated with it"
+                    f"sample {token} is not in split {self.truth.split} of {self.truth.version}, so it cannot be "
+                    "evaluated"
                 )
-            rows = to_global(found, pose)
-            counted = torch.tensor([[self._number[token], len(rows)]], device=self.device)
-            self.frames.append(counted)
+            rows = to_global(boxes, pose)
+            self.frames.append(torch.tensor([[self.numbers[token], len(rows)]], device=self.device))
             self.rows.append(torch.from_numpy(rows).to(self.device))
 
-    def found(self) -> FoundBoxes:
-        """Detections of every frame seen, in the order of the split; of a frame seen twice, the first."""
+    def detections(self) -> GlobalDetections:
+        """Detections per frame, in the order of the split; of a frame that occurs twice, the first."""
         frames = dim_zero_cat(self.frames).cpu().numpy()
         rows = dim_zero_cat(self.rows).cpu().numpy()
         starts = np.cumsum(frames[:, 1]) - frames[:, 1]
         numbers, first = np.unique(frames[:, 0], return_index=True)
         counts = frames[first, 1]
-        return FoundBoxes(numbers, counts, rows[ranges(starts[first], counts)])
+        return GlobalDetections(numbers, counts, rows[ranges(starts[first], counts)])
 
     def compute(self) -> dict[str, float]:
-        """Official metrics of the frames seen: see :func:`cmt_aqr.evaluation.official.evaluate_boxes`.
+        """Official metrics of the collected frames: see :func:`cmt_aqr.evaluation.official.evaluate_boxes`.
 
-        Of a split without annotations: ``frames`` and ``frames_of_split`` only.
+        Without annotations: ``frames`` and ``frames_of_split`` only.
         """
         if not self.truth.annotated:
-            return {"frames": float(len(self.found().frames)), "frames_of_split": float(len(self.truth.tokens))}
+            return {
+                "frames": float(len(self.detections().frames)),
+                "frames_of_split": float(len(self.truth.tokens)),
+            }
         if not (self.sync_on_compute and processes() > 1):
-            return evaluate_boxes(self.truth, self.found())
+            return evaluate_boxes(self.truth, self.detections())
         shared: list[Any] = [None]
         if torch.distributed.get_rank() == 0:
             try:
-                shared[0] = evaluate_boxes(self.truth, self.found())
-            except Exception as error:  # the others wait for an answer: they get this one
+                shared[0] = evaluate_boxes(self.truth, self.detections())
+            except Exception as error:  # raised by all processes, which wait for the broadcast
                 shared[0] = error
         torch.distributed.broadcast_object_list(shared, src=0, device=self.device)
         if isinstance(shared[0], Exception):
@@ -119,8 +122,8 @@ class NuScenesMetric(Metric):
         return dict(shared[0])
 
     def write(self, path: Path, use_camera: bool, use_lidar: bool) -> None:
-        """Write the frames seen as a results file, from the first process; all must call it."""
+        """Write a results file of the collected frames from rank 0; all processes must call this."""
         distributed = processes() > 1
         with self.sync_context(should_sync=distributed, distributed_available=lambda: distributed):
             if not distributed or torch.distributed.get_rank() == 0:
-                write_submission(path, self.truth.tokens, self.found(), use_camera, use_lidar)
+                write_submission(path, self.truth.tokens, self.detections(), use_camera, use_lidar)

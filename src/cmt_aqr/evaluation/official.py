@@ -1,7 +1,4 @@
-"""nuScenes' official detection metrics: the devkit's numbers, by its formulas, in arrays.
-
-Tests hold every step against the devkit's own evaluation.
-"""
+"""nuScenes' official detection metrics: the devkit's formulas, vectorised, and tested against the devkit."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,37 +13,36 @@ from cmt_aqr.data.poses import rotations
 from cmt_aqr.data.rows import LABEL, ROTATION, SCORE, SIZE, TRANSLATION
 from cmt_aqr.evaluation.curves import make_curves, match_errors
 from cmt_aqr.evaluation.matching import greedy_match, near_pairs
-from cmt_aqr.evaluation.submission import FoundBoxes
+from cmt_aqr.evaluation.submission import GlobalDetections
 
 CONFIGURATION = "detection_cvpr_2019"
-"""The devkit's configuration of the official detection task."""
+"""The devkit's configuration of the detection task."""
 
 _UNDEFINED = {"traffic_cone": ("orient_err", "vel_err", "attr_err"), "barrier": ("vel_err", "attr_err")}
-"""Errors that nuScenes does not define, by class: ``DetectionEval.evaluate`` in
-nuscenes/eval/detection/evaluate.py."""
+"""Errors that nuScenes leaves undefined, by class: ``DetectionEval`` in nuscenes/eval/detection/evaluate.py."""
 
 
-def evaluate_boxes(truth: GroundTruth, found: FoundBoxes) -> dict[str, float]:
+def evaluate_boxes(truth: GroundTruth, detections: GlobalDetections) -> dict[str, float]:
     """The official metrics of detections: ``DetectionEval`` in nuscenes/eval/detection/evaluate.py.
 
     Args:
         truth: ground truth of the split.
-        found: detections. Only the ground truth of these frames takes part; if they are all of the split's,
-            the numbers are those of the devkit's ``DetectionEval``.
+        detections: only their frames are evaluated; with all frames of the split, the metrics equal those of the
+            devkit's ``DetectionEval``.
 
     Returns:
-        ``mAP``, ``NDS``; ``mATE``, ``mASE``, ``mAOE``, ``mAVE``, ``mAAE``; ``AP/<class>`` and ``ATE/<class>``
-        and so on, NaN where nuScenes defines none; ``frames`` and ``frames_of_split``, the number of samples
-        evaluated and there.
+        ``mAP``, ``NDS``; ``mATE``, ``mASE``, ``mAOE``, ``mAVE``, ``mAAE``; ``AP/<class>``, ``ATE/<class>`` and so
+        on, NaN if nuScenes leaves them undefined; ``frames`` and ``frames_of_split``, the number of frames
+        evaluated and in the split.
 
     Raises:
-        DataError: no frame at all, or a size that is not above 0.
+        DataError: there is no frame, or a size is not above 0.
     """
-    if not len(found.frames):
-        raise DataError(f"no frame of split {truth.split} was given to the evaluation: it needs at least one")
+    if not len(detections.frames):
+        raise DataError(f"no frame of split {truth.split} was evaluated: the metrics need at least one")
     config = config_factory(CONFIGURATION)
     metrics = DetectionMetrics(config)
-    for distance, of_distance in make_all_curves(truth, found, config).items():
+    for distance, of_distance in make_all_curves(truth, detections, config).items():
         for label, curves in zip(CLASSES, of_distance, strict=True):
             metrics.add_label_ap(label, distance, calc_ap(curves, config.min_recall, config.min_precision))
             if distance == config.dist_th_tp:
@@ -59,100 +55,99 @@ def evaluate_boxes(truth: GroundTruth, found: FoundBoxes) -> dict[str, float]:
     for label in CLASSES:
         values[f"AP/{label}"] = metrics.mean_dist_aps[label]
         values |= {f"{name}/{label}": metrics.get_label_tp(label, error) for error, name in ERRORS.items()}
-    values |= {"frames": len(found.frames), "frames_of_split": len(truth.tokens)}
+    values |= {"frames": len(detections.frames), "frames_of_split": len(truth.tokens)}
     return {name: float(value) for name, value in values.items()}
 
 
 def metric_names() -> list[str]:
-    """Names of the numbers of :func:`evaluate_boxes`."""
+    """Names of the metrics of :func:`evaluate_boxes`."""
     of_class = [f"{name}/{label}" for label in CLASSES for name in ("AP", *ERRORS.values())]
     return ["mAP", "NDS", *(f"m{name}" for name in ERRORS.values()), *of_class, "frames", "frames_of_split"]
 
 
 def make_all_curves(
-    truth: GroundTruth, found: FoundBoxes, config: DetectionConfig
+    truth: GroundTruth, detections: GlobalDetections, config: DetectionConfig
 ) -> dict[float, list[DetectionMetricData]]:
-    """Filter, match and accumulate: curves of each class, by the configuration's distances."""
-    true_rows, true_groups = _true_boxes(truth, found, config)
-    rows, frames = _in_line(truth, found, config)
-    labels = found.rows[rows, LABEL].astype(np.int64)
+    """Filter, match and accumulate: curves per class, by the configuration's match distances."""
+    object_rows, object_groups = _objects(truth, detections, config)
+    rows, frames = _ranked(truth, detections, config)
+    labels = detections.rows[rows, LABEL].astype(np.int64)
     pairs = near_pairs(
         frames * len(CLASSES) + labels,
-        found.rows[rows, :2],
-        true_groups,
-        true_rows[:, :2],
+        detections.rows[rows, :2],
+        object_groups,
+        object_rows[:, :2],
         reach=max(config.dist_ths),
     )
-    objects = np.bincount(true_groups % len(CLASSES), minlength=len(CLASSES))
-    lines = [np.flatnonzero(labels == label) for label in range(len(CLASSES))]
-    scores = found.rows[rows, SCORE]
+    objects = np.bincount(object_groups % len(CLASSES), minlength=len(CLASSES))
+    members = [np.flatnonzero(labels == label) for label in range(len(CLASSES))]
+    scores = detections.rows[rows, SCORE]
     curves = {}
     for distance in config.dist_ths:
-        matches = greedy_match(pairs.within(distance), len(rows), len(true_rows))
+        matches = greedy_match(pairs.within(distance), len(rows), len(object_rows))
         matched = matches >= 0
         errors = np.full((len(rows), len(ERRORS)), np.nan)
-        errors[matched] = match_errors(true_rows[matches[matched]], found.rows[rows[matched]])
+        errors[matched] = match_errors(object_rows[matches[matched]], detections.rows[rows[matched]])
         curves[distance] = [
-            make_curves(scores[line], matched[line], errors[line][matched[line]], count)
-            for line, count in zip(lines, objects.tolist(), strict=True)
+            make_curves(scores[index], matched[index], errors[index][matched[index]], count)
+            for index, count in zip(members, objects.tolist(), strict=True)
         ]
     return curves
 
 
-def _true_boxes(
-    truth: GroundTruth, found: FoundBoxes, config: DetectionConfig
+def _objects(
+    truth: GroundTruth, detections: GlobalDetections, config: DetectionConfig
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Rows (box, 15) of the objects that count in the frames seen, and their frame and class as one number."""
-    seen = np.zeros(len(truth.tokens), dtype=bool)
-    seen[found.frames] = True
-    kept = seen[truth.frames] & (truth.points != 0) & counted(truth, truth.frames, truth.rows, config)
+    """Rows (object, 15) of the objects that count in the evaluated frames, and their frame-and-class groups."""
+    kept = np.isin(truth.frames, detections.frames) & (truth.points != 0)
+    kept &= counted(truth, truth.frames, truth.rows, config)
     rows = truth.rows[kept]
     return rows, truth.frames[kept] * len(CLASSES) + rows[:, LABEL].astype(np.int64)
 
 
 def check_anything_to_find(truth: GroundTruth, frames: NDArray[np.int64]) -> None:
-    """Refuse to evaluate frames (frame,) in which, after the official filters, no object is left to find.
+    """Refuse to evaluate frames (frame,) in which the official filters leave no object.
 
     Raises:
-        DataError: with how many objects each filter leaves.
+        DataError: with the number of objects that each filter leaves.
     """
-    nothing = FoundBoxes(frames, np.zeros_like(frames), np.zeros((0, truth.rows.shape[1])))
-    rows, _ = _true_boxes(truth, nothing, config_factory(CONFIGURATION))
+    none = GlobalDetections(frames, np.zeros_like(frames), np.zeros((0, truth.rows.shape[1])))
+    rows, _ = _objects(truth, none, config_factory(CONFIGURATION))
     if len(rows):
         return
-    of_frames = np.isin(truth.frames, frames)
-    seen = of_frames & (truth.points != 0)
+    annotated = np.isin(truth.frames, frames)
+    hit = annotated & (truth.points != 0)
     raise DataError(
-        f"split {truth.split} of {truth.version}, {len(frames)} frames: there is nothing to evaluate against, for "
-        f"of {of_frames.sum()} annotations of the ten classes {seen.sum()} have num_lidar_pts or num_radar_pts "
-        "above 0, and none of these is as near to the car as nuScenes' evaluation asks; take other frames, or "
-        "mend the tables"
+        f"split {truth.split} of {truth.version}, {len(frames)} frames: there is nothing to evaluate against; of "
+        f"{annotated.sum()} annotations of the ten classes {hit.sum()} have num_lidar_pts or num_radar_pts above "
+        "0, and none of these is within the range of nuScenes' evaluation; choose other frames, or correct the "
+        "tables"
     )
 
 
-def _in_line(
-    truth: GroundTruth, found: FoundBoxes, config: DetectionConfig
+def _ranked(
+    truth: GroundTruth, detections: GlobalDetections, config: DetectionConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers and frames of the detections that count, in the order in which they choose.
+    """Indices and frames of the detections that count, the highest score first, of equal scores the last.
 
-    The highest score first, and of equal ones the last: as ``accumulate`` in nuscenes/eval/detection/algo.py.
+    As ``accumulate`` in nuscenes/eval/detection/algo.py.
     """
-    frames = np.repeat(found.frames, found.counts)
-    rows = np.flatnonzero(counted(truth, frames, found.rows, config))
-    rows = rows[np.argsort(found.rows[rows, SCORE], kind="stable")[::-1]]
+    frames = np.repeat(detections.frames, detections.counts)
+    rows = np.flatnonzero(counted(truth, frames, detections.rows, config))
+    rows = rows[np.argsort(detections.rows[rows, SCORE], kind="stable")[::-1]]
     return rows, frames[rows]
 
 
 def counted(
     truth: GroundTruth, frames: NDArray[np.int64], rows: NDArray[np.float64], config: DetectionConfig
 ) -> NDArray[np.bool_]:
-    """Which boxes (box,) are near enough to the car for their class, and no cycle in a bicycle rack.
+    """Which boxes (box,) are within their class's range of the car, and no cycle in a bicycle rack.
 
     ``filter_eval_boxes`` in nuscenes/eval/common/loaders.py.
 
     Args:
-        truth: where the car and the racks are.
-        frames: (box,) numbers of frames, rising.
+        truth: with the positions of the car and the racks.
+        frames: (box,) numbers of frames, ascending.
         rows: (box, 15) of :func:`cmt_aqr.evaluation.submission.to_global`.
         config: of the devkit.
     """
@@ -170,6 +165,6 @@ def counted(
 
 
 def _inside(box: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which points (point, 3) lie in a box (10,), its faces too: nuscenes/utils/geometry_utils.py."""
+    """Which points (point, 3) lie in a box (10,) or on its faces: nuscenes/utils/geometry_utils.py."""
     along = (points - box[TRANSLATION]) @ rotations(box[ROTATION])[0]
     return (np.abs(along) <= box[SIZE][[1, 0, 2]] / 2).all(axis=1)  # length, width, height

@@ -1,4 +1,4 @@
-"""Detections in nuScenes' own terms: boxes in the global frame, with attributes, and the results file."""
+"""Detections in nuScenes' format: boxes in the global frame, with attributes, and the results file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MAX_BOXES = 500
 """nuScenes accepts at most this many boxes per sample."""
 
 MOVING_SPEED = 0.2
-"""m/s above which an object moves."""
+"""m/s above which an object counts as moving."""
 
 _MOVING_STILL = {
     "car": ("vehicle.moving", "vehicle.parked"),
@@ -38,42 +38,36 @@ _ATTRIBUTE_OF = np.array([[ATTRIBUTES.index(name) for name in _MOVING_STILL[labe
 
 
 @dataclass(frozen=True)
-class FoundBoxes:
-    """Detections of some frames of a split.
+class GlobalDetections:
+    """Detections in the global frame, of some frames of a split."""
 
-    Attributes:
-        frames: (frame,) int64, rising numbers of the frames seen, those without a detection too.
-        counts: (frame,) int64, detections of each.
-        rows: (box, 15) float64, rows of :func:`to_global`, frame after frame.
-    """
-
-    frames: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    rows: NDArray[np.float64]
+    frames: NDArray[np.int64]  # (frame,) ascending numbers of the evaluated frames, even without detections
+    counts: NDArray[np.int64]  # (frame,) detections per frame
+    rows: NDArray[np.float64]  # (box, 15) rows of to_global, frame after frame
 
 
 def attributes_of(labels: NDArray[np.int64], velocities: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Attribute indices (box,) by class and speed: the rule of mmdetection3d, by which CMT was evaluated.
+    """Attribute indices (box,) by class and speed: the rule of mmdetection3d, with which CMT was evaluated.
 
     Above 0.2 m/s vehicles are moving, cycles have a rider, pedestrians move; below, a bus is stopped, other
-    vehicles are parked, cycles have no rider, pedestrians stand. Barriers and cones have none.
+    vehicles are parked, cycles have no rider, pedestrians stand. Barriers and cones have no attribute.
 
     Args:
         labels: (box,) indices into ``CLASSES``.
-        velocities: (box, 2) in m/s; an unknown (NaN) velocity counts as standing still.
+        velocities: (box, 2) in m/s; NaN counts as standing still.
     """
     moving = np.hypot(velocities[:, 0], velocities[:, 1]) > MOVING_SPEED
     return _ATTRIBUTE_OF[labels, np.where(moving, 0, 1)]
 
 
 def to_global(detections: Detections, lidar2global: Tensor) -> NDArray[np.float64]:
-    """Move the detections of one frame into the global frame.
+    """Move the detections of a frame into the global frame, at most the best 500.
 
-    A heading in the LiDAR frame becomes the rotation about the LiDAR's z axis, then into the global frame, so
-    boxes lie as the LiDAR does. Where there are more than 500 boxes, the best 500 are kept.
+    A heading becomes a rotation about the LiDAR's z axis, followed by the rotation into the global frame, so boxes
+    are tilted as the LiDAR is.
 
     Args:
-        detections: of one frame, LiDAR frame, any device.
+        detections: in the LiDAR frame, on any device.
         lidar2global: (4, 4), rigid.
 
     Returns:
@@ -104,22 +98,27 @@ def to_global(detections: Detections, lidar2global: Tensor) -> NDArray[np.float6
 
 
 def write_submission(
-    path: Path, tokens: Sequence[str], found: FoundBoxes, use_camera: bool, use_lidar: bool
+    path: Path, tokens: Sequence[str], detections: GlobalDetections, use_camera: bool, use_lidar: bool
 ) -> None:
-    """Write a nuScenes detection results file (its folder is made), at once or not at all.
+    """Write a nuScenes detection results file atomically; its folder is created if necessary.
 
     Args:
         path: usually ``results_nusc.json``.
         tokens: sample token of every frame of the split.
-        found: detections of the frames that are to be written.
-        use_camera: whether the model looks at images.
-        use_lidar: whether the model looks at points.
+        detections: detections of the frames to write.
+        use_camera: whether the model reads images.
+        use_lidar: whether the model reads points.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot represent.
     """
     meta = {"use_camera": use_camera, "use_lidar": use_lidar}
     meta |= dict.fromkeys(("use_radar", "use_map", "use_external"), False)
     with written_at_once(path) as partial, partial.open("wb") as file:
         file.write(b'{"meta":' + orjson.dumps(meta) + b',"results":{')
-        frames = zip(found.frames.tolist(), np.split(found.rows, np.cumsum(found.counts)[:-1]), strict=True)
+        frames = zip(
+            detections.frames.tolist(), np.split(detections.rows, np.cumsum(detections.counts)[:-1]), strict=True
+        )
         for number, (frame, rows) in enumerate(frames):
             comma, token = b"," if number else b"", tokens[frame]
             file.write(comma + orjson.dumps(token) + b":" + orjson.dumps(_entries(token, rows)))
@@ -127,15 +126,12 @@ def write_submission(
 
 
 def _entries(token: str, rows: NDArray[np.float64]) -> list[dict[str, Any]]:
-    """Entries of a results file for rows (box, 15) of :func:`to_global`; columns are taken whole, which is faster.
-
-    Raises:
-        ValueError: a number is NaN or infinite, for which JSON has no text.
-    """
+    """Entries of a results file for rows (box, 15) of :func:`to_global`."""
     if not np.isfinite(rows).all():
         raise ValueError(f"sample {token}: a detection is not finite")
-    parts = [rows[:, part].tolist() for part in (TRANSLATION, SIZE, ROTATION, VELOCITY, SCORE)]
-    words = [rows[:, part].astype(np.int64).tolist() for part in (LABEL, ATTRIBUTE)]
+    # Column by column, which is faster than row by row.
+    numbers = [rows[:, part].tolist() for part in (TRANSLATION, SIZE, ROTATION, VELOCITY, SCORE)]
+    indices = [rows[:, part].astype(np.int64).tolist() for part in (LABEL, ATTRIBUTE)]
     return [
         {
             "sample_token": token,
@@ -147,5 +143,5 @@ def _entries(token: str, rows: NDArray[np.float64]) -> list[dict[str, Any]]:
             "detection_score": score,
             "attribute_name": ATTRIBUTES[attribute],
         }
-        for translation, size, rotation, velocity, score, label, attribute in zip(*parts, *words, strict=True)
+        for translation, size, rotation, velocity, score, label, attribute in zip(*numbers, *indices, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The official metrics on screen."""
+"""The official metrics as tables for the terminal."""
 
 import math
 from collections.abc import Mapping
@@ -10,18 +10,19 @@ from cmt_aqr.constants import CLASSES, ERRORS
 
 
 def metrics_table(metrics: Mapping[str, float]) -> Group:
-    """The summary and each class of :func:`cmt_aqr.evaluation.official.evaluate_boxes`, for rich to print."""
+    """The summary and the classes of :func:`cmt_aqr.evaluation.official.evaluate_boxes`."""
     frames, total = int(metrics["frames"]), int(metrics["frames_of_split"])
-    means = [f"m{name}" for name in ERRORS.values()]
     summary = Table(title=f"nuScenes detection, frames: {frames} of {total}", title_justify="left")
-    for name in ("mAP", "NDS", *means):
+    names = ["mAP", "NDS", *(f"m{name}" for name in ERRORS.values())]
+    for name in names:
         summary.add_column(name, justify="right")
-    summary.add_row(*(_number(metrics[name]) for name in ("mAP", "NDS", *means)))
-    classes = Table()
-    for name in ("class", "AP", *ERRORS.values()):
-        classes.add_column(name, justify="left" if name == "class" else "right")
+    summary.add_row(*(_number(metrics[name]) for name in names))
+    classes = Table("class")
+    names = ["AP", *ERRORS.values()]
+    for name in names:
+        classes.add_column(name, justify="right")
     for label in CLASSES:
-        classes.add_row(label, *(_number(metrics[f"{name}/{label}"]) for name in ("AP", *ERRORS.values())))
+        classes.add_row(label, *(_number(metrics[f"{name}/{label}"]) for name in names))
     return Group(summary, classes)
 
 

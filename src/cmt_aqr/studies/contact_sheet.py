@@ -1,4 +1,4 @@
-"""A contact sheet: one frame under every condition of a suite, its points from above and its six images."""
+"""A contact sheet: a frame under every condition of a suite, from above and in its six cameras."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from omegaconf import DictConfig, OmegaConf
@@ -19,58 +18,53 @@ from cmt_aqr.runs.configuration import build_data, check_config
 from cmt_aqr.runs.resuming import configuration_to_evaluate
 from cmt_aqr.runs.saved import without
 from cmt_aqr.structures import Frame
-from cmt_aqr.studies.rendering import TRUTH_STYLE, render_cameras, render_from_above, rgb, save, tell_written
+from cmt_aqr.studies.rendering import SOLID_STYLE, print_written, render_frame, save
 from cmt_aqr.studies.robustness import conditions_of
-from cmt_aqr.studies.visualize import PictureSettings, struck_frame
+from cmt_aqr.studies.visualize import PictureSettings, frame_with_faults
 
-OWN = ("frames", "split", "min_score", "dpi", "out", "suite", "conditions", "severities", "name")
-"""Keys of the command, which a checkpoint's configuration does not get."""
+COMMAND_KEYS = ("frames", "split", "min_score", "dpi", "out", "suite", "conditions", "severities", "name")
+"""Keys of this command that are not put into a checkpoint's configuration."""
 
-_ROW = 1.2
-"""Inches from row to row."""
-
-_THIN = {**TRUTH_STYLE, "linewidths": 0.5}
+_THIN = {**SOLID_STYLE, "linewidths": 0.5}
 
 
 def contact_sheets(config: DictConfig, settings: PictureSettings, overrides: Sequence[str]) -> list[Path]:
-    """Render a sheet for each frame that is asked for; the first one where none is.
+    """Render a sheet per requested frame, by default of the first frame; returns the paths.
 
     Args:
-        config: of ``conf/visualize.yaml`` with a suite. With ``ckpt_path`` the checkpoint's data count.
-        settings: which frames, and where the pictures go.
+        config: of ``conf/visualize.yaml`` with a suite. With ``ckpt_path``, the checkpoint's data settings count.
+        settings: of the pictures.
         overrides: as given on the command line.
-
-    Returns:
-        The pictures.
     """
     check_folder("out", settings.out)
     conditions = conditions_of(config)
     base = _configuration(config, settings, overrides)
-    shown: dict[int, list[tuple[str, Frame]]] = {}
+    sheets: dict[int, list[tuple[str, Frame]]] = {}
     for condition in conditions:
         OmegaConf.update(base, "eval_fault", condition.fault, merge=False, force_add=True)
         data: NuScenesDataModule = build_data(base, evaluating=True)
         data.prepare_data()
-        numbers = list(shown) or frame_numbers(data, settings.frames or (0,))
+        numbers = list(sheets) or frame_numbers(data, settings.frames or (0,))
         data.setup("validate")
         for number in numbers:
-            shown.setdefault(number, []).append((str(condition), struck_frame(data.dataset("val"), number)[0]))
+            frame, _ = frame_with_faults(data.dataset("val"), number)
+            sheets.setdefault(number, []).append((str(condition), frame))
     suites = "_".join(str(suite) for suite in config.conditions)
     written = []
-    for number, rows in shown.items():
+    for number, rows in sheets.items():
         written.append(settings.out / f"{data.val_split}_{number:04d}_{suites}.png")
         save(sheet(rows, list(base.data.point_range)), written[-1], settings.dpi)
-    tell_written(written)
+    print_written(written)
     return written
 
 
 def _configuration(config: DictConfig, settings: PictureSettings, overrides: Sequence[str]) -> DictConfig:
-    """The checkpoint's configuration, or this command's own, made to read the frames."""
+    """The checkpoint's configuration, or this command's, with the settings for reading single frames."""
     if config.ckpt_path is None:
         base = config.copy()
         check_config(base, evaluating=True)
     else:
-        base = configuration_to_evaluate(config, without(overrides, OWN), settings.out)
+        base = configuration_to_evaluate(config, without(overrides, COMMAND_KEYS), settings.out)
     changes: dict[str, Any] = {"data.limit_eval_frames": None, "data.num_workers": 0, "data.cache_frames": False}
     if settings.split is not None:
         changes["data.eval_split"] = settings.split
@@ -82,26 +76,19 @@ def _configuration(config: DictConfig, settings: PictureSettings, overrides: Seq
 
 
 def sheet(rows: Sequence[tuple[str, Frame]], point_range: Sequence[float]) -> Figure:
-    """Conditions down; points with annotated boxes and the six images across.
+    """A figure with a row per condition: points with annotated boxes, and the six images.
 
     Args:
-        rows: name of each condition and the frame under it.
-        point_range: x0, y0, z0, x1, y1, z1 in metres; what is rendered of the points.
+        rows: the name of each condition, and the frame under it.
+        point_range: rendered range of the points: x0, y0, z0, x1, y1, z1 in metres.
     """
     layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.02)
-    figure = Figure(figsize=(1.2 + 6 * 1.75, 0.35 + _ROW * len(rows)), layout=layout)
+    figure = Figure(figsize=(11.7, 0.35 + 1.2 * len(rows)), layout=layout)
     grid = figure.subplots(len(rows), 7, squeeze=False, width_ratios=(1.0, *(1.6,) * 6))
-    for (name, frame), (above, *axes) in zip(rows, grid, strict=True):
-        points = frame.points[torch.isfinite(frame.points).all(dim=1)]
-        render_from_above(above, points, [(frame.boxes, _THIN)], point_range, dot=0.12)
+    for (name, frame), (above, *cameras) in zip(rows, grid, strict=True):
+        render_frame(above, cameras, frame, [(frame.boxes, _THIN)], point_range, dot=0.12, boxes_in_cameras=False)
         above.set(xticks=[], yticks=[], xlabel="")
         above.set_ylabel(name.rpartition("/")[2].replace(", severity", ""), fontsize=7)
-        if frame.images is None:
-            for axis in axes:
-                axis.set_axis_off()
-        else:
-            height, width = frame.images.shape[-2:]
-            render_cameras(axes, rgb(frame.images), (), frame.lidar2img, (height, width))
     for axis in grid[1:, 1:].flat:
         axis.set_title("")
     return figure

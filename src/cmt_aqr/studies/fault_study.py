@@ -1,4 +1,4 @@
-"""The fault study: runs of several variants and seeds, each evaluated on clean frames and with bad sensors."""
+"""The fault study: runs of several variants and seeds, each evaluated on clean frames and with broken sensors."""
 
 from __future__ import annotations
 
@@ -26,68 +26,68 @@ from cmt_aqr.runs.checkpoints import read_checkpoint, saved_config
 from cmt_aqr.runs.configuration import check_config
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.folder import Run, find_runs
-from cmt_aqr.studies.evaluating import digest, keep_metrics, kept_metrics, measured, told, under_condition
+from cmt_aqr.studies.evaluating import (
+    cache_metrics,
+    cached_metrics,
+    config_under,
+    evaluate_checkpoint,
+    sha256,
+    with_progress,
+)
 from cmt_aqr.studies.records import spread
 from cmt_aqr.studies.region import BrokenRegion
 from cmt_aqr.studies.robustness_scores import CLEAN
 
 BAD = "bad"
-"""The mean over all conditions but ``CLEAN``."""
+"""The mean over all conditions except ``CLEAN``."""
 
 REGION = "mAP of the broken region"
-"""Of boxes where a sensor is broken."""
 
 HEADLINES = ("mAP", "NDS", REGION)
-"""Metrics that are printed, those of the region for the conditions that break a sensor; all are written."""
+"""Metrics with printed tables; the files contain all metrics."""
 
 WEIGHTS = {"lidar": "mean LiDAR weight", "camera": "mean camera weight"}
-"""AQR's weights of each sensor, printed too, for the variants that have AQR."""
+"""AQR's mean weight per sensor."""
 
-FOUND_OUT = {"auc_lidar": "AUC of LiDAR damage", "auc_camera": "AUC of camera damage"}
-"""How well AQR tells what is broken, mean over the batches in which something is and something is not."""
+DAMAGE_AUC = {"auc_lidar": "AUC of LiDAR damage", "auc_camera": "AUC of camera damage"}
+"""How well AQR's weights detect damage, mean over the batches with broken and intact queries."""
 
 CHECKPOINT = "checkpoints/last.ckpt"
 FINISHED = ("record.json", "metrics.json", CHECKPOINT)
-"""What the folder of a finished run holds."""
+"""Files in the folder of a finished run."""
 
 
-class WhatAQRSaid(pl.Callback):
-    """Means over an evaluation: of the rendered weights, for each sensor, and of how well AQR finds damage.
-
-    NaN without AQR, for weights where it has none, and where nothing is broken.
-    """
+class AQRMeans(pl.Callback):
+    """Means of :data:`WEIGHTS` and :data:`DAMAGE_AUC` over an evaluation; NaN where AQR has none."""
 
     def __init__(self) -> None:
-        names = (WEIGHTS | FOUND_OUT).values()
+        names = (WEIGHTS | DAMAGE_AUC).values()
         self._means = {name: MeanMetric().set_dtype(torch.float64) for name in names}
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Add up a batch's."""
+        """Add a batch."""
         if outputs["aqr"] is None:
             return
-        said = aqr_output(outputs["aqr"])
-        if isinstance(said, AQROutput):
-            for sensor, weights in used_weights(said).items():
+        output = aqr_output(outputs["aqr"])
+        if isinstance(output, AQROutput):
+            for sensor, weights in used_weights(output).items():
                 self._means[WEIGHTS[sensor]].update(weights.cpu())
-        for name, value in detection_of_damage(doubts(said)).items():
-            self._means[FOUND_OUT[name]].update(value.cpu())
+        for name, value in detection_of_damage(doubts(output)).items():
+            self._means[DAMAGE_AUC[name]].update(value.cpu())
 
     def means(self) -> dict[str, float]:
-        """By their printed names."""
+        """The means by name."""
         means = self._means.items()
         return {name: float(mean.compute()) if mean.update_called else math.nan for name, mean in means}
 
 
 def study(config: DictConfig) -> pd.DataFrame:
-    """Evaluate every finished run under every condition, print the tables and write them.
-
-    Args:
-        config: of ``conf/fault_study.yaml``.
+    """Evaluate every finished run under every condition of ``conf/fault_study.yaml``; print and write the tables.
 
     Returns:
-        A row for each run and condition: ``variant``, ``seed``, ``condition``, official metrics, weights,
+        A row per run and condition: ``variant``, ``seed``, ``condition``, official metrics, AQR's means,
         ``folder``.
     """
     folder = Path(config.folder)
@@ -95,7 +95,7 @@ def study(config: DictConfig) -> pd.DataFrame:
     runs.sort(key=lambda run: run.config["name"] != config.baseline)
     out = console()
     for run in unfinished:
-        out.print(f"left out: {run.folder} holds a run that has not finished", style="yellow", soft_wrap=True)
+        out.print(f"left out: {run.folder} is the folder of an unfinished run", style="yellow", soft_wrap=True)
     steps = {_title(run): int(read_checkpoint(run.folder / CHECKPOINT)["global_step"]) for run in runs}
     if len(set(steps.values())) > 1:
         out.print(f"the runs have different numbers of steps, so they compare badly: {steps}", style="yellow")
@@ -103,25 +103,23 @@ def study(config: DictConfig) -> pd.DataFrame:
     with written_at_once(folder / "fault_study.csv") as partial:
         results.to_csv(partial, index=False)
     summary: dict[str, Any] = {"baseline": config.baseline}
-    over_seeds = "mean ± standard deviation over seeds"
+
+    def tabulate(name: str, heading: str, values: pd.Series, each: bool = False) -> None:
+        summary[name] = summary_of(values)
+        if summary[name]:
+            title = f"{heading}: mean ± standard deviation over seeds{'; each seed' if each else ''}"
+            out.print(table_of(summary[name], title, each))
+
+    values_of = results.set_index(["variant", "condition", "seed"])
     for metric in HEADLINES:
-        values = values_of(results, metric)
-        values = values[values.notna().groupby("condition").transform("all")]
-        summary[metric] = summary_of(values)
-        if not summary[metric]:
-            continue
-        out.print(table_of(summary[metric], f"{metric}: {over_seeds}"))
+        values = defined(values_of[metric], "condition")
+        tabulate(metric, metric, values)
         if config.baseline in values.index.unique("variant"):
-            less = summary[f"{metric} less baseline"] = summary_of(differences(values, config.baseline))
-            title = f"{metric} less that of {config.baseline} with the same seed: {over_seeds}; each seed"
-            if less:
-                out.print(table_of(less, title, each=True))
-    for metric in (*WEIGHTS.values(), *FOUND_OUT.values()):
-        values = values_of(results, metric)
-        group = "variant" if metric in WEIGHTS.values() else ["variant", "condition"]
-        summary[metric] = summary_of(values[values.notna().groupby(group).transform("all")])
-        if summary[metric]:
-            out.print(table_of(summary[metric], f"{metric}: {over_seeds}"))
+            heading = f"{metric} less that of {config.baseline} with the same seed"
+            tabulate(f"{metric} less baseline", heading, differences(values, config.baseline), each=True)
+    for metric in (*WEIGHTS.values(), *DAMAGE_AUC.values()):
+        levels = ["variant"] if metric in WEIGHTS.values() else ["variant", "condition"]
+        tabulate(metric, metric, defined(values_of[metric], *levels))
     if config.baseline not in results["variant"].values:
         out.print(f"no differences: there is no run named baseline={config.baseline}", style="yellow")
     write_json(folder / "fault_study.json", summary)
@@ -137,7 +135,7 @@ def study_runs(folder: Path) -> tuple[list[Run], list[Run]]:
     """The finished runs below a folder, by variant (their ``name``) and seed, and the unfinished ones.
 
     Raises:
-        UserError: there is no finished run, or there are two of a variant and seed.
+        UserError: there is no finished run, or there are two of the same variant and seed.
     """
     finished: dict[tuple[str, int], Run] = {}
     unfinished = []
@@ -158,25 +156,25 @@ def study_runs(folder: Path) -> tuple[list[Run], list[Run]]:
 
 
 def _evaluate_all(config: DictConfig, runs: Sequence[Run]) -> pd.DataFrame:
-    """Every run under every condition; what is not kept is evaluated, and it is told how far that is."""
+    """Evaluate every run under every condition, unless the result is cached."""
     evaluations = [
         Evaluation(run, str(name), evaluation_config(run, condition, config.override, config.seed))
         for run, (name, condition) in itertools.product(runs, config.conditions.items())
     ]
-    to_do = [one for one in evaluations if config.refresh or one.kept() is None]
-    for evaluation in told(to_do, lambda one: f"{_title(one.run)}, {one.condition}"):
+    pending = [one for one in evaluations if config.refresh or one.cached() is None]
+    for evaluation in with_progress(pending, lambda one: f"{_title(one.run)}, {one.condition}"):
         evaluation.evaluate()
     return pd.DataFrame([one.row() for one in evaluations])
 
 
 def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, seed: int) -> DictConfig:
-    """The run's configuration, made to evaluate its last checkpoint under a condition.
+    """The configuration that evaluates a run's last checkpoint under a condition.
 
     Args:
-        run: the run.
-        condition: a choice of the group ``eval_fault``.
-        override: values put into every run's configuration, such as ``{data: {root: /elsewhere}}``.
-        seed: of the faults' noise: the same for all runs, whatever seed they were trained with.
+        run: a finished run.
+        condition: an option of the group ``eval_fault``.
+        override: values for every run's configuration, such as ``{data: {root: /elsewhere}}``.
+        seed: of the faults' noise, the same for all runs whatever seed they were trained with.
     """
     config = OmegaConf.create(saved_config(run.folder / CHECKPOINT))
     OmegaConf.set_struct(config, True)
@@ -185,17 +183,17 @@ def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, see
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"override={override} does not fit {run.folder / 'config.yaml'}: {reason}") from error
-    fixed = {"ckpt_path": str(run.folder / CHECKPOINT), "weights": None, "data.damage": True}
-    config = under_condition(config, condition, seed, fixed)
+    changes = {"ckpt_path": str(run.folder / CHECKPOINT), "weights": None, "data.damage": True}
+    config = config_under(config, condition, seed, changes)
     check_config(config)
     return config
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run under a condition; its metrics and weights are kept in ``faults/`` of its folder.
+    """A run under a condition; the result is cached in ``faults/`` of the run's folder.
 
-    What was kept counts as long as checkpoint, data settings, decoding and condition are the same.
+    A cached result is valid while checkpoint, data settings, decoding and condition are the same.
     """
 
     run: Run
@@ -204,62 +202,62 @@ class Evaluation:
 
     @property
     def path(self) -> Path:
-        """Where they are kept."""
+        """The cached result."""
         return self.run.folder / "faults" / f"{self.condition}.json"
 
     @functools.cached_property
     def made_from(self) -> dict[str, Any]:
-        """What they depend on."""
+        """What the result depends on."""
         groups = ("eval_fault", "data", "evaluation")
         return {
-            "checkpoint_sha256": digest(self.run.folder / CHECKPOINT),
+            "checkpoint_sha256": sha256(self.run.folder / CHECKPOINT),
             **{group: OmegaConf.to_container(self.config[group]) for group in groups},
         }
 
-    def kept(self) -> dict[str, float] | None:
-        """What an earlier call, or this one, evaluated."""
-        kept = kept_metrics(self.path, self.made_from)
-        return kept if kept is not None and kept.keys() >= {REGION, *WEIGHTS.values()} else None
+    def cached(self) -> dict[str, float] | None:
+        """The cached result, if there is one."""
+        metrics = cached_metrics(self.path, self.made_from)
+        return metrics if metrics is not None and metrics.keys() >= {REGION, *WEIGHTS.values()} else None
 
     def evaluate(self) -> None:
-        """Evaluate, whatever was kept."""
-        said, region = WhatAQRSaid(), BrokenRegion()
-        metrics = measured(self.config, self.run.folder, watching=[said, region]) | said.means()
-        keep_metrics(self.path, self.made_from, metrics | {REGION: region.mean_precision()})
+        """Evaluate, and cache the result."""
+        aqr, region = AQRMeans(), BrokenRegion()
+        metrics = evaluate_checkpoint(self.config, self.run.folder, callbacks=[aqr, region]) | aqr.means()
+        cache_metrics(self.path, self.made_from, metrics | {REGION: region.mean_precision()})
 
     def row(self) -> dict[str, Any]:
-        """What the table says of it, once it is evaluated."""
-        kept = self.kept()
-        assert kept is not None
-        named = {"variant": str(self.run.config["name"]), "seed": int(self.run.config["seed"])}
-        return {**named, "condition": self.condition, **kept, "folder": str(self.run.folder)}
+        """The row of the results, after the evaluation."""
+        metrics = self.cached()
+        assert metrics is not None
+        run = {"variant": str(self.run.config["name"]), "seed": int(self.run.config["seed"])}
+        return {**run, "condition": self.condition, **metrics, "folder": str(self.run.folder)}
 
 
 def with_bad(results: pd.DataFrame) -> pd.DataFrame:
-    """The results, and for every run its mean over the conditions that are not clean."""
+    """Append to the results, for every run, the mean over all conditions except the clean one."""
     faulty = results[results["condition"] != CLEAN]
     means = faulty.groupby(["variant", "seed", "folder"], sort=False).mean(numeric_only=True, skipna=False)
     return pd.concat([results, means.reset_index().assign(condition=BAD)], ignore_index=True)[results.columns]
 
 
-def values_of(results: pd.DataFrame, metric: str) -> pd.Series:
-    """A metric by variant, condition and seed."""
-    return results.set_index(["variant", "condition", "seed"])[metric]
+def defined(values: pd.Series, *levels: str) -> pd.Series:
+    """The values of those groups, by index levels, that contain no NaN."""
+    return values[values.notna().groupby(list(levels)).transform("all")]
 
 
 def differences(values: pd.Series, baseline: str) -> pd.Series:
-    """Every other variant less the baseline of the same seed; seeds that the baseline lacks are left out."""
+    """Every other variant less the baseline of the same seed, for the seeds of the baseline."""
     others = values.drop(baseline, level="variant")
     base = values.xs(baseline, level="variant").reindex(others.index.droplevel("variant"))
     return (others - base.to_numpy()).dropna()
 
 
 Summary = dict[str, dict[str, dict[str, Any]]]
-"""``mean``, ``std`` (``None`` of one seed) and single ``seeds``, by variant and condition."""
+"""``mean``, ``std`` (``None`` for one seed) and the values by seed (``seeds``), by variant and condition."""
 
 
 def summary_of(values: pd.Series) -> Summary:
-    """Mean and spread of a metric, or its differences, by variant, condition and seed."""
+    """Summarise a metric, or its differences, given by variant, condition and seed."""
     summary: Summary = {}
     cells = values.groupby(["variant", "condition"], sort=False)
     for (variant, condition), stats in spread(values, ["variant", "condition"])[["mean", "std"]].iterrows():
@@ -270,15 +268,13 @@ def summary_of(values: pd.Series) -> Summary:
 
 
 def table_of(summary: Summary, title: str, each: bool = False) -> Table:
-    """Variants down, conditions across; ``each``: signs, and every seed's value below."""
+    """A table of variants by conditions; with ``each``, signed and with the value of every seed."""
 
     def text(cell: dict[str, Any]) -> str:
-        spread_of = "" if cell["std"] is None else f" ± {cell['std']:.3f}"
-        if each:
-            return f"{cell['mean']:+.3f}{spread_of}\n" + "  ".join(
-                f"{value:+.3f}" for value in cell["seeds"].values()
-            )
-        return f"{cell['mean']:.3f}{spread_of}"
+        sign = "+" if each else ""
+        deviation = "" if cell["std"] is None else f" ± {cell['std']:.3f}"
+        seeds = "\n" + "  ".join(f"{value:+.3f}" for value in cell["seeds"].values()) if each else ""
+        return f"{cell['mean']:{sign}.3f}{deviation}{seeds}"
 
     conditions = list(next(iter(summary.values())))
     table = Table("variant", "seeds", *conditions, title=title, title_justify="left")

@@ -1,4 +1,4 @@
-"""Pages out of templates; a page needs nothing beside it."""
+"""Rendering of self-contained HTML pages."""
 
 from pathlib import Path
 
@@ -7,14 +7,8 @@ import jinja2
 from cmt_aqr.files import written_at_once
 
 
-def write_page(path: Path, template: str, **parts: object) -> None:
-    """Write a page of HTML, whole or not at all.
-
-    Args:
-        path: of the page.
-        template: name of a file beside this one.
-        **parts: what it shows, all that it names.
-    """
+def write_page(path: Path, template: str, **variables: object) -> None:
+    """Write a page atomically, from a template of this package with all variables that it uses."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cmt_aqr.studies", "."),
         autoescape=True,
@@ -23,4 +17,4 @@ def write_page(path: Path, template: str, **parts: object) -> None:
         lstrip_blocks=True,
     )
     with written_at_once(path) as partial:
-        partial.write_text(environment.get_template(template).render(**parts), encoding="utf-8")
+        partial.write_text(environment.get_template(template).render(**variables), encoding="utf-8")

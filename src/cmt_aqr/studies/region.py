@@ -1,4 +1,4 @@
-"""Scores where the sensors are broken alone: elsewhere nothing changes, and the mean over all hides what does."""
+"""The mAP of the region where a sensor is broken, which the mean over all boxes hides."""
 
 from __future__ import annotations
 
@@ -11,67 +11,63 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cmt_aqr.aqr.statistics import BROKEN
 from cmt_aqr.damage import Damage
-from cmt_aqr.data.ground_truth import GroundTruth
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.official import evaluate_boxes
-from cmt_aqr.evaluation.submission import FoundBoxes, to_global
+from cmt_aqr.evaluation.submission import GlobalDetections, to_global
+from cmt_aqr.outputs import mean_seen
 from cmt_aqr.structures import Batch
-
-BROKEN = 0.5
-"""Damage of a sensor, at the place of a box, from which on the box counts."""
 
 
 class BrokenRegion(pl.Callback):
-    """mAP of the boxes, true and found, that stand where a sensor is broken; NaN where none is.
+    """Official mAP of the objects and detections in the broken region; NaN if it contains no object.
 
-    The official evaluation on part of its boxes: where the LiDAR is broken, or the mean of the cameras that see
-    the place is. Needs ``data.damage=true``.
+    A box is in the region if the LiDAR's damage there, or the mean damage of the cameras that see it, is above
+    one half. Needs ``data.damage=true``.
     """
 
     def __init__(self) -> None:
-        self._truth: GroundTruth | None = None
-        self._number: dict[str, int] = {}
-        self._true = np.zeros(0, dtype=bool)
-        self._found: dict[int, NDArray[np.float64]] = {}
+        self._metric: NuScenesMetric | None = None
+        self._objects = np.zeros(0, dtype=bool)
+        self._detections: dict[int, NDArray[np.float64]] = {}
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with the ground truth of the module's metric."""
+        """Take the ground truth from the module's metric."""
         assert isinstance(pl_module.metric, NuScenesMetric)
-        self._truth = pl_module.metric.truth
-        self._number = {token: number for number, token in enumerate(self._truth.tokens)}
-        self._true = np.zeros(len(self._truth.frames), dtype=bool)
-        self._found = {}
+        self._metric = pl_module.metric
+        self._objects = np.zeros(len(self._metric.truth.frames), dtype=bool)
+        self._detections = {}
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
-        """Keep the boxes of a batch that count."""
-        if batch.damage is None or self._truth is None:
+        """Collect a batch's boxes in the region."""
+        if batch.damage is None or self._metric is None:
             return
-        for place, (token, detections) in enumerate(zip(batch.tokens, outputs["detections"], strict=True)):
-            number = self._number[token]
-            damage = batch.damage.of_frame(place)
-            pose = batch.lidar2global[place]
-            counts = broken_at(damage, detections.boxes[:, :3])
-            self._found[number] = to_global(detections, pose)[counts.cpu().numpy()]
-            rows = slice(*np.searchsorted(self._truth.frames, (number, number + 1)))
-            home = torch.linalg.inv(pose.cpu())
-            places = torch.tensor(self._truth.rows[rows, :3]) @ home[:3, :3].T + home[:3, 3]
-            self._true[rows] = broken_at(damage, places.to(detections.boxes.device)).cpu().numpy()
+        truth = self._metric.truth
+        for index, (token, detections) in enumerate(zip(batch.tokens, outputs["detections"], strict=True)):
+            number = self._metric.numbers[token]
+            damage = batch.damage.of_frame(index)
+            pose = batch.lidar2global[index]
+            broken = is_broken(damage, detections.boxes[:, :3])
+            self._detections[number] = to_global(detections, pose)[broken.cpu().numpy()]
+            rows = slice(*np.searchsorted(truth.frames, (number, number + 1)))
+            to_lidar = torch.linalg.inv(pose.cpu())
+            centres = torch.tensor(truth.rows[rows, :3]) @ to_lidar[:3, :3].T + to_lidar[:3, 3]
+            self._objects[rows] = is_broken(damage, centres.to(detections.boxes.device)).cpu().numpy()
 
     def mean_precision(self) -> float:
-        """mAP over the frames seen; NaN where no true box counts."""
-        if self._truth is None or not self._true.any():
+        """mAP over the evaluated frames."""
+        if self._metric is None or not self._objects.any():
             return math.nan
-        frames = np.array(sorted(self._found))
-        rows = [self._found[number] for number in frames.tolist()]
-        found = FoundBoxes(frames, np.array([len(of_frame) for of_frame in rows]), np.concatenate(rows))
-        return evaluate_boxes(self._truth.part(self._true), found)["mAP"]
+        frames = np.array(sorted(self._detections))
+        rows = [self._detections[number] for number in frames.tolist()]
+        detections = GlobalDetections(frames, np.array([len(of_frame) for of_frame in rows]), np.concatenate(rows))
+        return evaluate_boxes(self._metric.truth.part(self._objects), detections)["mAP"]
 
 
-def broken_at(damage: Damage, places: Tensor) -> Tensor:
-    """Whether a sensor is broken at places (place, 3) of one frame: (place,) bool."""
-    lidar, cameras, seen = damage.at(places[None].float())
-    mean = cameras.sum(dim=-1) / seen.sum(dim=-1).clamp(min=1)
-    return ((lidar > BROKEN) | (mean > BROKEN))[0]
+def is_broken(damage: Damage, positions: Tensor) -> Tensor:
+    """Whether a sensor is broken at positions (position, 3), metres, LiDAR frame, of a frame: (position,) bool."""
+    lidar, cameras, seen = damage.at(positions[None].float())
+    return ((lidar > BROKEN) | (mean_seen(cameras, seen) > BROKEN))[0]

@@ -1,4 +1,4 @@
-"""What all pictures of a frame show alike: boxes and points from above, boxes in a camera's image."""
+"""Rendering shared by all pictures of a frame: points and boxes from above, boxes in the camera images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
@@ -21,47 +21,37 @@ from cmt_aqr.constants import CAMERAS
 from cmt_aqr.files import writing
 from cmt_aqr.geometry import box_corners, project_to_images
 from cmt_aqr.runs.console import console
+from cmt_aqr.structures import Frame
 
-_ARRANGEMENT = (
-    *("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
-    *("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"),
-)
-VIEWS = tuple(map(CAMERAS.index, _ARRANGEMENT))
-"""The cameras where nuScenes shows them, in two rows of three."""
+_ARRANGEMENT = ("FRONT_LEFT", "FRONT", "FRONT_RIGHT", "BACK_LEFT", "BACK", "BACK_RIGHT")
+VIEWS = tuple(CAMERAS.index(f"CAM_{name}") for name in _ARRANGEMENT)
+"""Camera indices in nuScenes' arrangement, two rows of three."""
 
-TRUTH_STYLE: dict[str, Any] = {"colors": "#12d46a", "linestyles": "solid", "linewidths": 1.8}
-FOUND_STYLE: dict[str, Any] = {"colors": "#ffc400", "linestyles": (0, (3.5, 1.2)), "linewidths": 1.2}
+SOLID_STYLE: dict[str, Any] = {"colors": "#12d46a", "linestyles": "solid", "linewidths": 1.8}
+DASHED_STYLE: dict[str, Any] = {"colors": "#ffc400", "linestyles": (0, (3.5, 1.2)), "linewidths": 1.2}
 
-Styled = Sequence[tuple[Tensor, dict[str, Any]]]
-"""Boxes (box, 9), LiDAR frame, and how their lines look."""
+StyledBoxes = Sequence[tuple[Tensor, dict[str, Any]]]
+"""Boxes (box, 9), LiDAR frame, with the style of their lines."""
 
 _EDGES = np.array(((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)))
 """Edges of a box, as pairs of :func:`~cmt_aqr.geometry.box_corners`."""
 
 _NEAREST = 0.1
-"""Metres in front of a camera that all corners of a box must be to be shown, as in the devkit."""
+"""Metres; boxes are shown if all their corners are at least that far in front of the camera, as in the devkit."""
 
 
 def render_from_above(
-    axis: Axes, points: Tensor, styled: Styled, point_range: Sequence[float], dot: float = 0.7
+    axis: Axes, points: Tensor, styled_boxes: StyledBoxes, point_range: Sequence[float], dot: float = 0.7
 ) -> None:
-    """Points (point, >= 2), boxes with their headings, and the car, over x0, y0, z0, x1, y1, z1 in metres."""
+    """Render points (point, >= 2), boxes with headings, and the car, within x0, y0, z0, x1, y1, z1 in metres."""
     x0, y0, _, x1, y1, _ = point_range
     axis.scatter(points[:, 0], points[:, 1], s=dot, c="#3a3a3a", linewidths=0, alpha=0.7, zorder=2)
-    for boxes, style in styled:
+    for boxes, style in styled_boxes:
         corners = box_corners(boxes)[:, :4, :2]
         front = corners[:, :2].mean(dim=1)
         heading = torch.stack((boxes[:, :2], front), dim=1).numpy()
-        outline = PolyCollection(
-            list(corners.numpy()),
-            facecolors="none",
-            edgecolors=style["colors"],
-            linestyles=style["linestyles"],
-            linewidths=style["linewidths"],
-            zorder=4,
-            path_effects=_halo(style),
-        )
-        axis.add_collection(outline)
+        closed = corners[:, [0, 1, 2, 3, 0]].numpy()
+        axis.add_collection(LineCollection(list(closed), zorder=4, path_effects=_halo(style), **style))
         axis.add_collection(LineCollection(list(heading), colors=style["colors"], linewidths=1.2, zorder=4))
     size = (x1 - x0) / 45
     ego = Polygon(
@@ -76,26 +66,26 @@ def render_from_above(
 
 
 def rgb(images: Tensor) -> NDArray[np.uint8]:
-    """Images of a frame (view, 3, row, column), BGR, as (view, row, column, 3), RGB."""
+    """Convert images (view, 3, row, column), BGR, to (view, row, column, 3), RGB."""
     return images.permute(0, 2, 3, 1).flip(-1).numpy()
 
 
 def render_cameras(
     axes: Iterable[Axes],
     images: NDArray[np.uint8],
-    styled: Styled,
+    styled_boxes: StyledBoxes,
     lidar2img: Tensor,
     size: tuple[int, int],
     extent: tuple[float, float, float, float] | None = None,
 ) -> None:
-    """Images (view, row, column, 3), RGB, under their cameras' names, and boxes over them, on six axes.
+    """Render images (view, row, column, 3), RGB, with boxes on six axes, titled with the cameras' names.
 
-    lidar2img (view, 4, 4) and ``size``, height and width, are of the axes' pixels; ``extent`` is where in them the
-    left, right, bottom and top edges of the images lie.
+    lidar2img (view, 4, 4) and ``size``, height and width, refer to pixels of the axes; ``extent`` is the left,
+    right, bottom and top edge of the images in these.
     """
     for axis, view in zip(axes, VIEWS, strict=True):
         axis.imshow(images[view], extent=extent, interpolation="antialiased")
-        for boxes, style in styled:
+        for boxes, style in styled_boxes:
             lines = box_lines(boxes, lidar2img[view], size)
             axis.add_collection(LineCollection(list(lines), zorder=4, path_effects=_halo(style), **style))
         axis.set(xlim=(0, size[1]), ylim=(size[0], 0), xticks=[], yticks=[], aspect="equal")
@@ -103,9 +93,9 @@ def render_cameras(
 
 
 def box_lines(boxes: Tensor, lidar2img: Tensor, image_size: tuple[int, int]) -> NDArray[np.float32]:
-    """Edges (line, 2, 2) in pixels of the boxes (box, 9) that one camera sees, a corner in the image or more.
+    """Edges (line, 2, 2) in pixels of the boxes (box, 9) with at least one corner in a camera's image.
 
-    A box with a corner behind the camera is left out, as in the devkit.
+    As in the devkit, boxes with a corner behind the camera are left out.
     """
     corners = box_corners(boxes).reshape(1, -1, 3)
     pixels, depth, seen = project_to_images(corners, lidar2img[None, None], image_size)
@@ -114,25 +104,46 @@ def box_lines(boxes: Tensor, lidar2img: Tensor, image_size: tuple[int, int]) -> 
 
 
 def _halo(style: dict[str, Any]) -> list[withStroke]:
-    """A dark rim, so that a line shows on every ground."""
+    """A dark outline, so that a line is visible on every background."""
     return [withStroke(linewidth=style["linewidths"] + 1.1, foreground="#202020", alpha=0.6)]
 
 
-def box_handles(truth: str, found: str) -> list[Line2D]:
-    """What a legend shows of both kinds of boxes, under these names."""
+def render_frame(
+    above: Axes,
+    cameras: Sequence[Axes],
+    frame: Frame,
+    styled_boxes: StyledBoxes,
+    point_range: Sequence[float],
+    dot: float = 0.7,
+    boxes_in_cameras: bool = True,
+) -> None:
+    """Render a frame from above and, if it has images, in its six cameras."""
+    points = frame.points[torch.isfinite(frame.points).all(dim=1)]
+    render_from_above(above, points, styled_boxes, point_range, dot)
+    if frame.images is None:
+        for axis in cameras:
+            axis.set_axis_off()
+    else:
+        height, width = frame.images.shape[-2:]
+        projected = styled_boxes if boxes_in_cameras else ()
+        render_cameras(cameras, rgb(frame.images), projected, frame.lidar2img.float(), (height, width))
+
+
+def box_handles(solid: str, dashed: str) -> list[Line2D]:
+    """Legend entries of boxes in both styles, with these labels."""
     return [
         Line2D([], [], color=style["colors"], linewidth=2.5, linestyle=style["linestyles"], label=label)
-        for style, label in ((TRUTH_STYLE, truth), (FOUND_STYLE, found))
+        for style, label in ((SOLID_STYLE, solid), (DASHED_STYLE, dashed))
     ]
 
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
-    """Write a picture into the folder ``out=`` of a command, which is made where it is absent."""
+    """Write a picture into the folder ``out=`` of a command, which is created if necessary."""
     with writing("out", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=dpi)
 
 
-def tell_written(paths: Sequence[Path]) -> None:
-    """Print where pictures are, a line each."""
+def print_written(paths: Sequence[Path]) -> None:
+    """Print the paths of pictures."""
     console().print("\n".join(["Wrote", *(f"  {path}" for path in paths)]), soft_wrap=True, highlight=False)

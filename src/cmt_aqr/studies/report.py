@@ -1,4 +1,4 @@
-"""From a folder of runs to a page that needs nothing beside it, a CSV file and a short table on screen."""
+"""The report of a folder of runs: a self-contained page, a CSV file and a short table on screen."""
 
 from __future__ import annotations
 
@@ -26,17 +26,14 @@ from cmt_aqr.studies.page import write_page
 from cmt_aqr.studies.records import (
     NOT_RECORDED,
     SUMMARY,
+    Comparison,
     best_first,
-    better,
-    check_metric,
-    find_axes,
     is_numeric,
     label,
-    measured,
     short,
+    sign_of,
     spread,
     value_text,
-    with_seed,
 )
 
 MOST_ROWS = 10
@@ -46,7 +43,7 @@ Unit = Literal["metric", "plain", "seconds", "bytes"]
 
 
 class Column(NamedTuple):
-    """A column of the page's tables. ``None`` among the values is not recorded."""
+    """A column of the page's tables; ``None`` values are not recorded."""
 
     title: str
     group: str
@@ -57,7 +54,7 @@ class Column(NamedTuple):
     values: Sequence[Value | None] = ()
     texts: Sequence[str] = ()
     top: float = math.nan
-    """The best of the values, which is shown bold."""
+    """The best value, shown in bold."""
 
 
 _ERRORS = ("translation, m", "scale, 1 - IoU", "orientation, rad", "velocity, m/s", "attribute, 1 - accuracy")
@@ -65,8 +62,8 @@ NUMBERS = (
     Column("NDS", "accuracy", "nuScenes detection score, 0 to 1", "NDS", "metric"),
     Column("mAP", "accuracy", "mean average precision, 0 to 1", "mAP", "metric"),
     *(
-        Column(key, "true-positive errors", f"mean error of {of}", key, "metric")
-        for key, of in zip(SUMMARY[2:], _ERRORS, strict=True)
+        Column(key, "true-positive errors", f"mean error of {quantity}", key, "metric")
+        for key, quantity in zip(SUMMARY[2:], _ERRORS, strict=True)
     ),
     Column("time", "cost", "wall time of the run", "wall_time_s", "seconds"),
     Column("frames/s", "cost", "frames per second in training", "frames_per_second"),
@@ -82,11 +79,11 @@ NUMBERS = (
         )
     ),
 )
-"""The numbers that the page shows of every run."""
+"""The numbers shown per run."""
 
 RECORDED = ("steps", "epochs", *(number.key for number in NUMBERS if number.group == "cost"))
 RECORDED += ("machine", "git_commit", "git_dirty")
-"""What ``record.json`` adds to a row of the CSV file."""
+"""Entries of ``record.json`` in the CSV file."""
 
 
 def make_report(
@@ -95,34 +92,40 @@ def make_report(
     """Write ``report.html`` and ``report.csv`` of all runs in or below a folder, and print the best.
 
     Args:
-        sweep_dir: of a sweep, of several runs, or of one.
-        out: where the two files go; the folder itself if not given.
-        metric: of ``metrics.json``: the best run is best in it, and the figures show it.
-        x: setting along x in the figures, and ``y`` along y; by default those that take the most values.
+        sweep_dir: folder of a sweep, of several runs, or of one.
+        out: folder of the two files; by default ``sweep_dir``.
+        metric: of ``metrics.json``; ranks the runs and is shown in the figures.
+        x: setting along x in the figures; by default one with the most values.
+        y: setting along y.
 
     Returns:
         The page and the CSV file.
 
     Raises:
-        UserError: no run there, or a metric or setting that the runs do not have.
+        UserError: there is no run, or the runs do not have the metric or a setting.
     """
     if not sweep_dir.is_dir():
-        raise UserError(f"sweep_dir={sweep_dir}: there is no such folder; name that of a sweep or of several runs")
+        raise UserError(
+            f"sweep_dir={sweep_dir}: there is no such folder; name the folder of a sweep or of several runs"
+        )
     runs = find_runs(sweep_dir)
     if not runs:
         raise UserError(
-            f"sweep_dir={sweep_dir}: no run is in or below it; the folder of a run holds record.json or "
+            f"sweep_dir={sweep_dir}: no run is in or below it; the folder of a run contains record.json or "
             ".hydra/overrides.yaml"
         )
     out = sweep_dir if out is None else out
     check_folder("out", out)
-    check_metric(runs, metric)
-    axes, order = find_axes(runs), best_first(measured(runs, metric))
+    metrics = dict.fromkeys(name for run in runs for name in run.metrics)
+    if metrics and metric not in metrics:
+        names = ", ".join(name for name in metrics if "/" not in name)
+        raise UserError(f"metric={metric}: no run has it; runs have {names}, and by class AP/car and so on")
+    comparison = Comparison(runs, metric)
     page, table = out / "report.html", out / "report.csv"
-    shown, columns = with_seed(axes, runs), run_columns(runs, axes, order)
+    columns = run_columns(comparison)
     problems = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
     with writing("out", out):
-        write_table(table, csv_rows(runs, axes, order))
+        write_table(table, csv_rows(comparison))
         write_page(
             page,
             "page.html.jinja",
@@ -133,32 +136,32 @@ def make_report(
             subtitle=_subtitle(runs),
             metric=metric,
             problems=problems,
-            best=_best(runs, axes, order[0], metric),
-            pictures=[*overview(runs, axes, metric, x, y), *learning_curves(runs, axes, order)],
-            seeds=seed_columns(runs, axes, metric),
+            best=_best(comparison),
+            pictures=[*overview(comparison, x, y), *learning_curves(comparison)],
+            seeds=seed_columns(comparison),
             columns=columns,
             common=[text for text in runs[0].overrides if all(text in run.overrides for run in runs)],
-            commands=[(runs[i], label(shown, i)) for i in order],
+            commands=[(runs[i], label(comparison.axes_and_seed, i)) for i in comparison.order],
             csv_name=table.name,
         )
-    console().print(_summary(runs, columns, order, metric), *map(Text, problems))
+    console().print(_summary(comparison, columns), *map(Text, problems))
     console().print(f"The page is {page}, the table {table}", soft_wrap=True, markup=False)
     return page, table
 
 
 def _title(folder: Path) -> str:
-    """The last two parts of a folder, as a sweep is called by day and time."""
+    """The folder's name, for a sweep with the date before the time."""
     parts = folder.resolve().parts
     return "/".join(parts[-2:]) if len(parts) > 2 and re.match(r"\d{4}-\d\d-\d\d$", parts[-2]) else parts[-1]
 
 
 def _groups(columns: Sequence[Column]) -> list[tuple[str, int]]:
-    """Names of neighbouring columns' groups, and how many columns each has."""
+    """Names of the groups of adjacent columns, and their numbers of columns."""
     return [(name, len(list(members))) for name, members in itertools.groupby(columns, lambda c: c.group)]
 
 
 def _subtitle(runs: Sequence[Run]) -> str:
-    """How many runs ended how, and on what code and machine they ran."""
+    """How the runs ended, and their code and machine."""
     endings = pd.Series([run.ending for run in runs]).value_counts(sort=False)
     parts = [f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}"]
     parts += [
@@ -173,7 +176,7 @@ def _subtitle(runs: Sequence[Run]) -> str:
 
 
 def number_text(value: float | None, unit: Unit) -> str:
-    """A number as a reader wants it."""
+    """Format a number with its unit."""
     if value is None:
         return NOT_RECORDED
     if math.isnan(value):
@@ -187,75 +190,81 @@ def number_text(value: float | None, unit: Unit) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _best(runs: Sequence[Run], axes: Sequence[pd.Series], index: int, metric: str) -> dict[str, object] | None:
-    """What the page says of the best run; ``None`` where none has the metric."""
-    run, value = runs[index], runs[index].numbers.get(metric)
+def _best(comparison: Comparison) -> dict[str, object] | None:
+    """The best run as the page shows it; ``None`` if no run has the metric."""
+    metric, index = comparison.metric, comparison.order[0]
+    run = comparison.runs[index]
+    value = run.numbers.get(metric)
     if value is None:
         return None
     numbers = {key: run.numbers.get(key) for key in dict.fromkeys([metric, "NDS", *SUMMARY])}
+    equal = [one.name for one in comparison.runs if one is not run and one.numbers.get(metric) == value]
     return {
         "run": run,
-        "settings": " ".join(f"{axis.name}={value_text(axis[index])}" for axis in with_seed(axes, runs)),
+        "settings": " ".join(f"{axis.name}={value_text(axis[index])}" for axis in comparison.axes_and_seed),
         "numbers": {key: number_text(number, "metric") for key, number in numbers.items()},
-        "equal": ", ".join(one.name for one in runs if one is not run and one.numbers.get(metric) == value),
+        "equal": ", ".join(equal),
     }
 
 
-def run_columns(runs: Sequence[Run], axes: Sequence[pd.Series], order: Sequence[int]) -> list[Column]:
-    """The table of all runs, in an order; GPU memory only where a GPU was used."""
-    ordered = [runs[i] for i in order]
-    names, statuses = [run.name for run in ordered], [run.status for run in ordered]
+def run_columns(comparison: Comparison) -> list[Column]:
+    """The table of all runs, best first; with GPU memory if a GPU was used."""
+    runs = comparison.ranked
+    names, statuses = [run.name for run in runs], [run.status for run in runs]
     columns = [
         Column("run", "", "", word=True, values=names, texts=names),
-        Column("status", "", "", word=True, values=statuses, texts=[run.ending for run in ordered]),
-        *(_axis_column(axis, axis[list(order)]) for axis in with_seed(axes, runs)),
+        Column("status", "", "", word=True, values=statuses, texts=[run.ending for run in runs]),
+        *(_axis_column(axis, axis[comparison.order]) for axis in comparison.axes_and_seed),
     ]
     for number in NUMBERS:
-        values = measured(ordered, number.key)
+        values = comparison.numbers(number.key)
         if number.unit == "metric" and values.nunique() > 1:
-            number = number._replace(top=values.max() if better(number.key) > 0 else values.min())
+            number = number._replace(top=values.max() if sign_of(number.key) > 0 else values.min())
         if values.any() or number.title != "GPU memory":
-            columns.append(_filled(number, ordered))
+            columns.append(_filled(number, runs))
     return columns
 
 
 def _filled(number: Column, runs: Sequence[Run]) -> Column:
-    """A column with the numbers of runs."""
+    """Fill a column with the numbers of runs."""
     values = [run.numbers.get(number.key) for run in runs]
     return number._replace(values=values, texts=[number_text(value, number.unit) for value in values])
 
 
 def _axis_column(axis: pd.Series, values: Iterable[Value]) -> Column:
-    known = [None if value != value else value for value in values]
-    texts, name = [value_text(value) for value in known], str(axis.name)
-    return Column(short(axis), "varied", name, word=not is_numeric(axis), values=known, texts=texts)
+    recorded = [None if value != value else value for value in values]
+    texts, name = [value_text(value) for value in recorded], str(axis.name)
+    return Column(short(axis), "varied", name, word=not is_numeric(axis), values=recorded, texts=texts)
 
 
-def seed_columns(runs: Sequence[Run], axes: Sequence[pd.Series], metric: str) -> list[Column]:
-    """Mean and spread over seeds, the best setting first; nothing where no two runs have the same settings."""
-    by = list(axes) or [pd.Series(0, range(len(runs)))]
-    stats = spread(measured(runs, metric), by)
+def seed_columns(comparison: Comparison) -> list[Column]:
+    """Mean and deviation over seeds, best settings first; empty if no two runs have the same settings."""
+    axes = comparison.axes
+    by = axes or [pd.Series(0, range(len(comparison.runs)))]
+    stats = spread(comparison.values, by)
     if stats["size"].max() < 2:
         return []
-    order = best_first(stats["mean"].reset_index(drop=True).rename(metric))
+    order = best_first(stats["mean"].reset_index(drop=True).rename(comparison.metric))
     stats = stats.iloc[order]
-    columns = [_axis_column(axis, stats.index.get_level_values(place)) for place, axis in enumerate(axes)]
-    counts = [f"{n}" if n == of else f"{n} of {of}" for n, of in zip(stats["count"], stats["size"], strict=True)]
+    columns = [_axis_column(axis, stats.index.get_level_values(level)) for level, axis in enumerate(axes)]
+    counts = [
+        f"{n}" if n == size else f"{n} of {size}" for n, size in zip(stats["count"], stats["size"], strict=True)
+    ]
     columns.append(Column("runs", " ", "", values=stats["size"].tolist(), texts=counts))
     for number in (number for number in NUMBERS if number.key in SUMMARY):
-        means, stds = spread(measured(runs, number.key), by).iloc[order][["mean", "std"]].T.to_numpy()
-        known = [None if mean != mean else mean for mean in means]
-        spreads = ["" if std != std else f" ± {std:.4f}" for std in stds]
-        texts = [number_text(mean, "metric") + of for mean, of in zip(known, spreads, strict=True)]
-        columns.append(number._replace(values=known, texts=texts))
+        means, stds = spread(comparison.numbers(number.key), by).iloc[order][["mean", "std"]].T.to_numpy()
+        values = [None if mean != mean else mean for mean in means]
+        deviations = ["" if std != std else f" ± {std:.4f}" for std in stds]
+        texts = [number_text(mean, "metric") + text for mean, text in zip(values, deviations, strict=True)]
+        columns.append(number._replace(values=values, texts=texts))
     return columns
 
 
-def csv_rows(runs: Sequence[Run], axes: Sequence[pd.Series], order: Sequence[int]) -> list[dict[str, object]]:
-    """All that is recorded of every run, one row each, unrounded; what is not recorded is ``None`` or absent."""
-    keys = [key for axis in axes for key in str(axis.name).split(" + ")]
-    metrics = dict.fromkeys([*SUMMARY, *(name for run in runs for name in run.metrics)])
-    maps = dict.fromkeys(name for run in runs for name in run.maps)
+def csv_rows(comparison: Comparison) -> list[dict[str, object]]:
+    """A row per run with all recorded values, unrounded; values that are not recorded are ``None`` or absent."""
+    keys = [key for axis in comparison.axes for key in str(axis.name).split(" + ")]
+    metrics = dict.fromkeys([*SUMMARY, *(name for run in comparison.runs for name in run.metrics)])
+    maps = dict.fromkeys(name for run in comparison.runs for name in run.maps)
     return [
         {
             **{"run": run.name, "status": run.status, "error": run.error, "seed": run.seed},
@@ -265,23 +274,24 @@ def csv_rows(runs: Sequence[Run], axes: Sequence[pd.Series], order: Sequence[int
             **{name: run.record.get(name) for name in RECORDED},
             **{"overrides": " ".join(run.overrides), "command": run.command},
         }
-        for run in (runs[i] for i in order)
+        for run in comparison.ranked
     ]
 
 
-def _summary(runs: Sequence[Run], columns: Sequence[Column], order: Sequence[int], metric: str) -> Group:
-    """The best runs, and a line for each that failed."""
-    more = f", the best {MOST_ROWS} of {len(order)}" if len(order) > MOST_ROWS else ""
-    table = Table(title=f"Runs by {metric}{more}", title_justify="left")
-    others = {column.title: column for column in columns if column.group != "varied"}
-    asked = [] if metric in ("mAP", "NDS") else [Column(metric, "", "", metric, "metric")]
-    shown = [others["run"], *(column for column in columns if column.group == "varied")]
-    shown += [_filled(column, [runs[i] for i in order]) for column in asked]
-    shown += [others[title] for title in ("NDS", "mAP", "time", "status")]
-    for column in shown:
+def _summary(comparison: Comparison, columns: Sequence[Column]) -> Group:
+    """A table of the best runs, and a line per failed run."""
+    runs, metric = comparison.runs, comparison.metric
+    scope = f", the best {MOST_ROWS} of {len(runs)}" if len(runs) > MOST_ROWS else ""
+    table = Table(title=f"Runs by {metric}{scope}", title_justify="left")
+    fixed = {column.title: column for column in columns if column.group != "varied"}
+    selected = [fixed["run"], *(column for column in columns if column.group == "varied")]
+    if metric not in ("mAP", "NDS"):
+        selected.append(_filled(Column(metric, "", "", metric, "metric"), comparison.ranked))
+    selected += [fixed[title] for title in ("NDS", "mAP", "time", "status")]
+    for column in selected:
         table.add_column(escape(column.title), overflow="fold", justify="left" if column.word else "right")
-    for row in range(min(MOST_ROWS, len(order))):
-        table.add_row(*(Text(column.texts[row]) for column in shown))
+    for row in range(min(MOST_ROWS, len(runs))):
+        table.add_row(*(Text(column.texts[row]) for column in selected))
     failed = [
         f"{run.name} failed: {run.error or 'the reason is not recorded'}" for run in runs if run.status == FAILED
     ]

@@ -1,8 +1,9 @@
-"""Checkpoints under all sensor failures of a suite: evaluated condition by condition, kept, put into tables."""
+"""Checkpoints under all sensor failures of a suite: evaluated condition by condition, cached, tabulated."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,44 +20,44 @@ from cmt_aqr.runs.console import console
 from cmt_aqr.runs.processes import run_task
 from cmt_aqr.runs.resuming import checkpoint_path, configuration_to_evaluate
 from cmt_aqr.runs.saved import below, override_keys, without
-from cmt_aqr.studies.evaluating import digest, keep_metrics, kept_metrics, measured, told, under_condition
+from cmt_aqr.studies.evaluating import (
+    cache_metrics,
+    cached_metrics,
+    config_under,
+    evaluate_checkpoint,
+    sha256,
+    with_progress,
+)
 from cmt_aqr.studies.robustness_scores import CLEAN
 from cmt_aqr.studies.robustness_tables import Row, report
 
-OWN = (
+COMMAND_KEYS = (
     *("ckpt_path", "names", "baseline", "seed", "severities", "part", "out", "refresh"),
     *("suite", "conditions", "launcher", "name"),
 )
-"""Keys of this command, which no checkpoint's configuration gets."""
+"""Keys of this command that are not put into a checkpoint's configuration."""
 
 SENSORS = {"lidar": "LiDAR", "camera": "cameras"}
 
-NOT_OF_THE_RESULT = (
+IRRELEVANT = (
     *("num_workers", "batch_size", "eval_batch_size", "cache_dir", "cache_frames", "train_split"),
     *("train_transforms", "scene_augmentation", "image_augmentation", "limit_train_frames", "make", "_target_"),
 )
-"""Settings of data that change no number of an evaluation."""
+"""Data settings that do not affect the result of an evaluation."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What frames are evaluated under.
+    """The condition of an evaluation."""
 
-    Attributes:
-        suite: its name; of the clean condition ``clean``.
-        name: of the condition in the suite.
-        severity: from 1; 0 where the suite has none.
-        fault: a choice of the group ``eval_fault``, written out.
-    """
-
-    suite: str
+    suite: str  # "clean" for clean frames
     name: str
-    severity: int
-    fault: dict[str, Any]
+    severity: int  # from 1; 0 for a condition without severities
+    fault: dict[str, Any]  # an option of the group eval_fault, resolved
 
     @property
     def path(self) -> Path:
-        """Where its result is, below a checkpoint's folder."""
+        """The file of its result, relative to a checkpoint's folder."""
         level = f"_{self.severity}" if self.severity else ""
         return Path(self.suite) / f"{self.name}{level}.json"
 
@@ -65,41 +66,31 @@ class Condition:
         return CLEAN if self.name == CLEAN else f"{self.suite}/{self.name}{level}"
 
     @functools.cached_property
-    def strikes(self) -> frozenset[str]:
-        """The sensors that it touches; none for the clean one."""
+    def affected(self) -> frozenset[str]:
+        """The sensors that it affects; none for the clean one."""
         return build(OmegaConf.create(self.fault)).strikes
 
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint to evaluate.
+    """A checkpoint to evaluate."""
 
-    Attributes:
-        name: in tables.
-        config: its configuration with the command's overrides.
-        digest: SHA-256 of the file.
-    """
-
-    name: str
-    config: DictConfig
-    digest: str
+    name: str  # in tables
+    config: DictConfig  # with the command's overrides
+    digest: str  # SHA-256 of the file
 
     @property
     def sensors(self) -> frozenset[str]:
-        """Those that it reads."""
+        """The sensors that it reads."""
         reads = {"camera": self.config.data.cameras, "lidar": self.config.data.lidar}
         return frozenset(sensor for sensor, read in reads.items() if read)
 
 
 def robustness(config: DictConfig, overrides: Sequence[str]) -> list[Row]:
-    """Evaluate every checkpoint under every condition, print the tables and write them.
-
-    Args:
-        config: of ``conf/robustness.yaml``.
-        overrides: as given on the command line.
+    """Evaluate every checkpoint under every condition of ``conf/robustness.yaml``; print and write the tables.
 
     Returns:
-        The rows of the tables; of a ``part`` those that are there.
+        The rows of the tables; for a ``part``, those available so far.
     """
     refused = next((key for key in override_keys(overrides) if below(key, ["eval_fault", "fault"])), None)
     if refused is not None:
@@ -109,91 +100,90 @@ def robustness(config: DictConfig, overrides: Sequence[str]) -> list[Row]:
     conditions = conditions_of(config)
     models = models_of(config, overrides)
     names = [model.name for model in models]
-    known = f"one of the checkpoints' names, {', '.join(names)}"
-    require(config.baseline in (None, *names), "baseline", config.baseline, known)
-    _say_what_is_not_struck(models, conditions)
+    allowed = f"one of the checkpoints' names, {', '.join(names)}"
+    require(config.baseline in (None, *names), "baseline", config.baseline, allowed)
     evaluations = [Evaluation(model, condition, config.seed, out) for model in models for condition in conditions]
-    mine = [one for one in _share(evaluations, str(config.part)) if not one.spared]
-    for evaluation in mine:
-        build_data(evaluation.config, evaluating=True)  # refuses settings that cannot be, before all evaluations
-    to_do = [one for one in mine if config.refresh or one.kept() is None]
-    if len(to_do) < len(mine):
-        before = len(mine) - len(to_do)
-        console(stderr=True).print(f"{before} conditions were evaluated before; refresh=true evaluates them again")
-    for evaluation in told(to_do, lambda one: f"{one.model.name}, {one.condition}"):
+    _print_spared(evaluations)
+    needed = [one for one in _part(evaluations, str(config.part)) if not one.spared]
+    for evaluation in needed:
+        build_data(evaluation.config, evaluating=True)  # refuses invalid settings before the first evaluation
+    pending = [one for one in needed if config.refresh or one.cached() is None]
+    if len(pending) < len(needed):
+        done = len(needed) - len(pending)
+        console(stderr=True).print(f"{done} conditions were evaluated before; refresh=true evaluates them again")
+    for evaluation in with_progress(pending, lambda one: f"{one.model.name}, {one.condition}"):
         evaluation.evaluate(overrides)
     rows = [row for evaluation in evaluations if (row := evaluation.row(evaluations)) is not None]
     if len(rows) == len(evaluations):
         report(rows, config.baseline, out)
     else:
         console().print(
-            f"part={config.part} is done: {len(rows)} of {len(evaluations)} results are in {out}; the tables are "
-            "made by the part that ends last, or by this command without part=",
+            f"part={config.part} is done: {len(rows)} of {len(evaluations)} results are in {out}; the part that "
+            "ends last, or this command without part=, writes the tables",
             soft_wrap=True,
         )
     return rows
 
 
 def conditions_of(config: DictConfig) -> list[Condition]:
-    """The clean condition, and those of the chosen suites in their order, each severity one.
+    """The clean condition, and those of the chosen suites in their order, one per severity.
 
     Raises:
-        UserError: severities of a suite that has none or is not chosen, or one that there is not.
+        UserError: severities of a suite that is not chosen or has none, or an invalid severity.
     """
     severities = {} if config.severities is None else config.severities
     suites = config.conditions if OmegaConf.is_dict(config.conditions) else {}
     for key in ("conditions", *(f"conditions.{suite}" for suite in suites), "severities"):
         node = OmegaConf.select(config, key)
-        named = OmegaConf.is_dict(node) or (key == "severities" and node is None)
-        require(named, key, node, f"values by name; ~{key} leaves it out")
+        valid = OmegaConf.is_dict(node) or (key == "severities" and node is None)
+        require(valid, key, node, f"values by name; ~{key} leaves it out")
     unknown = [name for name in severities if name not in suites]
     if unknown:
-        raise UserError(f"severities.{unknown[0]}: this suite is not chosen; there are {', '.join(suites)}")
-    found = [Condition(CLEAN, CLEAN, 0, {"_target_": "cmt_aqr.data.faults.SomeFrames", "share": 0.0})]
+        raise UserError(f"severities.{unknown[0]}: this suite is not chosen; the chosen ones: {', '.join(suites)}")
+    conditions = [Condition(CLEAN, CLEAN, 0, {"_target_": "cmt_aqr.data.faults.SomeFrames", "share": 0.0})]
     for suite, members in suites.items():
         levels = severities.get(suite)
-        listed = levels is None or (OmegaConf.is_list(levels) and len(levels) > 0)
-        require(listed, f"severities.{suite}", levels, f"a list, as in severities.{suite}=[1,3]")
+        valid = levels is None or (OmegaConf.is_list(levels) and len(levels) > 0)
+        require(valid, f"severities.{suite}", levels, f"a list, as in severities.{suite}=[1,3]")
         for name, fault in members.items():
             if fault is None:
                 continue  # conditions.mome.occlusion=null leaves it out
             if levels is not None and "severity" not in fault:
                 raise UserError(f"severities.{suite}: {suite}/{name} has no severities; drop it")
-            found += [_condition(str(suite), str(name), fault, level) for level in levels or [0]]
-    return found
+            conditions += [_condition(str(suite), str(name), fault, level) for level in levels or [0]]
+    return conditions
 
 
 def _condition(suite: str, name: str, fault: DictConfig, severity: int) -> Condition:
     fault = fault.copy()
     if severity != 0:
         fault.severity = severity
-    written_out: Any = OmegaConf.to_container(fault, resolve=True)
-    condition = Condition(suite, name, severity, written_out)
+    resolved: Any = OmegaConf.to_container(fault, resolve=True)
+    condition = Condition(suite, name, severity, resolved)
     try:
-        strikes = condition.strikes
+        affected = condition.affected
     except UserError as error:
         raise UserError(f"conditions.{suite}.{name}: {error}") from error
-    if not strikes:
+    if not affected:
         raise UserError(f"conditions.{suite}.{name}: has no fault; drop it with conditions.{suite}.{name}=null")
     return condition
 
 
 def models_of(config: DictConfig, overrides: Sequence[str]) -> list[Model]:
-    """The checkpoints, with their configurations and names.
+    """The checkpoints with their configurations and names.
 
     Raises:
-        UserError: none is given, names that do not fit, or a checkpoint that cannot be evaluated.
+        UserError: there is none, the names do not fit, or a checkpoint cannot be evaluated.
     """
-    given = config.ckpt_path
-    if not given:
+    if not config.ckpt_path:
         raise UserError(
             "ckpt_path is missing: name a checkpoint or the folder of a run, or several, as in "
             "'ckpt_path=[outputs/fused,outputs/lidar_only]'"
         )
-    paths = [str(path) for path in given] if OmegaConf.is_list(given) else [str(given)]
-    names = config.names if config.names is None or OmegaConf.is_list(config.names) else [config.names]
-    fit = names is None or len(names) == len(set(names)) == len(paths)
-    require(fit, "names", names, f"one name for each of the {len(paths)} checkpoints, all different")
+    paths = _as_list(config.ckpt_path)
+    names = None if config.names is None else _as_list(config.names)
+    valid = names is None or len(names) == len(set(names)) == len(paths)
+    require(valid, "names", names, f"one name for each of the {len(paths)} checkpoints, all different")
     models: list[Model] = []
     for number, path in enumerate(paths):
         file = checkpoint_path(path, Path(), folder_given=False)
@@ -201,44 +191,50 @@ def models_of(config: DictConfig, overrides: Sequence[str]) -> list[Model]:
             raise UserError(f"ckpt_path={path}: there is no such file")
         composed = config.copy()
         composed.ckpt_path = str(file)
-        merged = configuration_to_evaluate(composed, without(overrides, OWN), Path())
-        name = str(names[number]) if names is not None else _name_of(file, [model.name for model in models])
-        models.append(Model(name, merged, digest(file)))
+        merged = configuration_to_evaluate(composed, without(overrides, COMMAND_KEYS), Path())
+        name = names[number] if names is not None else _name_of(file, [model.name for model in models])
+        models.append(Model(name, merged, sha256(file)))
     return models
 
 
+def _as_list(value: Any) -> list[str]:
+    return [str(item) for item in value] if OmegaConf.is_list(value) else [str(value)]
+
+
 def _name_of(file: Path, taken: Sequence[str]) -> str:
-    """The run's folder, or the file where two would have the same."""
+    """The name of the run's folder, with the file's name if it is taken."""
     folder = file.absolute().parent
     name = folder.parent.name if folder.name == "checkpoints" else folder.name
     candidates = (name, f"{name}/{file.stem}", f"{name}/{file.stem} ({len(taken) + 1})")
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def _say_what_is_not_struck(models: Sequence[Model], conditions: Sequence[Condition]) -> None:
-    for model in models:
-        missing = [word for sensor, word in SENSORS.items() if sensor not in model.sensors]
-        spared = [one for one in conditions if one.strikes and not one.strikes & model.sensors]
+def _print_spared(evaluations: Sequence[Evaluation]) -> None:
+    """Print which conditions do not affect the sensors of a model."""
+    for name, group in itertools.groupby(evaluations, lambda one: one.model.name):
+        of_model = list(group)
+        spared = [one.condition for one in of_model if one.spared]
         if spared:
-            names = ", ".join(dict.fromkeys(f"{one.suite}/{one.name}" for one in spared))
+            (missing,) = SENSORS.keys() - of_model[0].model.sensors
+            names = ", ".join(dict.fromkeys(f"{condition.suite}/{condition.name}" for condition in spared))
             console().print(
-                f"{model.name} reads no {missing[0]}: {len(spared)} of {len(conditions) - 1} conditions "
-                f"change nothing for it and count as clean ({names})",
+                f"{name} reads no {SENSORS[missing]}: {len(spared)} of {len(of_model) - 1} conditions change "
+                f"nothing for it and count as clean ({names})",
                 soft_wrap=True,
             )
 
 
-def _share(evaluations: list[Evaluation], part: str) -> list[Evaluation]:
-    """Those that this process is to see to: every so manyth."""
-    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", part)
-    if found is None or int(found[1]) > int(found[2]):
-        raise UserError(f"part={part}: must be a share of the work, as in 1/4 to 4/4")
-    return evaluations[int(found[1]) - 1 :: int(found[2])]
+def _part(evaluations: list[Evaluation], part: str) -> list[Evaluation]:
+    """The evaluations of this process: of part i/n, every n-th from the i-th."""
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", part)
+    if match is None or int(match[1]) > int(match[2]):
+        raise UserError(f"part={part}: must be a share of the work, from 1/4 to 4/4 for example")
+    return evaluations[int(match[1]) - 1 :: int(match[2])]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A checkpoint under a condition, with the failures' seed and the folder of all results."""
+    """A checkpoint under a condition, with the faults' seed and the folder of all results."""
 
     model: Model
     condition: Condition
@@ -247,52 +243,52 @@ class Evaluation:
 
     @property
     def spared(self) -> bool:
-        """Whether the condition touches none of the model's sensors: the result is that of clean frames."""
-        return bool(self.condition.strikes) and not self.condition.strikes & self.model.sensors
+        """Whether the condition affects none of the model's sensors, so that the result on clean frames counts."""
+        return bool(self.condition.affected) and not self.condition.affected & self.model.sensors
 
     @functools.cached_property
     def config(self) -> DictConfig:
         """The configuration to evaluate."""
-        return under_condition(self.model.config, self.condition.fault, self.seed)
+        return config_under(self.model.config, self.condition.fault, self.seed)
 
     @property
     def path(self) -> Path:
-        """Where the result is kept: told by the weights, whatever their file is called."""
+        """The cached result, by the digest of the weights and not by their path."""
         return self.out / "results" / self.model.digest[:16] / self.condition.path
 
-    def stamp(self) -> dict[str, Any]:
+    def made_from(self) -> dict[str, Any]:
         """What the result depends on."""
-        plain: Any = OmegaConf.to_container(self.config, resolve=True)
-        data = {key: value for key, value in plain["data"].items() if key not in NOT_OF_THE_RESULT}
+        config: Any = OmegaConf.to_container(self.config, resolve=True)
+        data = {key: value for key, value in config["data"].items() if key not in IRRELEVANT}
         groups = ("model", "aqr", "renderer", "modulator", "evaluation", "eval_fault")
         return {
             "checkpoint_sha256": self.model.digest,
-            "precision": plain["trainer"].get("precision"),
+            "precision": config["trainer"].get("precision"),
             "data": data,
-            **{group: plain.get(group) for group in groups},
+            **{group: config.get(group) for group in groups},
         }
 
-    def kept(self) -> dict[str, float] | None:
-        """The metrics of an earlier call, if it evaluated the same."""
-        return kept_metrics(self.path, self.stamp())
+    def cached(self) -> dict[str, float] | None:
+        """The cached metrics, if there are any."""
+        return cached_metrics(self.path, self.made_from())
 
     def evaluate(self, overrides: Sequence[str]) -> None:
-        """Evaluate in this process or in one for each device, and keep the metrics."""
+        """Evaluate in this process or in one per device, and cache the metrics."""
         try:
-            metrics = run_task(measured, self.config, self.path.parent, list(overrides))
-        except UserError as error:  # data without rings or annotations, which some conditions need
+            metrics = run_task(evaluate_checkpoint, self.config, self.path.parent, list(overrides))
+        except UserError as error:  # the data may lack what a condition needs, such as rings
             if self.condition.name == CLEAN:
                 raise
-            left_out = f"conditions.{self.condition.suite}.{self.condition.name}=null"
-            raise UserError(f"{self.condition}: {error}; {left_out} leaves it out") from error
-        keep_metrics(self.path, self.stamp(), metrics)
+            key = f"conditions.{self.condition.suite}.{self.condition.name}"
+            raise UserError(f"{self.condition}: {error}; {key}=null leaves it out") from error
+        cache_metrics(self.path, self.made_from(), metrics)
 
     def row(self, evaluations: Sequence[Evaluation]) -> Row | None:
-        """What the tables say of it; ``None`` where it is not evaluated yet."""
-        of = self
+        """Its row in the tables; ``None`` if there is no result yet."""
+        source = self
         if self.spared:
-            of = next(one for one in evaluations if one.model == self.model and one.condition.name == CLEAN)
-        metrics = of.kept()
+            source = next(one for one in evaluations if one.model == self.model and one.condition.name == CLEAN)
+        metrics = source.cached()
         if metrics is None:
             return None
         model, condition = self.model, self.condition

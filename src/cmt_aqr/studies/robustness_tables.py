@@ -19,35 +19,29 @@ from cmt_aqr.studies.robustness_scores import (
     PUBLISHED,
     Published,
     clean_of,
-    mean_of_all,
     relative_resistance,
     resistance,
 )
 
 PAGE = "robustness.html"
 MARK = "▼"
-"""Behind a result below that of a single sensor."""
+"""Marks a result below that of a single sensor."""
 
 
 class Row(NamedTuple):
     """A checkpoint's result under a condition."""
 
     model: str
-    sensors: frozenset[str]
-    """``lidar`` and ``camera``, those that the checkpoint reads."""
-    suite: str
-    """Of the condition; ``clean`` for clean frames."""
+    sensors: frozenset[str]  # "lidar" and "camera", those that the checkpoint reads
+    suite: str  # of the condition; "clean" for clean frames
     condition: str
-    severity: int
-    """From 1; 0 where there are none."""
-    metrics: dict[str, float]
-    """The official ones."""
-    spared: bool = False
-    """Whether the condition strikes none of the sensors, so that this is the result on clean frames."""
+    severity: int  # from 1; 0 for a condition without severities
+    metrics: dict[str, float]  # the official ones
+    spared: bool = False  # the condition affects none of the sensors, so this is the result on clean frames
 
 
 class Cell(NamedTuple):
-    """A number in a table, empty where it is not known; why it is marked, and as what: ``below`` or ``spared``."""
+    """A number in a table, empty if unknown, with a tooltip and a CSS class, ``below`` or ``spared``."""
 
     text: str = ""
     note: str = ""
@@ -55,39 +49,45 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column: its model, its heading, and where published numbers stand; the first of each model is NDS."""
+    """A column of a suite's table; the first of each model is NDS."""
 
     model: str
     name: str
-    source: str = ""
-
-    @property
-    def heading(self) -> str:
-        """With the model's name over its first column."""
-        return f"{self.model} {self.name}" if self.name == "NDS" else self.name
+    cells: Sequence[Cell]  # by condition and severity
+    mean_ra: Cell = Cell()
+    mean_rra: Cell = Cell()
+    source: str = ""  # of published results
 
 
 class SuiteTable(NamedTuple):
-    """A suite's table: conditions down, models across."""
+    """A suite's table."""
 
     suite: str
+    headings: list[str]  # of the rows: conditions, with their severities
     columns: list[Column]
-    rows: list[tuple[str, list[Cell]]]
-    """Heading, and a cell for each column."""
-    means: list[tuple[str, list[Cell]]]
-    """The same for the mean over the suite."""
-    also: list[str]
-    """Published means of models without rows."""
-    notes: list[str]
-    """Sentences about models of which no RA is told."""
+    also: list[str]  # published mRA of models without further results
+    notes: list[str]  # sentences about models without RA
+
+    @property
+    def rows(self) -> list[tuple[str, tuple[Cell, ...]]]:
+        """Headings and cells."""
+        cells = zip(*(column.cells for column in self.columns), strict=True)
+        return list(zip(self.headings, cells, strict=True))
+
+    @property
+    def means(self) -> list[tuple[str, tuple[Cell, ...]]]:
+        """Headings and cells of the means over the suite, except those that are empty."""
+        ra, rra = zip(*((column.mean_ra, column.mean_rra) for column in self.columns), strict=True)
+        means = (("mRA", ra), ("mRRA, %", rra))
+        return [(name, cells) for name, cells in means if any(cell.text for cell in cells)]
 
 
 def frame_of(rows: Sequence[Row], suite: str, baseline: str | None = None) -> pd.DataFrame:
-    """A suite's results: a row for each model and condition, clean first.
+    """A suite's results: a row per model and condition, clean first.
 
-    NDS and mAP in points; RA, of NDS, by condition; RRA against the baseline, a model's name, likewise;
-    ``floor_NDS`` is the best result of a model of one sensor under the same condition, for models of two, and
-    ``below_floor`` whether the model is below it.
+    NDS and mAP in points; RA by condition; RRA by condition against the baseline, a model's name. For models of
+    two sensors, ``floor_NDS`` and ``floor_mAP`` are the best results of a model of one sensor under the same
+    condition, and ``below_floor`` is whether NDS is lower.
     """
     table = pd.DataFrame(
         {
@@ -101,22 +101,17 @@ def frame_of(rows: Sequence[Row], suite: str, baseline: str | None = None) -> pd
         for row in rows
         if row.suite in (suite, CLEAN)
     )
-    values = {model: _nds(part) for model, part in table.groupby("model", sort=False)}
-
-    def by_row(scores: dict[Any, pd.Series]) -> list[float]:
-        places = zip(table.model, table.condition, strict=True)
-        return [float(scores[model].get(condition, np.nan)) for model, condition in places]
-
-    table["RA"] = by_row({model: resistance(value) for model, value in values.items()})
-    table["RRA"] = np.nan
-    if baseline is not None:
-        base = values[baseline]
-        table["RRA"] = by_row({model: relative_resistance(value, base) for model, value in values.items()})
-    several = table.sensors.str.contains("+", regex=False)
+    table[["RA", "RRA"]] = np.nan
+    for _, part in table.groupby("model", sort=False):
+        table.loc[part.index, "RA"] = part.condition.map(resistance(_nds(part)))
+        if baseline is not None:
+            scores = relative_resistance(_nds(part), _nds(table[table.model == baseline]))
+            table.loc[part.index, "RRA"] = part.condition.map(scores)
+    fused = table.sensors.str.contains("+", regex=False)
     for name in ("NDS", "mAP"):
-        alone = table[name].where(~several)
-        best = alone.groupby([table.condition, table.severity]).transform("max")
-        table[f"floor_{name}"] = best.where(several)
+        single = table[name].where(~fused)
+        best = single.groupby([table.condition, table.severity]).transform("max")
+        table[f"floor_{name}"] = best.where(fused)
     table["below_floor"] = table.floor_NDS > table.NDS
     return table
 
@@ -127,61 +122,53 @@ def _nds(part: pd.DataFrame) -> pd.Series:
 
 
 def suite_table(rows: Sequence[Row], suite: str, baseline: str | None) -> SuiteTable:
-    """What is printed of a suite; values in points, RA and RRA as they are."""
+    """A suite's results beside published ones: NDS, mAP and mRRA in points, RA and mRA as ratios."""
     results = frame_of(rows, suite, baseline)
     keys = list(dict.fromkeys(zip(results.condition, results.severity, strict=True)))
     columns: list[Column] = []
     notes: list[str] = []
-    cells: list[list[Cell]] = [[] for _ in keys]
-    mean_ra: list[Cell] = []
-    mean_rra: list[Cell] = []
     for model, part in results.groupby("model", sort=False):
-        columns += [Column(str(model), name) for name in ("NDS", "mAP", "RA")]
         clean = clean_of(_nds(part))
         if clean < LEAST_CLEAN:
             notes.append(
-                f"{model}: clean NDS is {clean:.1f}, below {LEAST_CLEAN:g}; RA would be noise, and is left empty"
+                f"{model}: clean NDS is {clean:.1f}, below {LEAST_CLEAN:g}; RA would be noise and is omitted"
             )
-        shown = part.assign(RA=part.RA.where(~part.condition.duplicated()))  # one for all severities
-        for target, (_, found) in zip(cells, shown.iterrows(), strict=True):
-            target += _cells_of(found)
-        scores = part.groupby("condition", sort=False)[["RA", "RRA"]].first()[1:]
-        mean_ra += [Cell(), Cell(), _ratio(mean_of_all(scores.RA))]
-        mean_rra += [Cell(), Cell(), _points(100 * mean_of_all(scores.RRA))]
+        scores = part.groupby("condition", sort=False)[["RA", "RRA"]].first()[1:].mean(skipna=False)
+        part = part.assign(RA=part.RA.where(~part.condition.duplicated()))  # one for all severities
+        nds, precision, ra = zip(*(_cells_of(result) for result in part.itertuples()), strict=True)
+        columns += [
+            Column(str(model), "NDS", nds),
+            Column(str(model), "mAP", precision),
+            Column(str(model), "RA", ra, _ratio(scores.RA), _points(100 * scores.RRA)),
+        ]
     published = PUBLISHED.get(suite, [])
-    whole = True
-    for row in published:
-        if row.nds.empty:
-            continue
-        whole &= set(row.nds.index) <= set(keys)
-        columns.append(Column(row.model, "NDS", row.source))
-        for target, key in zip(cells, keys, strict=True):
-            target.append(_points(row.nds.get(key, np.nan)))
-        ratio, relative = _published_means(row, keys)
-        mean_ra.append(_ratio(ratio))
-        mean_rra.append(_points(relative))
-    names = [condition if not severity else f"{condition} {severity}" for condition, severity in keys]
-    others = [row for row in published if whole and row.nds.empty and row.mean_ra is not None]
-    also = [f"{row.model} {row.mean_ra:.3f}" for row in others]
-    means = [("mRA", mean_ra), ("mRRA, %", mean_rra)]
-    return SuiteTable(suite, columns, list(zip(names, cells, strict=True)), means, also, notes)
+    for other in published:
+        if not other.nds.empty:
+            cells = [_points(other.nds.get(key, np.nan)) for key in keys]
+            columns.append(Column(other.model, "NDS", cells, *_published_means(other, keys), other.source))
+    complete = all(set(other.nds.index) <= set(keys) for other in published)
+    headings = [f"{condition} {severity}" if severity else condition for condition, severity in keys]
+    also = [f"{other.model} {other.mean_ra:.3f}" for other in published if other.nds.empty and complete]
+    return SuiteTable(suite, headings, columns, also, notes)
 
 
-def _published_means(row: Published, keys: Sequence[tuple[str, int]]) -> tuple[float, float]:
-    """mRA and mRRA as published where all that they are the mean of is in the table, else mRA of what is."""
-    whole = set(row.nds.index) <= set(keys)
-    of_table = row.nds.reindex(pd.MultiIndex.from_tuples(keys))
-    mean_ra = row.mean_ra if whole and row.mean_ra is not None else mean_of_all(resistance(of_table))
-    return mean_ra, row.mean_rra if whole and row.mean_rra is not None else np.nan
+def _published_means(model: Published, keys: Sequence[tuple[str, int]]) -> tuple[Cell, Cell]:
+    """mRA and mRRA as published if the table has all their conditions, else the mRA of those that it has."""
+    complete = set(model.nds.index) <= set(keys)
+    ra = model.mean_ra if complete else None
+    if ra is None:
+        ra = resistance(model.nds.reindex(pd.MultiIndex.from_tuples(keys))).mean(skipna=False)
+    rra = model.mean_rra if complete else None
+    return _ratio(ra), _points(np.nan if rra is None else rra)
 
 
-def _cells_of(found: Any) -> list[Cell]:
+def _cells_of(result: Any) -> tuple[Cell, Cell, Cell]:
     """NDS, mAP and RA."""
-    note = ("strikes none of its sensors: as clean", "spared") if found.spared else ()
-    nds = _points(found.NDS, *note)
-    if found.below_floor and not found.spared:
-        nds = Cell(f"{nds.text} {MARK}", f"below a single sensor's {found.floor_NDS:.1f}", "below")
-    return [nds, _points(found.mAP, *note), _ratio(found.RA, *note)]
+    note = ("affects none of its sensors: as clean", "spared") if result.spared else ()
+    nds = _points(result.NDS, *note)
+    if result.below_floor and not result.spared:
+        nds = Cell(f"{nds.text} {MARK}", f"below a single sensor's {result.floor_NDS:.1f}", "below")
+    return nds, _points(result.mAP, *note), _ratio(result.RA, *note)
 
 
 def _points(value: float, *note: str) -> Cell:
@@ -193,7 +180,7 @@ def _ratio(value: float, *note: str) -> Cell:
 
 
 def report(rows: Sequence[Row], baseline: str | None, out: Path) -> None:
-    """Print the tables of all results, RRA against a model, and write ``SUITE.csv`` and the page into ``out``."""
+    """Print the tables, with RRA against a model, and write ``SUITE.csv`` and the page to ``out``."""
     suites = dict.fromkeys(row.suite for row in rows if row.suite != CLEAN)
     tables = [suite_table(rows, suite, baseline) for suite in suites]
     screen = console()
@@ -205,22 +192,23 @@ def report(rows: Sequence[Row], baseline: str | None, out: Path) -> None:
             screen.print(note, soft_wrap=True)
         with written_at_once(out / f"{table.suite}.csv") as partial:
             frame_of(rows, table.suite, baseline).to_csv(partial, index=False)
-    write_page(out / PAGE, "robustness.html.jinja", tables=tables, baseline=baseline, mark=MARK)
-    if any(cell.mark == "below" for table in tables for _, cells in table.rows for cell in cells):
+    variables = {"title": "Robustness", "tables": tables, "baseline": baseline, "mark": MARK}
+    write_page(out / PAGE, "robustness.html.jinja", **variables)
+    if any(cell.mark == "below" for table in tables for column in table.columns for cell in column.cells):
         screen.print(f"{MARK}: below the best single-sensor checkpoint under the same condition")
     files = ", ".join(str(out / f"{table.suite}.csv") for table in tables)
     screen.print(f"Written to {files} and {out / PAGE}", soft_wrap=True)
 
 
 def screen_table(table: SuiteTable) -> Table:
-    """For rich to print."""
-    shown = Table(title=f"{table.suite}: NDS and mAP in points", title_justify="left")
-    shown.add_column("condition")
+    """The table for a terminal."""
+    screen = Table("condition", title=f"{table.suite}: NDS and mAP in points", title_justify="left")
     for column in table.columns:
-        shown.add_column(column.heading, justify="right")
+        heading = f"{column.model} NDS" if column.name == "NDS" else column.name
+        screen.add_column(heading, justify="right")
     for name, cells in table.rows:
-        shown.add_row(name, *(cell.text for cell in cells), end_section=name in (CLEAN, table.rows[-1][0]))
+        last = name in (CLEAN, table.headings[-1])
+        screen.add_row(name, *(cell.text for cell in cells), end_section=last)
     for name, cells in table.means:
-        if any(cell.text for cell in cells):
-            shown.add_row(name, *(cell.text for cell in cells))
-    return shown
+        screen.add_row(name, *(cell.text for cell in cells))
+    return screen

@@ -1,4 +1,4 @@
-"""What training will see, before it begins: the database of objects, and frames with objects pasted into them."""
+"""A preview of the training data: the database of objects, and frames with pasted objects."""
 
 from __future__ import annotations
 
@@ -21,23 +21,18 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.runs.console import console
-from cmt_aqr.studies.rendering import (
-    FOUND_STYLE,
-    TRUTH_STYLE,
-    box_handles,
-    render_cameras,
-    render_from_above,
-    rgb,
-    save,
-)
+from cmt_aqr.studies.rendering import DASHED_STYLE, SOLID_STYLE, box_handles, print_written, render_frame, save
+
+_MOST_POINTS = 60_000
+"""Points rendered per frame."""
 
 
 def make_objects(config: DictConfig) -> ObjectDatabase:
-    """Make the database of objects of a configuration, or what is missing of it, and print what it holds."""
+    """Build the database of objects of a configuration, as far as it is missing, and print a summary."""
     data: NuScenesDataModule = build_data(config)
     if data.sampling is None:
         raise UserError(
-            "data.sampling=null: no objects are pasted, so there is nothing to make; add data/sampling=cmt"
+            "data.sampling=null: no objects are pasted, so no database is needed; add data/sampling=cmt"
         )
     data.prepare_data()
     database = data.make_database()
@@ -57,21 +52,21 @@ def objects_table(database: ObjectDatabase) -> Table:
         table.add_column(heading, justify="left" if heading == "class" else "right")
     has_patch = database.entries["view"] >= 0
     for label, name in enumerate(CLASSES):
-        own = slice(database.starts[label], database.starts[label + 1])
-        counts = (description["boxes"][name], description["objects"][name], int(has_patch[own].sum()))
+        entries = slice(database.starts[label], database.starts[label + 1])
+        counts = (description["boxes"][name], description["objects"][name], int(has_patch[entries].sum()))
         table.add_row(name, *(f"{count:,}" for count in counts))
     return table
 
 
 def show_frames(config: DictConfig, folder: Path) -> Path:
-    """Render the first frames of an epoch as they are before augmentation, on one sheet.
+    """Render the first frames of an epoch, before augmentation, on one sheet.
 
     Args:
         config: of a training, with ``count``, ``epoch``, ``dpi`` and ``out``.
         folder: for ``out=null``.
     """
-    for key, least, most in (("count", 1, 100), ("epoch", 0, 10**6), ("dpi", 20, 600)):
-        require_whole(key, config[key], least, most)
+    for key, low, high in (("count", 1, 100), ("epoch", 0, 10**6), ("dpi", 20, 600)):
+        require_whole(key, config[key], low, high)
     out = folder if config.out is None else Path(config.out)
     check_folder("out", out)
     data: NuScenesDataModule = build_data(config)
@@ -83,35 +78,33 @@ def show_frames(config: DictConfig, folder: Path) -> Path:
     figure = sheet(data.dataset("train"), keys, [float(value) for value in data.point_range])
     path = out / "frames.png"
     save(figure, path, config.dpi)
-    console().print(f"Wrote {path}", soft_wrap=True, highlight=False)
+    print_written([path])
     return path
 
 
 def sheet(dataset: FrameDataset, keys: list[SampleKey], point_range: list[float]) -> Figure:
-    """A row for each frame: points and boxes from above, and the six images with boxes over them."""
+    """A figure with a row per frame: points and boxes from above, and the six images with boxes."""
     figure = Figure(figsize=(17, 4.9 * len(keys) + 0.5), layout="constrained")
     rows = figure.subfigures(len(keys), 1, squeeze=False)[:, 0]
     screen = console()
-    bar = track(rows, "Rendering", console=screen, disable=not screen.is_terminal)
-    for part, key in zip(bar, keys, strict=True):
-        own = int(dataset.reader.index.box_offsets[key.frame + 1] - dataset.reader.index.box_offsets[key.frame])
+    progress = track(rows, "Rendering", console=screen, disable=not screen.is_terminal)
+    offsets = dataset.reader.index.box_offsets
+    for row, key in zip(progress, keys, strict=True):
+        annotated = int(offsets[key.frame + 1] - offsets[key.frame])
         frame = dataset.stored(key)
-        left, right = part.subfigures(1, 2, width_ratios=(1, 2.5))
-        names = Counter(CLASSES[label] for label in frame.labels[own:].tolist())
+        names = Counter(CLASSES[label] for label in frame.labels[annotated:].tolist())
         pasted = ", ".join(f"{count} {name}" for name, count in names.items()) or "nothing"
-        which = f"frame {key.frame} ({frame.token[:8]}), time {key.repeat + 1} in epoch {key.epoch}"
-        part.suptitle(f"{which}; pasted: {pasted}")
-        mine = frame.boxes[:own][frame.box_points[:own] > 0]
-        boxes, axis = ((mine, TRUTH_STYLE), (frame.boxes[own:], FOUND_STYLE)), left.subplots()
-        points = frame.points[:: max(1, len(frame.points) // 60_000)]
-        render_from_above(axis, points, boxes, point_range)
-        axis.set_ylabel("y, forward (m)")
-        if frame.images is not None:
-            height, width = frame.images.shape[-2:]
-            axes = right.subplots(2, 3).flat
-            render_cameras(axes, rgb(frame.images), boxes, frame.lidar2img.float(), (height, width))
+        title = f"frame {key.frame} ({frame.token[:8]}), time {key.repeat + 1} in epoch {key.epoch}"
+        row.suptitle(f"{title}; pasted: {pasted}")
+        left, right = row.subfigures(1, 2, width_ratios=(1, 2.5))
+        above, cameras = left.subplots(), right.subplots(2, 3).flat
+        visible = frame.boxes[:annotated][frame.box_points[:annotated] > 0]
+        boxes = (visible, SOLID_STYLE), (frame.boxes[annotated:], DASHED_STYLE)
+        frame = frame.replace(points=frame.points[:: max(1, len(frame.points) // _MOST_POINTS)])
+        render_frame(above, list(cameras), frame, boxes, point_range)
+        above.set_ylabel("y, forward (m)")
     figure.legend(
-        handles=box_handles("the frame's own boxes with LiDAR points", "pasted"),
+        handles=box_handles("annotated boxes with LiDAR points", "pasted"),
         loc="outside lower center",
         ncols=2,
         frameon=False,

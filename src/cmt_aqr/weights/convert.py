@@ -1,4 +1,4 @@
-"""Names and layouts of the official CMT state dicts, both ways, by rule.
+"""Conversion of names and layouts between the official CMT state dicts and ours, by rule.
 
 Each rule maps one family of names; together they are a bijection between the four published variants and this
 project's models. A sparse convolution's kernel is (out, kz, ky, kx, in) there and (kz, ky, kx, in, out) here.
@@ -58,8 +58,8 @@ RULES = (
 )
 """Families of names, official and ours.
 
-``{rest}`` is anything, any other ``{field}`` a number and ``{field+1}`` that number plus one. A field that stands
-twice in a name says the same twice.
+``{rest}`` matches anything, any other ``{field}`` a number, ``{field+1}`` that number plus one. A field that
+occurs twice in a name has the same value in both places.
 """
 
 _FIELD = re.compile(r"\{([a-z]+)([+-]\d+)?\}")
@@ -67,20 +67,20 @@ _FIELD = re.compile(r"\{([a-z]+)([+-]\d+)?\}")
 
 @functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
-    """What names of a family look like, with a group for each field."""
-    known = set()
+    """The regular expression of a family of names, with a group per field."""
+    fields = set()
 
     def group(field: re.Match[str]) -> str:
-        if field[1] in known:
+        if field[1] in fields:
             return f"(?P={field[1]})"
-        known.add(field[1])
+        fields.add(field[1])
         return f"(?P<{field[1]}>{'.+' if field[1] == 'rest' else '[0-9]+'})"
 
     return re.compile(_FIELD.sub(group, template.replace(".", r"\.")))
 
 
 def renamed(name: str, source: str, target: str) -> str | None:
-    """A name of the family ``source`` as one of ``target``; ``None`` where it is not of that family."""
+    """Rename a parameter of the family ``source`` to ``target``; ``None`` if it is not of that family."""
     match = _pattern(source).fullmatch(name)
     if match is None:
         return None
@@ -96,24 +96,24 @@ def renamed(name: str, source: str, target: str) -> str | None:
 
 
 def our_name(official: str) -> str | None:
-    """Our name of an official parameter, or ``None`` if no rule knows it."""
+    """Our name of an official parameter, or ``None`` if no rule matches."""
     names = (renamed(official, source, target) for source, target in RULES)
     return next((name for name in names if name is not None), None)
 
 
 def official_name(ours: str) -> str | None:
-    """The official name of one of our parameters, or ``None`` if no rule knows it."""
+    """The official name of one of our parameters, or ``None`` if no rule matches."""
     names = (renamed(ours, source, target) for target, source in RULES)
     return next((name for name in names if name is not None), None)
 
 
 def our_layout(value: Tensor) -> Tensor:
-    """A sparse kernel (out, kz, ky, kx, in) becomes (kz, ky, kx, in, out); all else stays as it is."""
+    """Permute a sparse kernel (out, kz, ky, kx, in) to (kz, ky, kx, in, out); return other tensors unchanged."""
     return value.movedim(0, -1).contiguous() if value.ndim == 5 else value
 
 
 def naming_of(names: Iterable[str]) -> Naming:
-    """Tell whose names these are: the official CMT's, ours, or a bare backbone's."""
+    """Whose names these are: the official CMT's, ours, or a bare backbone's."""
     names = list(names)
     if any(our_name(name) for name in names):
         return "official"
@@ -126,9 +126,9 @@ def to_ours(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert an official state dict to ours.
 
     Raises:
-        WeightsError: where a name is not one of the published models'.
+        WeightsError: a name is not one of the published models'.
     """
-    names = _all_named({name: our_name(name) for name in official}, "here")
+    names = _require_names({name: our_name(name) for name in official}, "here")
     return {names[name]: our_layout(value) for name, value in official.items()}
 
 
@@ -136,38 +136,37 @@ def to_official(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert one of our state dicts to the official names and layouts: the inverse of :func:`to_ours`.
 
     Raises:
-        WeightsError: where a name has no official counterpart, as everything of AQR.
+        WeightsError: a name has no official counterpart, as AQR's parameters.
     """
-    names = _all_named({name: official_name(name) for name in ours}, "in the official CMT")
+    names = _require_names({name: official_name(name) for name in ours}, "in the official CMT")
     return {
         names[name]: value.movedim(-1, 0).contiguous() if value.ndim == 5 else value
         for name, value in ours.items()
     }
 
 
-def _all_named(names: Mapping[str, str | None], where: str) -> dict[str, str]:
-    """The names, where each has a counterpart."""
-    known = {name: other for name, other in names.items() if other is not None}
-    unknown = [name for name in names if name not in known]
+def _require_names(names: Mapping[str, str | None], where: str) -> dict[str, str]:
+    """Refuse names without a counterpart."""
+    unknown = [name for name, counterpart in names.items() if counterpart is None]
     if unknown:
         raise WeightsError(
             f"{len(unknown)} of {len(names)} parameters have no counterpart {where}, e.g. {unknown[0]}; only "
-            "the published CMT models convert"
+            "the published CMT models can be converted"
         )
-    return known
+    return {name: counterpart for name, counterpart in names.items() if counterpart is not None}
 
 
 def convert(state: Mapping[str, Tensor], to: Literal["official", "ours"] | None = None) -> dict[str, Tensor]:
-    """Convert a state dict to the naming asked for, or to the one that it is not in.
+    """Convert a state dict to the naming ``to``; by default to the one that it does not have.
 
     Raises:
-        WeightsError: where a parameter has no counterpart, or the names are a bare backbone's.
+        WeightsError: a parameter has no counterpart, or the names are a bare backbone's.
     """
     naming = naming_of(state)
     if naming == "backbone":
         raise WeightsError(
-            f"names like {', '.join(list(state)[:3])} are neither the official CMT's nor ours, so there is "
-            "nothing to convert; a backbone's file can be given as weights= as it is"
+            f"names such as {', '.join(list(state)[:3])} are neither the official CMT's nor ours, so there is "
+            "nothing to convert; weights= accepts a backbone's file as it is"
         )
     to = to or ("ours" if naming == "official" else "official")
     if to == naming:

@@ -17,15 +17,15 @@ from cmt_aqr.file_kinds import is_safetensors, other_file
 from cmt_aqr.files import written_at_once
 
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
-"""Entries under which checkpoints keep their state dict."""
+"""Keys under which checkpoints keep their state dict."""
 
 _WRAPPER_PREFIXES = re.compile(r"^((module|model)\.)+")
-"""What DistributedDataParallel and a LightningModule put before every name."""
+"""What DistributedDataParallel and LightningModule prepend to every name."""
 
 _CLAMP = "renderer.clamp_limit"
-"""The end of the name of the clamp's limit, which models once held and which is none of the weights."""
+"""Suffix of the clamp's limit, a buffer of older checkpoints that is not a weight."""
 
-_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 
 class WeightsError(UserError):
@@ -33,89 +33,89 @@ class WeightsError(UserError):
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from a file of safetensors or of ``torch.save``, whatever its ending, onto the CPU.
+    """Read a state dict from a safetensors or ``torch.save`` file, whatever its suffix, onto the CPU.
 
-    Wrappers are taken off: an entry ``state_dict`` or ``model``, and ``module.`` or ``model.`` before names.
+    Wrappers are removed: keys such as ``state_dict``, and the prefixes ``module.`` and ``model.`` of names.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        WeightsError: where it is damaged, holds anything but plain data and tensors, or no weights.
+        FileNotFoundError: the file does not exist.
+        WeightsError: it is damaged, contains anything but plain data and tensors, or no usable weights.
     """
     path = Path(path)
     if path.is_dir():
-        held = sorted(held.name for held in path.iterdir() if held.suffix in _ENDINGS)
-        example = f" in it, as {held[0]}" if held else ""
-        raise WeightsError(f"weights={path} is a folder: name a file of weights{example}")
+        names = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
+        example = f" in it, such as {names[0]}" if names else ""
+        raise WeightsError(f"weights={path} is a folder: name a weights file{example}")
     if not path.is_file():
         raise FileNotFoundError(f"weights={path}: there is no such file")
-    what = other_file(path)
-    if what is not None:
-        raise WeightsError(f"weights={path} is {what}")
+    kind = other_file(path)
+    if kind is not None:
+        raise WeightsError(f"weights={path} is {kind}")
     state = unwrap(_read(path), str(path))
     require_finite(state, f"weights={path}")
     return state
 
 
 def require_finite(state: Mapping[str, Tensor], source: str) -> None:
-    """Refuse weights that are no real numbers in full, or not finite.
+    """Refuse weights that are not dense real tensors with finite values.
 
     Args:
         state: tensors by name.
-        source: what they were read from, as ``weights=a.pth``, for the message.
+        source: where they come from, such as ``weights=a.pth``, for the message.
 
     Raises:
         WeightsError: naming the first such parameter.
     """
     bad = []
     for name, value in state.items():
-        kind = _no_real_numbers(value)
+        kind = _unusable_kind(value)
         if kind is not None:
             raise WeightsError(
-                f"{source}: {name} is {kind}, and no weight of these models is: save it as float32, say"
+                f"{source}: {name} is {kind}, and no weight of these models is; save it as float32, for example"
             )
-        # isfinite does not know the types of eight bits. The clamp's limit is infinite where there is none.
+        # isfinite does not support 8-bit floats. The clamp's limit is infinite if there is none.
         numbers = value.float() if value.is_floating_point() and value.element_size() == 1 else value
         if not numbers.isfinite().all() and not name.endswith(_CLAMP):
             bad.append(name)
     if bad:
         raise WeightsError(
-            f"{source}: {bad[0]} ({len(bad)} of {len(state)} tensors) holds values that are not finite: take "
-            "weights of before the training diverged, or copy the file again"
+            f"{source}: {bad[0]} ({len(bad)} of {len(state)} tensors) contains values that are not finite; use "
+            "weights from before the training diverged, or copy the file again"
         )
 
 
-def _no_real_numbers(value: Tensor) -> str | None:
-    """What a tensor is whose values cannot be copied to a weight as they are."""
+def _unusable_kind(value: Tensor) -> str | None:
+    """What makes a tensor impossible to copy into a weight, if anything."""
     kinds = {
         "a tensor without values": value.is_meta,
         "complex": value.is_complex(),
         "quantised": value.is_quantized,
         "sparse": value.layout is not torch.strided,
-        str(value.dtype): str(value.dtype).startswith("torch.float4"),  # two in a byte
+        str(value.dtype): str(value.dtype).startswith("torch.float4"),  # two values per byte
     }
-    return next((kind for kind, is_it in kinds.items() if is_it), None)
+    return next((kind for kind, applies in kinds.items() if applies), None)
 
 
 def _read(path: Path) -> Any:
-    """What a file holds, of tensors and plain data only."""
+    """The content of a file of tensors and plain data."""
     try:
         if is_safetensors(path):
             return load_file(path)
-        if path.suffix == ".safetensors":  # torch would go by the name
+        if path.suffix == ".safetensors":  # given the path, torch.load would trust the suffix
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
-        # Only torch's zip format can be mapped; files from before PyTorch 1.6 are read.
+        # Only torch's zip format can be memory-mapped; files from before PyTorch 1.6 are read.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except SafetensorError as error:
         raise WeightsError(
             f"weights={path} is damaged: safetensors with {error}; download or copy it again"
         ) from error
-    except Exception as error:  # a damaged file can end the reader in any error
-        asked = re.search(r"(?:GLOBAL|global:?|class) ([a-zA-Z_][\w.]*\.\w+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and asked:
+    except Exception as error:  # a damaged file can make the reader raise anything
+        blocked = re.search(r"(?:GLOBAL|global:?|class) ([a-zA-Z_][\w.]*\.\w+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and blocked:
             raise WeightsError(
-                f"weights={path} asks for {asked[1]!r} to be built, which could run code, so it was not loaded; "
-                "only tensors and plain data are accepted (have whoever trusts the file save its state_dict alone)"
+                f"weights={path} refers to {blocked[1]!r}, which could run code, so it was not loaded; only "
+                "tensors and plain data are accepted (have someone who trusts the file save its state_dict alone)"
             ) from error
         raise WeightsError(
             f"weights={path} is damaged, or neither of torch.save nor of safetensors ({type(error).__name__}); "
@@ -124,66 +124,61 @@ def _read(path: Path) -> Any:
 
 
 def unwrap(content: Any, source: str) -> dict[str, Tensor]:
-    """Take a state dict out of what checkpoints wrap it in.
+    """Extract the state dict from what checkpoints wrap it in.
 
     Args:
-        content: what a file held.
-        source: the file's name, for messages.
+        content: of a file.
+        source: name of the file, for messages.
 
     Raises:
-        WeightsError: where no state dict is found, or a value in it is no tensor.
+        WeightsError: there is no state dict, or one of its values is not a tensor.
     """
     while isinstance(content, Mapping):
-        inner = [content[key] for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)]
-        if not inner:
+        wrapped = next((content[key] for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)), None)
+        if wrapped is None:
             break
-        content = inner[0]
+        content = wrapped
+    advice = "save tensors by name, with torch.save(model.state_dict(), ...)"
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(
-            f"weights={source} holds no state dict, but {type(content).__name__} of length "
-            f"{len(content) if isinstance(content, Sized) else 1}: save tensors by name, with "
-            "torch.save(model.state_dict(), ...)"
+            f"weights={source} contains no state dict, but {type(content).__name__} of length "
+            f"{len(content) if isinstance(content, Sized) else 1}: {advice}"
         )
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            held = [key for key, entry in content.items() if isinstance(entry, Mapping) and _has_tensors(entry)]
-            advice = "save tensors by name, with torch.save(model.state_dict(), ...)"
-            if held:
-                advice = f"the tensors seem to be under {held[0]!r}: save that entry alone, with torch.save"
-            raise WeightsError(
-                f"weights={source}: entry {name!r} is no tensor but {type(value).__name__}, so this is no "
-                f"state dict, and none is under {', '.join(WRAPPER_KEYS)}; {advice}"
-            )
     state: dict[str, Tensor] = {}
     for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            for key, entry in content.items():
+                if isinstance(entry, Mapping) and any(isinstance(inner, Tensor) for inner in entry.values()):
+                    advice = f"the tensors seem to be under {key!r}: save that entry alone, with torch.save"
+                    break
+            raise WeightsError(
+                f"weights={source}: entry {name!r} is not a tensor but {type(value).__name__}, so this is no "
+                f"state dict, and none is under {', '.join(WRAPPER_KEYS)}; {advice}"
+            )
         short = _WRAPPER_PREFIXES.sub("", name)
         if short in state:
-            raise WeightsError(f"weights={source} holds {short!r} both with and without the prefix of a wrapper")
+            raise WeightsError(f"weights={source} contains {short!r} both with and without a wrapper's prefix")
         if not name.endswith(_CLAMP):
             state[short] = value
     return state
 
 
-def _has_tensors(entry: Mapping[Any, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in entry.values())
-
-
 def save_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> Path:
-    """Write a state dict as safetensors, at once or not at all, with words to keep in the file's header."""
+    """Write a state dict as safetensors, atomically, with metadata in the file's header."""
     with written_at_once(path) as partial:
         save_file(_copied(state), partial, metadata=dict(metadata or {}))
     return path
 
 
 def save_pickled(state: Mapping[str, Tensor], path: Path) -> Path:
-    """Write ``{"state_dict": state}`` with ``torch.save``, as the official tools read it, at once."""
+    """Write ``{"state_dict": state}`` with ``torch.save``, as the official tools read it, atomically."""
     with written_at_once(path) as partial:
         torch.save({"state_dict": _copied(state)}, partial)
     return path
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, side by side in memory, and each in its own: safetensors refuses tensors that share memory."""
+    """Contiguous copies on the CPU: safetensors refuses tensors that share memory."""
     return {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()
     }
