@@ -42,7 +42,7 @@ def parts(groups: int, dtype: torch.dtype = torch.float32, width: int = 8) -> tu
 
 def by_parts(monkeypatch: pytest.MonkeyPatch, where: bool) -> None:
     """Attend to each group of tokens on its own, as on a CPU, or to all at once, as on a GPU."""
-    monkeypatch.setattr("cmt_aqr.ops.biased_attention._MOST_SEGMENTS", 8 if where else 0)
+    monkeypatch.setattr("cmt_aqr.ops.biased_attention._MAX_SEGMENTS", 8 if where else 0)
 
 
 @pytest.mark.parametrize("groups", [1, 6])
@@ -276,13 +276,13 @@ def test_the_target_favours_what_is_whole() -> None:
     one = output_of(batch).signal
     assert one is not None
     lidar_gone = output_of(batch).lidar_lost == 1
-    assert one.target[lidar_gone & one.counts[..., 0]].max() <= 0.5
+    assert one.target[lidar_gone & one.valid[..., 0]].max() <= 0.5
     assert torch.equal(
-        one.target[~lidar_gone & one.counts[..., 0]],
-        torch.full_like(one.target[~lidar_gone & one.counts[..., 0]], 0.75),
+        one.target[~lidar_gone & one.valid[..., 0]],
+        torch.full_like(one.target[~lidar_gone & one.valid[..., 0]], 0.75),
     )
     six = output_of(batch, "aqr.groups=views")
-    assert six.signal is not None and six.seen is not None and torch.equal(six.signal.counts, six.seen)
+    assert six.signal is not None and six.seen is not None and torch.equal(six.signal.valid, six.seen)
     assert torch.equal(output_of(damaged(small_batch(2), 0.0)).signal.target, torch.full((1, 20, 1), 0.5))  # type: ignore[union-attr]
     assert output_of(small_batch(2)).signal is None
 
@@ -303,7 +303,7 @@ def test_what_is_read_off_beta() -> None:
     assert areas(output) == {"auc_lidar": 1.0, "auc_camera": 1.0}
     certain = output.replace(beta=torch.tensor([[-19.0, -18.5, -18.0, 19.0]])[..., None])
     assert areas(certain)["auc_lidar"] == 1.0  # though a sigmoid makes 1 of all of them
-    assert areas(output.replace(beta=-beta, draws=torch.tensor([[True, True, True, False]]))) == {"auc_lidar": 0.0}
+    assert areas(output.replace(beta=-beta, valid=torch.tensor([[True, True, True, False]]))) == {"auc_lidar": 0.0}
     assert set(beta_values(output.replace(lidar_lost=0 * lost))) == {"all", "camera_broken", "whole"}
     shares = spread(share_values(torch.tensor([[0.0, 0.5, 1.0]]), output))  # of the last three queries
     expected = {"mean": 0.5, "std": (1 / 6) ** 0.5, "min": 0.0, "max": 1.0}

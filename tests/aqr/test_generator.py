@@ -153,7 +153,7 @@ def test_all_slots_as_on_a_gpu_give_what_the_filled_slots_give(monkeypatch: pyte
     torch.testing.assert_close(second, first)
 
 
-def test_max_views_reads_in_the_most_central_views() -> None:
+def test_max_most_central_viewss_in_the_most_central_views() -> None:
     scene = inputs(queries=60)
     every = small_aqr({"max_views": None}).generator
     two = small_aqr({"max_views": 2}).generator
@@ -165,7 +165,7 @@ def test_max_views_reads_in_the_most_central_views() -> None:
     changed = (generate(one, scene) - expected).abs().amax(-1)[0] > 1e-6
     assert torch.equal(changed, views == 2)
     # The view kept is the one in which the query stands nearer to the middle.
-    view, seen = one._views_read(on_images)
+    view, seen = one._most_central_views(on_images)
     for query in (views == 2).nonzero()[:, 0].tolist():
         column, row = on_images.position[0, :, query].unbind(-1)
         distance = torch.hypot(column / 9 - 0.5, row / 5 - 0.5)

@@ -68,8 +68,8 @@ def test_every_sensor_that_is_there_has_its_numbers() -> None:
 
 def test_used_weights_are_of_queries_that_stand_on_a_map_and_draw() -> None:
     aqr, scene = small_aqr(), inputs(batch=2, queries=30)
-    draws = torch.arange(30).expand(2, 30) >= 10
-    output = run(aqr, **scene, draws=draws)
+    valid = torch.arange(30).expand(2, 30) >= 10
+    output = run(aqr, **scene, valid=valid)
     used = used_weights(output)
     for index, (name, seen) in enumerate({"lidar": output.bev_seen, "camera": output.camera_seen}.items()):
         expected = [

@@ -34,7 +34,7 @@ def test_heads_must_divide_the_channels() -> None:
 def test_a_query_first_looks_where_its_position_is() -> None:
     torch.manual_seed(0)
     attention = Attention(64, 4, dropout=0.0)
-    attention.start_local()
+    attention.initialise_local()
     positions = 4 * functional.normalize(torch.randn(1, 30, 64), dim=-1) * 8
     values = torch.eye(30)[None]
     q, k, _ = attention.in_proj_weight.chunk(3)

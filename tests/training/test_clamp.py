@@ -37,5 +37,5 @@ def test_a_mapping_on_the_command_line_replaces_all_milestones() -> None:
     linear = composed(schedule, "clamp_schedule.mode=linear").clamp_schedule
     assert linear.milestones == {0: 2.5, 6: 2.0, 16: 1.5} and linear.mode == "linear"
     added = composed(schedule, "+clamp_schedule.milestones.20=1.0").clamp_schedule
-    with pytest.raises(ValueError, match=r"all of them are given at once, as in {0:2.5"):
+    with pytest.raises(ValueError, match=r"set all of them together, as in {0:2.5"):
         ClampSchedule(added.milestones)

@@ -36,7 +36,7 @@ def test_weights_are_named() -> None:
     with torch.no_grad():
         layer.bias[0] = math.nan
     assert weights_problem(layer.named_parameters(), 7) == (
-        "after step 6: 1 of 2 weights are not finite, bias the first of them"
+        "after step 6: 1 of 2 weights are not finite, the first is bias"
     )
 
 

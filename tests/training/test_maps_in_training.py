@@ -99,4 +99,4 @@ def test_the_fullest_frame_pads_the_others_and_their_maps_stay(draw: str) -> Non
     near = output.bev_map_raw[0, row, column]  # type: ignore[index]
     assert near < 1
     if draw == "all":
-        assert output.draws is not None and output.draws.sum(1).tolist() == [2 + 20, 18 + 20]
+        assert output.valid is not None and output.valid.sum(1).tolist() == [2 + 20, 18 + 20]

@@ -19,7 +19,7 @@ from cmt_aqr.outputs import AQROutput
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.monitor import AQRMonitor
-from cmt_aqr.training.watched import AttentionWatch, Summary
+from cmt_aqr.training.observation import AttentionProbe, Summary
 from tests.helpers.ran import from_json, logged
 from tests.helpers.small_detector import damaged, damaged_frames, small_batch, small_module
 from tests.helpers.trainers import quiet_trainer
@@ -77,7 +77,7 @@ def test_a_fit_is_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             one = {"max": max, "min": min}.get(key.split("_")[0], lambda items: sum(items) / len(items))
             assert value == pytest.approx(one(list(looks)), rel=1e-6), (name, key)
             assert logged(tmp_path, f"aqr/epoch/{name}/{key}") == {4: pytest.approx(value)}
-    assert "epoch 0 (looked at 3 times)" in printed
+    assert "epoch 0 (observations: 3)" in printed
     assert f"{written['camera']['max']:.4g}" in printed and f"{written['bev']['drawn']:.1%}" in printed
 
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"histograms": 0}).Reload()
@@ -165,11 +165,8 @@ def test_a_high_maximum_is_warned_of_once_for_each_map_with_its_numbers(
     assert len(messages) == 2
     for name, message in zip(("bev", "camera"), messages, strict=True):
         highest, mean = logged(tmp_path, f"aqr/{name}/max")[0], logged(tmp_path, f"aqr/{name}/mean")[0]
-        assert f"AQR's {name} map at step 0: its highest cell is {highest:.4g}" in message
-        assert (
-            f"{highest / mean:.4g} times its mean of {mean:.4g}" in message
-            and "max_over_mean_limit=1.5" in message
-        )
+        assert f"AQR's {name} map at step 0: its maximum of {highest:.4g}" in message
+        assert f"{highest / mean:.4g} times its mean of {mean:.4g}" in message and "limit=1.5" in message
 
 
 def test_a_gradient_of_exactly_zero_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -245,7 +242,7 @@ def test_maps_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str
     trainer = quiet_trainer(logger=logger, callbacks=[monitor])
     trainer.validate(module, frames(3), verbose=False)
     written = from_json(tmp_path / "map_statistics.json")
-    assert "evaluation (looked at 2 times)" in capsys.readouterr().out
+    assert "evaluation (observations: 2)" in capsys.readouterr().out
     module.eval()
     drawn = []
     for number in (0, 2):
@@ -330,7 +327,7 @@ def test_looking_at_the_attention(form: tuple[str, ...]) -> None:
         keeping = attention.register_forward_pre_hook(
             lambda _, tokens, named: given.append((*tokens, named["bias"])), with_kwargs=True
         )
-        watch = AttentionWatch(module.model)
+        watch = AttentionProbe(module.model)
         looked = module.model(batch).matching.codes
         keeping.remove()
         assert torch.equal(plain, looked) and not attention._forward_pre_hooks
@@ -351,7 +348,7 @@ def test_looking_at_the_attention(form: tuple[str, ...]) -> None:
 
 def test_attention_on_one_sensor_has_no_share() -> None:
     module = small_module("model=tiny_lidar").eval()
-    watch = AttentionWatch(module.model)
+    watch = AttentionProbe(module.model)
     with torch.no_grad():
         module.model(small_batch(1, cameras=False))
     assert watch.share is None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cmt_aqr.training.plan import RunPlan, size_of
+from cmt_aqr.training.plan import RunPlan, folder_size
 from tests.helpers.small_data import datamodule
 from tests.helpers.small_detector import small_module
 from tests.helpers.trainers import quiet_trainer
@@ -38,4 +38,4 @@ def test_sizes_of_folders_are_added_up(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_bytes(bytes(7))
     (tmp_path / "c").write_bytes(bytes(5))
-    assert size_of(tmp_path) == 12
+    assert folder_size(tmp_path) == 12

@@ -1,4 +1,4 @@
-"""The numbers that a run logs, and callbacks that watch them."""
+"""The numbers that a run logs, and a check of the callbacks that monitor them."""
 
 import difflib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from cmt_aqr.training.losses import loss_names
 
 
 def logged_numbers(config: DictConfig) -> list[str]:
-    """What callbacks can watch: the numbers of evaluations and the losses, by the names they are logged under."""
+    """Names of the metrics, losses and settings that callbacks can monitor."""
     evaluated = ["NDS", "mAP", *(f"val/{name}" for name in metric_names())]
     denoising, signal = config.training.denoising.groups > 0, config.training.criterion.get("signal_weight", 0)
     terms = loss_names(config.model.layers, denoising, bool(signal))
@@ -21,10 +21,10 @@ def logged_numbers(config: DictConfig) -> list[str]:
 
 
 def check_monitors(callbacks: Mapping[str, Any], config: DictConfig) -> None:
-    """Refuse a callback that watches a number which is never logged.
+    """Check that the numbers monitored by callbacks are logged.
 
     Raises:
-        UserError: naming the first such key, and what there is.
+        UserError: a number is never logged; the message suggests the closest name.
     """
     for name, callback in callbacks.items():
         monitor = getattr(callback, "monitor", None)
