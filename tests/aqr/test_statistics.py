@@ -1,4 +1,4 @@
-"""The numbers of a map, against a few cells counted by hand."""
+"""Statistics of maps, against values by hand."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_eight_cells_by_hand(clamp_mode: str) -> None:
     assert found["std"] == pytest.approx(rendered.numpy().std(), rel=1e-6)
     assert (found["min"], found["max"]) == (0.0, pytest.approx(4.195))
     assert found["max_over_mean"] == pytest.approx(4.195)
-    assert found["clamped"] == 2 / 8  # what the threshold made 0 does not count
+    assert found["clamped"] == 2 / 8  # without the cell below the threshold
     assert found["drawn"] == 6 / 8
     last = {"hard": 1.5, "soft": 1.5 - 0.75**2 / 4.195}[clamp_mode]
     second = {"hard": 1.5, "soft": 1.5 - 0.75**2 / 2.0}[clamp_mode]
@@ -28,7 +28,7 @@ def test_eight_cells_by_hand(clamp_mode: str) -> None:
     assert found["mean_after"] == pytest.approx((0.5 + 0.7 + 0.6 + second + last) / 8)
 
 
-def test_a_map_that_nothing_draws_on() -> None:
+def test_an_empty_map() -> None:
     found = numbers(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
     assert all(value == 0 for value in found.values())
 
@@ -46,7 +46,7 @@ def test_drawn_is_the_share_of_cells_that_a_query_reaches(method: str) -> None:
 def test_relative_change_is_the_mean_of_the_cells_gains() -> None:
     random = torch.Generator().manual_seed(0)
     features = torch.randn(2, 6, 8, 3, 5, generator=random)
-    features[0, 0, :, 0, 0] = 0  # such a cell does not count
+    features[0, 0, :, 0, 0] = 0  # does not count
     gain = torch.rand(2, 6, 1, 3, 5, generator=random)
     expected = ((gain - 1).abs().sum() - (gain[0, 0, 0, 0, 0] - 1).abs()) / (gain.numel() - 1)
     torch.testing.assert_close(relative_change(features, features * gain), expected)
@@ -55,7 +55,7 @@ def test_relative_change_is_the_mean_of_the_cells_gains() -> None:
     assert relative_change(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)) == 0
 
 
-def test_every_sensor_that_is_there_has_its_numbers() -> None:
+def test_every_sensor_has_its_statistics() -> None:
     aqr, scene = small_aqr(), inputs(queries=30)
     found = output_statistics(run(aqr, **scene), 0.0)
     assert {key.split("/")[0] for key in found} == {"bev", "camera"}
@@ -66,7 +66,7 @@ def test_every_sensor_that_is_there_has_its_numbers() -> None:
     assert {key.split("/")[0] for key in found} == {"bev"}
 
 
-def test_used_weights_are_of_queries_that_stand_on_a_map_and_draw() -> None:
+def test_used_weights_are_those_rendered() -> None:
     aqr, scene = small_aqr(), inputs(batch=2, queries=30)
     valid = torch.arange(30).expand(2, 30) >= 10
     output = run(aqr, **scene, valid=valid)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from cmt_aqr.aqr.kernels import METHODS
 from cmt_aqr.aqr.placement import Placement
 from cmt_aqr.checks import is_count, is_number, require, require_choice, require_flag, require_number
-from cmt_aqr.errors import SettingError
 
 CLAMP_MODES = ("hard", "soft")
 
@@ -102,24 +101,6 @@ class Renderer(nn.Module):
     def background(self) -> float:
         """A map's value where no query reaches, before post-processing."""
         return self.kernel.background
-
-    def check_shapes(self, bev_shape: tuple[int, ...] | None, image_shape: tuple[int, ...] | None) -> None:
-        """Compare the shapes of the features with the declared ones, where both are known.
-
-        Args:
-            bev_shape: rows and columns.
-            image_shape: views, rows and columns.
-
-        Raises:
-            SettingError: they differ.
-        """
-        for name, actual in (("bev_feature_shape", bev_shape), ("pers_feature_shape", image_shape)):
-            declared = getattr(self, name)
-            if declared is not None and actual is not None and declared != tuple(actual):
-                raise SettingError(
-                    f"{name}={list(declared)}: must be {list(actual)}, the shape of the model's "
-                    "features, or null to take it from them"
-                )
 
     def forward(self, weights: Tensor, placement: Placement, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Render and post-process.

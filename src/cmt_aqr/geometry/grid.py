@@ -55,12 +55,6 @@ class BEVGrid:
         """Width in x and in y of a BEV cell, in metres."""
         return self.voxel_size[0] * self.stride, self.voxel_size[1] * self.stride
 
-    @property
-    def extent(self) -> tuple[float, float, float]:
-        """Size of the range in metres along x, y, z."""
-        low, high = self.point_range[:3], self.point_range[3:]
-        return (high[0] - low[0], high[1] - low[1], high[2] - low[2])
-
     def cell_of(self, xy: Tensor) -> Tensor:
         """Continuous BEV position (..., 2) as (column, row) of points (..., 2) in metres, LiDAR frame.
 

@@ -106,28 +106,23 @@ class ImageBranch(nn.Module):
 def create_backbone(name: str, out_indices: tuple[int, ...], pretrained: bool = False) -> Any:
     """Create a timm ``FeatureListNet``, which returns a list of feature maps, finest first.
 
+    VoVNet V2-99-eSE is that of CenterMask (Lee and Park, CVPR 2020), as used by CMT with levels 3 and 4. timm's
+    ``ese_vovnet99b`` has an eSE gate only in the last block of a stage; the published checkpoints have one in
+    every block.
+
     Raises:
         SettingError: there is no such model, or it has no weights to download.
     """
-    if name == VOVNET:
-        if pretrained:
-            raise SettingError(
-                f"backbone={name}: has no pretrained weights to download; set pretrained=false and load weights"
-            )
-        return vovnet99_ese(out_indices)
-    if not timm.is_model(name):
+    published = name == VOVNET
+    if published and pretrained:
+        raise SettingError(
+            f"backbone={name}: has no pretrained weights to download; set pretrained=false and load weights"
+        )
+    if not published and not timm.is_model(name):
         raise SettingError(f"backbone={name}: must be {VOVNET!r} or a model of timm.list_models()")
-    return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=out_indices)
-
-
-def vovnet99_ese(out_indices: tuple[int, ...]) -> nn.Module:
-    """VoVNet V2-99-eSE as published (CenterMask, Lee and Park, CVPR 2020) and used by CMT, with levels 3 and 4.
-
-    timm's ``ese_vovnet99b`` has an eSE gate only in the last block of a stage; the published checkpoints have one
-    in every block.
-    """
-    model = timm.create_model("ese_vovnet99b", pretrained=False, features_only=True, out_indices=out_indices)
-    for block in model.modules():
+    timm_name = "ese_vovnet99b" if published else name
+    model = timm.create_model(timm_name, pretrained=pretrained, features_only=True, out_indices=out_indices)
+    for block in model.modules() if published else ():
         if isinstance(block, OsaBlock) and block.attn is None:
             block.attn = create_attn("ese", block.conv_concat.conv.out_channels)
     return model

@@ -259,7 +259,7 @@ class LidarBranch(nn.Module):
             _, y, x = self.grid.sparse_shape
             raise SettingError(
                 f"encoder and backbone make {actual} BEV cells of {y} x {x} voxels, "
-                f"grid.stride={self.grid.stride} makes {self.grid.bev_shape}: change grid.stride or the encoder stages"
+                f"grid.stride={self.grid.stride} {self.grid.bev_shape}: make the number of stages and it agree"
             )
 
     def voxelize(self, points: Tensor, point_counts: tuple[int, ...]) -> Voxels:

@@ -67,15 +67,24 @@ def batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
 class BatchNorm2d(nn.BatchNorm2d):
     """A batch norm over maps (image, channel, h, w)."""
 
+    folded = False
+    """Whether the preceding convolution applies scale and shift in eval mode, see :mod:`cmt_aqr.ops.folding`."""
+
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise."""
-        return batch_norm(self, input) if self.training else super().forward(input)
+        """Normalise, unless the norm is folded and in eval mode."""
+        if self.training:
+            return batch_norm(self, input)
+        return input if self.folded else super().forward(input)
 
 
 class BatchNormAct(BatchNormAct2d):
-    """timm's batch norm with its activation."""
+    """timm's batch norm with activation; ``folded`` as in :class:`BatchNorm2d`."""
+
+    folded = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise and activate."""
-        result: Tensor = self.act(self.drop(batch_norm(self, x))) if self.training else super().forward(x)
+        """Normalise, unless the norm is folded and in eval mode, and activate."""
+        if not (self.training or self.folded):
+            return super().forward(x)
+        result: Tensor = self.act(self.drop(batch_norm(self, x) if self.training else x))
         return result

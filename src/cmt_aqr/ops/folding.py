@@ -14,7 +14,6 @@ from timm.models._features import FeatureListNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from cmt_aqr.ops.batch_norm import BatchNorm2d, BatchNormAct
 from cmt_aqr.ops.pointwise import convolve_pointwise
@@ -30,23 +29,6 @@ PAIRS = {
 
 In a ``Sequential``, adjacent children form the pairs.
 """
-
-
-class FoldedBatchNorm2d(BatchNorm2d):
-    """A batch norm whose scale and shift are applied by the preceding convolution in eval mode."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise in training mode; identity in eval mode."""
-        return super().forward(input) if self.training else input
-
-
-class FoldedBatchNormAct2d(BatchNormAct):
-    """timm's batch norm with activation, folded like :class:`FoldedBatchNorm2d`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise in training mode; activate."""
-        result: Tensor = super().forward(x) if self.training else self.act(self.drop(x))
-        return result
 
 
 class Conv2d(nn.Conv2d):
@@ -73,8 +55,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         return functional.conv_transpose2d(input, weight, bias, self.stride)
 
 
-EXACT = {nn.BatchNorm2d: BatchNorm2d, BatchNormAct2d: BatchNormAct}
-FOLDED = {nn.BatchNorm2d: FoldedBatchNorm2d, BatchNormAct2d: FoldedBatchNormAct2d}
+NORMS: dict[type, type] = {nn.BatchNorm2d: BatchNorm2d, BatchNormAct2d: BatchNormAct}
 CONVOLUTIONS: dict[type, type] = {nn.Conv2d: Conv2d, nn.ConvTranspose2d: ConvTranspose2d}
 
 
@@ -89,13 +70,13 @@ def speed_up(model: nn.Module) -> None:
         for conv_name, norm_name in PAIRS.get(type(parent), pairwise(names)):
             conv: Any = getattr(parent, conv_name, None)
             norm: Any = getattr(parent, norm_name, None)
-            if type(norm) in FOLDED and norm.affine and type(conv) in CONVOLUTIONS and conv.bias is None:
-                norm.__class__ = FOLDED[type(norm)]
+            if type(norm) in NORMS and norm.affine and type(conv) in CONVOLUTIONS and conv.bias is None:
+                norm.folded = True
                 conv.__class__ = CONVOLUTIONS[type(conv)]
                 conv.norm = (parent, norm_name)
     for module in model.modules():
-        if type(module) in EXACT:
-            module.__class__ = EXACT[type(module)]
+        if type(module) in NORMS:
+            module.__class__ = NORMS[type(module)]
         elif type(module) is nn.Conv2d and _is_pointwise(module):
             module.__class__ = Conv2d
             module.norm = None  # type: ignore[assignment]  # its class has just changed
@@ -114,9 +95,8 @@ def _with_norm(
         dim: 0 for a convolution, 1 for a transposed one.
     """
     norm = None if reference is None else getattr(*reference)
-    if not isinstance(norm, FoldedBatchNorm2d | FoldedBatchNormAct2d) or norm.training:
+    if not isinstance(norm, BatchNorm2d | BatchNormAct) or not norm.folded or norm.training:
         return weight, bias
-    assert isinstance(norm, _BatchNorm)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()

@@ -31,7 +31,8 @@ def voxel_counts(grid: BEVGrid) -> tuple[int, int, int]:
     The released 0.1 m configuration declares 1024 of the range's 1080 cells. Its compiled hashing wraps cells past
     the last one into the next row; here their points are dropped.
     """
-    within_range = [round(extent / size) for extent, size in zip(grid.extent, grid.voxel_size, strict=True)]
+    low, high = grid.point_range[:3], grid.point_range[3:]
+    within_range = [round((b - a) / size) for a, b, size in zip(low, high, grid.voxel_size, strict=True)]
     z, y, x = (min(a, b) for a, b in zip(reversed(within_range), grid.sparse_shape, strict=True))
     return z, y, x
 

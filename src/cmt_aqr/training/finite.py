@@ -44,7 +44,7 @@ class LossGuard:
             bad_inputs = [name for name in inputs if not next(values)]
             if not all(map(math.isfinite, terms.values())):
                 listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-                problem = f"step {step}: the loss is not finite ({listed}) on {frames(tokens)}"
+                problem = f"step {step}: the loss is not finite ({listed}) on frames {', '.join(tokens)}"
                 return f"{problem}; {_bad_input(bad_inputs[0])}" if bad_inputs else problem
         return None
 
@@ -75,11 +75,6 @@ def why_not_finite(batch: Batch, weights: Iterable[tuple[str, Tensor]]) -> str:
     if bad:
         return f"{len(bad)} weights were not finite before this step, the first is {bad[0]}"
     return "inputs and weights are finite, so the outputs diverged: lower optimizer.lr"
-
-
-def frames(tokens: Iterable[str]) -> str:
-    """Sample tokens as text."""
-    return f"frames {', '.join(tokens)}"
 
 
 def weights_problem(named: Iterable[tuple[str, Tensor]], step: int) -> str | None:

@@ -19,14 +19,7 @@ from cmt_aqr.ops.devices import processes
 from cmt_aqr.outputs import Predictions
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.denoising import Denoising
-from cmt_aqr.training.finite import (
-    LossGuard,
-    NotFiniteError,
-    finite_inputs,
-    frames,
-    weights_problem,
-    why_not_finite,
-)
+from cmt_aqr.training.finite import LossGuard, NotFiniteError, finite_inputs, weights_problem, why_not_finite
 from cmt_aqr.training.losses import Criterion, mean_over_processes
 from cmt_aqr.training.optimization import MODULES, Multipliers, OptimizerSettings, module_of
 
@@ -105,10 +98,6 @@ class DetectorModule(pl.LightningModule):
                 part.training = False
         return self
 
-    def forward(self, batch: Batch) -> Predictions:
-        """Predictions of the model, without denoising queries."""
-        return self.model(batch)
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout and noise by (seed, batch, process), so that a resumed run equals an uninterrupted one."""
         # The batch number over all epochs, not the step: a step that accumulates gradients has several batches.
@@ -132,7 +121,8 @@ class DetectorModule(pl.LightningModule):
             weights = (*self.model.named_parameters(), *self.model.named_buffers())
             raise NotFiniteError(
                 self._guard.problem()
-                or f"step {self.global_step}: {error} on {frames(batch.tokens)}; {why_not_finite(batch, weights)}"
+                or f"step {self.global_step}: {error} on frames {', '.join(batch.tokens)}; "
+                f"{why_not_finite(batch, weights)}"
             ) from error
         self._guard.add(self.global_step, batch.tokens, losses, finite_inputs(batch))
         values = torch.stack(list(losses.values()))

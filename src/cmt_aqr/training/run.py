@@ -14,10 +14,11 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ProgressBar
 
 from cmt_aqr.aqr import AQR
+from cmt_aqr.checks import require
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.tables import is_annotated
-from cmt_aqr.errors import SettingError, UserError
+from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.table import metrics_table
 from cmt_aqr.files import nan_to_null, remove_partial, write_json, write_table
@@ -26,7 +27,7 @@ from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.decoder import DecoderLayer
 from cmt_aqr.model.image import ImageBranch
 from cmt_aqr.runs.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
-from cmt_aqr.runs.configuration import build, build_data, in_terms_of_keys
+from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.curves import CurveLogger
 from cmt_aqr.runs.loggers import build_loggers
@@ -67,15 +68,13 @@ def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, f
         except SystemExit:
             if signals.received is None:
                 raise
+            if not is_rank_zero():
+                raise SystemExit(0) from None  # with an error status Lightning would kill the main process
             _print_how_to_resume(folder, signals.received)
-            # An error status of another process would make Lightning kill the main process.
-            raise Stopped(signals.received) if is_rank_zero() else SystemExit(0) from None
+            raise Stopped(signals.received) from None
 
 
 def _print_how_to_resume(folder: Path, signum: int) -> None:
-    """Print one line on stderr, from one process."""
-    if not is_rank_zero():
-        return
     path = newest_checkpoint(folder)
     if path is None:
         status = "stopped before the first checkpoint; the same command starts again"
@@ -102,10 +101,7 @@ def _train(
         if isinstance(callback, Checkpoints):
             callback.signals = signals
     loggers = build_loggers(config)
-    trainer = build_trainer(config, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
-    _use_threads(config, trainer)
-    data = build_data(config)
-    module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
+    trainer, data, module = _build(config, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
     if config.weights is not None:
         loaded = load_weights(module.model, config.weights)
         if is_rank_zero():
@@ -175,10 +171,9 @@ def measure(
     keep_freed_memory()
     checkpoint = read_checkpoint(Path(config.ckpt_path))
     configured = build_callbacks(config, ("progress", "aqr_monitor")).values()
-    trainer = build_trainer(config, callbacks=[*configured, *watching], logger=False, enable_checkpointing=False)
-    _use_threads(config, trainer)
-    data = build_data(config, evaluating=True)
-    module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
+    trainer, data, module = _build(
+        config, evaluating=True, callbacks=[*configured, *watching], logger=False, enable_checkpointing=False
+    )
     restore(config, module, checkpoint, overrides)
     module.results_path = results
     trainer.validate(module, datamodule=data, verbose=False)
@@ -197,11 +192,16 @@ def build_callbacks(config: DictConfig, names: Sequence[str] | None = None) -> d
     return callbacks
 
 
-def _use_threads(config: DictConfig, trainer: pl.Trainer) -> None:
-    """Set the number of threads for the model and this machine, unless the environment sets it."""
+def _build(
+    config: DictConfig, evaluating: bool = False, **settings: Any
+) -> tuple[pl.Trainer, NuScenesDataModule, DetectorModule]:
+    """The Trainer with further settings, data and module; sets the number of threads for the model and machine."""
+    trainer = build_trainer(config, **settings)
     threads = threads_for(tuple(config.model.grid.sparse_shape), trainer.num_devices)
     if threads is not None:
         torch.set_num_threads(threads)
+    data = build_data(config, evaluating=evaluating)
+    return trainer, data, build_module(config, data, trainer.num_devices * trainer.num_nodes)
 
 
 def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -> DetectorModule:
@@ -209,8 +209,7 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
     samples = config.data.batch_size * config.trainer.accumulate_grad_batches * processes
     denoising = build(config.training.denoising)
     model = build(config.model.network)
-    check_feature_shapes(model, config.model.image_size)
-    _check_factors(model)
+    check_aqr(model, config.model.image_size)
     return DetectorModule(
         model=model,
         criterion=build(config.training.criterion, background_above=denoising.background_above),
@@ -226,37 +225,34 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
     )
 
 
-def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
-    """Compare the shapes that the renderer declares with those of the model's features.
+def check_aqr(model: CMT, image_size: Sequence[int]) -> None:
+    """Compare the shapes of AQR's maps and factors, where configured, with those of the model.
 
     Args:
         model: the detector.
         image_size: height and width of the images in pixels.
 
     Raises:
-        UserError: the shapes differ.
+        SettingError: the shapes differ.
     """
-    if not isinstance(model.aqr, AQR):
-        return
-    bev = None if model.lidar is None else model.head.grid.bev_shape
-    images = None
-    if isinstance(model.image, ImageBranch | LabCamera):
-        images = (len(CAMERAS), *(math.ceil(side / model.image.stride) for side in image_size))
-    try:
-        model.aqr.renderer.check_shapes(bev, images)
-    except SettingError as error:
-        raise UserError(in_terms_of_keys(str(error), "renderer")) from error
-
-
-def _check_factors(model: CMT) -> None:
-    """Check that AQR has one factor per decoder layer and head."""
+    if isinstance(model.aqr, AQR):
+        shapes: dict[str, tuple[int, ...]] = {}
+        if model.lidar is not None:
+            shapes["bev_feature_shape"] = model.head.grid.bev_shape
+        if isinstance(model.image, ImageBranch | LabCamera):
+            sides = (math.ceil(side / model.image.stride) for side in image_size)
+            shapes["pers_feature_shape"] = (len(CAMERAS), *sides)
+        for name, shape in shapes.items():
+            declared = getattr(model.aqr.renderer, name)
+            allowed = f"{list(shape)}, the shape of the model's features, or null to take it from them"
+            require(declared in (None, shape), f"renderer.{name}", declared and list(declared), allowed)
     factors = getattr(model.aqr, "factors", None)
     heads = [layer.cross_attention.heads for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
-    if factors is not None and factors.shape != (len(heads), heads[0]):
-        raise UserError(
-            f"aqr.per_layer_and_head={list(factors.shape)}: the decoder has {len(heads)} layers of {heads[0]} "
-            "heads; set 'aqr.per_layer_and_head=[${model.layers},${model.heads}]'"
+    if factors is not None:
+        allowed = (
+            f"{[len(heads), heads[0]]}, the decoder's layers and heads: '[${{model.layers}},${{model.heads}}]'"
         )
+        require(factors.shape == (len(heads), heads[0]), "aqr.per_layer_and_head", list(factors.shape), allowed)
 
 
 def restore(
