@@ -73,8 +73,8 @@ def test_gradcheck(method: str, clamp_mode: str) -> None:
         return output.bev_features, output.image_features
 
     leaves = [tensors[name].requires_grad_() for name in names]
-    drawn = run(aqr, **{**scene, **tensors}).maps()
-    for before, after in drawn.values():
+    maps = run(aqr, **{**scene, **tensors}).maps()
+    for before, after in maps.values():
         assert ((after < before) & (after > 0)).any(), method
         assert ((after == before) & (before > 0)).any(), method
     assert torch.autograd.gradcheck(features, (*leaves, *parameters), fast_mode=True)
@@ -110,7 +110,7 @@ def test_autocast_keeps_weights_and_maps_in_float32(dtype: torch.dtype) -> None:
         loss = output.bev_features.float().square().mean() + output.image_features.float().square().mean()
     loss.backward()
     assert output.weights.dtype == torch.float32
-    assert all(drawn.dtype == torch.float32 for drawn in maps_of(output))
+    assert all(map_.dtype == torch.float32 for map_ in maps_of(output))
     assert output.bev_features.dtype == output.image_features.dtype == dtype
     torch.testing.assert_close(output.weights, expected.weights, atol=0.02, rtol=0)
     assert all(parameter.grad.isfinite().all() for parameter in aqr.parameters())

@@ -1,6 +1,7 @@
 """Render methods against loops over queries and cells, and post-processing."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -31,44 +32,37 @@ def scattered(
 
 
 def slow_render(renderer: Renderer, weights: Tensor, placement: Placement) -> Tensor:
-    """The formulas of the kernels' docstrings, one query and one cell at a time."""
+    """The formulas of the kernels' docstrings, one query at a time."""
     rows, columns = placement.map_size
-    settings = {"gaussian_sigma": 1.0, "reach_fraction": 1.0, "kernel_normalization": "sum"} | vars(
-        renderer.kernel
-    )
-    sigma = settings["gaussian_sigma"]
-    size = int(6 * sigma + 1)
-    size += size % 2 == 0
-    radius = size // 2
-    steps = range(-radius, radius + 1)
-    norm = sum(math.exp(-(dx * dx + dy * dy) / (2 * sigma**2)) for dx in steps for dy in steps)
-    if settings["kernel_normalization"] == "peak" or renderer.render_method == "kernel_mean":
-        norm = 1.0
-    reach = settings["reach_fraction"] * min(rows, columns)
+    kernel: Any = renderer.kernel
+    method = renderer.render_method
+    row, column = torch.meshgrid(torch.arange(rows).double(), torch.arange(columns).double(), indexing="ij")
     result = torch.zeros(len(weights), rows, columns, dtype=torch.float64)
     total = torch.zeros_like(result)
     for m, q in placement.inside.nonzero().tolist():
-        weight = weights[m, q].item()
         x, y = placement.position[m, q].tolist()
-        column, row = math.floor(x + 0.5), math.floor(y + 0.5)
-        for r in range(rows):
-            for c in range(columns):
-                dx, dy = c - column, r - row
-                distance = math.hypot(dx, dy)
-                if renderer.render_method in ("gaussian", "kernel_mean"):
-                    if max(abs(dx), abs(dy)) <= radius:
-                        kernel = math.exp(-(dx * dx + dy * dy) / (2 * sigma**2)) / norm
-                        result[m, r, c] += weight * kernel
-                        total[m, r, c] += kernel
-                elif renderer.render_method == "bilinear":
-                    result[m, r, c] += weight * max(0, 1 - abs(c - x)) * max(0, 1 - abs(r - y))
-                elif renderer.render_method == "direct":
-                    if dx == dy == 0:
-                        result[m, r, c] = max(result[m, r, c].item(), weight)
-                elif distance <= reach:
-                    result[m, r, c] += weight * math.exp(-distance / (settings["distance_decay"] * reach))
-    if renderer.render_method == "kernel_mean":
-        result = torch.where(total > 0, result / total, torch.ones_like(result))
+        dx, dy = column - math.floor(x + 0.5), row - math.floor(y + 0.5)
+        if method == "direct":
+            result[m] = torch.maximum(result[m], weights[m, q] * ((dx == 0) & (dy == 0)))
+            continue
+        if method == "bilinear":
+            share = (1 - (column - x).abs()).clamp(min=0) * (1 - (row - y).abs()).clamp(min=0)
+        elif method == "distance_weighted":
+            distance, reach = torch.hypot(dx, dy), kernel.reach_fraction * min(rows, columns)
+            share = torch.exp(-distance / (kernel.distance_decay * reach)) * (distance <= reach)
+        else:
+            radius = int(6 * kernel.gaussian_sigma + 1) // 2
+            share = torch.exp(-(dx**2 + dy**2) / (2 * kernel.gaussian_sigma**2))
+            share *= (dx.abs() <= radius) & (dy.abs() <= radius)
+            if method == "gaussian" and kernel.kernel_normalization == "sum":
+                steps = torch.exp(
+                    -(torch.arange(-radius, radius + 1).double() ** 2) / (2 * kernel.gaussian_sigma**2)
+                )
+                share /= steps.sum() ** 2
+        result[m] += weights[m, q] * share
+        total[m] += share
+    if method == "kernel_mean":
+        return torch.where(total > 0, result / total, 1.0)
     return result
 
 
@@ -122,9 +116,9 @@ def test_queries_outside_change_no_bit(method: str) -> None:
 def test_maps_without_any_query(method: str) -> None:
     weights, placement = scattered()
     nobody = Placement(placement.position, torch.zeros_like(placement.inside), SIZE)
-    rendered, kept = Renderer(method)(weights, nobody)
+    rendered, processed = Renderer(method)(weights, nobody)
     background = 1.0 if method == "kernel_mean" else 0.0
-    assert (rendered == background).all() and (kept == background).all()
+    assert (rendered == background).all() and (processed == background).all()
     none_at_all = Placement(placement.position[:, :0], placement.inside[:, :0], SIZE)
     assert (Renderer(method).render(weights[:, :0], none_at_all) == background).all()
 
@@ -156,10 +150,10 @@ def test_weights_broadcast_over_views() -> None:
 
 def test_threshold_and_clamp() -> None:
     rendered = torch.tensor([0.0, 0.0099, 0.01, 0.5, 3.0])
-    kept = torch.tensor([0.0, 0.0, 0.01, 0.5, 3.0])
-    assert torch.equal(Renderer(max_weight_clamp=None).post_process(rendered), kept)
-    assert torch.equal(Renderer(max_weight_clamp=None, clamp_mode="soft").post_process(rendered), kept)
-    assert torch.equal(Renderer(normalize_weights=False, max_weight_clamp=1.0).post_process(rendered), kept)
+    processed = torch.tensor([0.0, 0.0, 0.01, 0.5, 3.0])
+    assert torch.equal(Renderer(max_weight_clamp=None).post_process(rendered), processed)
+    assert torch.equal(Renderer(max_weight_clamp=None, clamp_mode="soft").post_process(rendered), processed)
+    assert torch.equal(Renderer(normalize_weights=False, max_weight_clamp=1.0).post_process(rendered), processed)
     assert torch.equal(
         Renderer(min_weight_threshold=0.0, max_weight_clamp=2.0).post_process(rendered), rendered.clamp(max=2.0)
     )

@@ -55,12 +55,3 @@ def test_all_parameters_and_the_generator_learn(overrides: tuple[str, ...]) -> N
     # A batch without boxes has no denoising queries and no matches.
     step(module, 0, 0)
     assert not unused(module)
-
-
-@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
-def test_frozen_parameters_are_not_unused() -> None:
-    module = small_module("lr_mult.img_backbone=0", "lr_mult.aqr_weight_generator=0")
-    step(module, 2)
-    assert not unused(module)
-    frozen = [name for name, value in module.named_parameters() if not value.requires_grad]
-    assert {name.split(".")[1] for name in frozen} == {"image", "aqr"}

@@ -13,12 +13,12 @@ from tests.model.test_composed import batch
 
 OVERRIDES = (
     "model=cmt_r50",
-    "model.grid.sparse_shape=[41,256,256]",
+    "model.grid.sparse_shape=[41,128,128]",
     "model.image_size=[64,160]",
     "model.network.image.backbone=resnet10t",
     "model.network.image.norm_eval=false",
     "model.layers=2",
-    "model.queries=100",
+    "model.queries=50",
     "model.attention_dropout=0",
     "model.dropout=0",
     "aqr=none",
@@ -29,14 +29,14 @@ BOXES = [[-50.0, -50, -1, 4, 2, 2, 0.3, 1, 0], [-46, -48, -1, 1, 1, 2, 0, 0, 0],
 def frames() -> Batch:
     """Two frames whose points fill the corner of the range that the small grid covers."""
     random = torch.Generator().manual_seed(1)
-    points = torch.rand(40_000, 5, generator=random) * torch.tensor([25.0, 25.0, 6.0, 255.0, 0.5])
+    points = torch.rand(8_000, 5, generator=random) * torch.tensor([11.8, 11.8, 6.0, 255.0, 0.5])
     points[:, :3] -= torch.tensor([53.5, 53.5, 4.0])
     return batch().replace(
         boxes=torch.tensor(BOXES),
         labels=torch.tensor([0, 8, 3]),
         box_counts=(2, 1),
         points=points,
-        point_counts=(20_000, 20_000),
+        point_counts=(4_000, 4_000),
     )
 
 
@@ -65,7 +65,7 @@ def test_losses_and_gradients() -> None:
     assert any(name.startswith("lidar.encoder.") for name in trained)
     errors = torch.stack([(gradients[name] - exact[name]).norm() / exact[name].norm() for name in trained])
     print(f"relative errors of gradients: median {errors.median():.1e}, maximum {errors.max():.1e}")
-    assert errors.median() < 1e-3  # 7.7e-3 with PyTorch's batch norm
+    assert errors.median() < 5e-4  # 1.5e-3 with PyTorch's batch norm
 
 
 @pytest.mark.parametrize("norm_class", [nn.BatchNorm2d, batch_norm.BatchNorm2d], ids=["torch", "ours"])

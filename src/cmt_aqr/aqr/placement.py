@@ -79,8 +79,8 @@ def _placement(covered: Tensor, position: Tensor, map_size: tuple[int, int]) -> 
     x, y = covered.unbind(-1)
     inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
     column, row = torch.nan_to_num(position).unbind(-1)
-    kept = torch.stack((column.clamp(0, columns - 1), row.clamp(0, rows - 1)), dim=-1)
-    return Placement(kept, inside, map_size)
+    clamped = torch.stack((column.clamp(0, columns - 1), row.clamp(0, rows - 1)), dim=-1)
+    return Placement(clamped, inside, map_size)
 
 
 def generator_inputs(queries: Queries, sensors: Sensors, stop_gradient: bool) -> tuple[Tensor, Sensors]:

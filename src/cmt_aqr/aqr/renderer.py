@@ -133,12 +133,12 @@ class Renderer(nn.Module):
 
     def post_process(self, rendered: Tensor) -> Tensor:
         """Apply the threshold, then the clamp if ``normalize_weights``; the shape stays."""
-        kept = torch.where(rendered < self.min_weight_threshold, 0.0, rendered)
+        processed = torch.where(rendered < self.min_weight_threshold, 0.0, rendered)
         if not self.normalize_weights:
-            return kept
+            return processed
         limit = self.clamp_limit.to(rendered.dtype)
-        kept = kept.clamp(min=0)
-        return torch.minimum(kept, limit) if self.clamp_mode == "hard" else soft_clamp(kept, limit)
+        processed = processed.clamp(min=0)
+        return torch.minimum(processed, limit) if self.clamp_mode == "hard" else soft_clamp(processed, limit)
 
 
 def _drop_limit(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:

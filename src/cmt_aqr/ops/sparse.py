@@ -61,20 +61,20 @@ class Sites:
         table = torch.full((27, number + 1), number, dtype=torch.int64, device=device)
         table[13, :number] = sites
 
-        def connect(offset: int, neighbour: Tensor, found: Tensor) -> None:
+        def connect(offset: int, neighbour: Tensor, exists: Tensor) -> None:
             """Store a neighbour at ``offset`` and, for the neighbour, this site at the mirrored offset."""
-            column = torch.where(found, neighbour, number)
+            column = torch.where(exists, neighbour, number)
             table[offset, :number] = column
-            table[26 - offset].scatter_(0, column, torch.where(found, sites, number))
+            table[26 - offset].scatter_(0, column, torch.where(exists, sites, number))
 
         connect(14, sites + 1, searched[1 : number + 1] == keys + 1)
         for row, (dz, dy) in enumerate(((0, 1), (1, -1), (1, 0), (1, 1))):
             target = keys + ((dz * padded[1] + dy) * padded[2] - 1)
             position = torch.searchsorted(searched, target)
             for dx in range(3):
-                found = searched[position] == target + dx
-                connect(15 + 3 * row + dx, position, found)
-                position = position + found
+                exists = searched[position] == target + dx
+                connect(15 + 3 * row + dx, position, exists)
+                position = position + exists
         return Rulebook(table[:, :number].contiguous(), number, None)
 
     def strided(self, kernel: Triple, stride: Triple, padding: Triple) -> tuple[Sites, Rulebook]:

@@ -85,7 +85,9 @@ class Summary:
     def print(self, title: str) -> None:
         """Print a table of the groups, and the AUC of AQR's weights where the damage is known."""
         groups = self.grouped()
-        name, columns = ("AQR's beta", _BETA_COLUMNS) if BETA in groups else ("AQR's raw maps", _MAP_COLUMNS)
+        name, columns = "AQR's maps before the clamp", _MAP_COLUMNS
+        if BETA in groups:
+            name, columns = "AQR's beta", _BETA_COLUMNS
         table = Table("", title=f"{name}, {title} (observations: {self.looks})", title_justify="left")
         for key in columns:
             table.add_column(_HEADINGS.get(key, key), justify="right")
@@ -97,9 +99,9 @@ class Summary:
             table.add_row("LiDAR's share" if group == ATTENTION else group, *cells)
         console().print(table)
         areas = {sensor: self.numbers.get(f"{WEIGHTS}/auc_{sensor}") for sensor in ("lidar", "camera")}
-        known = ", ".join(f"{sensor} {area:.4g}" for sensor, area in areas.items() if area is not None)
-        if known:
-            console().print(f"AUC of the weights as detectors of damage: {known}", highlight=False)
+        listed = ", ".join(f"{sensor} {area:.4g}" for sensor, area in areas.items() if area is not None)
+        if listed:
+            console().print(f"AUC of the weights as detectors of damage: {listed}", highlight=False)
 
 
 class Observation:
