@@ -239,22 +239,18 @@ class Sensors(TensorStructure):
         return torch.cat(memory, dim=1), torch.cat(positions, dim=1)
 
     def token_groups(self, per_view: bool) -> Tensor:
-        """Membership (token, group), 1 where a token of :meth:`tokens` belongs to a group.
+        """Membership (token, group) of both sensors' :meth:`tokens`, 1 where a token belongs to a group.
 
         Args:
             per_view: one group per camera; otherwise one group, the LiDAR's tokens.
         """
-        like = self.bev if self.bev is not None else self.images
-        assert like is not None
-        cells = 0 if self.bev is None else self.bev.shape[-2] * self.bev.shape[-1]
-        views, view_cells = 0, 0
-        if self.images is not None:
-            views, view_cells = self.images.shape[1], self.images.shape[-2] * self.images.shape[-1]
-        lidar = like.new_ones(cells, 1)
+        assert self.bev is not None and self.images is not None
+        views, cells = self.images.shape[1], self.bev.shape[-2] * self.bev.shape[-1]
+        view_cells = self.images.shape[-2] * self.images.shape[-1]
         if not per_view:
-            return torch.cat((lidar, like.new_zeros(views * view_cells, 1)))
-        cameras = torch.eye(views, dtype=like.dtype, device=like.device).repeat_interleave(view_cells, dim=0)
-        return torch.cat((lidar.new_zeros(cells, views), cameras))
+            return torch.cat((self.bev.new_ones(cells, 1), self.bev.new_zeros(views * view_cells, 1)))
+        cameras = torch.eye(views, dtype=self.bev.dtype, device=self.bev.device)
+        return torch.cat((self.bev.new_zeros(cells, views), cameras.repeat_interleave(view_cells, dim=0)))
 
 
 @dataclass(frozen=True)

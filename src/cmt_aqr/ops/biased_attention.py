@@ -26,8 +26,8 @@ def biased_attention(
 ) -> Tensor:
     """softmax(q k / sqrt(d) + beta groups') v, without a (query, token) tensor.
 
-    The bias is itself a product, so it fits into extra channels: q' = [q, sqrt(d) beta], k' = [k, groups], v' =
-    [v, 0], all padded to a multiple of 8, and q' k' / sqrt(d) is the biased logit. With beta = 0 the result is
+    The bias is itself a product, so it fits into extra channels: with q' = [q, sqrt(d) beta], k' = [k, groups] and
+    v' = [v, 0], all padded to a multiple of 8, q' k' / sqrt(d) is the biased logit. With beta = 0 the result is
     that of plain attention.
 
     On a CPU, 40 channels instead of 32 make attention 25 % slower. There, :mod:`cmt_aqr.ops.split_attention`
@@ -54,7 +54,7 @@ def biased_attention(
     added = beta[:, None]  # (batch, head, query, group)
     if factors is not None:
         added = added * factors[:, None, None]
-    # Where the host reads beta without synchronising.
+    # Whether the host can read beta without synchronising.
     on_host = (
         query.device.type == "cpu" and dropout == 0 and query.numel() > 0 and not torch.compiler.is_compiling()
     )

@@ -110,8 +110,7 @@ class DetectorModule(pl.LightningModule):
         targets = None
         if self.denoising is not None:
             head = self.model.head
-            # A generator of its own: otherwise AQR's dropout, and so its maps, would depend on the number of
-            # boxes.
+            # A separate generator, so that AQR's dropout and maps do not depend on the number of boxes.
             noise = torch.Generator(self.device).manual_seed(self._batch_seed + 2**48)
             targets = self.denoising(batch, len(head.reference_points), tuple(head.point_range), generator=noise)
         predictions = self.model(batch, None if targets is None else targets.queries)
