@@ -39,7 +39,16 @@ _HEADINGS = {
     "auc_lidar": "AUC LiDAR",
     "auc_camera": "AUC camera",
 }
-_MAP_COLUMNS = ("mean", "std", "min", "max", "max_over_mean", "clamped", "drawn", "relative_change")
+_MAP_COLUMNS: tuple[str, ...] = (
+    "mean",
+    "std",
+    "min",
+    "max",
+    "max_over_mean",
+    "clamped",
+    "drawn",
+    "relative_change",
+)
 _BETA_COLUMNS = ("mean", "std", "min", "max", "lidar_broken", "camera_broken", "whole", "auc_lidar", "auc_camera")
 _SHARES = ("clamped", "drawn", "relative_change")
 
