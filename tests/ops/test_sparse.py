@@ -136,11 +136,6 @@ def test_float32_under_autocast_and_dense_layout() -> None:
     assert dense.flatten(1, 2).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_too_small_a_grid_is_refused() -> None:
-    with pytest.raises(ValueError, match="too small for a convolution"):
-        random_sites((2, 8, 8), 1, 0.5).strided((3, 1, 1), (2, 1, 1), (0, 0, 0))
-
-
 def test_initial_scale_keeps_the_variance_of_conv3d() -> None:
     torch.manual_seed(0)
     ours = SubmanifoldConv3d(16, 32).weight
