@@ -261,7 +261,7 @@ class Contender:
     def training(self, batch: Batch) -> Callable[[], None]:
         """Forward pass with denoising queries, losses, backward pass, clipping and AdamW."""
         model, clock = self.model.train(), self.clock
-        criterion = Criterion().to(batch.points.device)
+        criterion = Criterion()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
         queries, point_range = len(model.head.reference_points), tuple(model.head.point_range)
 

@@ -166,9 +166,9 @@ def on_scaled_range(points: Tensor, grid: BEVGrid) -> Placement:
 class DetachedRenderer(Renderer):
     """The old renderer's effect on gradients: it read each weight as a Python number before rendering it."""
 
-    def render(self, weights: Tensor, placement: Placement, draws: Tensor | None = None) -> Tensor:
+    def render(self, weights: Tensor, placement: Placement, valid: Tensor | None = None) -> Tensor:
         """The same maps, of numbers: nothing leads back to the weights."""
-        return super().render(torch.tensor(weights.tolist(), dtype=weights.dtype), placement, draws)
+        return super().render(torch.tensor(weights.tolist(), dtype=weights.dtype), placement, valid)
 
 
 def camera_figures(placement: Placement, residual: float, **settings: object) -> tuple[float, float, float, float]:

@@ -1,4 +1,4 @@
-"""Names and orders that nuScenes and CMT fix, used everywhere."""
+"""Names and orders fixed by nuScenes and CMT."""
 
 CLASSES: tuple[str, ...] = (
     "car",
@@ -40,4 +40,4 @@ ERRORS: dict[str, str] = {
     "attr_err": "AAE",
 }
 """The devkit's true-positive errors and their usual names: translation (m), scale (1 - IoU), orientation
-(rad), velocity (m/s), attribute (1 - accuracy). The mean over classes has an m in front."""
+(rad), velocity (m/s), attribute (1 - accuracy). The mean over classes is prefixed with an m."""

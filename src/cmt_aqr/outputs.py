@@ -1,4 +1,4 @@
-"""What comes out of the model and of AQR, as frozen dataclasses of tensors."""
+"""Outputs of the model and of AQR, as frozen dataclasses of tensors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from cmt_aqr.tensors import TensorStructure
 
 @dataclass(frozen=True)
 class TokenBias(TensorStructure):
-    """What each query adds to its logits on groups of tokens, in the decoder's cross attention.
+    """A bias per query and group of tokens, added to the logits of the decoder's cross attention.
 
     Attributes:
         beta: (batch, query, group) float32 or better.
         groups: (token, group), 1 where a token belongs to a group and 0 elsewhere.
-        factors: (layer, head) that multiply beta, or ``None``: 1; of one layer (head,).
+        factors: (layer, head), multiply beta; (head,) for one layer; ``None``: 1.
     """
 
     beta: Tensor
@@ -33,40 +33,40 @@ class TokenBias(TensorStructure):
 
 @dataclass(frozen=True)
 class Signal(TensorStructure):
-    """What AQR should have said, from the damage that faults did.
+    """AQR's own training signal, derived from the damage that faults did.
 
     Attributes:
-        logits: (batch, query, n), what it said, before a sigmoid.
-        target: (batch, query, n) in [0, 1], what the sigmoid should be.
-        counts: (batch, query, n) bool, where that is known.
+        logits: (batch, query, n), AQR's output before a sigmoid.
+        target: (batch, query, n) in [0, 1], for the sigmoid of ``logits``.
+        valid: (batch, query, n) bool, where the target is known.
     """
 
     logits: Tensor
     target: Tensor
-    counts: Tensor
+    valid: Tensor
 
 
 @dataclass(frozen=True)
 class BiasOutput(TensorStructure):
-    """What AQR did by a bias in the decoder's attention.
+    """Output of AQR as a bias in the decoder's attention.
 
     Attributes:
         beta: (batch, query, group), see :class:`TokenBias`; denoising queries first.
         groups: (token, group).
-        said: (batch, query, group), what the generator said; ``None``: beta itself.
+        logits: (batch, query, group), the generator's output; ``None``: beta itself.
         factors: (layer, head), or ``None``.
-        draws: (batch, query) bool: False for padding among the denoising queries; ``None``: there is none.
-        lidar_lost: (batch, query) what faults broke of the LiDAR at the query, 0 to 1; ``None``: not known.
-        camera_lost: (batch, query, view) the same of each camera.
+        valid: (batch, query) bool, False for padding among the denoising queries; ``None``: no padding.
+        lidar_lost: (batch, query), damage of the LiDAR at the query, 0 to 1; ``None``: unknown.
+        camera_lost: (batch, query, view), damage of each camera at the query.
         seen: (batch, query, view) bool, which cameras see the query.
-        places: (batch, query, 3), where the queries stand, metres, LiDAR frame.
+        places: (batch, query, 3), positions of the queries in metres, LiDAR frame.
     """
 
     beta: Tensor
     groups: Tensor
-    said: Tensor | None = None
+    logits: Tensor | None = None
     factors: Tensor | None = None
-    draws: Tensor | None = None
+    valid: Tensor | None = None
     lidar_lost: Tensor | None = None
     camera_lost: Tensor | None = None
     seen: Tensor | None = None
@@ -74,53 +74,60 @@ class BiasOutput(TensorStructure):
 
     @property
     def bias(self) -> TokenBias:
-        """What the decoder adds."""
+        """The part that the decoder reads."""
         return TokenBias(self.beta, self.groups, self.factors)
 
     @property
+    def damage(self) -> tuple[Tensor, Tensor] | None:
+        """Damage of the LiDAR and mean damage of the cameras that see a query, (batch, query) each."""
+        if self.lidar_lost is None or self.camera_lost is None or self.seen is None:
+            return None
+        return self.lidar_lost, mean_seen(self.camera_lost, self.seen)
+
+    @property
     def signal(self) -> Signal | None:
-        """What was said, through a sigmoid: 1/2 prefers neither sensor, 1 the group that beta favours."""
+        """Target of the logits' sigmoid: 1/2 prefers neither sensor, 1 the group that beta favours."""
         if self.lidar_lost is None or self.camera_lost is None or self.seen is None:
             return None
         if self.beta.shape[-1] == 1:
             target = 0.5 + 0.5 * (mean_seen(self.camera_lost, self.seen) - self.lidar_lost)[..., None]
-            counts = self.seen.any(dim=-1, keepdim=True) | (self.lidar_lost[..., None] > 0)
+            valid = self.seen.any(dim=-1, keepdim=True) | (self.lidar_lost[..., None] > 0)
         else:
-            target, counts = 0.5 + 0.5 * (self.lidar_lost[..., None] - self.camera_lost), self.seen
-        if self.draws is not None:
-            counts = counts & self.draws[..., None]
-        return Signal(self.beta if self.said is None else self.said, target, counts)
+            target, valid = 0.5 + 0.5 * (self.lidar_lost[..., None] - self.camera_lost), self.seen
+        if self.valid is not None:
+            valid = valid & self.valid[..., None]
+        return Signal(self.beta if self.logits is None else self.logits, target, valid)
 
-    def applied(self, sensors: Sensors) -> Sensors:
-        """The sensors as they are."""
+    def apply(self, sensors: Sensors) -> Sensors:
+        """The sensors, unchanged."""
         return sensors
 
 
 def mean_seen(values: Tensor, seen: Tensor) -> Tensor:
-    """Mean over the views that see a query, of (..., view); 0 where none does."""
+    """Mean of values (..., view) over the views that see a query; 0 where none does."""
     return (values * seen).sum(dim=-1) / seen.sum(dim=-1).clamp(min=1)
 
 
 @dataclass(frozen=True)
 class AQROutput(TensorStructure):
-    """What AQR did by maps: the modulated features and everything a monitor wants to see.
+    """Output of AQR as maps: the modulated features, and what monitors read.
 
     Attributes:
-        weights: (batch, query, 2) in [0, 1]: LiDAR weight, camera weight of every query that AQR was given:
-            the matching queries, after the denoising queries with ``aqr.draw=all``.
-        camera_seen: (batch, query) bool: False where no camera sees the query; its camera weight is unused.
-        bev_seen: (batch, query) bool: False where a query stands off the BEV map; its LiDAR weight is unused.
+        weights: (batch, query, 2) in [0, 1], LiDAR and camera weight of the matching queries; with
+            ``aqr.draw=all`` the denoising queries come first.
+        camera_seen: (batch, query) bool, False where no camera sees the query; its camera weight is unused.
+        bev_seen: (batch, query) bool, False where the query lies off the BEV map; its LiDAR weight is unused.
         bev_features: (batch, channel, height, width) modulated, or ``None`` without LiDAR.
         image_features: (batch, view, channel, height, width) modulated, or ``None`` without cameras.
         bev_map_raw: (batch, height, width) as rendered, before threshold and clamp.
-        bev_map: the same after post-processing; it is what modulated the features.
+        bev_map: (batch, height, width) after post-processing; modulates the features.
         image_map_raw: (batch, view, height, width) as rendered.
-        image_map: the same after post-processing.
-        draws: (batch, query) bool: False for queries that must not draw (padding); ``None``: all may.
-        bev_given: (batch, channel, height, width), the features that were modulated, or ``None``.
-        image_given: (batch, view, channel, height, width), likewise.
-        lidar_lost: (batch, query) what faults broke of the LiDAR at the query, 0 to 1; ``None``: not known.
-        camera_lost: (batch, query) the same of the cameras, mean over those that see it.
+        image_map: (batch, view, height, width) after post-processing.
+        valid: (batch, query) bool, False for padding, which is not rendered; ``None``: no padding.
+        bev_input: (batch, channel, height, width), the features before modulation, or ``None``.
+        image_input: (batch, view, channel, height, width), the features before modulation, or ``None``.
+        lidar_lost: (batch, query), damage of the LiDAR at the query, 0 to 1; ``None``: unknown.
+        camera_lost: (batch, query), mean damage of the cameras that see the query.
     """
 
     weights: Tensor
@@ -132,35 +139,40 @@ class AQROutput(TensorStructure):
     bev_map: Tensor | None
     image_map_raw: Tensor | None
     image_map: Tensor | None
-    draws: Tensor | None = None
-    bev_given: Tensor | None = None
-    image_given: Tensor | None = None
+    valid: Tensor | None = None
+    bev_input: Tensor | None = None
+    image_input: Tensor | None = None
     lidar_lost: Tensor | None = None
     camera_lost: Tensor | None = None
 
     @property
     def bias(self) -> None:
-        """Nothing: the maps have done it."""
+        """``None``: the maps modulate features instead."""
         return None
 
     @property
-    def signal(self) -> Signal | None:
-        """The weights: what is left of each sensor at the query, where the sensor sees it."""
-        if self.lidar_lost is None or self.camera_lost is None:
-            return None
-        target = 1 - torch.stack((self.lidar_lost, self.camera_lost), dim=-1)
-        counts = torch.stack((self.bev_seen, self.camera_seen), dim=-1)
-        if self.draws is not None:
-            counts = counts & self.draws[..., None]
-        return Signal(torch.logit(self.weights, eps=1e-6), target, counts)
+    def damage(self) -> tuple[Tensor, Tensor] | None:
+        """Damage of the LiDAR and mean damage of the cameras that see a query, (batch, query) each."""
+        return None if self.lidar_lost is None or self.camera_lost is None else (self.lidar_lost, self.camera_lost)
 
-    def applied(self, sensors: Sensors) -> Sensors:
-        """The sensors with their maps modulated."""
+    @property
+    def signal(self) -> Signal | None:
+        """Target of each weight: the undamaged share of the sensor at the query, where it sees the query."""
+        if self.damage is None:
+            return None
+        valid = torch.stack((self.bev_seen, self.camera_seen), dim=-1)
+        if self.valid is not None:
+            valid = valid & self.valid[..., None]
+        return Signal(torch.logit(self.weights, eps=1e-6), 1 - torch.stack(self.damage, dim=-1), valid)
+
+    def apply(self, sensors: Sensors) -> Sensors:
+        """The sensors with modulated features."""
         return sensors.replace(bev=self.bev_features, images=self.image_features)
 
     def maps(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The maps before and after post-processing: ``bev`` (batch, row, column) and ``camera``
-        (batch, view, row, column), without those of an absent sensor.
+        """Maps before and after post-processing, of the sensors that exist.
+
+        ``bev`` are (batch, row, column), ``camera`` are (batch, view, row, column).
         """
         pairs = {"bev": (self.bev_map_raw, self.bev_map), "camera": (self.image_map_raw, self.image_map)}
         return {
@@ -171,13 +183,13 @@ class AQROutput(TensorStructure):
 
 
 def aqr_output(fields: dict[str, Any]) -> AQROutput | BiasOutput:
-    """The output whose fields were handed to a callback."""
+    """Rebuild an output from the fields that a step returns to callbacks."""
     return BiasOutput(**fields) if "beta" in fields else AQROutput(**fields)
 
 
 @dataclass(frozen=True)
 class QueryOutputs(TensorStructure):
-    """What the head says of each query, for every decoder layer.
+    """Outputs of the head per decoder layer and query.
 
     Attributes:
         codes: (layer, batch, query, 10) regression code: cx, cy, log l, log w, cz, log h, sin yaw, cos yaw,
@@ -191,12 +203,12 @@ class QueryOutputs(TensorStructure):
 
 @dataclass(frozen=True)
 class Predictions(TensorStructure):
-    """The model's answer for a batch.
+    """Outputs of the model for a batch.
 
     Attributes:
         matching: outputs of the learned queries.
         denoising: outputs of the denoising queries, in training.
-        aqr: what AQR did, where the model has it.
+        aqr: output of AQR, if the model has it.
     """
 
     matching: QueryOutputs
@@ -205,12 +217,12 @@ class Predictions(TensorStructure):
 
     @classmethod
     def of(cls, outputs: QueryOutputs, denoising: int, aqr: AQROutput | BiasOutput | None) -> Predictions:
-        """Part the outputs of the first ``denoising`` queries from those of the learned queries."""
+        """Split the outputs of the first ``denoising`` queries from those of the learned queries."""
 
-        def part(rows: slice) -> QueryOutputs:
+        def select(rows: slice) -> QueryOutputs:
             return QueryOutputs(codes=outputs.codes[:, :, rows], logits=outputs.logits[:, :, rows])
 
-        return cls(part(slice(denoising, None)), part(slice(0, denoising)) if denoising else None, aqr)
+        return cls(select(slice(denoising, None)), select(slice(0, denoising)) if denoising else None, aqr)
 
 
 @dataclass(frozen=True)

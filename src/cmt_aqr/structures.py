@@ -1,8 +1,7 @@
 """The data that flows into the model, as frozen dataclasses of tensors.
 
-``Frame`` -> (augmentation) -> ``Frame`` -> (collation) -> ``Batch`` -> (model) -> ``Predictions``
--> (decoding) -> ``Detections``. Frames of reference are named where they matter: lidar, ego, global,
-camera, image.
+``Frame`` -> (augmentation) -> ``Frame`` -> (collation) -> ``Batch`` -> (model) -> ``Predictions`` -> (decoding) ->
+``Detections``. Frames of reference are named where they matter: lidar, ego, global, camera, image.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from cmt_aqr.tensors import TensorStructure, from_host
 
 @dataclass(frozen=True)
 class Returns(TensorStructure):
-    """Where the points of a frame come from, for faults that strike a LiDAR's file and not a frame.
+    """Provenance of a frame's points, for faults that act on one sweep's file rather than on the frame.
 
     Attributes:
-        sweep: (point,) uint8, the file: 0 for the keyframe's own, counted backwards in time.
-        ring: (point,) int16, the laser, as the file has it; 0 is the lowest of nuScenes' 32.
-        motions: (sweep, 4, 4) float64, rigid, from the LiDAR frame of the file to the keyframe's LiDAR frame.
+        sweep: (point,) uint8, index of the file: 0 is the keyframe's, counted backwards in time.
+        ring: (point,) int16, the laser as stored in the file; 0 is the lowest of nuScenes' 32.
+        motions: (sweep, 4, 4) float64, rigid, from the file's LiDAR frame to the keyframe's LiDAR frame.
     """
 
     sweep: Tensor
@@ -35,15 +34,15 @@ class Returns(TensorStructure):
 
 
 class FrameSource(Protocol):
-    """The files that a frame was read from, and those of the frames before it in the split."""
+    """The files of a frame and of the frames before it in the split."""
 
     @property
     def number(self) -> int:
-        """Of the frame in its split, from 0."""
+        """Index of the frame in its split, from 0."""
         ...
 
     def earlier(self, count: int, same_scene: bool = True) -> FrameSource | None:
-        """The frame ``count`` entries before, or ``None`` where there is none (in this scene)."""
+        """The frame ``count`` entries earlier; ``None`` if the split, or the scene, starts after it."""
         ...
 
     def points(self) -> tuple[Tensor, Returns | None]:
@@ -51,37 +50,36 @@ class FrameSource(Protocol):
         ...
 
     def image(self, view: int) -> Tensor:
-        """One of its images (3, height, width), uint8, as stored."""
+        """Image (3, height, width) of a view, uint8, as stored."""
         ...
 
 
 @dataclass(frozen=True)
 class Frame(TensorStructure):
-    """One keyframe: what the sensors saw and what stood there.
+    """One keyframe: sensor data and annotations.
 
     Attributes:
         token: nuScenes sample token.
         points: (point, 5) float32: x, y, z in metres in the keyframe's LiDAR frame, intensity 0..255, time
             lag in seconds (0 for the keyframe's own sweep, positive for the sweeps before it). float16 after the
-            training filter where half precision is asked for.
+            training filter where half precision is configured.
         images: (view, 3, height, width) uint8, BGR, views in the order of ``CAMERAS``; stored with the channel
             last. ``None`` where no camera is used.
-        lidar2img: (view, 4, 4) float64: a homogeneous point in the LiDAR frame becomes
-            (u * depth, v * depth, depth, 1) in pixels of ``images`` as they are now.
-        boxes: (box, 9) float32 in the LiDAR frame, see ``cmt_aqr.geometry.boxes``. A velocity that nuScenes
-            does not know is 0.
+        lidar2img: (view, 4, 4) float64: a homogeneous point in the LiDAR frame becomes (u * depth, v * depth,
+            depth, 1) in pixels of ``images`` as they are now.
+        boxes: (box, 9) float32 in the LiDAR frame, see ``cmt_aqr.geometry.boxes``. Unknown velocities are 0.
         labels: (box,) int64, indices into ``CLASSES``.
         box_points: (box,) int64, LiDAR points in the box as annotated in nuScenes.
-        lidar2global: (4, 4) float64, rigid, from the LiDAR frame *as it now is* (augmentation included
-            only where it is rigid; evaluation does not augment).
-        image_mask: (height, width) bool, pixels of every image that stay, or ``None``: all; see
+        lidar2global: (4, 4) float64, rigid, from the *current* LiDAR frame (augmentation included only where it is
+            rigid; evaluation does not augment).
+        image_mask: (height, width) bool, pixels of every image to keep; ``None``: all; see
             :class:`cmt_aqr.data.masking.GridMask`.
-        shuffle: seed of the random order that the points are brought into on the device, or ``None``.
-        returns: where each point comes from, while nothing but faults has touched the points; ``None`` where
-            nobody knows. Who drops points drops its rows, too: :meth:`keep_points`.
-        source: its files, for faults that show an earlier frame; ``None`` for a frame that was made by hand.
-        damage: what faults broke, where it was asked for, see :class:`cmt_aqr.data.damage.TellDamage`.
-        unseen_rows: how many rows at the top of ``images`` will be cut off, so that faults may leave them alone.
+        shuffle: seed of the random order of the points, applied on the device; ``None``: keep the order.
+        returns: provenance of the points, as long as only faults have changed them; ``None`` if unknown. To drop
+            points, use :meth:`keep_points`.
+        source: the frame's files, for faults that replay an earlier frame; ``None`` for a frame built by hand.
+        damage: what faults broke, where it is recorded, see :mod:`cmt_aqr.data.damage`.
+        unseen_rows: number of rows at the top of ``images`` that will be cropped, so that faults may skip them.
     """
 
     token: str
@@ -100,11 +98,11 @@ class Frame(TensorStructure):
     unseen_rows: int = 0
 
     def keep_points(self, keep: Tensor, points: Tensor | None = None) -> Self:
-        """Drop points, and what ``returns`` says of them.
+        """Select points together with their provenance.
 
         Args:
-            keep: (point,) bool, those that stay, or their row numbers.
-            points: (point, 5) to take them from, where they have changed, too.
+            keep: (point,) bool mask, or indices of the points to keep.
+            points: (point, 5) to select from, if their values have changed, too.
         """
         returns = self.returns
         if returns is not None:
@@ -114,11 +112,11 @@ class Frame(TensorStructure):
 
 @dataclass(frozen=True)
 class DeviceWork(TensorStructure):
-    """What was drawn for the frames of a batch and is done on the device: :mod:`cmt_aqr.data.finishing`.
+    """Random choices made by the loader and applied on the device by :mod:`cmt_aqr.data.finishing`.
 
     Attributes:
-        image_masks: (batch, height, width) bool, pixels of every view that stay, or ``None``: all.
-        shuffles: of each frame the seed of its points' order, or ``None``: as they are.
+        image_masks: (batch, height, width) bool, pixels of every view to keep; ``None``: all.
+        shuffles: seed of each frame's random order of points; ``None``: keep the order.
     """
 
     image_masks: Tensor | None
@@ -127,9 +125,9 @@ class DeviceWork(TensorStructure):
 
 @dataclass(frozen=True)
 class Batch(TensorStructure):
-    """Frames side by side. Points and boxes, whose number differs, are concatenated.
+    """A batch of frames. Points and boxes, whose numbers differ, are concatenated.
 
-    The counts are Python integers, so that nothing waits for a GPU to learn a shape.
+    The counts are Python integers, so that shapes are known without synchronising with a GPU.
 
     Attributes:
         tokens: sample token of every frame.
@@ -142,8 +140,8 @@ class Batch(TensorStructure):
         labels: (boxes of all frames,) int64.
         box_counts: number of boxes of every frame.
         lidar2global: (batch, 4, 4) float64.
-        device_work: what is left to do on the device; ``None`` once the batch is finished.
-        damage: what faults broke, where it was asked for.
+        device_work: processing left for the device; ``None`` once the batch is finished.
+        damage: what faults broke, where it is recorded.
     """
 
     tokens: tuple[str, ...]
@@ -160,23 +158,17 @@ class Batch(TensorStructure):
 
     def __post_init__(self) -> None:
         size = len(self.tokens)
-        for name in ("point_counts", "box_counts", "lidar2img", "lidar2global"):
+        for name in ("point_counts", "box_counts", "lidar2global"):
             if len(getattr(self, name)) != size:
                 raise ValueError(f"Batch.{name} has {len(getattr(self, name))} entries for {size} frames")
-        if self.points.shape != (sum(self.point_counts), POINT_FEATURES):
-            raise ValueError(
-                f"Batch.points is {tuple(self.points.shape)}, but point_counts add up to "
-                f"({sum(self.point_counts)}, {POINT_FEATURES})"
-            )
-        if self.boxes.shape != (sum(self.box_counts), BOX_SIZE):
-            raise ValueError(
-                f"Batch.boxes is {tuple(self.boxes.shape)}, but box_counts add up to "
-                f"({sum(self.box_counts)}, {BOX_SIZE})"
-            )
-        if self.lidar2img.shape[1:] != (len(CAMERAS), 4, 4):
-            raise ValueError(
-                f"Batch.lidar2img is {tuple(self.lidar2img.shape)}; expected (batch, {len(CAMERAS)}, 4, 4)"
-            )
+        shapes = {
+            "points": (sum(self.point_counts), POINT_FEATURES),
+            "boxes": (sum(self.box_counts), BOX_SIZE),
+            "lidar2img": (size, len(CAMERAS), 4, 4),
+        }
+        for name, shape in shapes.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"Batch.{name} is {tuple(getattr(self, name).shape)}; expected {shape}")
 
     @property
     def size(self) -> int:
@@ -194,7 +186,7 @@ class Batch(TensorStructure):
 
 @dataclass(frozen=True)
 class Views(TensorStructure):
-    """How the cameras of a batch look.
+    """Geometry of a batch's cameras.
 
     Attributes:
         lidar2img: (batch, view, 4, 4), LiDAR frame to pixels, see :class:`Frame`.
@@ -208,22 +200,22 @@ class Views(TensorStructure):
 
     @classmethod
     def of(cls, lidar2img: Tensor, size: tuple[int, int]) -> Views:
-        """The views of cameras; data are read with a check that the matrices can be inverted."""
+        """Views with the inverse of ``lidar2img``, whose invertibility is checked when data are read."""
         return cls(lidar2img, torch.linalg.inv_ex(lidar2img)[0], size)  # inv would synchronise with the device
 
 
 @dataclass(frozen=True)
 class Sensors(TensorStructure):
-    """What the decoder reads of each sensor. What belongs to a sensor that is not there is ``None``.
+    """Features and geometry of each sensor; the fields of an absent sensor are ``None``.
 
     Attributes:
-        bev: (batch, channel, row, column), the LiDAR's map.
-        bev_position: (row * column, channel), position embedding of its cells.
-        grid: where its cells are.
-        images: (batch, view, channel, row, column), the cameras' maps.
-        image_position: (batch, view, row * column, channel), position embedding of their cells.
-        views: how the cameras look.
-        damage: what faults broke, where it is known.
+        bev: (batch, channel, row, column), the LiDAR's BEV features.
+        bev_position: (row * column, channel), position embedding of the BEV cells.
+        grid: geometry of the BEV cells.
+        images: (batch, view, channel, row, column), the cameras' features.
+        image_position: (batch, view, row * column, channel), position embedding of the image cells.
+        views: geometry of the cameras.
+        damage: what faults broke, where it is recorded.
     """
 
     bev: Tensor | None = None
@@ -235,7 +227,7 @@ class Sensors(TensorStructure):
     damage: Damage | None = None
 
     def tokens(self) -> tuple[Tensor, Tensor]:
-        """Cells of both sensors as tokens (batch, token, channel), and their positions, BEV first."""
+        """Cells of both sensors as tokens (batch, token, channel), and their position embeddings; BEV first."""
         memory: list[Tensor] = []
         positions: list[Tensor] = []
         if self.bev is not None and self.bev_position is not None:
@@ -247,22 +239,18 @@ class Sensors(TensorStructure):
         return torch.cat(memory, dim=1), torch.cat(positions, dim=1)
 
     def token_groups(self, per_view: bool) -> Tensor:
-        """(token, group), 1 where a token of :meth:`tokens` belongs to a group.
+        """Membership (token, group) of both sensors' :meth:`tokens`, 1 where a token belongs to a group.
 
         Args:
-            per_view: a group per camera; otherwise one, the LiDAR's tokens.
+            per_view: one group per camera; otherwise one group, the LiDAR's tokens.
         """
-        like = self.bev if self.bev is not None else self.images
-        assert like is not None
-        cells = 0 if self.bev is None else self.bev.shape[-2] * self.bev.shape[-1]
-        views, view_cells = 0, 0
-        if self.images is not None:
-            views, view_cells = self.images.shape[1], self.images.shape[-2] * self.images.shape[-1]
-        lidar = like.new_ones(cells, 1)
+        assert self.bev is not None and self.images is not None
+        views, cells = self.images.shape[1], self.bev.shape[-2] * self.bev.shape[-1]
+        view_cells = self.images.shape[-2] * self.images.shape[-1]
         if not per_view:
-            return torch.cat((lidar, like.new_zeros(views * view_cells, 1)))
-        cameras = torch.eye(views, dtype=like.dtype, device=like.device).repeat_interleave(view_cells, dim=0)
-        return torch.cat((lidar.new_zeros(cells, views), cameras))
+            return torch.cat((self.bev.new_ones(cells, 1), self.bev.new_zeros(views * view_cells, 1)))
+        cameras = torch.eye(views, dtype=self.bev.dtype, device=self.bev.device)
+        return torch.cat((self.bev.new_zeros(cells, views), cameras.repeat_interleave(view_cells, dim=0)))
 
 
 @dataclass(frozen=True)
@@ -271,9 +259,9 @@ class DenoisingQueries(TensorStructure):
 
     Attributes:
         reference_points: (batch, denoising query, 3) in [0, 1] over the range; group-major; padding is 0.
-        attention_mask: (denoising + matching query, the same), bool, True where a row may NOT look at a
-            column. Denoising queries come first.
-        padding: (batch, denoising query) bool, True for those that stand for no box.
+        attention_mask: (query, query) bool, denoising queries first; True where a row must NOT attend to a
+            column.
+        padding: (batch, denoising query) bool, True for queries without a box.
     """
 
     reference_points: Tensor
@@ -283,34 +271,34 @@ class DenoisingQueries(TensorStructure):
 
 @dataclass(frozen=True)
 class Queries(TensorStructure):
-    """The queries of a batch: denoising queries first, then the learned ones, which are matched.
+    """The queries of a batch: denoising queries first, then the learned queries, which are matched.
 
     Attributes:
-        embedding: (batch, query, channel), the position embedding that they enter the decoder with.
+        embedding: (batch, query, channel), position embedding.
         reference_points: (batch, query, 3) in (0, 1) over the range.
-        places: (batch, query, 3), the same in metres, LiDAR frame.
-        denoising: how many are denoising queries.
-        forbidden: (query, query) bool, True where a query may not look at another; ``None``: all may.
-        draws: (batch, query) bool, False for padding among the denoising queries; ``None``: there is none.
+        places: (batch, query, 3), reference points in metres, LiDAR frame.
+        denoising: number of denoising queries.
+        attention_mask: (query, query) bool, True where a row must NOT attend to a column; ``None``: nowhere.
+        valid: (batch, query) bool, False for padding among the denoising queries; ``None``: no padding.
     """
 
     embedding: Tensor
     reference_points: Tensor
     places: Tensor
     denoising: int = 0
-    forbidden: Tensor | None = None
-    draws: Tensor | None = None
+    attention_mask: Tensor | None = None
+    valid: Tensor | None = None
 
     def matching(self) -> Queries:
         """The learned queries alone."""
         if not self.denoising:
             return self
-        rest = slice(self.denoising, None)
-        return Queries(self.embedding[:, rest], self.reference_points[:, rest], self.places[:, rest])
+        learned = slice(self.denoising, None)
+        return Queries(self.embedding[:, learned], self.reference_points[:, learned], self.places[:, learned])
 
 
 def sample_index(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    """Index of the frame that each concatenated row belongs to: (2, 3) gives [0, 0, 1, 1, 1]."""
+    """Frame index of each concatenated row: counts (2, 3) give [0, 0, 1, 1, 1]."""
     return torch.repeat_interleave(
         torch.arange(len(counts), device=device), from_host(counts, device), output_size=sum(counts)
     )

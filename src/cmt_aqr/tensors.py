@@ -1,4 +1,4 @@
-"""Dataclasses of tensors, moved and changed as one."""
+"""Dataclasses of tensors that move between devices as one."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def _map_tensors(value: Any, function: Any) -> Any:
 
 
 class TensorStructure:
-    """Moves every tensor of a dataclass at once. Lightning finds ``to`` and ``pin_memory`` by name."""
+    """Base of dataclasses of tensors. Lightning calls ``to`` and ``pin_memory`` by name."""
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Return a copy whose tensors went through ``Tensor.to(*args, **kwargs)``."""
+        """Return a copy with ``Tensor.to(*args, **kwargs)`` applied to every tensor."""
         return _map_tensors(self, lambda tensor: tensor.to(*args, **kwargs))
 
     def pin_memory(self) -> Self:
@@ -36,15 +36,15 @@ class TensorStructure:
         return _map_tensors(self, lambda tensor: tensor.pin_memory())
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with some fields changed."""
+        """Return a copy with some fields replaced."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
 def from_host(values: ArrayLike, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers that the host knows, on a device, without waiting for it.
+    """Copy numbers from the host to a device without synchronising.
 
-    ``new_tensor`` and ``torch.tensor(..., device=...)`` make the host wait until a GPU has done all that it was
-    given; out of pinned memory the copy takes its turn.
+    ``new_tensor`` and ``torch.tensor(..., device=...)`` copy from pageable memory, which blocks the host until the
+    GPU has finished its queue; a copy from pinned memory is queued instead.
     """
     tensor = torch.as_tensor(values, dtype=dtype)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,4 +1,4 @@
-"""A bias per query in the decoder's attention: its operator, its controls, its signal."""
+"""A bias per query in the decoder's attention: its operator, controls and signal."""
 
 import math
 from typing import Any
@@ -18,7 +18,6 @@ from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.losses import SIGNAL
 from cmt_aqr.training.module import DetectorModule
-from cmt_aqr.weights import load_weights, to_official
 from tests.helpers.composed import composed
 from tests.helpers.small_detector import damaged, small_batch, small_module
 
@@ -27,31 +26,31 @@ BIAS = ("aqr=attention_bias", HEADS, "aqr.generator.feedforward_dims=32", "aqr.g
 PLAIN = ("aqr=none", HEADS)
 
 
-def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def parts(groups: int, dtype: torch.dtype = torch.float32, width: int = 8) -> tuple[Tensor, ...]:
     """Queries, keys, values, beta, groups and factors: 2 frames, 3 heads, 5 queries, 14 tokens."""
-    q, k, v = drawn(2, 3, 5, width, dtype=dtype), drawn(2, 3, 14, width, seed=1), drawn(2, 3, 14, width, seed=2)
+    q, k, v = normal(2, 3, 5, width, dtype=dtype), normal(2, 3, 14, width, seed=1), normal(2, 3, 14, width, seed=2)
     of_token = torch.arange(14) // (14 // (groups + 1)) - 1
     members = functional.one_hot(of_token.clamp(min=0), groups).to(dtype) * (of_token >= 0)[:, None]
-    beta = 3 * drawn(2, 5, groups, seed=3, dtype=dtype)
-    return q, k.to(dtype), v.to(dtype), beta, members[:14, :groups], 1 + drawn(3, seed=4, dtype=dtype)
+    beta = 3 * normal(2, 5, groups, seed=3, dtype=dtype)
+    return q, k.to(dtype), v.to(dtype), beta, members[:14, :groups], 1 + normal(3, seed=4, dtype=dtype)
 
 
-def by_parts(monkeypatch: pytest.MonkeyPatch, where: bool) -> None:
-    """Attend to each group of tokens on its own, as on a CPU, or to all at once, as on a GPU."""
-    monkeypatch.setattr("cmt_aqr.ops.biased_attention._MOST_SEGMENTS", 8 if where else 0)
+def split(monkeypatch: pytest.MonkeyPatch, separately: bool) -> None:
+    """Attend to each group of tokens separately, as on a CPU, or with extra channels, as on a GPU."""
+    monkeypatch.setattr("cmt_aqr.ops.biased_attention._MAX_SEGMENTS", 8 if separately else 0)
 
 
 @pytest.mark.parametrize("groups", [1, 6])
 @pytest.mark.parametrize("factored", [False, True])
-@pytest.mark.parametrize("parts_alone", [False, True])
-def test_a_bias_is_the_mask(
-    groups: int, factored: bool, parts_alone: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("separately", [False, True])
+def test_a_bias_equals_a_mask(
+    groups: int, factored: bool, separately: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_parts(monkeypatch, parts_alone)
+    split(monkeypatch, separately)
     q, k, v, beta, members, factors = parts(groups)
     mask = (beta @ members.T)[:, None]
     if factored:
@@ -62,61 +61,61 @@ def test_a_bias_is_the_mask(
     )
 
 
-def test_on_a_cpu_the_parts_are_attended_to_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the two private operators of PyTorch that ``pyproject.toml`` bounds it for; without extra channels.
-
-    Not with a beta of 0, which is plain attention to the last bit, many parts, or dropout.
-    """
+def test_when_attention_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with a beta of 0, which is plain attention to the last bit, many segments, or dropout."""
     q, k, v, beta, members, _ = parts(1)
-    taken: list[tuple[int, ...]] = []
+    sizes: list[tuple[int, ...]] = []
 
-    def noted(*inputs: Any) -> Tensor:
-        taken.append(inputs[4])
+    def record(*inputs: Any) -> Tensor:
+        sizes.append(inputs[4])
         return split_attention(*inputs)
 
-    monkeypatch.setattr("cmt_aqr.ops.biased_attention.split_attention", noted)
+    monkeypatch.setattr("cmt_aqr.ops.biased_attention.split_attention", record)
     biased_attention(q, k, v, beta, members)
-    assert taken == [(7, 7)]
+    assert sizes == [(7, 7)]
     for other in (torch.zeros_like(beta), beta):
         biased_attention(q, k, v, other, torch.eye(2)[torch.arange(14) % 2][:, :1])
     biased_attention(q, k, v, beta, members, dropout=0.1)
-    assert len(taken) == 1
+    assert len(sizes) == 1
 
 
 @pytest.mark.parametrize("width", [16, 24, 32, 64])
-def test_without_bias_it_is_plain_attention_to_the_last_bit(width: int) -> None:
+def test_a_beta_of_0_is_plain_attention_to_the_last_bit(width: int) -> None:
     q, k, v, beta, members, _ = parts(1, width=width)
     plain = functional.scaled_dot_product_attention(q, k, v)
-    for learns in (False, True):
-        assert torch.equal(biased_attention(q, k, v, torch.zeros_like(beta, requires_grad=learns), members), plain)
+    for grad in (False, True):
+        assert torch.equal(biased_attention(q, k, v, torch.zeros_like(beta, requires_grad=grad), members), plain)
 
 
 @pytest.mark.parametrize("groups", [1, 6])
-@pytest.mark.parametrize("parts_alone", [False, True])
-def test_its_gradients_are_right(groups: int, parts_alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    by_parts(monkeypatch, parts_alone)
+@pytest.mark.parametrize("separately", [False, True])
+def test_gradients(groups: int, separately: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    split(monkeypatch, separately)
     q, k, v, beta, members, factors = parts(groups, torch.float64)
     inputs = [value.requires_grad_() for value in (q, k, v, beta)]
     factors.requires_grad_()
-    assert torch.autograd.gradcheck(lambda *a: biased_attention(*a[:4], members, a[4]), (*inputs, factors))
+    assert torch.autograd.gradcheck(
+        lambda *a: biased_attention(*a[:4], members, a[4]), (*inputs, factors), fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("height", [20.0, -20.0, 300.0])
-@pytest.mark.parametrize("parts_alone", [False, True])
-def test_it_stays_finite_and_reads_the_other_sensor_alone(
-    dtype: torch.dtype, height: float, parts_alone: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("separately", [False, True])
+def test_large_betas_in_half_precision_select_a_sensor(
+    dtype: torch.dtype, height: float, separately: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_parts(monkeypatch, parts_alone)
+    split(monkeypatch, separately)
     q, k, v, beta, members, _ = parts(1)
     q, k, v, beta = (
         value.requires_grad_() for value in (q.to(dtype), k.to(dtype), v.to(dtype), torch.full_like(beta, height))
     )
-    found = biased_attention(q, k, v, beta, members)
+    attended = biased_attention(q, k, v, beta, members)
     chosen = members[:, 0] == (1 if height > 0 else 0)
     alone = functional.scaled_dot_product_attention(q, k[:, :, chosen], v[:, :, chosen])
-    torch.testing.assert_close(found, alone, rtol=0, atol=0.03)
-    assert all(one.isfinite().all() for one in torch.autograd.grad(found.float().sum(), (q, k, v, beta)))
+    torch.testing.assert_close(attended, alone, rtol=0, atol=0.03)
+    gradients = torch.autograd.grad(attended.float().sum(), (q, k, v, beta))
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def aqr_of(module: DetectorModule) -> AttentionBias:
@@ -124,36 +123,19 @@ def aqr_of(module: DetectorModule) -> AttentionBias:
     return module.model.aqr
 
 
-def loaded(*overrides: str, other: DetectorModule) -> DetectorModule:
-    module = small_module(*BIAS, *overrides)
-    module.load_state_dict(other.state_dict(), strict=False)
-    return module
-
-
 @pytest.mark.parametrize("groups", ["sensors", "views"])
-@pytest.mark.parametrize("health", [False, True])
-def test_a_fresh_bias_is_cmt_to_the_last_bit(groups: str, health: bool) -> None:
-    plain, batch = small_module(*PLAIN).eval(), small_batch(3, 1)
+@pytest.mark.parametrize("beta", ["learned", "zero", "oracle", "shuffled"])
+def test_an_untrained_bias_is_cmt_to_the_last_bit(groups: str, beta: str) -> None:
+    plain, batch = small_module(*PLAIN).eval(), damaged(small_batch(3, 1), lidar=0.0)
     factors = "aqr.per_layer_and_head=[${model.layers},${model.heads}]"
-    biased = loaded(f"aqr.groups={groups}", f"aqr.health={health}", factors, other=plain).eval()
+    biased = small_module(*BIAS, f"aqr.groups={groups}", f"aqr.beta={beta}", "aqr.health=true", factors).eval()
+    biased.load_state_dict(plain.state_dict(), strict=False)
     with torch.no_grad():
-        expected, found = plain.model(batch).matching, biased.model(batch).matching
-    assert torch.equal(found.codes, expected.codes) and torch.equal(found.logits, expected.logits)
+        expected, predicted = plain.model(batch).matching, biased.model(batch).matching
+    assert torch.equal(predicted.codes, expected.codes) and torch.equal(predicted.logits, expected.logits)
 
 
-@pytest.mark.parametrize("control", ["learned", "zero", "oracle", "shuffled"])
-def test_published_weights_start_it_as_cmt(control: str) -> None:
-    plain = small_module(*PLAIN, "model.network.image.backbone=resnet50").eval()
-    biased = small_module(*BIAS, f"aqr.beta={control}", "model.network.image.backbone=resnet50", seed=1).eval()
-    report = load_weights(biased.model, to_official(plain.model.state_dict()))
-    assert report.naming == "official" and report.fresh == ("aqr",) and not report.unexpected
-    batch = damaged(small_batch(1), lidar=0.0)
-    with torch.no_grad():
-        expected, found = (module.model(batch).matching for module in (plain, biased))
-    assert torch.equal(found.codes, expected.codes) and torch.equal(found.logits, expected.logits)
-
-
-def test_the_first_step_moves_the_head_and_the_second_all_of_it() -> None:
+def test_the_first_step_trains_the_head_and_the_second_all_of_it() -> None:
     module, batch = small_module(*BIAS, "lr_mult.aqr_weight_generator=1"), small_batch(3)
     optimizer = torch.optim.SGD(module.model.parameters(), lr=0.1)
     for step in range(2):
@@ -172,32 +154,31 @@ def set_beta(module: DetectorModule, value: float) -> None:
         aqr_of(module).beta_head.bias.fill_(value)
 
 
-@pytest.mark.parametrize(("value", "lost"), [(-20.0, "lidar"), (20.0, "camera")])
+@pytest.mark.parametrize(("value", "lost"), [(-20.0, "points"), (20.0, "images")])
 def test_beta_takes_the_decoder_off_a_sensor(value: float, lost: str) -> None:
     module, batch = small_module(*BIAS).eval(), small_batch(2)
     set_beta(module, value)
-    other = batch.replace(images=torch.zeros_like(batch.images)) if lost == "camera" else batch  # type: ignore[arg-type]
-    if lost == "lidar":
-        other = batch.replace(points=torch.zeros_like(batch.points))
+    blank = batch.replace(**{lost: torch.zeros_like(getattr(batch, lost))})
     with torch.no_grad():
-        a, b = (module.model(one).matching.codes for one in (batch, other))
+        biased, biased_on_blank = (module.model(inputs).matching.codes for inputs in (batch, blank))
         set_beta(module, 0.0)
-        c, d = (module.model(one).matching.codes for one in (batch, other))
-    assert torch.allclose(a, b, atol=1e-5) and not torch.allclose(c, d, atol=1e-3)
+        plain, plain_on_blank = (module.model(inputs).matching.codes for inputs in (batch, blank))
+    assert torch.allclose(biased, biased_on_blank, atol=1e-5)
+    assert not torch.allclose(plain, plain_on_blank, atol=1e-3)
 
 
 @pytest.mark.parametrize("groups", ["sensors", "views"])
-def test_what_a_query_says_does_not_depend_on_the_boxes(groups: str) -> None:
+def test_beta_does_not_depend_on_the_boxes(groups: str) -> None:
     module = small_module(*BIAS, f"aqr.groups={groups}", "aqr.generator.dropout=0")
     torch.nn.init.normal_(aqr_of(module).beta_head.weight)
-    said = []
+    betas = []
     for truth in (0, 1):
         batch = small_batch(3, truth_seed=truth)
         targets = module.denoising(batch, 20, tuple(module.model.head.point_range))  # type: ignore[misc]
         output = module.model(batch, targets.queries).aqr
         assert isinstance(output, BiasOutput) and output.beta.shape[1] > 20 and output.beta.any()
-        said.append(output.beta[:, -20:])
-    assert torch.equal(*said)
+        betas.append(output.beta[:, -20:])
+    assert torch.equal(*betas)
 
 
 def output_of(batch: Batch, *overrides: str) -> BiasOutput:
@@ -229,30 +210,18 @@ def test_the_controls() -> None:
 
 
 @pytest.mark.parametrize("control", ["oracle", "zero"])
-def test_a_control_that_learns_nothing_has_nothing_to_learn(control: str) -> None:
-    module = small_module(*BIAS, f"aqr.beta={control}")
+def test_a_fixed_beta_trains_nothing_and_loads_weights_of_plain_cmt(control: str) -> None:
+    module, plain = small_module(*BIAS, f"aqr.beta={control}", seed=1), small_module(*PLAIN)
+    for state in (plain.state_dict(), small_module(*BIAS).state_dict()):
+        module.load_state_dict(state)
     module.training_step(damaged(small_batch(3)), 0)["loss"].backward()
     assert not any(parameter.requires_grad for parameter in aqr_of(module).parameters())
     assert all(value.grad is not None for value in module.model.parameters() if value.requires_grad)
-
-
-@pytest.mark.parametrize("control", ["oracle", "zero"])
-def test_a_control_that_reads_no_weight_takes_those_of_plain_cmt(control: str) -> None:
-    plain, learned = small_module(*PLAIN), small_module(*BIAS)
-    for state in (plain.state_dict(), learned.state_dict()):
-        small_module(*BIAS, f"aqr.beta={control}", seed=1).load_state_dict(state)
     with pytest.raises(RuntimeError, match="Missing key"):
         small_module(*BIAS, "aqr.beta=shuffled").load_state_dict(plain.state_dict())
 
 
-SIGNALS = [
-    (*BIAS, "aqr.groups=sensors"),
-    (*BIAS, "aqr.groups=views"),
-    ("aqr.stop_gradient=true",),
-]
-
-
-@pytest.mark.parametrize("form", SIGNALS)
+@pytest.mark.parametrize("form", [BIAS, (*BIAS, "aqr.groups=views"), ("aqr.stop_gradient=true",)])
 def test_the_signal_teaches_aqr_and_nothing_else(form: tuple[str, ...]) -> None:
     module = small_module(*form, "training.criterion.signal_weight=1", "lr_mult.aqr_weight_generator=1")
     batch = damaged(small_batch(3, 2))
@@ -271,23 +240,21 @@ def test_the_signal_teaches_aqr_and_nothing_else(form: tuple[str, ...]) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_the_target_favours_what_is_whole() -> None:
+def test_the_target_prefers_undamaged_sensors() -> None:
     batch = damaged(small_batch(2), camera=0.5)
-    one = output_of(batch).signal
-    assert one is not None
-    lidar_gone = output_of(batch).lidar_lost == 1
-    assert one.target[lidar_gone & one.counts[..., 0]].max() <= 0.5
-    assert torch.equal(
-        one.target[~lidar_gone & one.counts[..., 0]],
-        torch.full_like(one.target[~lidar_gone & one.counts[..., 0]], 0.75),
-    )
+    output = output_of(batch)
+    signal, lidar_gone = output.signal, output.lidar_lost == 1
+    assert signal is not None
+    valid = signal.valid[..., 0]
+    assert signal.target[lidar_gone & valid].max() <= 0.5
+    assert (signal.target[~lidar_gone & valid] == 0.75).all()
     six = output_of(batch, "aqr.groups=views")
-    assert six.signal is not None and six.seen is not None and torch.equal(six.signal.counts, six.seen)
+    assert six.signal is not None and six.seen is not None and torch.equal(six.signal.valid, six.seen)
     assert torch.equal(output_of(damaged(small_batch(2), 0.0)).signal.target, torch.full((1, 20, 1), 0.5))  # type: ignore[union-attr]
     assert output_of(small_batch(2)).signal is None
 
 
-def test_what_is_read_off_beta() -> None:
+def test_statistics_of_beta() -> None:
     lost = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
     camera = torch.tensor([[0.0, 0.0, 0.0, 1.0]])[..., None].expand(1, 4, 6)
     seen = torch.tensor([True, False, False, False, False, False]).expand(1, 4, 6)
@@ -302,8 +269,8 @@ def test_what_is_read_off_beta() -> None:
 
     assert areas(output) == {"auc_lidar": 1.0, "auc_camera": 1.0}
     certain = output.replace(beta=torch.tensor([[-19.0, -18.5, -18.0, 19.0]])[..., None])
-    assert areas(certain)["auc_lidar"] == 1.0  # though a sigmoid makes 1 of all of them
-    assert areas(output.replace(beta=-beta, draws=torch.tensor([[True, True, True, False]]))) == {"auc_lidar": 0.0}
+    assert areas(certain)["auc_lidar"] == 1.0  # although the sigmoid of all is 1
+    assert areas(output.replace(beta=-beta, valid=torch.tensor([[True, True, True, False]]))) == {"auc_lidar": 0.0}
     assert set(beta_values(output.replace(lidar_lost=0 * lost))) == {"all", "camera_broken", "whole"}
     shares = spread(share_values(torch.tensor([[0.0, 0.5, 1.0]]), output))  # of the last three queries
     expected = {"mean": 0.5, "std": (1 / 6) ** 0.5, "min": 0.0, "max": 1.0}
@@ -311,7 +278,7 @@ def test_what_is_read_off_beta() -> None:
     assert {name: float(value) for name, value in shares.items()} == pytest.approx(expected)
 
 
-def test_an_oracle_without_damage_is_refused() -> None:
+def test_an_oracle_needs_damage() -> None:
     with pytest.raises(UserError, match=r"data\.damage=true"):
         small_module(*BIAS, "aqr.beta=oracle").model(small_batch(1))
 
@@ -326,7 +293,7 @@ def test_an_oracle_without_damage_is_refused() -> None:
         (("data.damage=true",), True),
     ],
 )
-def test_frames_carry_damage_where_it_is_read(overrides: tuple[str, ...], damage: bool, small_root: Any) -> None:
+def test_frames_carry_damage_if_needed(overrides: tuple[str, ...], damage: bool, small_root: Any) -> None:
     data = build_data(composed(f"data.root={small_root}", *overrides, "data.num_workers=0"))
     data.prepare_data()
     data.setup("validate")

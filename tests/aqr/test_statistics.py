@@ -1,4 +1,4 @@
-"""The numbers of a map, against a few cells counted by hand."""
+"""Statistics of maps, against values by hand."""
 
 import pytest
 import torch
@@ -15,38 +15,38 @@ def numbers(rendered: torch.Tensor, processed: torch.Tensor, background: float =
 @pytest.mark.parametrize("clamp_mode", ["hard", "soft"])
 def test_eight_cells_by_hand(clamp_mode: str) -> None:
     rendered = torch.tensor([[0.0, 0.005, 0.5, 0.7], [0.0, 0.6, 2.0, 4.195]])
-    found = numbers(rendered, Renderer(max_weight_clamp=1.5, clamp_mode=clamp_mode).post_process(rendered))
-    assert found["mean"] == pytest.approx(1.0)
-    assert found["std"] == pytest.approx(rendered.numpy().std(), rel=1e-6)
-    assert (found["min"], found["max"]) == (0.0, pytest.approx(4.195))
-    assert found["max_over_mean"] == pytest.approx(4.195)
-    assert found["clamped"] == 2 / 8  # what the threshold made 0 does not count
-    assert found["drawn"] == 6 / 8
+    statistics = numbers(rendered, Renderer(max_weight_clamp=1.5, clamp_mode=clamp_mode).post_process(rendered))
+    assert statistics["mean"] == pytest.approx(1.0)
+    assert statistics["std"] == pytest.approx(rendered.numpy().std(), rel=1e-6)
+    assert (statistics["min"], statistics["max"]) == (0.0, pytest.approx(4.195))
+    assert statistics["max_over_mean"] == pytest.approx(4.195)
+    assert statistics["clamped"] == 2 / 8  # without the cell below the threshold
+    assert statistics["drawn"] == 6 / 8
     last = {"hard": 1.5, "soft": 1.5 - 0.75**2 / 4.195}[clamp_mode]
     second = {"hard": 1.5, "soft": 1.5 - 0.75**2 / 2.0}[clamp_mode]
-    assert found["max_after"] == pytest.approx(last)
-    assert found["mean_after"] == pytest.approx((0.5 + 0.7 + 0.6 + second + last) / 8)
+    assert statistics["max_after"] == pytest.approx(last)
+    assert statistics["mean_after"] == pytest.approx((0.5 + 0.7 + 0.6 + second + last) / 8)
 
 
-def test_a_map_that_nothing_draws_on() -> None:
-    found = numbers(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
-    assert all(value == 0 for value in found.values())
+def test_an_empty_map() -> None:
+    statistics = numbers(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
+    assert all(value == 0 for value in statistics.values())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_drawn_is_the_share_of_cells_that_a_query_reaches(method: str) -> None:
     aqr, scene = small_aqr(renderer={"render_method": method}), inputs(queries=1)
     scene["reference_points"] = torch.tensor([[[1.0, 1.0, 0.0]]])  # BEV cell (4, 4) of 8 x 8, in its middle
-    found = output_statistics(run(aqr, **scene), aqr.renderer.background)
+    statistics = output_statistics(run(aqr, **scene), aqr.renderer.background)
     # The Gaussian reaches 3 cells; 20 % of 8 cells reach those at distance 1 and root 2.
     cells = {"gaussian": 49, "kernel_mean": 49, "distance_weighted": 9, "direct": 1, "bilinear": 1}[method]
-    assert found["bev/drawn"].item() == pytest.approx(cells / 64)
+    assert statistics["bev/drawn"].item() == pytest.approx(cells / 64)
 
 
 def test_relative_change_is_the_mean_of_the_cells_gains() -> None:
     random = torch.Generator().manual_seed(0)
     features = torch.randn(2, 6, 8, 3, 5, generator=random)
-    features[0, 0, :, 0, 0] = 0  # such a cell does not count
+    features[0, 0, :, 0, 0] = 0  # does not count
     gain = torch.rand(2, 6, 1, 3, 5, generator=random)
     expected = ((gain - 1).abs().sum() - (gain[0, 0, 0, 0, 0] - 1).abs()) / (gain.numel() - 1)
     torch.testing.assert_close(relative_change(features, features * gain), expected)
@@ -55,21 +55,21 @@ def test_relative_change_is_the_mean_of_the_cells_gains() -> None:
     assert relative_change(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)) == 0
 
 
-def test_every_sensor_that_is_there_has_its_numbers() -> None:
+def test_every_sensor_has_its_statistics() -> None:
     aqr, scene = small_aqr(), inputs(queries=30)
-    found = output_statistics(run(aqr, **scene), 0.0)
-    assert {key.split("/")[0] for key in found} == {"bev", "camera"}
-    assert found["bev/relative_change"] > 0.1 and found["camera/relative_change"] > 0.1
-    assert not any(value.requires_grad for value in found.values())
+    statistics = output_statistics(run(aqr, **scene), 0.0)
+    assert {key.split("/")[0] for key in statistics} == {"bev", "camera"}
+    assert statistics["bev/relative_change"] > 0.1 and statistics["camera/relative_change"] > 0.1
+    assert not any(value.requires_grad for value in statistics.values())
     lidar = {**scene, "image_features": None, "image_position": None}
-    found = output_statistics(run(aqr, **lidar), 0.0)
-    assert {key.split("/")[0] for key in found} == {"bev"}
+    statistics = output_statistics(run(aqr, **lidar), 0.0)
+    assert {key.split("/")[0] for key in statistics} == {"bev"}
 
 
-def test_used_weights_are_of_queries_that_stand_on_a_map_and_draw() -> None:
+def test_used_weights_are_those_rendered() -> None:
     aqr, scene = small_aqr(), inputs(batch=2, queries=30)
-    draws = torch.arange(30).expand(2, 30) >= 10
-    output = run(aqr, **scene, draws=draws)
+    valid = torch.arange(30).expand(2, 30) >= 10
+    output = run(aqr, **scene, valid=valid)
     used = used_weights(output)
     for index, (name, seen) in enumerate({"lidar": output.bev_seen, "camera": output.camera_seen}.items()):
         expected = [

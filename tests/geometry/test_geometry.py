@@ -22,7 +22,7 @@ from tests.helpers.builders import RANGE
 PUBLISHED = BEVGrid(RANGE, (0.1, 0.1, 0.2), (41, 1024, 1024), 8)
 
 
-def test_codes_turn_back_into_boxes() -> None:
+def test_encoding_and_decoding() -> None:
     boxes = torch.tensor([[1.0, -2.0, 0.5, 4.5, 1.9, 1.6, 2.5, 3.0, -1.0]])
     codes = encode_boxes(boxes)
     assert codes[0, 4] == 0.5 and codes[0, 2] == pytest.approx(math.log(4.5))  # cz in column 4, log l in column 2
@@ -60,13 +60,12 @@ def test_inverse_sigmoid_stays_finite() -> None:
     assert inverse_sigmoid(value).sigmoid()[1] == pytest.approx(0.25)
 
 
-def test_cells_are_counted_from_the_corner_not_spread_over_the_range() -> None:
-    # The published 0.1 m grid: a point at 48 m lies in cell 127.5, although 48 m is 94.4 % of the range.
+def test_cells_are_counted_from_the_corner() -> None:
+    # In the published 0.1 m grid 48 m is in cell 127.5 of 128, although it is at 94.4 % of the range.
     cell = PUBLISHED.cell_of(torch.tensor([48.0, 0.0]))
     torch.testing.assert_close(cell, torch.tensor([127.5, 67.5]), atol=1e-4, rtol=0)
     torch.testing.assert_close(PUBLISHED.metres_of(cell), torch.tensor([48.0, 0.0]), atol=1e-4, rtol=0)
-    assert not PUBLISHED.aligned and PUBLISHED.bev_shape == (128, 128)
-    assert BEVGrid(RANGE, (0.10546875, 0.10546875, 0.2), (41, 1024, 1024), 8).aligned
+    assert PUBLISHED.bev_shape == (128, 128)
 
 
 def test_cell_centres_are_row_major() -> None:
@@ -88,7 +87,7 @@ def test_impossible_grids_are_refused(arguments: tuple, message: str) -> None:
         BEVGrid(*arguments)
 
 
-def test_projection_and_who_is_seen() -> None:
+def test_projection_and_visibility() -> None:
     # A pinhole looking along +y of the LiDAR frame: u from x, v from -z.
     matrix = torch.tensor([[100.0, 50, 0, 0], [0, 20, -100, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     points = torch.tensor([[[1.0, 10, 0], [0, -10, 0], [8, 10, 0], [0, 0, 0]]])

@@ -77,8 +77,8 @@ def queries_and_sensors(scene: dict[str, Any]) -> tuple[Queries, Sensors]:
     """What :func:`inputs` gives, as AQR takes it."""
     embedding = scene["query_embedding"]
     queries = Queries(embedding, torch.zeros_like(scene["reference_points"]), scene["reference_points"])
-    if "draws" in scene:
-        queries = queries.replace(draws=scene["draws"])
+    if "valid" in scene:
+        queries = queries.replace(valid=scene["valid"])
     bev, images = scene["bev_features"], scene["image_features"]
     sensors = Sensors(
         bev=bev,

@@ -1,4 +1,4 @@
-"""Models as the configuration composes them, on a small grid with small images."""
+"""Models composed from the configuration, on a small grid with small images."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ SMALL = ("model.grid.sparse_shape=[41,128,128]", "model.image_size=[64,160]", "m
 
 
 def batch(cameras: bool = True, lidar: bool = True) -> Batch:
-    """Two frames: random points in front, random pictures, six cameras that look along y."""
+    """Two frames of random points and images; all six cameras look along y."""
     random = torch.Generator().manual_seed(0)
     counts = (600, 400) if lidar else (0, 0)
     points = torch.rand(sum(counts), 5, generator=random) * torch.tensor([12.0, 12.0, 4.0, 255.0, 0.0])
@@ -47,9 +47,7 @@ def test_aqr_with_residual_weight_1_gives_the_outputs_of_cmt() -> None:
 
 @pytest.mark.parametrize("aqr", ["none", "default"])
 @pytest.mark.parametrize(("model", "cameras", "lidar"), [("cmt_lidar", False, True), ("cmt_camera", True, False)])
-def test_one_sensor_is_enough_and_the_other_one_is_not_read(
-    model: str, cameras: bool, lidar: bool, aqr: str
-) -> None:
+def test_models_of_one_sensor(model: str, cameras: bool, lidar: bool, aqr: str) -> None:
     config = composed(f"model={model}", f"aqr={aqr}", *SMALL)
     assert (bool(config.data.cameras), bool(config.data.lidar)) == (cameras, lidar)
     detector = network(f"model={model}", f"aqr={aqr}", *SMALL)
@@ -57,16 +55,13 @@ def test_one_sensor_is_enough_and_the_other_one_is_not_read(
     assert outputs.matching.codes.shape == (2, 2, 50, 10)
     assert outputs.matching.codes.isfinite().all()
     (outputs.matching.codes.sum() + outputs.matching.logits.sum()).backward()
-    used = [parameter.grad is not None for parameter in (detector.lidar or detector.image).parameters()]  # type: ignore[union-attr]
-    assert all(used)
-    if not lidar:
-        assert not hasattr(detector.head, "shared_conv")
-    if not cameras:
-        assert not hasattr(detector.head, "rv_embedding")
+    branch = detector.lidar or detector.image
+    assert branch is not None and all(parameter.grad is not None for parameter in branch.parameters())
+    assert (hasattr(detector.head, "shared_conv"), hasattr(detector.head, "rv_embedding")) == (lidar, cameras)
 
 
-def test_what_evaluation_keeps_serves_training_too() -> None:
-    """Lightning evaluates in inference mode, whose tensors may take no part in a backward pass."""
+def test_tensors_cached_in_evaluation_serve_training() -> None:
+    """Lightning evaluates in inference mode, whose tensors cannot be saved for a backward pass."""
     detector = network("model=cmt_lidar", "aqr=none", *SMALL)
     frames = batch(cameras=False)
     with torch.inference_mode():

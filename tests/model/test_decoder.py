@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional
 
 from cmt_aqr.model.decoder import Attention, Decoder
+from cmt_aqr.training.denoising import attention_mask
 
 
 def test_attention_equals_pytorchs_module() -> None:
@@ -11,14 +12,13 @@ def test_attention_equals_pytorchs_module() -> None:
     theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True)
     theirs.load_state_dict(ours.state_dict())
     query, key, value = torch.randn(2, 5, 16), torch.randn(2, 9, 16), torch.randn(2, 9, 16)
-    forbidden = torch.rand(5, 9) > 0.7
-    forbidden[:, 0] = False
-    expected, _ = theirs(query, key, value, attn_mask=forbidden, need_weights=False)
-    torch.testing.assert_close(ours(query, key, value, forbidden), expected)
+    mask = torch.rand(5, 9) > 0.7
+    mask[:, 0] = False
+    expected, _ = theirs(query, key, value, attn_mask=mask, need_weights=False)
+    torch.testing.assert_close(ours(query, key, value, mask), expected)
 
 
-def test_dropout_is_on_the_self_attentions_weights_only() -> None:
-    """As the published models were trained; see the decoder's docstring."""
+def test_only_the_self_attention_has_dropout() -> None:
     torch.manual_seed(0)
     layer = Decoder(embed_dims=16, layers=1, heads=4, feedforward=32, dropout=0.0, attention_dropout=0.5).layers[0]
     query, memory = torch.randn(1, 5, 16), torch.randn(1, 12, 16)
@@ -31,22 +31,20 @@ def test_heads_must_divide_the_channels() -> None:
         Attention(10, 4, 0.0)
 
 
-def test_a_query_first_looks_where_its_position_is() -> None:
+def test_initially_a_query_attends_to_its_own_position() -> None:
     torch.manual_seed(0)
     attention = Attention(64, 4, dropout=0.0)
-    attention.start_local()
+    attention.initialise_local()
     positions = 4 * functional.normalize(torch.randn(1, 30, 64), dim=-1) * 8
     values = torch.eye(30)[None]
     q, k, _ = attention.in_proj_weight.chunk(3)
     scores = (positions @ q.T) @ (positions @ k.T).transpose(1, 2)
-    found = torch.softmax(scores / 8, dim=-1) @ values
-    assert found[0].argmax(dim=-1).tolist() == list(range(30))
+    attended = torch.softmax(scores / 8, dim=-1) @ values
+    assert attended[0].argmax(dim=-1).tolist() == list(range(30))
 
 
-def test_matching_queries_do_not_feel_denoising_queries() -> None:
+def test_denoising_queries_do_not_change_matching_queries() -> None:
     torch.manual_seed(0)
-    from cmt_aqr.training.denoising import attention_mask
-
     module = Decoder(embed_dims=16, layers=2, heads=4, feedforward=32, dropout=0.0, attention_dropout=0.0)
     embedding, memory = torch.randn(1, 5, 16), torch.randn(1, 12, 16)
     alone = module(embedding, memory, memory)

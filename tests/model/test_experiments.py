@@ -1,4 +1,4 @@
-"""The experiments compose, and the published ones say what CMT's release says."""
+"""All experiments compose, and the published ones have the settings of CMT's release."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -9,7 +9,7 @@ from tests.helpers.composed import CONF, composed
 
 FOLDER = CONF / "experiment"
 EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
-# Learning rate, frames that it is for, peak, factor of the image backbone, masked-modal, pasting, rotation.
+# Learning rate and its frames per step, peak, factor of the image backbone, masked-modal, pasting, rotation.
 PUBLISHED = {
     "cmt_voxel0100_r50_800x320_cbgs": (1.4e-4, 32, 6, 0.01, True, True, 0.785),
     "cmt_aqr_voxel0100_r50_800x320_cbgs": (1.4e-4, 32, 6, 0.01, True, True, 0.785),
@@ -20,9 +20,9 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_composes_without_loose_ends(name: str) -> None:
+def test_every_experiment_composes(name: str) -> None:
     config = composed(f"experiment={name}", "data.root=/data/nuscenes")
-    # Callbacks and loggers name the run's folder, which exists in a run only.
+    # Callbacks and loggers refer to the run's folder, which exists only in a run.
     config = OmegaConf.masked_copy(config, [key for key in config if key not in ("callbacks", "logger")])
     OmegaConf.resolve(config)
     assert not OmegaConf.missing_keys(config)
@@ -65,11 +65,11 @@ def test_published_recipes(name: str, values: tuple) -> None:
 
 
 @pytest.mark.parametrize("preset", ["conservative", "recommended", "aggressive"])
-def test_aqr_presets_go_together(preset: str) -> None:
-    together = composed(f"experiment=aqr_{preset}")
-    apart = composed(f"renderer={preset}", f"modulator={preset}", f"lr_mult={preset}")
+def test_aqr_presets(preset: str) -> None:
+    experiment = composed(f"experiment=aqr_{preset}")
+    groups = composed(f"renderer={preset}", f"modulator={preset}", f"lr_mult={preset}")
     for group in ("renderer", "modulator", "lr_mult"):
-        assert together[group] == apart[group]
+        assert experiment[group] == groups[group]
 
 
 def test_the_command_line_wins_over_an_experiment() -> None:

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from torch import Tensor
 
 from cmt_aqr.geometry import BEVGrid
 from cmt_aqr.model.head import Head
 from cmt_aqr.model.positions import ray_points, sine_embedding
 from cmt_aqr.model.task import GroupLayerNorm, TaskHead
 from cmt_aqr.structures import Views
+from tests.helpers.aqr_scenes import IMAGE_SIZE, rig
 
 GRID = BEVGrid((-8, -8, -5, 8, 8, 3), (0.5, 0.5, 1.0), (9, 32, 32), 8)
 
@@ -14,21 +14,6 @@ GRID = BEVGrid((-8, -8, -5, 8, 8, 3), (0.5, 0.5, 1.0), (9, 32, 32), 8)
 def small_head() -> Head:
     torch.manual_seed(0)
     return Head(GRID, embed_dims=16, layers=2, queries=20, bev_channels=8, depths=4, rv_hidden=16, task_hidden=8)
-
-
-def cameras() -> Tensor:
-    """Six pinholes at the origin, each turned by 60 degrees, images of 32 x 64."""
-    matrices = []
-    for view in range(6):
-        angle = torch.tensor(view * torch.pi / 3)
-        forward = torch.stack((angle.sin(), angle.cos(), torch.tensor(0.0)))
-        right = torch.stack((angle.cos(), -angle.sin(), torch.tensor(0.0)))
-        rotation = torch.stack((right, torch.tensor([0.0, 0.0, -1.0]), forward))
-        intrinsic = torch.tensor([[40.0, 0, 32], [0, 40.0, 16], [0, 0, 1]])
-        matrix = torch.eye(4)
-        matrix[:3, :3] = intrinsic @ rotation
-        matrices.append(matrix)
-    return torch.stack(matrices)[None]
 
 
 def test_sine_embedding_by_hand() -> None:
@@ -40,7 +25,7 @@ def test_sine_embedding_by_hand() -> None:
 
 
 def test_points_on_a_ray_project_back_to_its_pixel() -> None:
-    matrix = cameras()[0, 1]
+    matrix = rig()[0, 1]
     pixel = torch.tensor([[10.0, 20.0, 1.0]])
     points = ray_points(pixel, torch.linalg.inv(matrix), torch.tensor([2.0, 5.0]))[0]
     projected = points @ matrix[:3, :3].T + matrix[:3, 3]
@@ -48,31 +33,31 @@ def test_points_on_a_ray_project_back_to_its_pixel() -> None:
     torch.testing.assert_close(projected[:, :2] / projected[:, 2:], pixel[:, :2].expand(2, 2), atol=1e-3, rtol=0)
 
 
-def test_query_embedding_adds_the_ray_of_every_view_that_sees_the_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    head, matrices = small_head(), cameras()
+def test_query_embedding_adds_the_rays_of_all_views_that_see_the_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, matrices = small_head(), rig()
     inverse = torch.linalg.inv(matrices)
     reference = torch.rand(1, 20, 3)
-    found = head.query_embedding(reference, Views.of(matrices, (32, 64)))[0]
-    low, high = torch.tensor(GRID.point_range[:3]), torch.tensor(GRID.point_range[3:])
+    embedding = head.query_embedding(reference, Views.of(matrices, IMAGE_SIZE))[0]
+    low, high = torch.tensor(GRID.point_range, dtype=torch.float32).view(2, 3)
     expected = head.bev_embedding(sine_embedding(reference[0, :, :2], 16))
     views = 0
     for q, unit in enumerate(reference[0]):
         point = unit * (high - low) + low
         for view in range(6):
             u, v, depth = (matrices[0, view, :3, :3] @ point + matrices[0, view, :3, 3]).tolist()
-            if depth > 0 and 0 <= u / depth < 64 and 0 <= v / depth < 32:
+            if depth > 0 and 0 <= u / depth < IMAGE_SIZE[1] and 0 <= v / depth < IMAGE_SIZE[0]:
                 ray = torch.tensor([[u / depth, v / depth, 1.0]])
                 depths = 1 + torch.arange(4) * (8 - 1) / 4
                 samples = (ray_points(ray, inverse[0, view], depths)[0] - low) / (high - low)
                 expected[q] = expected[q] + head.rv_embedding(samples.flatten())
                 views += 1
     assert views >= 8
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(embedding, expected, atol=1e-4, rtol=1e-3)
     monkeypatch.setattr("cmt_aqr.model.head.masks_are_free", lambda _: False)  # as on a GPU
-    torch.testing.assert_close(head.query_embedding(reference, Views.of(matrices, (32, 64)))[0], found)
+    torch.testing.assert_close(head.query_embedding(reference, Views.of(matrices, IMAGE_SIZE))[0], embedding)
 
 
-def test_bev_positions_are_kept_without_gradients_and_renewed_with_the_weights() -> None:
+def test_bev_positions_are_cached_until_the_weights_change() -> None:
     head = small_head()
     with torch.no_grad():
         first = head.bev_position()
@@ -80,7 +65,7 @@ def test_bev_positions_are_kept_without_gradients_and_renewed_with_the_weights()
         head.bev_embedding[2].bias += 1.0
         torch.testing.assert_close(head.bev_position(), first + 1)
     assert head.bev_position().requires_grad
-    # A fused optimiser changes the weights without a sign of it.
+    # A fused optimiser does not increment the weights' version.
     optimizer = torch.optim.AdamW(head.bev_embedding.parameters(), lr=0.1, fused=True)
     head.bev_position().sum().backward()
     optimizer.step()

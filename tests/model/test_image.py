@@ -1,4 +1,4 @@
-"""The image branch; its VoVNet against a plain rewriting, run on official weights."""
+"""The image branch; its VoVNet against a reference implementation with official weights."""
 
 from typing import Any
 
@@ -19,20 +19,13 @@ def running_means(branch: ImageBranch) -> torch.Tensor:
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (48, 80), (56, 104)])
 def test_shapes_also_of_sizes_that_32_does_not_divide(height: int, width: int) -> None:
-    branch = ImageBranch("resnet18", out_channels=32).eval()
+    branch, images = ImageBranch("resnet18", out_channels=32).eval(), torch.randn(2, 3, 3, height, width)
     with torch.no_grad():
-        features = branch(torch.randn(2, 3, 3, height, width))
+        features = branch(images)
+        one_image = branch(images[1:, 2:])
     assert branch.stride == 16
     assert features.shape == (2, 3, 32, -(-height // 16), -(-width // 16))
-
-
-def test_views_and_samples_do_not_mix() -> None:
-    branch = ImageBranch("resnet18", out_channels=16).eval()
-    images = torch.randn(2, 3, 3, 64, 64)
-    with torch.no_grad():
-        together = branch(images)
-        alone = branch(images[1:, 2:])
-    torch.testing.assert_close(together[1, 2], alone[0, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features[1, 2], one_image[0, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_neck_against_its_definition() -> None:
@@ -47,12 +40,12 @@ def test_neck_against_its_definition() -> None:
 
 
 @pytest.mark.parametrize("norm_eval", [True, False])
-def test_batch_norms_learn_statistics_only_when_asked(norm_eval: bool) -> None:
+def test_norm_eval_freezes_statistics_only(norm_eval: bool) -> None:
     branch = ImageBranch("resnet18", out_channels=16, norm_eval=norm_eval).train()
     before = running_means(branch).clone()
     branch(torch.randn(1, 2, 3, 64, 64) + 3).sum().backward()
     assert torch.equal(running_means(branch), before) == norm_eval
-    assert branch.backbone.bn1.weight.grad is not None, "scale and shift are trained either way"
+    assert branch.backbone.bn1.weight.grad is not None
     branch.eval().train()
     assert branch.backbone.bn1.training != norm_eval
 
@@ -71,28 +64,16 @@ def test_checkpointing_changes_no_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("settings", "message"),
     [
         ({"checkpointing": True, "norm_eval": False}, "checkpointing=true"),
         ({"backbone": "resnet51"}, "backbone=resnet51"),
-        ({"backbone": "vovnet99_ese", "pretrained": True}, "backbone=vovnet99_ese: has no pretrained weights"),
+        ({"backbone": "vovnet99_ese", "pretrained": True}, "backbone=vovnet99_ese"),
     ],
 )
-def test_what_cannot_be_built_is_refused(settings: dict[str, Any], named: str) -> None:
-    with pytest.raises(SettingError, match=named):
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
         ImageBranch(**settings)
-
-
-def test_bf16_autocast_is_near_float32() -> None:
-    torch.manual_seed(0)
-    branch = ImageBranch("resnet18", out_channels=16).eval()
-    images = torch.randn(1, 2, 3, 64, 64)
-    with torch.no_grad():
-        expected = branch(images)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            result = branch(images)
-    assert result.dtype == torch.bfloat16
-    assert (result.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 def reference(images: Tensor, weights: dict[str, Tensor]) -> list[Tensor]:
@@ -113,10 +94,10 @@ def reference(images: Tensor, weights: dict[str, Tensor]) -> list[Tensor]:
             x = functional.max_pool2d(x, 3, 2, ceil_mode=True)
         for block in range(1, blocks + 1):
             name = f"stage{stage}.OSA{stage}_{block}"
-            seen = [x]
+            maps = [x]
             for layer in range(5):
-                seen.append(conv_norm_relu(seen[-1], f"{name}.layers.{layer}.OSA{stage}_{block}_{layer}"))
-            y = conv_norm_relu(torch.cat(seen, 1), f"{name}.concat.OSA{stage}_{block}_concat")
+                maps.append(conv_norm_relu(maps[-1], f"{name}.layers.{layer}.OSA{stage}_{block}_{layer}"))
+            y = conv_norm_relu(torch.cat(maps, 1), f"{name}.concat.OSA{stage}_{block}_concat")
             squeezed = y.mean((2, 3), keepdim=True)
             fc = [weights[f"img_backbone.{name}.ese.fc.{part}"] for part in ("weight", "bias")]
             y = y * functional.relu6(functional.conv2d(squeezed, *fc) + 3) / 6
@@ -141,9 +122,3 @@ def test_vovnet_equals_the_published_network(size: tuple[int, int]) -> None:
         results = branch.backbone(images)
         for result, expected in zip(results, reference(images, weights), strict=True):
             torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_vovnet_learns_with_checkpointing() -> None:
-    branch = ImageBranch("vovnet99_ese", checkpointing=True).train()
-    branch(torch.randn(1, 1, 3, 32, 32)).sum().backward()
-    assert branch.backbone.stem_0.conv.weight.grad is not None

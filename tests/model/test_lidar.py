@@ -1,4 +1,4 @@
-"""The LiDAR branch: sizes, precision, and what it refuses."""
+"""The LiDAR branch: sizes, precision and invalid settings."""
 
 import copy
 
@@ -39,30 +39,24 @@ def test_samples_do_not_mix_in_eval_mode() -> None:
 def test_sparse_encoder_stays_in_float32_under_autocast(dtype: torch.dtype) -> None:
     branch = LidarBranch(GRID, **TINY).eval()
     points = random_points((400,))
-    seen = {}
-    branch.encoder.register_forward_hook(lambda module, inputs, output: seen.update(encoder=output))
+    encoded = []
+    branch.encoder.register_forward_hook(lambda module, inputs, output: encoded.append(output))
     with torch.no_grad():
         expected = branch(points, (400,))
-        encoded = seen["encoder"]
         with torch.autocast("cpu", dtype=dtype):
             result = branch(points, (400,))
-    assert seen["encoder"].dtype == torch.float32
-    assert torch.equal(seen["encoder"], encoded)
+    assert encoded[1].dtype == torch.float32 and torch.equal(*encoded)
     torch.testing.assert_close(result.float(), expected, rtol=0.05, atol=0.05)
 
 
-def test_training_on_a_blanked_lidar() -> None:
-    """One voxel in the whole batch has no variance; the step must still be finite."""
+@pytest.mark.parametrize("counts", [(50,), (0, 0)])
+def test_training_on_one_voxel_or_none(counts: tuple[int, ...]) -> None:
+    """The blanked LiDAR's one voxel has no variance."""
     branch = LidarBranch(GRID, **TINY).train()
-    branch(torch.zeros(50, 5), (50,)).sum().backward()
-    assert all(torch.isfinite(p.grad).all() for p in branch.parameters() if p.grad is not None)
-
-
-def test_training_without_any_point() -> None:
-    branch = LidarBranch(GRID, **TINY).train()
-    result = branch(torch.zeros(0, 5), (0, 0))
+    result = branch(torch.zeros(sum(counts), 5), counts)
     result.sum().backward()
-    assert torch.isfinite(result).all()
+    assert result.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in branch.parameters() if p.grad is not None)
 
 
 def test_norm_settings_reach_every_batch_norm() -> None:
@@ -75,17 +69,17 @@ def test_norm_settings_reach_every_batch_norm() -> None:
 @pytest.mark.parametrize(
     "conv", [nn.Conv2d(4, 6, 3, 2, 1, bias=False), nn.ConvTranspose2d(4, 6, 2, 2, bias=False)]
 )
-def test_batch_norm_in_eval_mode_joins_the_convolution(conv: nn.Module) -> None:
+def test_batch_norm_in_eval_mode_is_folded(conv: nn.Module) -> None:
     norm = nn.BatchNorm2d(6, eps=1e-3)
     with torch.no_grad():
         for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
             value.uniform_(0.5, 2)
     layers = nn.Sequential(conv, norm, nn.ReLU()).eval()
     x = torch.randn(2, 4, 8, 8)
-    in_turn, in_training = layers(x), copy.deepcopy(layers).train()(x)
+    expected, in_training = layers(x), copy.deepcopy(layers).train()(x)
     speed_up(layers)
-    assert torch.equal(layers[1](x), x), "nothing is left for the norm to do"
-    torch.testing.assert_close(layers(x), in_turn, rtol=1e-4, atol=1e-5)
+    assert torch.equal(layers[1](x), x)
+    torch.testing.assert_close(layers(x), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(layers.train()(x), in_training, rtol=1e-4, atol=1e-5)
 
 
@@ -96,7 +90,7 @@ def test_max_voxels_follow_the_mode() -> None:
     assert len(branch.eval().voxelize(points, (400,)).coords) == 9
 
 
-def test_three_stages_make_a_stride_of_four() -> None:
+def test_three_stages_have_a_stride_of_4() -> None:
     grid = BEVGrid(GRID.point_range, (0.2, 0.2, 0.4), (21, 64, 64), 4)
     branch = LidarBranch(
         grid,

@@ -1,7 +1,7 @@
 """The map of a query on an object peaks where the object's BEV features do, in every configuration with LiDAR.
 
-The LiDAR branch of the configuration is built with its own grid, strides and paddings, but few channels, and is
-given points of one object at a time; its features less those of an empty scene show where the object went.
+The configuration's LiDAR branch, with its own grid, strides and paddings but few channels, encodes one object at a
+time. Its features minus those of an empty scene show the object's position.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ MODELS = sorted(
 METHODS = ("gaussian", "bilinear", "direct", "distance_weighted")
 
 
-def test_the_models_are_those_that_there_are() -> None:
+def test_models_are_found() -> None:
     assert {"cmt_r50", "cmt_r50_aligned", "cmt_vov99", "cmt_lidar", "small", "tiny", "tiny_lidar"} <= set(MODELS)
 
 
 @functools.cache
 def narrow_branch(model: str) -> LidarBranch:
-    """The configuration's LiDAR branch with two channels a layer, in eval mode."""
+    """The configuration's LiDAR branch with two channels per layer, in eval mode."""
     lidar = composed(f"model={model}").model.network.lidar
     widths = ("encoder_channels", "backbone_channels", "neck_channels")
     narrow = {name: [2] * len(lidar.get(name) or (0, 0, 0, 0)) for name in widths}
@@ -43,10 +43,10 @@ def narrow_branch(model: str) -> LidarBranch:
 
 @torch.no_grad()
 def pool(branch: LidarBranch, taps: slice) -> None:
-    """Give strided kernels the same weight on ``taps`` of each horizontal axis; others look at their middle.
+    """Set strided kernels to equal weights on ``taps`` of each horizontal axis, and others to their centre.
 
-    A strided kernel's three taps lie at -1, 0 and +1 of twice the output's index. On [0, +1] it adds up two
-    cells to one, as the grid counts them.
+    A strided kernel's three taps lie at -1, 0 and +1 from twice the output's index. Taps 0 and +1 sum the two
+    cells that form an output cell of the grid.
     """
     for module in branch.modules():
         if not isinstance(module, SubmanifoldConv3d | StridedSparseConv3d | nn.Conv2d | nn.ConvTranspose2d):
@@ -69,32 +69,28 @@ def pool(branch: LidarBranch, taps: slice) -> None:
 
 
 def places(grid: BEVGrid, count: int = 40) -> Tensor:
-    """Positions (count + 8, 2) in metres: anywhere on the map, its corners, and along its borders."""
+    """Positions (count + 8, 2) in metres: random, at the corners and along the borders of the map."""
     rows, columns = grid.bev_shape
     random = torch.Generator().manual_seed(0)
-    # Not within 3 % of a cell's border, where rounding decides.
+    # Not within 3 % of a cell's border, because of rounding.
     cells = torch.floor(torch.rand(count, 2, generator=random) * torch.tensor((columns, rows)))
     cells += 0.03 + 0.94 * torch.rand(count, 2, generator=random)
     last_x, last_y = columns - 0.03, rows - 0.03
+    middle_x, middle_y = columns / 2 + 0.5, rows / 2 + 0.5
     edges = [(0.03, 0.03), (last_x, 0.03), (0.03, last_y), (last_x, last_y)]
-    edges += [
-        (columns / 2 + 0.5, 0.5),
-        (columns / 2 + 0.5, last_y),
-        (0.4, rows / 2 + 0.5),
-        (last_x, rows / 2 + 0.5),
-    ]
+    edges += [(middle_x, 0.5), (middle_x, last_y), (0.4, middle_y), (last_x, middle_y)]
     within = grid.metres_of(torch.cat((cells, torch.tensor(edges))))
-    # Cells that reach past the declared range hold no points.
+    # Cells beyond the declared range hold no points.
     return within[(within < torch.tensor(grid.point_range[3:5])).all(dim=1)]
 
 
 def activation(branch: LidarBranch, xy: Tensor, size: float) -> Tensor:
-    """How much the features (object, row, column) of a scene with one object differ from an empty one.
+    """Change of the features (object, row, column) from an empty scene to one with an object.
 
     Args:
         branch: in eval mode.
         xy: (object, 2) in metres, LiDAR frame.
-        size: side in metres of the square column of 60 points that is the object.
+        size: side in metres of the square column of 60 points that forms the object.
     """
     random = torch.Generator().manual_seed(1)
     points = torch.rand(len(xy), 60, 5, generator=random)
@@ -104,8 +100,8 @@ def activation(branch: LidarBranch, xy: Tensor, size: float) -> Tensor:
     changes = []
     with torch.no_grad():
         empty = branch(points[0, :0], (0,))
-        for some in points.split(8):  # (object, point, feature), one object a frame
-            with_object = branch(some.flatten(0, 1), (60,) * len(some))
+        for objects in points.split(8):  # (object, point, feature), one object per frame
+            with_object = branch(objects.flatten(0, 1), (60,) * len(objects))
             changes.append((with_object - empty).norm(dim=1))
     return torch.cat(changes)
 
@@ -116,33 +112,33 @@ def peaks(maps: Tensor) -> Tensor:
     return torch.stack((highest % columns, highest // columns), dim=-1)
 
 
-def drawn_on(grid: BEVGrid, xy: Tensor, method: str) -> Tensor:
-    """Maps (object, row, column), each of one query on its object. The query is a learned one: in [0, 1]."""
+def rendered(grid: BEVGrid, xy: Tensor, method: str) -> Tensor:
+    """Maps (object, row, column), each of one query on an object, whose reference point went through [0, 1]."""
     unit = to_unit(torch.cat((xy, torch.zeros(len(xy), 1)), dim=-1), grid.point_range)
     placement = place_on_bev(to_metres(unit, grid.point_range)[:, None], grid)
     return Renderer(method)(torch.full((len(xy), 1), 0.82), placement)[0]
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_features_and_map_peak_in_the_same_cell_over_the_whole_range(model: str) -> None:
-    """With kernels that add up the voxels of a cell, exactly: axes, strides, paddings and the grid's corner."""
+def test_features_and_map_peak_in_the_same_cell(model: str) -> None:
+    """Exactly, with kernels that sum the voxels of a cell."""
     branch = narrow_branch(model)
     pool(branch, slice(1, 3))
     grid = branch.grid
     xy = places(grid)
     assert len(xy) >= 30
     features = activation(branch, xy, size=grid.voxel_size[0] * 0.02)
-    # Two levels of SECOND: the coarser one spreads over two cells a side, the finer one tells them apart.
+    # The coarser level of SECOND covers two cells per side, the finer one distinguishes them.
     assert (features > 0).flatten(1).sum(1).max() <= 4
     expected = grid.cell_of(xy).floor().long()
     assert torch.equal(peaks(features), expected)
     for method in METHODS:
-        assert torch.equal(peaks(drawn_on(grid, xy, method)), expected), method
+        assert torch.equal(peaks(rendered(grid, xy, method)), expected), method
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_with_kernels_that_look_both_ways_features_lean_by_half_a_cell_and_no_more(model: str) -> None:
-    """Three equal taps put a cell's middle on its first voxel: half a cell, the same everywhere on the map."""
+def test_symmetric_kernels_shift_features_by_half_a_cell(model: str) -> None:
+    """Three equal taps centre a cell on its first voxel, everywhere on the map."""
     branch = narrow_branch(model)
     pool(branch, slice(0, 3))
     grid = branch.grid
@@ -156,23 +152,23 @@ def test_with_kernels_that_look_both_ways_features_lean_by_half_a_cell_and_no_mo
     share = features / features.sum(dim=(1, 2), keepdim=True)
     x = (share.sum(dim=1) * (torch.arange(columns) + 0.5)).sum(dim=1)
     y = (share.sum(dim=2) * (torch.arange(rows) + 0.5)).sum(dim=1)
-    lean = torch.stack((x, y), dim=-1) - cells[inner]
-    assert 0.3 < lean.mean() < 0.5
-    assert (lean - lean.mean()).abs().max() < 0.5  # the points of an object are few and drawn at random
-    assert (peaks(drawn_on(grid, xy[inner], "gaussian")) - peaks(features)).abs().max() <= 1
+    shift = torch.stack((x, y), dim=-1) - cells[inner]
+    assert 0.3 < shift.mean() < 0.5
+    assert (shift - shift.mean()).abs().max() < 0.5  # an object has few random points
+    assert (peaks(rendered(grid, xy[inner], "gaussian")) - peaks(features)).abs().max() <= 1
 
 
-def test_beyond_the_cells_of_cmt_r50_there_are_neither_features_nor_a_map() -> None:
-    """1024 cells of 0.1 m under a declared range of 108 m: nothing beyond x or y = 48.4 m."""
+def test_cmt_r50_has_no_cells_beyond_48_metres() -> None:
+    """1024 cells of 0.1 m in a declared range of 108 m end at 48.4 m."""
     branch = narrow_branch("cmt_r50")
     pool(branch, slice(1, 3))
     beyond = torch.tensor([[48.6, 0.0], [0.0, 50.0], [53.9, 53.9]])
     assert not activation(branch, beyond, size=0.1).any()
-    assert not drawn_on(branch.grid, beyond, "gaussian").any()
+    assert not rendered(branch.grid, beyond, "gaussian").any()
     within = torch.tensor([[48.3, 0.04], [0.04, 48.3]])
     assert torch.equal(
-        peaks(activation(branch, within, size=0.01)), peaks(drawn_on(branch.grid, within, "gaussian"))
+        peaks(activation(branch, within, size=0.01)), peaks(rendered(branch.grid, within, "gaussian"))
     )
-    # Scaled from the declared range, as the old AQR did, the map would peak 6 cells beside the features.
+    # Scaled from the declared range, as in the old AQR, the map would peak 6 cells off.
     scaled = to_unit(torch.tensor([[48.3, 0.04, 0.0]]), branch.grid.point_range)[0, 0] * 128
     assert peaks(activation(branch, within, size=0.01))[0, 0] - scaled.floor() == 6

@@ -1,4 +1,4 @@
-"""Sparse convolution against dense convolution, which knows nothing of rulebooks."""
+"""Sparse convolution against dense convolution."""
 
 import math
 from typing import Any
@@ -32,7 +32,7 @@ def random_sites(shape: tuple[int, int, int], batch: int, share: float, seed: in
 
 
 def to_dense(values: Tensor, sites: Sites) -> Tensor:
-    """(batch, channel, z, y, x), written the obvious way."""
+    """Reference implementation: (batch, channel, z, y, x)."""
     result = values.new_zeros(sites.batch_size, values.shape[1], *sites.shape)
     b, z, y, x = sites.coords.unbind(1)
     return result.index_put(
@@ -50,7 +50,7 @@ def conv3d_weight(weight: Tensor) -> Tensor:
 
 
 def compare_with_dense(features: Tensor, weight: Tensor, sites: Sites, mode: Any, tolerance: float) -> None:
-    """Values and both gradients of a sparse convolution against conv3d at the sites that it answers at."""
+    """Compare values and gradients of a sparse convolution with conv3d at the output sites."""
     if mode == "submanifold":
         out_sites, rulebook, dense_args = sites, sites.submanifold, {"padding": 1}
     else:
@@ -72,7 +72,7 @@ def compare_with_dense(features: Tensor, weight: Tensor, sites: Sites, mode: Any
 
 @pytest.fixture(params=["pairs", "neighbours"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to compute, on the CPU; small chunks so that there are several."""
+    """Both implementations on the CPU, with several chunks."""
     monkeypatch.setattr(rulebook, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(rulebook, "BLOCK_BYTES", 10_000)
     monkeypatch.setattr(rulebook, "masks_are_free", lambda device: request.param == "pairs")
@@ -93,15 +93,8 @@ def test_equals_dense_convolution(
     compare_with_dense(features, weight, sites, mode, tolerance)
 
 
-def test_equals_dense_convolution_at_the_default_chunk_size() -> None:
-    sites = random_sites((11, 40, 40), 2, 0.4)
-    assert len(sites.submanifold.pairs(32).chunks) > 1
-    features = torch.randn(len(sites), 2, dtype=torch.float64)
-    compare_with_dense(features, torch.randn(3, 3, 3, 2, 32, dtype=torch.float64), sites, "submanifold", 1e-10)
-
-
 @pytest.mark.parametrize("mode", STRIDED)
-def test_strided_answers_at_exactly_the_sites_reached(mode: tuple) -> None:
+def test_strided_outputs_are_the_sites_reached(mode: tuple) -> None:
     kernel, stride, padding = mode
     for seed in range(5):
         sites = random_sites((6, 9, 8), 2, 0.02, seed)
@@ -120,8 +113,7 @@ def test_no_site_at_all(path: str) -> None:
     dense = result.dense()
     assert dense.shape == (2, 6, 3, 4, 4)
     (dense.sum() + result.features.sum()).backward()
-    assert submanifold.weight.grad is not None
-    assert torch.count_nonzero(submanifold.weight.grad) == 0
+    assert submanifold.weight.grad is not None and not submanifold.weight.grad.any()
 
 
 @pytest.mark.parametrize("mode", ["submanifold", STRIDED[1]])
@@ -133,27 +125,15 @@ def test_gradcheck(path: str, mode: Any) -> None:
     assert torch.autograd.gradcheck(lambda f, w: sparse_convolution(f, w, rulebook), (features, weight))
 
 
-def test_dense_puts_features_where_they_belong() -> None:
-    sites = random_sites((3, 5, 4), 2, 0.4)
-    features = torch.randn(len(sites), 6)
-    dense = SparseTensor(features, sites).dense()
-    assert torch.equal(dense, to_dense(features, sites))
-    assert dense.flatten(1, 2).is_contiguous(memory_format=torch.channels_last)
-
-
-def test_float32_under_autocast() -> None:
+def test_float32_under_autocast_and_dense_layout() -> None:
     sites = random_sites((5, 8, 8), 1, 0.2)
     features, weight = torch.randn(len(sites), 4), torch.randn(3, 3, 3, 4, 4, requires_grad=True)
     expected = sparse_convolution(features, weight, sites.submanifold)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        result = sparse_convolution(features.bfloat16().float(), weight, sites.submanifold)
-        assert result.dtype == torch.float32
         assert torch.equal(sparse_convolution(features, weight, sites.submanifold), expected)
-
-
-def test_too_small_a_grid_is_refused() -> None:
-    with pytest.raises(ValueError, match="too small for a convolution"):
-        random_sites((2, 8, 8), 1, 0.5).strided((3, 1, 1), (2, 1, 1), (0, 0, 0))
+    dense = SparseTensor(features, sites).dense()
+    assert torch.equal(dense, to_dense(features, sites))
+    assert dense.flatten(1, 2).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_initial_scale_keeps_the_variance_of_conv3d() -> None:
@@ -164,11 +144,11 @@ def test_initial_scale_keeps_the_variance_of_conv3d() -> None:
 
 
 @pytest.mark.parametrize("sites", [0, 1])
-def test_batch_norm_of_hardly_any_site_uses_running_statistics(sites: int) -> None:
+def test_batch_norm_of_fewer_than_two_sites_uses_running_statistics(sites: int) -> None:
     norm = SparseBatchNorm(3).train()
     norm.running_mean += 1.0
     x = torch.randn(sites, 3)
     torch.testing.assert_close(norm(x), (x - 1) / math.sqrt(1 + norm.eps))
     assert torch.equal(norm.running_mean, torch.ones(3))
-    many = torch.randn(50, 3) * 3 + 2
-    torch.testing.assert_close(norm(many), torch.nn.BatchNorm1d(3)(many))
+    x = torch.randn(50, 3) * 3 + 2
+    torch.testing.assert_close(norm(x), torch.nn.BatchNorm1d(3)(x))

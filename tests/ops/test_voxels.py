@@ -1,4 +1,4 @@
-"""Voxels against an obvious loop over points."""
+"""Voxels against a loop over points."""
 
 import numpy as np
 import pytest
@@ -13,25 +13,25 @@ GRID = BEVGrid((-2.0, -2.0, -1.0, 2.0, 2.0, 1.0), (0.5, 0.5, 0.5), (5, 8, 8), 2)
 def slow_voxels(
     points: np.ndarray, counts: tuple[int, ...], grid: BEVGrid, max_points: int, max_voxels: int
 ) -> dict[tuple[int, ...], list[np.ndarray]]:
-    """Voxel (sample, z, y, x) -> its points, one point after another."""
+    """Points of each voxel (sample, z, y, x)."""
     low, size = np.float32(grid.point_range[:3]), np.float32(grid.voxel_size)
     voxels: dict[tuple[int, ...], list[np.ndarray]] = {}
     row = 0
     for sample, count in enumerate(counts):
-        own: dict[tuple[int, ...], list[np.ndarray]] = {}
+        of_sample: dict[tuple[int, ...], list[np.ndarray]] = {}
         for point in points[row : row + count]:
             x, y, z = np.floor((point[:3] - low) / size)
             limits = voxel_counts(grid)
             if not (0 <= z < limits[0] and 0 <= y < limits[1] and 0 <= x < limits[2]):
                 continue
             cell = (sample, int(z), int(y), int(x))
-            if cell not in own:
-                if len(own) == max_voxels:
+            if cell not in of_sample:
+                if len(of_sample) == max_voxels:
                     continue
-                own[cell] = []
-            if len(own[cell]) < max_points:
-                own[cell].append(point)
-        voxels.update(own)
+                of_sample[cell] = []
+            if len(of_sample[cell]) < max_points:
+                of_sample[cell].append(point)
+        voxels.update(of_sample)
         row += count
     return voxels
 
@@ -58,23 +58,15 @@ def test_equals_the_slow_way(counts: tuple[int, ...], max_points: int, max_voxel
 
 
 def test_points_on_the_borders() -> None:
-    """The lower border is inside, the upper one and what is not a number is outside."""
-    rows = [
-        [-2, -2, -1],
-        [2, 0, 0],
-        [0, 2, 0],
-        [0, 0, 1],
-        [float("nan"), 0, 0],
-        [float("inf"), 0, 0],
-        [1.999, 0, 0],
-    ]
+    """Lower borders are inside; upper borders, NaN and infinity are outside."""
+    rows = [[-2, -2, -1], [2, 0, 0], [0, 2, 0], [0, 0, 1], [np.nan, 0, 0], [np.inf, 0, 0], [1.999, 0, 0]]
     points = torch.tensor([[*row, 1.0, 0.0] for row in rows])
     voxels = hard_voxelize(points, (len(rows),), GRID)
     assert voxels.coords.tolist() == [[0, 0, 0, 0], [0, 2, 4, 7]]
     assert torch.isfinite(voxels.features).all()
 
 
-def test_cells_that_the_sparse_shape_does_not_declare_are_dropped() -> None:
+def test_cells_beyond_the_sparse_shape_are_dropped() -> None:
     narrow = BEVGrid(GRID.point_range, GRID.voxel_size, (5, 6, 4), 2)
     points = random_points((500,))
     voxels = hard_voxelize(points, (500,), narrow)
@@ -84,7 +76,7 @@ def test_cells_that_the_sparse_shape_does_not_declare_are_dropped() -> None:
 
 
 def test_cells_are_floored_in_float32() -> None:
-    """At 0.1 m many points lie on a border to float32; the quotient decides as the release rounds it."""
+    """With cells of 0.1 m the rounding of the quotient decides where points on borders belong."""
     grid = BEVGrid((-54.0, -54.0, -5.0, 54.0, 54.0, 3.0), (0.1, 0.1, 0.2), (41, 1024, 1024), 8)
     x = torch.arange(-540, 480, dtype=torch.float32) * 0.1
     points = torch.stack((x, x, torch.zeros_like(x), x, x), dim=1)
@@ -94,7 +86,7 @@ def test_cells_are_floored_in_float32() -> None:
     assert voxels.count.sum() == len(x)
 
 
-def test_a_blanked_lidar_is_one_voxel_at_the_origin() -> None:
+def test_a_blanked_lidar_is_one_voxel() -> None:
     voxels = hard_voxelize(torch.zeros(100, 5), (60, 40), GRID)
     assert voxels.coords.tolist() == [[0, 2, 4, 4], [1, 2, 4, 4]]
     assert voxels.count.tolist() == [10, 10]

@@ -1,7 +1,5 @@
 """Images, scene augmentation, masked-modal training and GridMask against the published functions."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +9,10 @@ from cmt_aqr.data.finishing import Finishing
 from cmt_aqr.data.masking import GridMask, MaskModality
 from cmt_aqr.runs.configuration import build
 from cmt_aqr.training.optimization import OneCycle
+from tests.helpers.builders import RANGE
 from tests.helpers.composed import composed
 from tests.helpers.shared_data import needs_reference
-from tests.reference.golden_recipe import RANGE, about_middle, close, frame, golden
+from tests.reference.golden import close, close_boxes, frame, golden
 
 pytestmark = needs_reference
 SIZE = (32, 80)
@@ -54,22 +53,15 @@ def test_scene_and_filter(number: int) -> None:
     before = before.replace(lidar2img=torch.from_numpy(golden()["bev_in_lidar2img"]))
     moved = transform_scene(before, angle, scale, shift, flip_x=bool(along), flip_y=bool(across))
 
-    def same_boxes(ours: torch.Tensor, name: str) -> None:
-        difference = ours.numpy() - about_middle(golden()[name])
-        difference[:, 6] = (difference[:, 6] + math.pi) % (2 * math.pi) - math.pi
-        close(difference, np.zeros_like(difference), name)
-
     close(moved.points, golden()[f"bev_points_{number}"], "points")
     close(moved.lidar2img, golden()[f"bev_lidar2img_{number}"], "lidar2img", most=2e-3)
-    same_boxes(moved.boxes, f"bev_boxes_{number}")
-    # Boxes of other categories, which only sampling looks at, never are in our frames.
-    wanted = moved.labels >= 0
-    moved = moved.replace(
-        boxes=moved.boxes[wanted], labels=moved.labels[wanted], box_points=moved.box_points[wanted]
-    )
+    close_boxes(moved.boxes, golden()[f"bev_boxes_{number}"], "boxes")
+    # Our frames never hold boxes of other categories.
+    known = moved.labels >= 0
+    moved = moved.replace(boxes=moved.boxes[known], labels=moved.labels[known], box_points=moved.box_points[known])
     kept = TrainingFilter(RANGE, shuffle_points=False)(moved, np.random.default_rng(0))
     close(kept.points, golden()[f"bev_filtered_points_{number}"], "points in range")
-    same_boxes(kept.boxes, f"bev_filtered_boxes_{number}")
+    close_boxes(kept.boxes, golden()[f"bev_filtered_boxes_{number}"], "boxes in range")
     np.testing.assert_array_equal(kept.labels.numpy(), golden()[f"bev_filtered_labels_{number}"])
 
 
@@ -105,23 +97,21 @@ def test_grid_mask(number: int) -> None:
     np.testing.assert_array_equal(np.packbits(ours), golden()[f"gridmask_keep_{number}"])
 
 
-def test_grid_mask_drops_as_much_on_average() -> None:
+def test_grid_mask_drops_the_same_share_on_average() -> None:
     random, mask = np.random.default_rng(0), GridMask(probability=1.0)
     dropped = [1 - keep.mean() for _ in range(2000) if (keep := mask.draw((320, 800), random)) is not None]
     assert abs(np.mean(dropped) - 0.262) < 0.006
 
 
-def test_the_camera_only_recipe_turns_boxes_the_other_way_than_images() -> None:
-    """Run with rc5, the release's boxes and images disagree by twice the angle; ours turn together."""
+def test_the_camera_only_recipe_turns_boxes_and_images_in_opposite_directions() -> None:
+    """With rc5, boxes and images of the release differ by twice the angle; ours agree."""
     angle, scale = golden()["camera_only_angle_scale"]
     before = frame(boxes=golden()["bev_in_boxes"], lidar2img=golden()["bev_in_lidar2img"])
     with_images, with_boxes = (
         transform_scene(before, sign * angle, scale, (0, 0, 0), flip_x=False, flip_y=False) for sign in (1, -1)
     )
     close(with_images.lidar2img, golden()["camera_only_lidar2img"], "lidar2img", most=2e-3)
-    difference = with_boxes.boxes.numpy() - about_middle(golden()["camera_only_boxes"])
-    difference[:, 6] = (difference[:, 6] + math.pi) % (2 * math.pi) - math.pi
-    close(difference, np.zeros_like(difference), "boxes")
+    close_boxes(with_boxes.boxes, golden()["camera_only_boxes"], "boxes")
 
 
 def test_schedule() -> None:

@@ -11,7 +11,7 @@ from cmt_aqr.data.resampling import balanced_frames
 from cmt_aqr.data.views import paste_rectangles, patches_of
 from cmt_aqr.geometry import box_corners
 from tests.helpers.shared_data import needs_reference
-from tests.reference.golden_recipe import about_middle, close, golden
+from tests.reference.golden import about_middle, close, golden
 
 pytestmark = needs_reference
 

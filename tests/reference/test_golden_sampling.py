@@ -1,4 +1,4 @@
-"""The sampler as a whole, with a database of the reference's objects, against what the published one returns."""
+"""The sampler, with a database of the reference's objects, against the published one."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from cmt_aqr.data.database import (
 )
 from cmt_aqr.data.sampling import ObjectSampler, Sampling
 from tests.helpers.shared_data import needs_reference
-from tests.reference.golden_recipe import about_middle, close, frame, golden
+from tests.reference.golden import about_middle, close, frame, golden
 
 pytestmark = needs_reference
 CONTENTS = Contents("", "", "", 0, 10, True, 5, "last", "third_corner")
@@ -34,27 +34,27 @@ def database_of(
     points: Sequence[NDArray[Any]],
     patches: Sequence[NDArray[np.uint8]] = (),
 ) -> tuple[ObjectDatabase, NDArray[np.int64]]:
-    """A database of boxes as in the reference, with points where they stand there; and each one's row."""
+    """A database of the recipe's boxes and points, and the row of each object."""
     order = np.argsort(labels, kind="stable")
     entries = np.zeros(len(boxes), dtype=ENTRY)
     entries["box"], entries["label"] = about_middle(boxes)[order], labels[order]
     entries["points"] = [len(points[number]) for number in order]
     entries["points_at"] = np.cumsum(entries["points"]) - entries["points"]
     entries["view"] = -1
-    stored, cut = b"", b""
+    point_bytes, patch_bytes = b"", b""
     for entry, number in zip(entries, order, strict=True):
         cloud = points[number].astype(np.float32)
         cloud[:, :3] -= boxes[number, :3]
-        stored += cloud.tobytes()
+        point_bytes += cloud.tobytes()
         if len(patches) and patches[number].size:
             height, width, _ = patches[number].shape
-            entry["view"], entry["patch_at"] = 0, len(cut)
+            entry["view"], entry["patch_at"] = 0, len(patch_bytes)
             entry["rectangle"], entry["picture"] = (0, 0, width, height), (height, width)
-            cut += patches[number].tobytes()
-    part_path(folder, 0, "points").write_bytes(stored)
-    part_path(folder, 0, "patches").write_bytes(cut)
+            patch_bytes += patches[number].tobytes()
+    part_path(folder, 0, "points").write_bytes(point_bytes)
+    part_path(folder, 0, "patches").write_bytes(patch_bytes)
     np.save(folder / ENTRIES, entries)
-    description = {"format": FORMAT, "made_of": vars(CONTENTS), "parts": [[len(stored), len(cut)]]}
+    description = {"format": FORMAT, "made_of": vars(CONTENTS), "parts": [[len(point_bytes), len(patch_bytes)]]}
     (folder / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
     return ObjectDatabase(folder, CONTENTS), np.argsort(order)
 

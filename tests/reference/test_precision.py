@@ -1,4 +1,4 @@
-"""Mixed precision stays near float32: the published sizes with rule-made weights on a small grid."""
+"""Mixed precision against float32: the published sizes on a small grid, with generated weights."""
 
 import pytest
 import torch

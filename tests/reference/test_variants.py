@@ -1,4 +1,4 @@
-"""The official state dicts of all four published variants fit the models that the configuration composes."""
+"""The official state dictionaries of all published variants load into the composed models."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_state_dict_loads_completely(model: str, variant: str) -> None:
 
 @needs_reference
 @pytest.mark.parametrize("form", ["default", "attention_bias"])
-def test_of_an_aqr_model_only_aqr_starts_fresh(form: str) -> None:
+def test_only_aqr_is_missing_in_official_weights(form: str) -> None:
     detector = network("model=cmt_r50", f"aqr={form}")
     report = load_weights(detector, official_state_dict("cmt_voxel0100_r50_800x320"))
     assert report.fresh == ("aqr",)
@@ -47,7 +47,7 @@ def test_of_an_aqr_model_only_aqr_starts_fresh(form: str) -> None:
 
 @torch.no_grad()
 def assert_a_bias_of_zero_is_cmt(decoder: Decoder) -> None:
-    """To the last bit, with the published weights, of 40 queries and 330 tokens, whatever the groups."""
+    """To the last bit, with 40 queries and 330 tokens, for any groups."""
     random = torch.Generator().manual_seed(0)
     embedding, memory, positions = (torch.randn(1, count, 256, generator=random) for count in (40, 330, 330))
     plain = decoder.eval()(embedding, memory, positions)

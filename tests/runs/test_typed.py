@@ -40,7 +40,7 @@ def test_factors_for_other_layers_and_heads_are_refused_before_data_are_read() -
         return build_module(config, build_data(config), 1)
 
     built("[1,4]")
-    with pytest.raises(UserError, match=r"^aqr.per_layer_and_head=\[7, 4\]: the decoder has 1 layers of 4 heads"):
+    with pytest.raises(UserError, match=r"^aqr.per_layer_and_head=\[7, 4\]: must be \[1, 4\]"):
         built("[7,4]")
 
 

@@ -59,7 +59,7 @@ def make_run(folder: Path, name: str, seed: int, finished: bool = True, steps: i
 def weighing(lidar: list[float], camera: list[float], camera_seen: list[bool]) -> AQROutput:
     """AQR's output of two queries, both on the BEV map."""
     unused = dict.fromkeys(
-        ("bev_features", "image_features", "bev_map_raw", "bev_map", "image_map_raw", "image_map", "draws")
+        ("bev_features", "image_features", "bev_map_raw", "bev_map", "image_map_raw", "image_map", "valid")
     )
     return AQROutput(
         weights=torch.tensor([lidar, camera]).T[None],

@@ -1,4 +1,4 @@
-"""``experiment=both_sensors``: one data set for a fused and two single-sensor models, all of which train."""
+"""``experiment=both_sensors``: one data set for a fused and two single-sensor models."""
 
 from pathlib import Path
 
@@ -21,12 +21,12 @@ UNMASKED = "data.train_transforms.mask_modality=null"
     [([], ["image", "lidar"]), ([*CAMERA, UNMASKED], ["image"]), ([*LIDAR, UNMASKED], ["lidar"])],
     ids=["fused", "camera", "lidar"],
 )
-def test_two_steps_teach_the_branches_that_are_there(
+def test_two_steps_train_all_branches(
     single: list[str], branches: list[str], small_root: Path, tmp_path: Path
 ) -> None:
-    here = [f"data.root={small_root}", f"data.cache_dir={tmp_path}", "data.version=v1.0-mini"]
+    paths = [f"data.root={small_root}", f"data.cache_dir={tmp_path}", "data.version=v1.0-mini"]
     splits = ["data.train_split=mini_train", "data.val_split=mini_val"]
-    config = composed("experiment=both_sensors", *single, *here, *splits)
+    config = composed("experiment=both_sensors", *single, *paths, *splits)
     data = build_data(config)
     data.prepare_data()
     data.setup("fit")
@@ -39,17 +39,17 @@ def test_two_steps_teach_the_branches_that_are_there(
         loss.backward()
         optimizer.step()
     weights = module.model.named_parameters()
-    learnt = {name.split(".")[0] for name, weight in weights if (weight != before[name]).any()}
-    assert learnt == {"head", "decoder", *branches}
+    trained = {name.split(".")[0] for name, weight in weights if (weight != before[name]).any()}
+    assert trained == {"head", "decoder", *branches}
     frames = [data.dataset("train")[SampleKey(epoch, 0)] for epoch in range(40)]
-    blind = [frame for frame in frames if frame.images is not None and not frame.images.any()]
-    deaf = [frame for frame in frames if (frame.points == frame.points[:1]).all()]
-    # A camera model trains on frames without a point.
-    assert (bool(blind), bool(deaf)) == (len(branches) == 2, branches != ["lidar"])
+    without_images = any(frame.images is not None and not frame.images.any() for frame in frames)
+    without_points = any((frame.points == frame.points[:1]).all() for frame in frames)
+    assert without_images == (len(branches) == 2)
+    assert without_points == (branches != ["lidar"])  # a camera model reads no points
 
 
 @pytest.mark.parametrize("experiment", ["both_sensors", "both_failures_base"])
-def test_the_data_are_what_the_scenes_can_draw(experiment: str) -> None:
+def test_the_data_match_the_scenes(experiment: str) -> None:
     config = composed(f"experiment={experiment}")
     data = config.data
     settings = Settings(**{key: value for key, value in data.make.items() if value is not None})

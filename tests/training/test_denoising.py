@@ -5,7 +5,7 @@ from cmt_aqr.training.denoising import Denoising, attention_mask
 from tests.helpers.builders import RANGE, batch_of, box
 
 
-def test_places_and_padding() -> None:
+def test_positions_and_padding() -> None:
     batch = batch_of([[box(10, 0), box(-10, 0)], [box(0, 20, size=4)]], [[0, 1], [2]])
     noise = torch.full((6, 3), 0.5)
     noise[5] = torch.tensor([0.75, 0.5, 0.25])  # second group, the lone box: + size/4 in x, - size/4 in z
@@ -24,13 +24,13 @@ def test_places_and_padding() -> None:
     assert targets.labels.tolist() == [0, 1, 2, 0, 1, 2]
 
 
-def test_groups_shrink_with_the_fullest_frame() -> None:
+def test_the_fullest_frame_limits_the_groups() -> None:
     batch = batch_of([[box()] * 4], [[0] * 4])
     assert Denoising(groups=10)(batch, 9, RANGE).queries.reference_points.shape[1] == 8  # type: ignore[union-attr]
     assert Denoising(groups=10)(batch, 3, RANGE) is None
 
 
-def test_noise_beyond_the_limit_turns_background_and_stays_in_the_range() -> None:
+def test_large_noise_becomes_background_and_stays_in_range() -> None:
     batch = batch_of([[box(53.9, 0, size=10)]], [[7]])
     targets = Denoising(groups=2)(batch, 10, RANGE, torch.tensor([[1.0, 0.5, 0.5], [0.8, 0.5, 0.5]]))
     assert targets is not None
@@ -42,9 +42,8 @@ def test_no_boxes_no_queries() -> None:
     assert Denoising()(batch_of([[]], [[]]), 10, RANGE) is None
 
 
-def test_who_sees_whom() -> None:
-    mask = attention_mask(groups=2, size=2, matching_queries=3, device=torch.device("cpu"))
-    forbidden = torch.zeros(7, 7, dtype=torch.bool)
-    forbidden[0:2, 2:4] = forbidden[2:4, 0:2] = True  # groups do not see each other
-    forbidden[4:, :4] = True  # matching queries see no denoising query
-    assert torch.equal(mask, forbidden)
+def test_attention_mask() -> None:
+    expected = torch.zeros(7, 7, dtype=torch.bool)
+    expected[0:2, 2:4] = expected[2:4, 0:2] = True  # between groups
+    expected[4:, :4] = True  # from matching to denoising queries
+    assert torch.equal(attention_mask(2, 2, 3, torch.device("cpu")), expected)

@@ -1,14 +1,11 @@
-"""A training step in float32 is the step in float64, up to rounding."""
-
-import dataclasses
-from typing import Any
+"""A training step in float32 against one in float64."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cmt_aqr.ops import batch_norm
-from cmt_aqr.structures import Batch, DenoisingQueries
+from cmt_aqr.structures import Batch
 from cmt_aqr.training.denoising import Denoising
 from cmt_aqr.training.losses import Criterion
 from tests.helpers.composed import network
@@ -16,12 +13,12 @@ from tests.model.test_composed import batch
 
 OVERRIDES = (
     "model=cmt_r50",
-    "model.grid.sparse_shape=[41,256,256]",
+    "model.grid.sparse_shape=[41,128,128]",
     "model.image_size=[64,160]",
     "model.network.image.backbone=resnet10t",
     "model.network.image.norm_eval=false",
     "model.layers=2",
-    "model.queries=100",
+    "model.queries=50",
     "model.attention_dropout=0",
     "model.dropout=0",
     "aqr=none",
@@ -30,64 +27,50 @@ BOXES = [[-50.0, -50, -1, 4, 2, 2, 0.3, 1, 0], [-46, -48, -1, 1, 1, 2, 0, 0, 0],
 
 
 def frames() -> Batch:
-    """Two frames whose 20,000 points fill the grid's corner that the small number of cells leaves."""
+    """Two frames whose points fill the corner of the range that the small grid covers."""
     random = torch.Generator().manual_seed(1)
-    points = torch.rand(40_000, 5, generator=random) * torch.tensor([25.0, 25.0, 6.0, 255.0, 0.5])
+    points = torch.rand(8_000, 5, generator=random) * torch.tensor([11.8, 11.8, 6.0, 255.0, 0.5])
     points[:, :3] -= torch.tensor([53.5, 53.5, 4.0])
     return batch().replace(
         boxes=torch.tensor(BOXES),
         labels=torch.tensor([0, 8, 3]),
         box_counts=(2, 1),
         points=points,
-        point_counts=(20_000, 20_000),
-    )
-
-
-def double(value: Any) -> Any:
-    """A dataclass with its floating-point tensors in float64."""
-    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return type(value)(
-        **{
-            name: member.double() if isinstance(member, Tensor) and member.is_floating_point() else member
-            for name, member in fields.items()
-        }
+        point_counts=(4_000, 4_000),
     )
 
 
 def step(dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss terms, and gradients by parameter."""
     torch.manual_seed(0)
-    model = network(*OVERRIDES).train()
-    inputs = frames()
+    model, batch = network(*OVERRIDES).train().to(dtype), frames()
     noise = torch.Generator().manual_seed(3)
-    targets = Denoising()(inputs, len(model.head.reference_points), tuple(model.head.point_range), generator=noise)
-    assert targets is not None
-    queries: DenoisingQueries = targets.queries
-    if dtype == torch.float64:
-        model, queries = model.double(), double(queries)
-        predictions = model(double(inputs), queries)
-    else:
-        predictions = model(inputs, queries)
-    losses = torch.stack(list(Criterion()(predictions, inputs, targets).values()))
+    targets = Denoising()(batch, len(model.head.reference_points), tuple(model.head.point_range), generator=noise)
+    assert targets is not None and batch.images is not None
+    queries = targets.queries.replace(reference_points=targets.queries.reference_points.to(dtype))
+    inputs = batch.replace(
+        points=batch.points.to(dtype), images=batch.images.to(dtype), lidar2img=batch.lidar2img.to(dtype)
+    )
+    losses = torch.stack(list(Criterion()(model(inputs, queries), batch, targets).values()))
     losses.sum().backward()
     gradients = {name: value.grad.double() for name, value in model.named_parameters() if value.grad is not None}
     return losses.detach(), gradients
 
 
-def test_losses_and_gradients_are_those_of_float64() -> None:
+def test_losses_and_gradients() -> None:
     exact_losses, exact = step(torch.float64)
     losses, gradients = step(torch.float32)
     assert losses.tolist() == pytest.approx(exact_losses.tolist(), rel=1e-4)
-    reached = [name for name in exact if exact[name].norm() > 1e-9]
-    assert any(name.startswith("lidar.encoder.") for name in reached)
-    off = torch.tensor([((gradients[name] - exact[name]).norm() / exact[name].norm()).item() for name in reached])
-    print(f"gradients are {off.median():.1e} off in the median, {off.max():.1e} at most")
-    assert off.median() < 1e-3  # with PyTorch's own sums 7.7e-3
+    trained = [name for name in exact if exact[name].norm() > 1e-9]
+    assert any(name.startswith("lidar.encoder.") for name in trained)
+    errors = torch.stack([(gradients[name] - exact[name]).norm() / exact[name].norm() for name in trained])
+    print(f"relative errors of gradients: median {errors.median():.1e}, maximum {errors.max():.1e}")
+    assert errors.median() < 5e-4  # 1.5e-3 with PyTorch's batch norm
 
 
 @pytest.mark.parametrize("norm_class", [nn.BatchNorm2d, batch_norm.BatchNorm2d], ids=["torch", "ours"])
 def test_statistics_of_channels_last_maps(norm_class: type[nn.BatchNorm2d]) -> None:
-    """Ours are exact; once PyTorch's are as well, this fails for ``torch`` and the class can go."""
+    """Ours are accurate. Once PyTorch's are as well, this fails for ``torch`` and our class can go."""
     torch.manual_seed(0)
     x = (5 + 2 * torch.randn(2, 64, 180, 180)).to(memory_format=torch.channels_last).requires_grad_()
     norm, exact = norm_class(64, momentum=0.1), nn.BatchNorm2d(64, momentum=0.1).double()

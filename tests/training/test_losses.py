@@ -2,22 +2,12 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional
-from torchvision.ops import sigmoid_focal_loss
 
 from cmt_aqr.geometry import encode_boxes
 from cmt_aqr.outputs import Predictions, QueryOutputs
 from cmt_aqr.training.denoising import Denoising
-from cmt_aqr.training.losses import Criterion, sigmoid_focal
+from cmt_aqr.training.losses import Criterion
 from tests.helpers.builders import RANGE, batch_of, box, outputs_of
-
-
-def test_focal_equals_torchvisions() -> None:
-    logits = torch.randn(7, 10, generator=torch.Generator().manual_seed(1))
-    labels = torch.tensor([0, 9, 10, 3, 10, 1, 1])
-    target = functional.one_hot(labels, 11)[:, :10].float()
-    expected = sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2.0)
-    torch.testing.assert_close(sigmoid_focal(logits, labels), expected)
 
 
 def test_losses_by_hand() -> None:

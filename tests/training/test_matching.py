@@ -7,43 +7,13 @@ import torch
 from cmt_aqr.geometry import encode_boxes
 from cmt_aqr.outputs import QueryOutputs
 from cmt_aqr.training.losses import CODE_WEIGHTS
-from cmt_aqr.training.matching import focal_cost, match
+from cmt_aqr.training.matching import match
 from tests.helpers.builders import batch_of, box, outputs_of
 
 WEIGHTS = torch.tensor(CODE_WEIGHTS)
 
 
-def test_focal_cost_by_hand() -> None:
-    # p = 0.5: positive 0.25 * 0.25 * ln 2, negative 0.75 * 0.25 * ln 2, so the cost is -0.125 ln 2.
-    cost = focal_cost(torch.zeros(1, 3), torch.tensor([2]))
-    assert cost.item() == pytest.approx(-0.125 * np.log(2), abs=1e-6)
-
-
-def test_nearest_queries_win_where_classes_are_equal() -> None:
-    batch = batch_of([[box(0, 0), box(10, 0)]], [[0, 0]])
-    codes = encode_boxes(torch.tensor([box(9, 0), box(1, 0), box(30, 30)]))[None]
-    matches = match(outputs_of(codes, torch.zeros(1, 3, 10)), batch, WEIGHTS)
-    assert {(q, b) for q, b in zip(matches.query.tolist(), matches.box.tolist(), strict=True)} == {(0, 1), (1, 0)}
-
-
-def test_class_decides_between_queries_at_one_place() -> None:
-    batch = batch_of([[box(0, 0), box(0, 0)]], [[3, 7]])
-    codes = encode_boxes(torch.tensor([box(0, 0), box(0, 0)]))[None]
-    logits = torch.full((1, 2, 10), -4.0)
-    logits[0, 0, 7] = logits[0, 1, 3] = 4.0
-    matches = match(outputs_of(codes, logits), batch, WEIGHTS)
-    assert dict(zip(matches.query.tolist(), matches.box.tolist(), strict=True)) == {0: 1, 1: 0}
-
-
-def test_velocity_does_not_count() -> None:
-    batch = batch_of([[box(0, 0)]], [[0]])
-    near = encode_boxes(torch.tensor([box(0.5, 0), box(0, 0)]))
-    near[1, 8:] = 100.0
-    matches = match(outputs_of(near[None], torch.zeros(1, 2, 10)), batch, WEIGHTS)
-    assert matches.query.tolist() == [1]
-
-
-def test_total_cost_is_least_over_all_assignments() -> None:
+def test_the_total_cost_is_the_lowest_of_all_assignments() -> None:
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(2, 2, 5, 10, generator=generator)
     logits = torch.randn(2, 2, 5, 10, generator=generator)
@@ -58,13 +28,13 @@ def test_total_cost_is_least_over_all_assignments() -> None:
             focal = 0.25 * (1 - p) ** 2 * -np.log(p) - 0.75 * p**2 * -np.log(1 - p)
             l1 = ((codes[layer, sample, q] - target[b]).abs() * WEIGHTS)[:8].sum().item()
             cost[q, j] = 2 * focal + 0.25 * l1
-        least = min(
+        lowest = min(
             sum(cost[q, j] for j, q in enumerate(chosen))
             for chosen in itertools.permutations(range(5), len(columns))
         )
-        mine = (matches.layer == layer) & (matches.sample == sample)
-        pairs = zip(matches.query[mine].tolist(), matches.box[mine].tolist(), strict=True)
-        assert sum(cost[q, columns.index(b)] for q, b in pairs) == pytest.approx(least, abs=1e-4)
+        rows = (matches.layer == layer) & (matches.sample == sample)
+        pairs = zip(matches.query[rows].tolist(), matches.box[rows].tolist(), strict=True)
+        assert sum(cost[q, columns.index(b)] for q, b in pairs) == pytest.approx(lowest, abs=1e-4)
 
 
 def test_a_frame_without_boxes_matches_nothing() -> None:

@@ -35,7 +35,7 @@ def test_every_parameter_has_one_module() -> None:
         module_of("stray.weight")
 
 
-def test_one_cycle_goes_up_and_down_with_beta_against_it() -> None:
+def test_one_cycle_moves_beta_inversely() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([parameter], lr=1e-4, betas=(0.9, 0.999))
     scheduler = OneCycle(optimizer, steps=100, peak=6, final=1e-4, warmup=0.4, lowest_beta=0.805)
@@ -52,7 +52,7 @@ def test_one_cycle_goes_up_and_down_with_beta_against_it() -> None:
     assert max(rates) == rates[40]
 
 
-def test_learning_rate_follows_the_batch_only_where_asked() -> None:
+def test_the_learning_rate_scales_only_with_lr_for_batch() -> None:
     assert OptimizerSettings(lr=1e-4).scaled_lr(2) == 1e-4
     assert OptimizerSettings(lr=1.6e-4, lr_for_batch=16).scaled_lr(2) == pytest.approx(2e-5)
 
@@ -60,9 +60,9 @@ def test_learning_rate_follows_the_batch_only_where_asked() -> None:
 def test_warmup_then_constant() -> None:
     settings = OptimizerSettings(lr=1e-3, schedule="constant", warmup=0.1)
     optimizer, scheduler = settings.build(Model(), Multipliers(), samples=1, steps=100)
-    seen = []
+    rates = []
     for _ in range(20):
-        seen.append(optimizer.param_groups[0]["lr"])
+        rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert seen[0] == pytest.approx(1e-4) and seen[9] == pytest.approx(1e-3) and seen[19] == pytest.approx(1e-3)
+    assert [rates[step] for step in (0, 9, 19)] == pytest.approx([1e-4, 1e-3, 1e-3])

@@ -1,17 +1,17 @@
-"""What a run says of itself before it starts."""
+"""The plan that a run prints before it starts."""
 
 import logging
 from pathlib import Path
 
 import pytest
 
-from cmt_aqr.training.plan import RunPlan, size_of
+from cmt_aqr.training.plan import RunPlan, folder_size
 from tests.helpers.small_data import datamodule
 from tests.helpers.small_detector import small_module
 from tests.helpers.trainers import quiet_trainer
 
 
-def test_the_plan_has_the_run_s_numbers(
+def test_the_plan_of_a_run(
     small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     data = datamodule(small_root, tmp_path, resampling="cbgs", batch_size=1, image_size=(64, 160))
@@ -30,12 +30,12 @@ def test_the_plan_has_the_run_s_numbers(
         "GB of checkpoints",
     ):
         assert part in printed, part
-    (told,) = [record.getMessage() for record in caplog.records if "hours left" in record.getMessage()]
-    assert ": 2 steps of" in told
+    (message,) = [record.getMessage() for record in caplog.records if "hours left" in record.getMessage()]
+    assert ": 2 steps of" in message
 
 
-def test_sizes_of_folders_are_added_up(tmp_path: Path) -> None:
+def test_folder_size(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_bytes(bytes(7))
     (tmp_path / "c").write_bytes(bytes(5))
-    assert size_of(tmp_path) == 12
+    assert folder_size(tmp_path) == 12

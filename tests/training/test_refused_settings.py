@@ -1,4 +1,4 @@
-"""Settings of AQR and of what watches it that are out of range: refused by name and value."""
+"""Settings out of range are refused by name and value."""
 
 import math
 import re
@@ -19,7 +19,7 @@ aqr = partial(AQR, *cast(Any, (None, None, None)))
 monitor = partial(AQRMonitor, Path())
 distance_weighted = partial(Renderer, "distance_weighted")
 learned = partial(Modulator, learnable_modulation=True)
-heads_apart = partial(WeightGenerator, num_heads=1)
+one_head = partial(WeightGenerator, num_heads=1)
 
 REFUSED: list[tuple[Callable[..., object], str, Any]] = [
     (Renderer, "render_method", "gausian"),
@@ -54,7 +54,7 @@ REFUSED: list[tuple[Callable[..., object], str, Any]] = [
     (WeightGenerator, "bias_init", "high"),
     (WeightGenerator, "max_views", 0),
     (WeightGenerator, "embed_dims", True),
-    (heads_apart, "split_heads", True),
+    (one_head, "split_heads", True),
     (aqr, "draw", "denoising"),
     (ClampSchedule, "mode", "cubic"),
     (monitor, "every_n_steps", 0),

@@ -1,4 +1,4 @@
-"""The weight generator: each query looks around itself in both sensors and says how much each is worth."""
+"""The weight generator: each query reads windows around itself on both sensors' maps and predicts weights."""
 
 import math
 from dataclasses import dataclass
@@ -18,15 +18,16 @@ from cmt_aqr.structures import Sensors
 
 @dataclass(frozen=True)
 class _Windows:
-    """The window cells of one sensor, as pairs of a query and a window.
+    """The windows of one sensor, as pairs of a query and a window.
+
+    A query has one slot per view that it reads; a slot may be empty.
 
     Attributes:
-        keys: (cell, channel), features plus position embedding, cells of all maps one after the other.
+        keys: (cell, channel), features plus position embedding, the cells of all maps concatenated.
         values: (cell, channel), features.
         index: (pair, window cell) int64, rows of ``keys`` and ``values``.
-        slot: (pair,) int64, where the pair belongs: frame, query and window slot counted in one number, the
-            slot fastest.
-        exists: (batch * query, slot, window cell) bool, False for cells that no query may look at.
+        slot: (pair,) int64, row-major index over (frame, query, slot).
+        exists: (batch * query, slot, window cell) bool, False for cells outside the map or in an empty slot.
     """
 
     keys: Tensor
@@ -37,34 +38,33 @@ class _Windows:
 
     @property
     def query(self) -> Tensor:
-        """(pair,) int64, the pair's query, counted over the frames."""
+        """(pair,) int64, the pair's query, numbered over all frames."""
         return self.slot // self.exists.shape[1]
 
     def scores(self, queries: Tensor) -> Tensor:
-        """(batch * query, head, slot * window cell) from queries (batch * query, head, channel)."""
+        """Scores (batch * query, head, slot * window cell) of queries (batch * query, head, channel)."""
         scores = window_scores(queries.index_select(0, self.query), self.keys, self.index)
-        every = scores.new_zeros(self.exists.shape[:2].numel(), *scores.shape[1:])
-        every = every.index_copy(0, self.slot, scores)
-        return every.unflatten(0, self.exists.shape[:2]).transpose(1, 2).flatten(2)
+        slots = scores.new_zeros(self.exists.shape[:2].numel(), *scores.shape[1:])
+        slots = slots.index_copy(0, self.slot, scores)
+        return slots.unflatten(0, self.exists.shape[:2]).transpose(1, 2).flatten(2)
 
     def attend(self, attention: Tensor) -> Tensor:
-        """Weighted sums of the values (batch * query, head, channel), from attention like :meth:`scores`."""
+        """Weighted sums of the values (batch * query, head, channel), for attention shaped like :meth:`scores`."""
         by_slot = attention.unflatten(2, (self.exists.shape[1], -1)).transpose(1, 2).flatten(0, 1)
         sums = window_sum(by_slot.index_select(0, self.slot), self.values, self.index)
         return sums.new_zeros(len(attention), *sums.shape[1:]).index_add(0, self.query, sums)
 
 
 class WindowAttention(nn.Module):
-    """Multi-head cross attention (Vaswani et al., NeurIPS 2017) of each query over its own few cells.
+    """Multi-head cross attention (Vaswani et al., NeurIPS 2017) of each query over the cells of its windows.
 
-    One softmax runs over all window cells that a query has in both sensors, as CMT's cross attention runs
-    over both sensors' cells; with ``split_heads`` the first half of the heads sees the LiDAR's cells alone, the
-    second half the cameras'. A query without any cell gets 0 before the output projection. There is no key
-    bias: it adds the same to every score of a query, which the softmax does not see.
+    One softmax covers a query's window cells of both sensors, as CMT's cross attention covers both sensors'
+    cells. With ``split_heads`` the first half of the heads attends to the LiDAR only, the second half to the
+    cameras only. A query without any cell gets 0 before the output projection. There is no key bias: it would
+    shift all scores of a query equally, which the softmax cancels.
 
-    Keys are never projected. With q the projected query and x a cell, q . (W_k x) = (W_k^T q) . x, so each
-    query's head is projected once instead of each of its window's cells, and the values likewise after the
-    weighted sum.
+    Cells are never projected. With q the projected query and x a cell, q . (W_k x) = (W_k^T q) . x, so W_k is
+    applied once per query instead of once per cell; W_v is applied after the weighted sum.
     """
 
     def __init__(self, embed_dims: int, num_heads: int, dropout: float, split_heads: bool = False) -> None:
@@ -92,8 +92,8 @@ class WindowAttention(nn.Module):
         scores = torch.cat([windows.scores(folded) for windows in sensors], dim=-1)
         exists = torch.cat([windows.exists.flatten(1) for windows in sensors], dim=-1)[:, None]
         if self.split_heads and len(sensors) > 1:
-            exists = exists & self._own_cells(sensors, exists.device)
-        # The smallest finite number instead of -inf: a query without cells then gets 0 below, not NaN.
+            exists = exists & self._cells_of_heads(sensors, exists.device)
+        # The smallest finite number instead of -inf, so that a query without cells gets 0 below, not NaN.
         lowest = torch.finfo(scores.dtype).min
         attention = scores.masked_fill(~exists, lowest).softmax(dim=-1) * exists
         attention = F.dropout(attention, self.dropout, self.training)
@@ -106,15 +106,15 @@ class WindowAttention(nn.Module):
         values = values + attention.sum(dim=-1, keepdim=True) * value_bias
         return self.out_proj(values.flatten(1))
 
-    def _own_cells(self, sensors: list[_Windows], device: torch.device) -> Tensor:
-        """(head, cell), whether the cell is of the sensor that the head looks at."""
+    def _cells_of_heads(self, sensors: list[_Windows], device: torch.device) -> Tensor:
+        """(head, cell) bool, whether the cell belongs to the sensor that the head attends to."""
         lidar, camera = (windows.exists[0].numel() for windows in sensors)
-        first = torch.arange(self.num_heads, device=device) < self.num_heads // 2
-        return first[:, None] == (torch.arange(lidar + camera, device=device) < lidar)
+        first_half = torch.arange(self.num_heads, device=device) < self.num_heads // 2
+        return first_half[:, None] == (torch.arange(lidar + camera, device=device) < lidar)
 
 
 class WeightGeneratorLayer(nn.Module):
-    """One decoder layer without self attention: cross attention, norm, FFN, norm."""
+    """A decoder layer without self attention: cross attention, norm, FFN, norm."""
 
     def __init__(
         self, embed_dims: int, num_heads: int, feedforward_dims: int, dropout: float, split_heads: bool = False
@@ -132,32 +132,31 @@ class WeightGeneratorLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, queries: Tensor, position: Tensor, sensors: list[_Windows]) -> Tensor:
-        """Queries and their position embedding (batch * query, channel) to the next queries."""
+        """Update queries (batch * query, channel), given their position embedding of the same shape."""
         attended = self.attention(queries + position, sensors)
         queries = self.attention_norm(queries + self.dropout(attended))
         return self.ffn_norm(queries + self.dropout(self.ffn(queries)))
 
 
 class WindowReader(nn.Module):
-    """What each query finds in the cells around it in the two feature maps.
+    """Attention of each query over the cells around it on both sensors' feature maps.
 
-    A query starts at 0 with CMT's query embedding as its position. It looks at a window of ``bev_window`` x
-    ``bev_window`` cells around its BEV cell and of ``image_window`` x ``image_window`` cells in each view
-    that sees it, cut at the borders of the map and of the view. Keys are features plus CMT's position
-    embedding, values are features, as in CMT's own cross attention.
+    A query starts at 0 with CMT's query embedding as its position. It reads ``bev_window`` x ``bev_window`` cells
+    around its BEV cell and ``image_window`` x ``image_window`` cells in each view that sees it, truncated at the
+    borders of the maps. Keys are features plus CMT's position embedding, values are features, as in CMT.
 
     Args:
         embed_dims: channels of queries and feature maps.
         num_heads: attention heads; must divide ``embed_dims``.
         feedforward_dims: hidden channels of the FFN.
-        depth: decoder layers; all look at the same windows.
+        depth: number of decoder layers; all read the same windows.
         dropout: of the attention, its output and the FFN.
-        bev_window: odd.
-        image_window: odd.
-        max_views: views that a query reads in at most, those in which it stands nearest to the middle. In
-            nuScenes' rig at most two cameras see a point. ``None``: every view. (Rendering is not limited.)
-        split_heads: half of the heads look at the LiDAR alone, half at the cameras alone. In one softmax over both
-            the sensor with the larger logits is all that is seen.
+        bev_window: cells along a side, odd.
+        image_window: cells along a side, odd.
+        max_views: maximum number of views that a query reads, the ones in which it is most central. In nuScenes'
+            rig at most two cameras see a point. ``None``: no limit. (Rendering is not limited.)
+        split_heads: one half of the heads attends to the LiDAR only, the other half to the cameras only. In one
+            softmax over both sensors, the sensor with the larger logits hides the other.
 
     Raises:
         SettingError: a value is out of range.
@@ -203,16 +202,16 @@ class WindowReader(nn.Module):
     def read(
         self, query_embedding: Tensor, sensors: Sensors, on_bev: Placement | None, on_images: Placement | None
     ) -> Tensor:
-        """What each query found in its windows (batch, query, channel), in the type of the parameters.
+        """Attend to the windows: (batch, query, channel), in the dtype of the parameters.
 
         Args:
             query_embedding: (batch, query, channel).
-            sensors: whose maps the queries look at.
-            on_bev: where they stand on the BEV map, leading shape (batch,).
-            on_images: where they stand on the image maps, leading shape (batch, view).
+            sensors: feature maps and their position embeddings.
+            on_bev: placement on the BEV map, leading shape (batch,).
+            on_images: placement on the image maps, leading shape (batch, view).
 
         Raises:
-            UserError: ``embed_dims`` are not the channels of the features.
+            UserError: ``embed_dims`` differs from the channels of the features.
         """
         batch, count, _ = query_embedding.shape
         with torch.autocast(query_embedding.device.type, enabled=False):
@@ -231,7 +230,7 @@ class WindowReader(nn.Module):
             return queries.view(batch, count, -1)
 
     def _windows(self, features: Tensor, position: Tensor, placement: Placement, window: int) -> _Windows:
-        """Windows on the maps of a sensor.
+        """Build the windows on a sensor's maps.
 
         Args:
             features: (batch, view, channel, row, column).
@@ -247,13 +246,13 @@ class WindowReader(nn.Module):
         dtype = next(self.parameters()).dtype
         values = features.to(dtype).flatten(3).transpose(2, 3).contiguous()  # (batch, view, cell, channel)
         keys = values + position.to(dtype)
-        view, seen = self._views_read(placement)  # (batch, query, slot)
+        view, seen = self._most_central_views(placement)  # (batch, query, slot)
         cell = placement.cell.transpose(1, 2).gather(2, view[..., None].expand(-1, -1, -1, 2))
         index, exists = window_cells(cell, placement.map_size, window)  # (batch, query, slot, window cell)
         batch, views, cells, _ = values.shape
         frame = torch.arange(batch, device=view.device)[:, None, None]
         index = index + ((frame * views + view) * cells)[..., None]
-        if masks_are_free(index.device):  # of the cameras' slots half or more have no view
+        if masks_are_free(index.device):  # half or more of the cameras' slots are empty
             slot = seen.flatten().nonzero()[:, 0]
         else:
             slot = torch.arange(seen.numel(), device=seen.device)
@@ -265,12 +264,12 @@ class WindowReader(nn.Module):
             exists=(exists & seen[..., None]).flatten(0, 1),
         )
 
-    def _views_read(self, placement: Placement) -> tuple[Tensor, Tensor]:
-        """Views that each query reads in (batch, query, slot) int64, and whether the slot is used, bool."""
+    def _most_central_views(self, placement: Placement) -> tuple[Tensor, Tensor]:
+        """Views that each query reads (batch, query, slot) int64, and whether the slot is used, bool."""
         rows, columns = placement.map_size
         column, row = placement.position.unbind(-1)
         off_centre = (column / max(columns - 1, 1) - 0.5) ** 2 + (row / max(rows - 1, 1) - 0.5) ** 2
-        # Views that see the query rank above 0: off_centre is at most 0.5.
+        # Views that see the query rank above 0, because off_centre is at most 0.5.
         rank = torch.where(placement.inside, 1 - off_centre, torch.zeros_like(off_centre)).transpose(1, 2)
         views = rank.shape[-1]
         rank, view = rank.topk(min(self.max_views or views, views), dim=-1)
@@ -278,10 +277,10 @@ class WindowReader(nn.Module):
 
 
 class WeightGenerator(WindowReader):
-    """LiDAR and camera weight of each query: what it finds in its windows, a linear layer and a sigmoid.
+    """LiDAR and camera weight of each query: a :class:`WindowReader`, a linear layer and a sigmoid.
 
     Args:
-        bias_init: of the last linear layer; 1.5 makes the first weights sigmoid(1.5) = 0.82.
+        bias_init: initial bias of the linear layer; 1.5 gives initial weights of sigmoid(1.5) = 0.82.
         **reader: settings of :class:`WindowReader`.
 
     Raises:
@@ -292,14 +291,14 @@ class WeightGenerator(WindowReader):
         super().__init__(**reader)
         require_number("bias_init", bias_init)
         self.weight_head = nn.Linear(self.embed_dims, 2)
-        # Small but not 0: the layers before it get a gradient from the first step on.
+        # Small but not 0, so that earlier layers get a gradient from the first step on.
         nn.init.normal_(self.weight_head.weight, std=0.01)
         nn.init.constant_(self.weight_head.bias, bias_init)
 
     def forward(
         self, query_embedding: Tensor, sensors: Sensors, on_bev: Placement | None, on_images: Placement | None
     ) -> Tensor:
-        """Weights (batch, query, 2) in (0, 1), LiDAR first; float32 or better. Arguments as of :meth:`read`."""
+        """Weights (batch, query, 2) in (0, 1), LiDAR first, float32 or better; arguments as in :meth:`read`."""
         with torch.autocast(query_embedding.device.type, enabled=False):
             logits = self.weight_head(self.read(query_embedding, sensors, on_bev, on_images))
             return logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()

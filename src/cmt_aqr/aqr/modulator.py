@@ -1,4 +1,4 @@
-"""The modulator: a weight map changes the features it was rendered on."""
+"""The modulator: scales features by the weight map rendered on them."""
 
 import math
 
@@ -12,23 +12,23 @@ ACTIVATIONS = ("none", "sigmoid", "tanh", "relu")
 MODALITIES = ("bev", "image")
 
 _ELEMENT_SHARE = 0.7
-"""Share of the element-wise part in ``adaptive``; the rest is channel-wise."""
+"""Share of the element-wise part in ``adaptive``."""
 
 
 class Modulator(nn.Module):
-    """Multiplies features F by a weight map W, in part.
+    """Scales features F by a weight map W.
 
-    W is first made from the rendered map by ``normalize_weights``, (W - min) / (max - min) over each map (a
-    map without contrast stays as it is), then by ``activation``. With mean(W) the mean over the map's cells:
+    W is the rendered map after ``normalize_weights``, (W - min) / (max - min) per map (a constant map stays as it
+    is), and ``activation``. With mean(W) the mean over the map's cells:
 
     - ``element_wise``: M = F * W
     - ``channel_wise``: M = F * mean(W)
     - ``adaptive``: M = 0.7 F * W + 0.3 F * mean(W)
 
     and with ``residual_connection`` F' = r F + (1 - r) M, r = ``residual_weight`` from 0 to 1, else F' = M. All
-    are F' = F * gain with one gain for each cell, which is how it is computed; r = 1 gives F back bit for bit.
-    With ``learnable_modulation`` r = sigmoid(``residual_logit``) is a parameter for each modality, so it stays
-    in (0, 1); it starts at ``residual_weight``.
+    are computed as F' = F * gain with one gain per cell; r = 1 returns F bit for bit. With
+    ``learnable_modulation``, r = sigmoid(``residual_logit``) is learned per modality and starts at
+    ``residual_weight``.
 
     Raises:
         SettingError: a value is out of range.
@@ -57,26 +57,26 @@ class Modulator(nn.Module):
         self.activation = activation
         self.residual_logit: nn.Parameter | None = None
         if learnable_modulation:
-            needed = "false without residual_connection: there is no residual weight to learn"
-            require(residual_connection, "learnable_modulation", learnable_modulation, needed)
-            within = "above 0 and below 1 with learnable_modulation=true"
-            require(0 < residual_weight < 1, "residual_weight", residual_weight, within)
+            allowed = "false without residual_connection: there is no residual weight to learn"
+            require(residual_connection, "learnable_modulation", learnable_modulation, allowed)
+            allowed = "above 0 and below 1 with learnable_modulation=true"
+            require(0 < residual_weight < 1, "residual_weight", residual_weight, allowed)
             start = math.log(residual_weight / (1 - residual_weight))
             self.residual_logit = nn.Parameter(torch.full((len(MODALITIES),), start))
 
     def unread(self) -> dict[str, str]:
-        """Settings that have no effect, and the setting because of which."""
+        """Settings without effect, each with the setting that disables it."""
         return {} if self.residual_connection else {"residual_weight": "residual_connection=false"}
 
     def residual(self, modality: str) -> Tensor | float:
-        """The residual weight r of a modality, ``bev`` or ``image``: a number, or a tensor where learned."""
+        """The residual weight r of a modality, ``bev`` or ``image``: a number, or a tensor if it is learned."""
         if self.residual_logit is None:
             return self.residual_weight
         logit = self.residual_logit
         return logit.to(torch.promote_types(logit.dtype, torch.float32))[MODALITIES.index(modality)].sigmoid()
 
     def forward(self, features: Tensor, weight_map: Tensor, modality: str) -> Tensor:
-        """Modulated features, in the shape and dtype of the features.
+        """Modulate features; shape and dtype stay.
 
         Args:
             features: (..., channel, row, column).
@@ -87,7 +87,7 @@ class Modulator(nn.Module):
             return (features * self.gain(weight_map, modality).unsqueeze(-3)).to(features.dtype)
 
     def gain(self, weight_map: Tensor, modality: str) -> Tensor:
-        """What each cell's features are multiplied with: (..., row, column), or (..., 1, 1) channel-wise."""
+        """Gain of each cell (..., row, column), or of all cells (..., 1, 1) if channel-wise."""
         weight = weight_map.to(torch.promote_types(weight_map.dtype, torch.float32))
         if self.normalize_weights:
             low, high = weight.amin(dim=(-2, -1), keepdim=True), weight.amax(dim=(-2, -1), keepdim=True)

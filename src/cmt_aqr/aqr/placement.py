@@ -1,8 +1,8 @@
-"""Where queries stand on the feature maps of the two sensors, and what they meet there.
+"""Positions of queries on the feature maps of both sensors.
 
 BEV cells and image cells follow different conventions (a BEV cell covers [i, i + 1), an image cell lies *at*
-the integer i, see :mod:`cmt_aqr.geometry`). A :class:`Placement` brings both to one: integer positions are
-the centres of cells. So everything after it, windows and rendering, is one code path for both sensors.
+the integer i, see :mod:`cmt_aqr.geometry`). A :class:`Placement` unifies them: integer positions are the centres
+of cells. Windows and rendering are therefore one code path for both sensors.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Placement:
     """Positions of queries on a stack of maps of one size.
 
     Attributes:
-        position: (..., query, 2) float, (column, row); integers are the centres of cells. Kept between the
-            centres of the outermost cells. Meaningless where ``inside`` is False.
-        inside: (..., query) bool, whether the query stands on this map.
+        position: (..., query, 2) float, (column, row); integers are the centres of cells. Clamped to the centres
+            of the outermost cells; undefined where ``inside`` is False.
+        inside: (..., query) bool, whether the query lies on this map.
         map_size: rows and columns of the maps.
     """
 
@@ -31,12 +31,12 @@ class Placement:
 
     @property
     def cell(self) -> Tensor:
-        """(..., query, 2) int64, (column, row) of the cell the query stands in; always a cell of the map."""
+        """(..., query, 2) int64, (column, row) of the query's cell; always a cell of the map."""
         return (self.position + 0.5).floor().long()
 
 
 def place(queries: Queries, sensors: Sensors) -> tuple[Placement | None, Placement | None]:
-    """Where the queries stand on the BEV map and on the image maps; ``None`` for a sensor that is not there."""
+    """Placements of the queries on the BEV map and on the image maps; ``None`` for an absent sensor."""
     on_bev = on_images = None
     if sensors.bev is not None and sensors.grid is not None:
         on_bev = place_on_bev(queries.places, sensors.grid)
@@ -49,9 +49,9 @@ def place(queries: Queries, sensors: Sensors) -> tuple[Placement | None, Placeme
 def place_on_bev(points: Tensor, grid: BEVGrid) -> Placement:
     """Place points (batch, query, 3), metres in the LiDAR frame, on the BEV map of the grid.
 
-    The cell is (x - x_min) / (voxel_size * stride), from the grid that made the features: the feature of an
-    object and the weight of a query on it land in the same cell, also where the declared range is wider
-    than the cells. Returns a placement with leading shape (batch,).
+    The cell is (x - x_min) / (voxel_size * stride) on the grid of the features. So an object's features and the
+    weight of a query on it fall into the same cell, even if the declared range is wider than the cells. Returns a
+    placement with leading shape (batch,).
     """
     exact = torch.promote_types(points.dtype, torch.float32)
     cell = grid.cell_of(points.detach()[..., :2].to(exact))
@@ -63,8 +63,8 @@ def place_on_images(
 ) -> Placement:
     """Place points (batch, query, 3), metres in the LiDAR frame, on the feature map of every view.
 
-    A point stands on a view that sees it: in front of the camera and inside the (padded) image. The last
-    cells of a map also take the pixels beyond their centres. Returns a placement with leading shape
+    A point lies on the map of a view that sees it: in front of the camera and inside the (padded) image. The last
+    cells of a map also cover the pixels beyond their centres. Returns a placement with leading shape
     (batch, view).
     """
     pixels, _, seen = project_to_images(points.detach(), lidar2img, image_size)
@@ -79,22 +79,19 @@ def _placement(covered: Tensor, position: Tensor, map_size: tuple[int, int]) -> 
     x, y = covered.unbind(-1)
     inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
     column, row = torch.nan_to_num(position).unbind(-1)
-    kept = torch.stack((column.clamp(0, columns - 1), row.clamp(0, rows - 1)), dim=-1)
-    return Placement(kept, inside, map_size)
+    clamped = torch.stack((column.clamp(0, columns - 1), row.clamp(0, rows - 1)), dim=-1)
+    return Placement(clamped, inside, map_size)
 
 
-def looking(queries: Queries, sensors: Sensors, stop_gradient: bool) -> tuple[Sensors, Tensor]:
-    """What the generator looks at, and the queries' embedding (batch, query, channel).
-
-    With ``stop_gradient`` neither has a way back for the gradient.
-    """
+def generator_inputs(queries: Queries, sensors: Sensors, stop_gradient: bool) -> tuple[Tensor, Sensors]:
+    """The queries' embedding (batch, query, channel) and the sensors, detached with ``stop_gradient``."""
     if not stop_gradient:
-        return sensors, queries.embedding
+        return queries.embedding, sensors
     values = {name: getattr(sensors, name) for name in ("bev", "bev_position", "images", "image_position")}
     detached = {name: value.detach() for name, value in values.items() if value is not None}
-    return sensors.replace(**detached), queries.embedding.detach()
+    return queries.embedding.detach(), sensors.replace(**detached)
 
 
 def damage_at(queries: Queries, sensors: Sensors) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """What faults broke at each query, as of :meth:`cmt_aqr.damage.Damage.at`; ``None`` where it is not known."""
+    """Damage at each query, see :meth:`cmt_aqr.damage.Damage.at`; ``None`` where it is unknown."""
     return (None, None, None) if sensors.damage is None else sensors.damage.at(queries.places)

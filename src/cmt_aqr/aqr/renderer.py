@@ -1,4 +1,4 @@
-"""The renderer: the queries' weights, rendered onto a feature map by a kernel, then limited."""
+"""The renderer: spreads the queries' weights over a feature map by a kernel, then limits them."""
 
 import math
 from collections.abc import Sequence
@@ -10,16 +10,15 @@ from torch import Tensor, nn
 from cmt_aqr.aqr.kernels import METHODS
 from cmt_aqr.aqr.placement import Placement
 from cmt_aqr.checks import is_count, is_number, require, require_choice, require_flag, require_number
-from cmt_aqr.errors import SettingError
 
 CLAMP_MODES = ("hard", "soft")
 
 
 class Renderer(nn.Module):
-    """Renders weights onto maps, then post-processes them: threshold, clamp. BEV and cameras alike.
+    """Renders weights onto BEV or image maps, then post-processes the maps.
 
-    ``render_method`` names one of the kernels of :mod:`cmt_aqr.aqr.kernels`, which reads those of the settings
-    that are its fields (:meth:`unread` tells the others). Post-processing, in this order:
+    ``render_method`` names a kernel of :mod:`cmt_aqr.aqr.kernels`. The kernel reads the settings that are its
+    fields; :meth:`unread` lists the others. Post-processing, in this order:
 
     1. values below ``min_weight_threshold`` become 0;
     2. with ``normalize_weights`` the map x is clamped to [0, L], L = ``max_weight_clamp`` (``None``: no clamp):
@@ -29,8 +28,8 @@ class Renderer(nn.Module):
     The limit follows from configuration and epoch (:mod:`cmt_aqr.training.clamp`), so no checkpoint holds it.
 
     Args:
-        bev_feature_shape: rows and columns that the BEV features must have; ``None`` takes them as they are.
-        pers_feature_shape: views, rows and columns that the image features must have; ``None`` likewise.
+        bev_feature_shape: rows and columns that the BEV features must have; ``None``: any.
+        pers_feature_shape: views, rows and columns that the image features must have; ``None``: any.
 
     Raises:
         SettingError: a value is out of range.
@@ -54,16 +53,16 @@ class Renderer(nn.Module):
     ) -> None:
         super().__init__()
         require_choice("render_method", render_method, METHODS)
-        given = {
+        settings = {
             "gaussian_sigma": gaussian_sigma,
             "kernel_normalization": kernel_normalization,
             "distance_decay": distance_decay,
             "reach_fraction": reach_fraction,
         }
         method = METHODS[render_method]
-        read = method.__dataclass_fields__
-        self.kernel = method(**{name: value for name, value in given.items() if name in read})
-        self._unread = {name: f"render_method={render_method}" for name in given if name not in read}
+        fields = method.__dataclass_fields__
+        self.kernel = method(**{name: value for name, value in settings.items() if name in fields})
+        self._unread = {name: f"render_method={render_method}" for name in settings if name not in fields}
         if not normalize_weights:
             self._unread |= dict.fromkeys(("clamp_mode", "max_weight_clamp"), "normalize_weights=false")
         require_flag("normalize_weights", normalize_weights)
@@ -75,27 +74,27 @@ class Renderer(nn.Module):
         self.bev_feature_shape = _checked_shape("bev_feature_shape", bev_feature_shape, 2)
         self.pers_feature_shape = _checked_shape("pers_feature_shape", pers_feature_shape, 3)
         self.register_buffer("clamp_limit", torch.tensor(math.inf), persistent=False)
-        self.register_load_state_dict_pre_hook(_without_limit)
+        self.register_load_state_dict_pre_hook(_drop_limit)
         self.set_clamp(max_weight_clamp)
 
     @property
     def max_weight_clamp(self) -> float | None:
-        """The clamp's current limit, ``None`` for no clamp. Reading it waits for the device."""
+        """The clamp's current limit, ``None`` for no clamp; synchronises with the device."""
         limit = self.clamp_limit.item()
         return None if math.isinf(limit) else limit
 
     def set_clamp(self, value: float | None) -> None:
-        """Change the clamp's limit from now on: above 0, or ``None`` for no clamp.
+        """Set the clamp's limit: above 0, or ``None`` for no clamp.
 
         Raises:
             SettingError: the value is not above 0.
         """
-        fits = value is None or (is_number(value) and value > 0)
-        require(fits, "max_weight_clamp", value, "above 0, or null for no clamp")
+        valid = value is None or (is_number(value) and value > 0)
+        require(valid, "max_weight_clamp", value, "above 0, or null for no clamp")
         self.clamp_limit.fill_(math.inf if value is None else value)
 
     def unread(self) -> dict[str, str]:
-        """Settings that have no effect, and the setting because of which."""
+        """Settings without effect, each with the setting that disables it."""
         return self._unread
 
     @property
@@ -103,75 +102,57 @@ class Renderer(nn.Module):
         """A map's value where no query reaches, before post-processing."""
         return self.kernel.background
 
-    def check_shapes(self, bev_shape: tuple[int, ...] | None, image_shape: tuple[int, ...] | None) -> None:
-        """Compare the shapes that features will have with the declared ones, where both are there.
-
-        Args:
-            bev_shape: rows and columns.
-            image_shape: views, rows and columns.
-
-        Raises:
-            SettingError: they differ.
-        """
-        for name, actual in (("bev_feature_shape", bev_shape), ("pers_feature_shape", image_shape)):
-            declared = getattr(self, name)
-            if declared is not None and actual is not None and declared != tuple(actual):
-                raise SettingError(
-                    f"{name}={list(declared)}: must be {list(actual)}, the shape of the model's "
-                    "features, or null to take it from them"
-                )
-
-    def forward(self, weights: Tensor, placement: Placement, draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, weights: Tensor, placement: Placement, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Render and post-process.
 
         Args:
             weights: (..., query); leading dimensions broadcast to the placement's.
-            placement: where the queries stand, leading shape (...).
-            draws: (..., query) bool, queries that may draw; ``None``: all. Those outside a map never do.
+            placement: of the queries, leading shape (...).
+            valid: (..., query) bool, queries to render; ``None``: all. Queries outside a map are never rendered.
 
         Returns:
-            the maps (..., row, column) as rendered, and after post-processing; float32 or better.
+            The maps (..., row, column) as rendered and after post-processing; float32 or better.
         """
         dtype = torch.promote_types(weights.dtype, torch.float32)
         with torch.autocast(weights.device.type, enabled=False):
-            rendered = self.render(weights.to(dtype), placement, draws)
+            rendered = self.render(weights.to(dtype), placement, valid)
             return rendered, self.post_process(rendered)
 
-    def render(self, weights: Tensor, placement: Placement, draws: Tensor | None = None) -> Tensor:
+    def render(self, weights: Tensor, placement: Placement, valid: Tensor | None = None) -> Tensor:
         """The maps (..., row, column) before post-processing, from weights (..., query)."""
-        inside = placement.inside if draws is None else placement.inside & draws
-        # A query that does not draw adds 0 to the cell that its position is kept in.
-        counted = torch.where(inside, weights, 0.0)
+        inside = placement.inside if valid is None else placement.inside & valid
+        # Queries that are not rendered have a cell all the same, and add 0 to it.
+        weights = torch.where(inside, weights, 0.0)
         *leading, _ = inside.shape
         weights, inside, position, cell = (
             part.reshape(math.prod(leading), *part.shape[len(leading) :])
-            for part in (counted, inside, placement.position, placement.cell)
+            for part in (weights, inside, placement.position, placement.cell)
         )
         rendered = self.kernel(weights, inside, position, cell, placement.map_size)
         return rendered.view(*leading, *placement.map_size)
 
     def post_process(self, rendered: Tensor) -> Tensor:
-        """Threshold, then clamp if ``normalize_weights``: maps of any shape to maps of the same shape."""
-        kept = torch.where(rendered < self.min_weight_threshold, 0.0, rendered)
+        """Apply the threshold, then the clamp if ``normalize_weights``; the shape stays."""
+        processed = torch.where(rendered < self.min_weight_threshold, 0.0, rendered)
         if not self.normalize_weights:
-            return kept
+            return processed
         limit = self.clamp_limit.to(rendered.dtype)
-        kept = kept.clamp(min=0)
-        return torch.minimum(kept, limit) if self.clamp_mode == "hard" else soft_clamp(kept, limit)
+        processed = processed.clamp(min=0)
+        return torch.minimum(processed, limit) if self.clamp_mode == "hard" else soft_clamp(processed, limit)
 
 
-def _without_limit(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
-    """Leave out the limit, which older checkpoints have."""
+def _drop_limit(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    """Drop the limit that older checkpoints hold."""
     state.pop(f"{prefix}clamp_limit", None)
 
 
 def soft_clamp(value: Tensor, limit: Tensor) -> Tensor:
     """x up to L / 2, above it L - (L / 2)^2 / x: smooth, below L, with the slope (L / 2x)^2 above L / 2.
 
-    ``value`` is at least 0; the scalar L is above 0, and infinity changes nothing.
+    ``value`` is at least 0; ``limit``, the scalar L, is above 0, and an infinite one is no limit.
     """
     below = value <= limit / 2
-    # Both branches stay finite everywhere, so that neither poisons the other's gradient.
+    # Both branches stay finite everywhere, so that neither turns the other's gradient into NaN.
     finite_limit = torch.where(limit.isinf(), torch.ones_like(limit), limit)
     above_value = torch.where(below, torch.ones_like(value), value)
     return torch.where(below, value, finite_limit - (finite_limit / 2) ** 2 / above_value)
@@ -180,6 +161,6 @@ def soft_clamp(value: Tensor, limit: Tensor) -> Tensor:
 def _checked_shape(name: str, shape: Sequence[int] | None, length: int) -> tuple[int, ...] | None:
     if shape is None:
         return None
-    fits = isinstance(shape, Sequence) and len(shape) == length and all(map(is_count, shape))
-    require(fits, name, shape, f"{length} whole numbers of at least 1, or null to take them from the features")
+    valid = isinstance(shape, Sequence) and len(shape) == length and all(map(is_count, shape))
+    require(valid, name, shape, f"{length} whole numbers of at least 1, or null to take them from the features")
     return tuple(shape)

@@ -1,4 +1,4 @@
-"""Boxes, cameras and the BEV grid. The only place that turns metres into cells or pixels."""
+"""Boxes, cameras and the BEV grid: the only code that converts metres to cells or pixels."""
 
 from cmt_aqr.geometry.boxes import box_corners, decode_boxes, encode_boxes, points_in_boxes, wrap_angle
 from cmt_aqr.geometry.cameras import cell_of_pixel, pixel_of_cell, project_to_images

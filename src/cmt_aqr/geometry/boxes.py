@@ -1,4 +1,4 @@
-"""Boxes as CMT uses them.
+"""Boxes and their regression codes.
 
 A box is (x, y, z, l, w, h, yaw, vx, vy): gravity centre in metres, length along the heading, width, height,
 yaw counter-clockwise about z from the x axis in radians, velocity in metres per second; all in one frame,
@@ -23,7 +23,7 @@ _CORNER_SIGNS = (
 
 
 def wrap_angle(angle: Tensor) -> Tensor:
-    """Bring angles in radians into [-pi, pi)."""
+    """Wrap angles in radians to [-pi, pi)."""
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
@@ -43,7 +43,7 @@ def decode_boxes(codes: Tensor) -> Tensor:
 
 
 def box_corners(boxes: Tensor) -> Tensor:
-    """Eight corners (box, 8, 3) of boxes (box, 9), bottom four first, front left of the heading first."""
+    """Corners (box, 8, 3) of boxes (box, 9): bottom before top, each starting at the front left."""
     signs = boxes.new_tensor(_CORNER_SIGNS)
     local = 0.5 * boxes[:, None, 3:6] * signs
     cosine, sine = boxes[:, 6, None].cos(), boxes[:, 6, None].sin()
@@ -59,7 +59,7 @@ def box_corners(boxes: Tensor) -> Tensor:
 
 
 def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
-    """Which points lie in which boxes: (point, box) bool, for points (point, >= 3) and boxes (box, >= 7)."""
+    """Whether points (point, >= 3) lie inside boxes (box, >= 7): (point, box) bool."""
     offset = points[:, None, :3] - boxes[None, :, :3]
     cosine, sine = boxes[:, 6].cos(), boxes[:, 6].sin()
     along = offset[..., 0] * cosine + offset[..., 1] * sine

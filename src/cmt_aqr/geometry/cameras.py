@@ -1,8 +1,8 @@
-"""Projection into the cameras, and between pixels and cells of the image feature maps.
+"""Projection into the cameras, and conversion between pixels and cells of image feature maps.
 
 Pixels are continuous: the centre of the top-left pixel of an image is at (0, 0), as in the devkit's
 projection and in CMT. A feature map at stride s has its cell (i, j) at pixel (i * s, j * s), with no
-half-pixel shift: CMT's position encoding says so.
+half-pixel shift, as in CMT's position encoding.
 """
 
 import torch
@@ -22,11 +22,11 @@ def project_to_images(
         image_size: height and width in pixels, padding included.
 
     Returns:
-        pixels (batch, view, point, 2) as (u, v); depth (batch, view, point) in metres; seen
-        (batch, view, point) bool: in front of the camera and inside the image.
+        pixels (batch, view, point, 2) as (u, v); depth (batch, view, point) in metres; seen (batch, view, point)
+        bool: in front of the camera and inside the image.
 
-    The division uses the depth detached from the graph and moved 1e-6 m away from 0, as CMT's release does.
-    Done in float32 or better.
+    As in CMT's release, the division uses the depth detached from the graph and moved 1e-6 m away from 0. Computed
+    in float32 or better.
     """
     dtype = torch.promote_types(points.dtype, torch.float32)
     with torch.autocast(points.device.type, enabled=False):
@@ -45,7 +45,7 @@ def project_to_images(
 def cell_of_pixel(pixels: Tensor, image_size: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
     """Continuous position (column, row) on a feature map, of pixels (..., 2) as (u, v).
 
-    Integers are cells' own positions: cell (i, j) lies at pixel (i, j) * image_size / map_size.
+    Cell (i, j) lies at pixel (i, j) * image_size / map_size.
     """
     scale = (map_size[1] / image_size[1], map_size[0] / image_size[0])
     return pixels * from_host(scale, pixels.device, pixels.dtype)

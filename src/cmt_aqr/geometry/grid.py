@@ -1,9 +1,8 @@
-"""The voxel grid and the BEV map that comes out of it: metres to cells, in one place.
+"""The voxel grid and its BEV map.
 
-The published 0.1 m configuration declares 1024 cells over a range of 1080 cells: voxels and features live
-on the 1024 cells counted from the range's corner, while position encodings spread over the whole range. So
-there are two scales, both here: :meth:`BEVGrid.cell_of` (where features are) and the unit cube of
-:func:`to_unit` (where encodings are). ``aligned`` tells whether they agree.
+The published 0.1 m configuration declares 1024 cells over a range of 1080 cells: voxels and features occupy the
+1024 cells from the range's corner, while position encodings cover the full range. So there are two scales:
+:meth:`BEVGrid.cell_of` for features, and the unit cube of :func:`to_unit` for encodings.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ class BEVGrid:
         point_range: x0, y0, z0, x1, y1, z1 in metres, LiDAR frame.
         voxel_size: x, y, z in metres.
         sparse_shape: cells along z, y, x. z has one more than the voxels need, as SECOND's encoder expects.
-        stride: BEV cells are this many voxels wide.
+        stride: width of a BEV cell in voxels.
     """
 
     point_range: tuple[float, float, float, float, float, float]
@@ -56,19 +55,6 @@ class BEVGrid:
         """Width in x and in y of a BEV cell, in metres."""
         return self.voxel_size[0] * self.stride, self.voxel_size[1] * self.stride
 
-    @property
-    def aligned(self) -> bool:
-        """Whether the cells span exactly the range, so that features and position encodings agree."""
-        return all(
-            abs(self.voxel_size[axis] * self.sparse_shape[2 - axis] - self.extent[axis]) < 1e-6 for axis in (0, 1)
-        )
-
-    @property
-    def extent(self) -> tuple[float, float, float]:
-        """Size of the range in metres along x, y, z."""
-        low, high = self.point_range[:3], self.point_range[3:]
-        return (high[0] - low[0], high[1] - low[1], high[2] - low[2])
-
     def cell_of(self, xy: Tensor) -> Tensor:
         """Continuous BEV position (..., 2) as (column, row) of points (..., 2) in metres, LiDAR frame.
 
@@ -86,7 +72,7 @@ class BEVGrid:
     def unit_cell_centres(self, device: torch.device | None = None) -> Tensor:
         """Centres (row * column, 2) as (x, y) in [0, 1], row-major: (index + 0.5) / count.
 
-        CMT encodes BEV cells by these, whatever the range (see the module's docstring).
+        CMT encodes BEV cells by these, independently of the range (see the module's docstring).
         """
         rows, columns = self.bev_shape
         y = (torch.arange(rows, device=device) + 0.5) / rows
@@ -95,7 +81,7 @@ class BEVGrid:
 
 
 def inverse_sigmoid(value: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logit of a value in [0, 1], with both the value and its complement kept above ``eps`` (DETR's form)."""
+    """Logit of a value in [0, 1], with the value and its complement clamped to ``eps`` (as in DETR)."""
     value = value.clamp(0, 1)
     return torch.log(value.clamp(min=eps) / (1 - value).clamp(min=eps))
 

@@ -1,4 +1,4 @@
-"""CMT (Cross Modal Transformer, Yan et al., ICCV 2023): both sensors in, boxes out."""
+"""CMT (Cross Modal Transformer, Yan et al., ICCV 2023): a detector for cameras and LiDAR."""
 
 from torch import Tensor, nn
 
@@ -11,17 +11,17 @@ from cmt_aqr.structures import Batch, DenoisingQueries, Sensors, Views
 
 
 class CMT(nn.Module):
-    """The detector, with its parts given to it.
+    """The detector, composed of its parts.
 
     Args:
         head: queries, position encodings and outputs.
         decoder: the transformer decoder.
-        lidar: LiDAR branch: (points, point counts) to a BEV map (batch, channel, row, column).
-        image: image branch: images (batch, view, 3, height, width) to maps (batch, view, channel, h, w).
-        aqr: lets each query weigh the two sensors, on their maps or in the decoder; ``None`` is plain CMT.
+        lidar: LiDAR branch, points and point counts to a BEV map (batch, channel, row, column).
+        image: image branch, images (batch, view, 3, height, width) to maps (batch, view, channel, h, w).
+        aqr: lets each query weight the two sensors, on their maps or in the decoder; ``None``: plain CMT.
 
     Raises:
-        SettingError: when there is neither a LiDAR nor an image branch.
+        SettingError: there is neither a LiDAR nor an image branch.
     """
 
     def __init__(
@@ -42,32 +42,32 @@ class CMT(nn.Module):
         self.aqr = aqr
 
     def encode(self, batch: Batch) -> Sensors:
-        """The maps of the sensors that the model has, with the positions of their cells."""
+        """Features of the model's sensors, with the position embeddings of their cells."""
         bev = None if self.lidar is None else self.head.shared_conv(self.lidar_map(batch))
         if self.image is None:
             return self.head.sensors(bev).replace(damage=batch.damage)
         if batch.images is None:
-            raise UserError("the model has an image branch but the batch has no images: set data.cameras=true")
+            raise UserError("the model has an image branch, but the batch has no images: set data.cameras=true")
         views = Views.of(batch.lidar2img, (batch.images.shape[-2], batch.images.shape[-1]))
         return self.head.sensors(bev, self.image_maps(batch), views).replace(damage=batch.damage)
 
     def lidar_map(self, batch: Batch) -> Tensor:
-        """What the LiDAR branch makes of the points: (batch, channel, row, column)."""
+        """BEV map (batch, channel, row, column) of the LiDAR branch."""
         assert self.lidar is not None
         return self.lidar(batch.points, batch.point_counts)
 
     def image_maps(self, batch: Batch) -> Tensor:
-        """What the image branch makes of the images: (batch, view, channel, row, column)."""
+        """Image maps (batch, view, channel, row, column) of the image branch."""
         assert self.image is not None
         return self.image(batch.images)
 
     def forward(self, batch: Batch, denoising: DenoisingQueries | None = None) -> Predictions:
-        """Detect in a batch; with denoising queries, answer for those, too."""
+        """Predict boxes and logits of every decoder layer for the learned and, if given, the denoising queries."""
         sensors = self.encode(batch)
         queries = self.head.queries(batch.size, sensors.views, denoising)
         routed = None if self.aqr is None else self.aqr(queries, sensors)
-        memory, positions = (sensors if routed is None else routed.applied(sensors)).tokens()
+        memory, positions = (sensors if routed is None else routed.apply(sensors)).tokens()
         bias = None if routed is None else routed.bias
-        decoded = self.decoder(queries.embedding, memory, positions, queries.forbidden, bias)
+        decoded = self.decoder(queries.embedding, memory, positions, queries.attention_mask, bias)
         outputs = self.head(decoded, queries.reference_points)
         return Predictions.of(outputs, queries.denoising, routed)

@@ -1,4 +1,4 @@
-"""CMT's transformer decoder: queries look at each other, then at the cells of both sensors."""
+"""CMT's transformer decoder: queries attend to each other, then to the cells of both sensors."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from cmt_aqr.outputs import TokenBias
 
 
 class Attention(nn.Module):
-    """Multi-head attention over PyTorch's fused kernel, with one packed input projection."""
+    """Multi-head attention with PyTorch's fused kernels and a packed input projection."""
 
     def __init__(self, embed_dims: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -26,22 +26,22 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     @torch.no_grad()
-    def start_local(self) -> None:
-        """Give keys the queries' projection, so that a query first looks where its position resembles a key's.
+    def initialise_local(self) -> None:
+        """Initialise keys with the queries' projection, so that a query attends to keys at similar positions.
 
-        Together with embeddings that tell places apart, a run from nothing need not learn first what "near"
-        means.
+        Together with embeddings that distinguish positions, this spares training from scratch the learning of
+        proximity.
         """
         query, key, _ = self.in_proj_weight.chunk(3)
         nn.init.xavier_uniform_(query)
         key.copy_(query)
 
-    def _projected(self, *tokens: Tensor) -> list[Tensor]:
-        """Queries, keys and values (batch, token, channel), or the first of them: (batch, head, token, d)."""
-        parts = zip(tokens, self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=False)
+    def _project(self, *inputs: Tensor) -> list[Tensor]:
+        """Project queries, keys and values, or only the first of them, to (batch, head, token, d)."""
+        parts = zip(inputs, self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=False)
         return [
-            linear(one, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for one, weight, bias in parts
+            linear(tokens, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for tokens, weight, bias in parts
         ]
 
     def forward(
@@ -49,7 +49,7 @@ class Attention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        forbidden: Tensor | None = None,
+        mask: Tensor | None = None,
         bias: TokenBias | None = None,
     ) -> Tensor:
         """Attend.
@@ -58,16 +58,16 @@ class Attention(nn.Module):
             query: (batch, query, channel).
             key: (batch, token, channel).
             value: (batch, token, channel).
-            forbidden: (query, token) bool, True where a query may not look; not together with ``bias``.
+            mask: (query, token) bool, True where a query must not attend; not together with ``bias``.
             bias: added to the logits.
 
         Returns:
             (batch, query, channel).
         """
-        q, k, v = self._projected(query, key, value)
+        q, k, v = self._project(query, key, value)
         dropout = self.dropout if self.training else 0.0
         if bias is None:
-            allowed = None if forbidden is None else ~forbidden
+            allowed = None if mask is None else ~mask
             attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
         else:
             attended = biased_attention(q, k, v, bias.beta, bias.groups, bias.factors, dropout)
@@ -75,14 +75,20 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def share(self, query: Tensor, key: Tensor, members: Tensor, bias: TokenBias | None = None) -> Tensor:
-        """How much of each query's attention goes to some of the tokens, mean over the heads: (batch, query).
+        """Share of each query's attention that goes to some tokens (batch, query), mean over the heads.
 
-        Membership is what is attended to, so that no (query, token) tensor is made. In the type of the weights
-        whatever autocast says. ``members`` is (token,) bool, the rest as of :meth:`forward`.
+        Attends to membership as values, so that no (query, token) tensor is built. Runs in the dtype of the
+        weights, without autocast.
+
+        Args:
+            query: (batch, query, channel).
+            key: (batch, token, channel).
+            members: (token,) bool.
+            bias: added to the logits.
         """
         dtype = self.in_proj_weight.dtype
         with torch.autocast(query.device.type, enabled=False):
-            q, k = self._projected(query.to(dtype), key.to(dtype))
+            q, k = self._project(query.to(dtype), key.to(dtype))
             value = members.to(dtype)[:, None].expand_as(k)
             if bias is None:
                 attended = functional.scaled_dot_product_attention(q, k, value)
@@ -92,7 +98,7 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self attention, cross attention, feed-forward; each added to its input, then normalised."""
+    """Self attention, cross attention and feed-forward network, each with a residual connection and a norm."""
 
     def __init__(
         self,
@@ -106,7 +112,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attention = Attention(embed_dims, heads, attention_dropout)
         self.cross_attention = Attention(embed_dims, heads)
-        self.cross_attention.start_local()
+        self.cross_attention.initialise_local()
         self.linear1 = PointwiseLinear(embed_dims, feedforward)
         self.linear2 = PointwiseLinear(feedforward, embed_dims)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(embed_dims) for _ in range(3))
@@ -122,15 +128,15 @@ class DecoderLayer(nn.Module):
         query_embedding: Tensor,
         keys: Tensor,
         memory: Tensor,
-        forbidden: Tensor | None,
+        mask: Tensor | None,
         bias: TokenBias | None = None,
     ) -> Tensor:
         """Refine the queries (batch, query, channel); ``keys`` is the memory plus its position embedding."""
-        # In float32 also under autocast, as published: the first layer's queries have no content yet, all rows are
-        # nearly alike, and the gradient that comes through their norm exceeds what float16 holds.
+        # In float32 even under autocast, as published: the queries of the first layer have no content and nearly
+        # equal rows, so that the gradient through their norm overflows float16.
         with torch.autocast(query.device.type, enabled=False):
             placed = query + query_embedding
-            query = self.norm1(query + self.dropout(self.self_attention(placed, placed, query, forbidden)))
+            query = self.norm1(query + self.dropout(self.self_attention(placed, placed, query, mask)))
         placed = query + query_embedding
         query = self.norm2(query + self.dropout(self.cross_attention(placed, keys, memory, bias=bias)))
         hidden = self.feedforward_dropout(functional.relu(self.linear1(query)))
@@ -138,7 +144,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers with one shared norm on every layer's output.
+    """A stack of decoder layers with a shared norm on every layer's output.
 
     Args:
         embed_dims: channels.
@@ -146,10 +152,9 @@ class Decoder(nn.Module):
         heads: attention heads.
         feedforward: hidden channels of the feed-forward networks.
         dropout: on the residual branches of both attentions.
-        attention_dropout: on the weights of the self attention. The cross attention has none: the release's
-            configuration asks for it, but its attention takes the number for another argument (``bias``), so
-            the published models were trained without.
-        feedforward_dropout: within and after the feed-forward networks; the published recipe has none there.
+        attention_dropout: on the weights of the self attention. The cross attention has none: the release
+            configures it, but passes it as another argument (``bias``), so the published models trained without.
+        feedforward_dropout: within and after the feed-forward networks; 0 in the published recipe.
     """
 
     def __init__(
@@ -172,26 +177,26 @@ class Decoder(nn.Module):
         query_embedding: Tensor,
         memory: Tensor,
         memory_embedding: Tensor,
-        forbidden: Tensor | None = None,
+        mask: Tensor | None = None,
         bias: TokenBias | None = None,
     ) -> Tensor:
         """Decode.
 
         Args:
-            query_embedding: (batch, query, channel), the queries' positions; the queries start at 0.
-            memory: (batch, token, channel), the cells of both sensors.
-            memory_embedding: (batch or 1, token, channel), the cells' positions.
-            forbidden: (query, query) bool for the self attention, True where a query may not look.
+            query_embedding: (batch, query, channel), position embeddings; the queries themselves start at 0.
+            memory: (batch, token, channel), features of both sensors' cells.
+            memory_embedding: (batch or 1, token, channel), position embeddings of the cells.
+            mask: (query, query) bool of the self attention, True where a query must not attend.
             bias: of the cross attentions, from AQR.
 
         Returns:
-            (layer, batch, query, channel): the normalised output of every layer.
+            Normalised output of every layer (layer, batch, query, channel).
         """
         keys = memory + memory_embedding
         query = torch.zeros_like(query_embedding)
         outputs = []
         for number, layer in enumerate(self.layers):
-            of_layer = None if bias is None else bias.of_layer(number)
-            query = layer(query, query_embedding, keys, memory, forbidden, of_layer)
+            layer_bias = None if bias is None else bias.of_layer(number)
+            query = layer(query, query_embedding, keys, memory, mask, layer_bias)
             outputs.append(self.norm(query))
         return torch.stack(outputs)

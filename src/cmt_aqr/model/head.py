@@ -1,4 +1,4 @@
-"""CMT's head: the queries and the position encodings of both sensors before the decoder, the outputs after it."""
+"""CMT's head: queries and position encodings before the decoder, outputs after it."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from cmt_aqr.checks import require_odd
 from cmt_aqr.geometry import BEVGrid, inverse_sigmoid, pixel_of_cell, project_to_images
-from cmt_aqr.model.positions import depth_bins, position_embedding, ray_points, sine_embedding, tell_apart
+from cmt_aqr.model.positions import depth_bins, initialise_apart, position_embedding, ray_points, sine_embedding
 from cmt_aqr.model.task import TaskHead
 from cmt_aqr.ops.batch_norm import BatchNorm2d
 from cmt_aqr.ops.devices import masks_are_free
@@ -18,22 +18,22 @@ from cmt_aqr.structures import DenoisingQueries, Queries, Sensors, Views
 
 
 class Head(nn.Module):
-    """Everything around the decoder: queries and positions before it, outputs after it.
+    """The parts of CMT around the decoder: queries, position encodings and outputs.
 
     Args:
-        grid: the voxel grid; its range scales the reference points and its BEV map gives the cells.
+        grid: the voxel grid; its range scales the reference points, and its BEV map defines the cells.
         embed_dims: channels of the decoder.
         layers: of the decoder.
         queries: number of learned queries.
         bev_channels: of the LiDAR branch's map; ``None`` for a model without LiDAR.
-        cameras: whether the model looks at images.
+        cameras: whether the model reads images.
         classes: number of classes.
-        depths: points on the ray of a pixel (position encoding of the cameras).
+        depths: number of points on a pixel's ray (position encoding of the cameras).
         nearest_depth: of the first of them, in metres; the last lies short of the range's end along x.
         rv_hidden: hidden channels of the camera encoding.
-        task_hidden: hidden channels of the task head, a layer.
+        task_hidden: hidden channels of the task head per layer.
         task_kernel: width of the task head's convolutions along the queries, odd.
-        prior: class probability that the logits start at.
+        prior: initial class probability.
     """
 
     low: Tensor
@@ -59,8 +59,8 @@ class Head(nn.Module):
         super().__init__()
         self.grid = grid
         self.embed_dims = embed_dims
-        # Buffers, so that no step copies a constant to the device; the table of sines is large, so it is made
-        # when it is needed and no buffer, which DDP would send around.
+        # Buffers, so that no step copies constants to the device. The table of sines is no buffer, because DDP
+        # would broadcast it and it is large; it is built when first needed.
         low, high = torch.tensor(grid.point_range, dtype=torch.float32).view(2, 3)
         self.register_buffer("low", low.clone(), persistent=False)
         self.register_buffer("extent", high - low, persistent=False)
@@ -80,17 +80,17 @@ class Head(nn.Module):
         require_odd("task_kernel", task_kernel)
         self.task = TaskHead(embed_dims, layers, classes, task_hidden, task_kernel, prior)
         self._bev_positions: tuple[object, Tensor] | None = None
-        self._start_embeddings()
+        self._initialise_embeddings()
 
-    def _start_embeddings(self, scale: float = 2.0) -> None:
-        """Let both embeddings tell places apart from the first step on."""
-        tell_apart(self.bev_embedding, sine_embedding(torch.rand(2048, 2), self.embed_dims), scale)
+    def _initialise_embeddings(self, scale: float = 2.0) -> None:
+        """Initialise both embeddings so that they distinguish positions from the first step on."""
+        initialise_apart(self.bev_embedding, sine_embedding(torch.rand(2048, 2), self.embed_dims), scale)
         if hasattr(self, "rv_embedding"):
-            # Rays from the origin in all horizontal directions, up to 20 degrees up or down.
+            # Rays from the origin in all horizontal directions, up to 20 degrees above or below the horizon.
             azimuth, slope = 2 * math.pi * torch.rand(2048), 0.7 * torch.rand(2048) - 0.35
             rays = torch.stack((azimuth.sin(), azimuth.cos(), slope), dim=-1)
             points = ray_points(rays, torch.eye(4), self.ray_depths)
-            tell_apart(self.rv_embedding, ((points - self.low) / self.extent).flatten(1), scale)
+            initialise_apart(self.rv_embedding, ((points - self.low) / self.extent).flatten(1), scale)
 
     @property
     def point_range(self) -> Sequence[float]:
@@ -98,33 +98,35 @@ class Head(nn.Module):
         return self.grid.point_range
 
     def to_metres(self, unit: Tensor) -> Tensor:
-        """Points (..., 3) of the unit cube in metres, LiDAR frame, with the range already on the device."""
+        """Unit cube (..., 3) to metres, LiDAR frame, without copying the range to the device."""
         return unit * self.extent + self.low
 
     def sensors(
         self, bev: Tensor | None = None, images: Tensor | None = None, views: Views | None = None
     ) -> Sensors:
-        """The maps of the sensors that are there, with the position embeddings of their cells.
+        """Combine the maps of the available sensors with the position embeddings of their cells.
 
         Args:
             bev: (batch, channel, row, column).
-            images: (batch, view, channel, row, column), as ``views`` see them.
+            images: (batch, view, channel, row, column).
+            views: geometry of the cameras.
         """
-        there = Sensors()
+        sensors = Sensors()
         if bev is not None:
-            there = there.replace(bev=bev, bev_position=self.bev_position(), grid=self.grid)
+            sensors = sensors.replace(bev=bev, bev_position=self.bev_position(), grid=self.grid)
         if images is not None and views is not None:
             position = self.image_position(views, (images.shape[-2], images.shape[-1]))
-            there = there.replace(images=images, image_position=position, views=views)
-        return there
+            sensors = sensors.replace(images=images, image_position=position, views=views)
+        return sensors
 
     def queries(self, batch: int, views: Views | None, denoising: DenoisingQueries | None = None) -> Queries:
-        """The learned queries of ``batch`` frames, after the denoising queries, if there are any."""
+        """The queries of ``batch`` frames: denoising queries, if any, then learned queries."""
         learned = inverse_sigmoid(self.reference_points).sigmoid().expand(batch, -1, -1)
         if denoising is None:
             return Queries(self.query_embedding(learned, views), learned, self.to_metres(learned))
         noised = inverse_sigmoid(denoising.reference_points.to(learned.dtype)).sigmoid()
-        # Embedded apart: together, the learned ones' last bits would depend on how many others there are.
+        # Embedded separately, because the last bits of a joint embedding depend on the number of denoising
+        # queries.
         embeddings = [self.query_embedding(points, views) for points in (noised, learned)]
         points = torch.cat((noised, learned), dim=1)
         padding = denoising.padding
@@ -133,15 +135,15 @@ class Head(nn.Module):
             reference_points=points,
             places=self.to_metres(points),
             denoising=padding.shape[1],
-            forbidden=denoising.attention_mask,
-            draws=torch.cat((~padding, padding.new_ones(batch, learned.shape[1])), dim=1),
+            attention_mask=denoising.attention_mask,
+            valid=torch.cat((~padding, padding.new_ones(batch, learned.shape[1])), dim=1),
         )
 
     def bev_position(self) -> Tensor:
         """Position embedding (cell, channel) of the BEV cells, row-major.
 
-        It depends on weights only, so without gradients it is computed once and kept until they change. A fused
-        optimiser changes them without counting a version up; it does so after a pass with gradients only.
+        It depends on weights only, so without gradients it is cached until they change. A fused optimiser changes
+        them without incrementing their version, but only after a pass with gradients, which clears the cache.
         """
         if torch.is_grad_enabled():
             self._bev_positions = None
@@ -154,13 +156,13 @@ class Head(nn.Module):
     def _compute_bev_position(self) -> Tensor:
         device = self.reference_points.device
         if self._bev_sines is None or self._bev_sines.device != device:
-            with torch.inference_mode(False):  # kept for training, too
+            with torch.inference_mode(False):  # training uses the cache, too
                 self._bev_sines = sine_embedding(self.grid.unit_cell_centres(device), self.embed_dims)
         with torch.autocast(device.type, enabled=False):
             return self.bev_embedding(self._bev_sines.to(self.reference_points.dtype))
 
     def _embed_rays(self, rays: Tensor, img2lidar: Tensor) -> Tensor:
-        """Embed rays (..., pixel, 3) as (u, v, 1), given img2lidar (..., 4, 4): (..., pixel, channel)."""
+        """Embedding (..., pixel, channel) of rays (..., pixel, 3) as (u, v, 1), given img2lidar (..., 4, 4)."""
         points = ray_points(rays, img2lidar, self.ray_depths)
         return self.rv_embedding(((points - self.low) / self.extent).flatten(-2))
 
@@ -177,7 +179,7 @@ class Head(nn.Module):
     def query_embedding(self, reference_points: Tensor, views: Views | None) -> Tensor:
         """Query embedding (batch, query, channel) of reference points (batch, query, 3) in (0, 1).
 
-        The BEV encoding of x and y, plus, for every view that sees the point, the encoding of its ray there.
+        The sum of the BEV encoding of x and y, and of the ray encodings in all views that see the point.
         """
         with torch.autocast(reference_points.device.type, enabled=False):
             embedding = self.bev_embedding(sine_embedding(reference_points[..., :2], self.embed_dims))
@@ -188,7 +190,7 @@ class Head(nn.Module):
     def _camera_query_embedding(self, reference_points: Tensor, views: Views) -> Tensor:
         places = self.to_metres(reference_points)
         pixels, depth, seen = project_to_images(places, views.lidar2img, views.size)
-        # The third coordinate is 1, but in the release it carries the gradient of depth / depth.detach().
+        # The third coordinate is 1; in the release it carries the gradient of depth / depth.detach().
         unit = 1 + (depth - depth.detach()) / depth.detach().clamp(min=1e-6)
         rays = torch.cat((pixels, unit[..., None]), dim=-1)  # (batch, view, query, 3)
         batch, _, queries = seen.shape
@@ -201,10 +203,10 @@ class Head(nn.Module):
         return total.index_add(0, sample * queries + query, embedded).unflatten(0, (batch, queries))
 
     def forward(self, decoded: Tensor, reference_points: Tensor) -> QueryOutputs:
-        """Turn decoder outputs (layer, batch, query, channel) into codes in metres, and logits.
+        """Turn decoder outputs (layer, batch, query, channel) into codes in metres and logits.
 
-        The code's columns are center, height, dim, rot, vel as the release concatenates them, and are read
-        as cx, cy, log l, log w, cz, log h, ...: column 2 went through the z range although it is log l.
+        The release concatenates center, height, dim, rot, vel and reads the columns as cx, cy, log l, log w, cz,
+        log h, ...: so column 2 is scaled to the z range although it is log l.
         """
         with torch.autocast(decoded.device.type, enabled=False):
             exact = torch.promote_types(decoded.dtype, torch.float32)

@@ -15,11 +15,11 @@ from cmt_aqr.errors import SettingError
 from cmt_aqr.ops.folding import speed_up
 
 VOVNET = "vovnet99_ese"
-"""What ``ImageBranch`` calls VoVNet V2-99 as published."""
+"""Name of VoVNet V2-99 as published."""
 
 
 class ImageNeck(nn.Module):
-    """Feature pyramid that gives its finest level only: 1 x 1 laterals, added top-down, then a 3 x 3."""
+    """Feature pyramid that outputs its finest level: 1 x 1 laterals, added top-down, and a 3 x 3 convolution."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
         """Build laterals for maps of ``in_channels``, finest first."""
@@ -30,7 +30,7 @@ class ImageNeck(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Merge maps, finest first, to (image, channel, h, w) at the finest one's resolution.
 
-        A coarser map is enlarged to the size of the finer one, whatever the ratio (nearest neighbour).
+        A coarser map is resized to the size of the finer one by nearest neighbour.
         """
         laterals = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
         merged = laterals[-1]
@@ -40,18 +40,18 @@ class ImageNeck(nn.Module):
 
 
 class ImageBranch(nn.Module):
-    """Images to feature maps at the stride of the finest level used, 16 by default.
+    """Images to feature maps at the stride of the finest selected level, 16 by default.
 
     Args:
-        backbone: a timm model that gives feature maps, or ``vovnet99_ese`` (VoVNet V2-99 as published).
-        out_indices: feature levels, finest first; 3 and 4 have strides 16 and 32 in the ResNets.
+        backbone: a timm model with ``features_only``, or ``vovnet99_ese`` (VoVNet V2-99 as published).
+        out_indices: feature levels, finest first; 3 and 4 have strides 16 and 32 in ResNets.
         out_channels: channels of the result.
         pretrained: download timm's weights.
         norm_eval: keep the backbone's batch norms in eval mode in training, as the published recipes do.
-        checkpointing: compute the backbone's activations again in the backward pass to save memory.
+        checkpointing: recompute the backbone's activations in the backward pass to save memory.
 
     Raises:
-        SettingError: for a backbone that timm does not know, or checkpointing with training batch norms.
+        SettingError: timm has no such backbone, or ``checkpointing`` is combined with trainable statistics.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ImageBranch(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training; the backbone's batch norms stay in eval mode if ``norm_eval``."""
+        """Set the mode; the backbone's batch norms stay in eval mode if ``norm_eval``."""
         super().train(mode)
         if self.norm_eval:
             for module in self.backbone.modules():
@@ -96,7 +96,7 @@ class ImageBranch(nn.Module):
             images: (batch, view, 3, height, width), normalised.
 
         Returns:
-            (batch, view, out_channels, h, w), h and w being height and width over :attr:`stride`, rounded up.
+            (batch, view, out_channels, h, w) with h and w = height and width over :attr:`stride`, rounded up.
         """
         batch, views = images.shape[:2]
         flat = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
@@ -106,30 +106,23 @@ class ImageBranch(nn.Module):
 def create_backbone(name: str, out_indices: tuple[int, ...], pretrained: bool = False) -> Any:
     """Create a timm ``FeatureListNet``, which returns a list of feature maps, finest first.
 
+    VoVNet V2-99-eSE is that of CenterMask (Lee and Park, CVPR 2020), as used by CMT with levels 3 and 4. timm's
+    ``ese_vovnet99b`` has an eSE gate only in the last block of a stage; the published checkpoints have one in
+    every block.
+
     Raises:
-        SettingError: where timm has no such model, or no weights for it.
+        SettingError: there is no such model, or it has no weights to download.
     """
-    if name == VOVNET:
-        if pretrained:
-            raise SettingError(
-                f"backbone={name}: has no pretrained weights to download; set pretrained=false and load weights"
-            )
-        return vovnet99_ese(out_indices)
-    if not timm.is_model(name):
+    published = name == VOVNET
+    if published and pretrained:
         raise SettingError(
-            f"backbone={name}: is no timm model and not {VOVNET!r}; see timm.list_models() for their names"
+            f"backbone={name}: has no pretrained weights to download; set pretrained=false and load weights"
         )
-    return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=out_indices)
-
-
-def vovnet99_ese(out_indices: tuple[int, ...]) -> nn.Module:
-    """VoVNet V2-99-eSE as the published CMT uses it (CenterMask, Lee and Park, CVPR 2020); levels 3 and 4.
-
-    timm's ``ese_vovnet99b`` is the same but for the eSE gates: it has one in the last block of a stage only,
-    the published checkpoints one in every block.
-    """
-    model = timm.create_model("ese_vovnet99b", pretrained=False, features_only=True, out_indices=out_indices)
-    for block in model.modules():
+    if not published and not timm.is_model(name):
+        raise SettingError(f"backbone={name}: must be {VOVNET!r} or a model of timm.list_models()")
+    timm_name = "ese_vovnet99b" if published else name
+    model = timm.create_model(timm_name, pretrained=pretrained, features_only=True, out_indices=out_indices)
+    for block in model.modules() if published else ():
         if isinstance(block, OsaBlock) and block.attn is None:
             block.attn = create_attn("ese", block.conv_concat.conv.out_channels)
     return model

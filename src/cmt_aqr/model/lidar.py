@@ -38,13 +38,13 @@ class SparseConvNormAct(nn.Module):
         self.norm = norm
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Apply all three."""
+        """Convolve, normalise and rectify."""
         x = self.conv(x)
         return x.replace(torch.relu(self.norm(x.features)))
 
 
 class SparseBasicBlock(nn.Module):
-    """Residual block of two submanifold convolutions, ResNet's basic block on sites."""
+    """ResNet's basic block with submanifold convolutions."""
 
     def __init__(self, channels: int, norm: Callable[[int], SparseBatchNorm]) -> None:
         super().__init__()
@@ -54,14 +54,14 @@ class SparseBasicBlock(nn.Module):
         self.norm2 = norm(channels)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        """Return x + f(x), rectified, at the same sites."""
+        """Return ReLU(x + f(x)) at the same sites."""
         inner = self.conv1(x)
         inner = self.conv2(inner.replace(torch.relu(self.norm1(inner.features))))
         return x.replace(torch.relu(self.norm2(inner.features) + x.features))
 
 
 class SparseEncoder(nn.Module):
-    """Voxels to a dense BEV map; float32 throughout, autocast or not."""
+    """Voxels to a dense BEV map, in float32 even under autocast."""
 
     def __init__(
         self,
@@ -73,10 +73,10 @@ class SparseEncoder(nn.Module):
         output_channels: int,
         norm: Callable[[int], SparseBatchNorm],
     ) -> None:
-        """Build the encoder; the arguments are those of :class:`LidarBranch`, without ``encoder_``.
+        """Build the encoder; the arguments are those of :class:`LidarBranch` without the prefix ``encoder_``.
 
         Raises:
-            SettingError: where the sequences do not fit each other or z runs out of cells.
+            SettingError: the sequences do not fit each other, or z runs out of cells.
         """
         super().__init__()
         if len(blocks) != len(channels) or len(paddings) != len(channels) - 1:
@@ -105,7 +105,7 @@ class SparseEncoder(nn.Module):
         self.out_channels = output_channels * self.output_shape[0]
 
     def forward(self, features: Tensor, sites: Sites) -> Tensor:
-        """Encode voxel features (voxel, channel) to (batch, channel * z, y, x), channel-major."""
+        """Encode voxel features (voxel, channel) to (batch, channel * z, y, x)."""
         with torch.autocast(features.device.type, enabled=False):
             x = self.input(SparseTensor(features.to(self.input.conv.weight.dtype), sites))
             for stage in self.stages:
@@ -114,7 +114,7 @@ class SparseEncoder(nn.Module):
 
 
 class SECOND(nn.Module):
-    """SECOND's 2D backbone: for each level a strided 3 x 3 convolution and more of stride 1."""
+    """SECOND's 2D backbone: per level a strided 3 x 3 convolution and several of stride 1."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class SECOND(nn.Module):
         strides: Sequence[int],
         norm: Callable[[int], nn.BatchNorm2d],
     ) -> None:
-        """Build the levels; ``layers`` counts the convolutions after each level's first."""
+        """Build the levels; ``layers`` are the numbers of convolutions after each level's first."""
         super().__init__()
         self.blocks = nn.ModuleList()
         for width, depth, stride in zip(channels, layers, strides, strict=True):
@@ -136,7 +136,7 @@ class SECOND(nn.Module):
             self.blocks.append(nn.Sequential(*modules))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return one map a level, each computed from the one before."""
+        """Return the maps of all levels, finest first."""
         maps = []
         for block in self.blocks:
             x = block(x)
@@ -145,7 +145,7 @@ class SECOND(nn.Module):
 
 
 class SECONDFPN(nn.Module):
-    """Brings SECOND's levels to the first one's resolution and concatenates them."""
+    """Upsamples SECOND's levels to the resolution of the first and concatenates them."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class SECONDFPN(nn.Module):
         scales: Sequence[int],
         norm: Callable[[int], nn.BatchNorm2d],
     ) -> None:
-        """Build a transposed convolution of stride ``scale`` for each level, 1 x 1 where it is 1."""
+        """Build a transposed convolution of stride ``scale`` per level, or a 1 x 1 convolution if it is 1."""
         super().__init__()
         self.blocks = nn.ModuleList()
         for width_in, width, scale in zip(in_channels, channels, scales, strict=True):
@@ -173,17 +173,17 @@ class SECONDFPN(nn.Module):
 class LidarBranch(nn.Module):
     """Points to a BEV feature map: hard voxels, sparse encoder, SECOND, FPN.
 
-    The defaults are the published sizes; a small model gives smaller numbers.
+    The defaults are the published sizes.
 
     Args:
         grid: range, voxels and BEV stride.
         input_channels: features of a point.
-        max_points: averaged in a voxel.
-        max_voxels: kept in a sample, in training and in evaluation.
+        max_points: maximum number of points averaged per voxel.
+        max_voxels: maximum number of voxels per sample, in training and in evaluation.
         encoder_channels: of each sparse stage; each stage but the last halves the resolution at its end.
         encoder_blocks: residual blocks of each sparse stage.
         encoder_paddings: (z, y, x) padding of each strided convolution.
-        encoder_output_channels: for each z cell that remains.
+        encoder_output_channels: per remaining z cell.
         backbone_channels: of each SECOND level.
         backbone_layers: convolutions of each SECOND level after its first.
         backbone_strides: of each SECOND level.
@@ -192,7 +192,7 @@ class LidarBranch(nn.Module):
         norm_momentum: of all batch norms; the published 0.01 is slow for short runs.
 
     Raises:
-        SettingError: where the sizes do not fit each other or the grid.
+        SettingError: the sizes do not fit each other or the grid.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class LidarBranch(nn.Module):
             raise SettingError(
                 f"backbone_channels={list(backbone_channels)}, "
                 f"backbone_layers={list(backbone_layers)}, backbone_strides={list(backbone_strides)} and "
-                f"neck_channels={list(neck_channels)} must have one entry a level each"
+                f"neck_channels={list(neck_channels)} must have one entry per level each"
             )
         if len(max_voxels) != 2:
             raise SettingError(f"max_voxels={list(max_voxels)}: give two numbers, for training and for evaluation")
@@ -246,7 +246,7 @@ class LidarBranch(nn.Module):
             dense.to(memory_format=torch.channels_last)
 
     def _check_resolution(self, first_stride: int, coarsest: int) -> None:
-        """Compare the map that will come out with the one the grid declares."""
+        """Compare the output's resolution with the grid's."""
         _, rows, columns = self.encoder.output_shape
         divisor = first_stride * coarsest
         if rows % divisor or columns % divisor:
@@ -254,16 +254,16 @@ class LidarBranch(nn.Module):
                 f"the encoder's {rows} x {columns} cells cannot be divided by {divisor}, the product of "
                 "backbone_strides; change grid.sparse_shape"
             )
-        made = rows // first_stride, columns // first_stride
-        if made != self.grid.bev_shape:
+        actual = rows // first_stride, columns // first_stride
+        if actual != self.grid.bev_shape:
             _, y, x = self.grid.sparse_shape
             raise SettingError(
-                f"encoder and backbone make {made} BEV cells of {y} x {x} voxels, grid.stride={self.grid.stride} "
-                f"{self.grid.bev_shape}: make the number of encoder stages and grid.stride agree"
+                f"encoder and backbone make {actual} BEV cells of {y} x {x} voxels, "
+                f"grid.stride={self.grid.stride} {self.grid.bev_shape}: make the number of stages and it agree"
             )
 
     def voxelize(self, points: Tensor, point_counts: tuple[int, ...]) -> Voxels:
-        """Voxels of points (point, feature), see :func:`cmt_aqr.ops.voxels.hard_voxelize`."""
+        """Group points (point, feature) into voxels, see :func:`cmt_aqr.ops.voxels.hard_voxelize`."""
         limit = self.max_voxels[0 if self.training else 1]
         return hard_voxelize(points, point_counts, self.grid, self.max_points, limit)
 
@@ -272,7 +272,7 @@ class LidarBranch(nn.Module):
 
         Args:
             points: (points of all samples, feature), LiDAR frame, see :class:`cmt_aqr.structures.Batch`.
-            point_counts: points of every sample.
+            point_counts: number of points of every sample.
 
         Returns:
             (batch, out_channels, rows, columns), rows along y, columns along x.

@@ -12,12 +12,12 @@ from cmt_aqr.ops.pointwise import PointwiseLinear
 def sine_embedding(position: Tensor, features: int) -> Tensor:
     """Embed 2D positions by sines and cosines.
 
-    CMT's release divides 2 pi p by ``2 * (i // 2) / features + 1``, a linear ramp rather than the power of a
-    temperature; the embedding of y comes before that of x.
+    CMT's release divides 2 pi p by ``2 * (i // 2) / features + 1``, a linear ramp rather than powers of a
+    temperature. The embedding of y precedes that of x.
 
     Args:
         position: (..., 2) as (x, y) in [0, 1].
-        features: size of each axis' embedding, even.
+        features: size of the embedding per axis, even.
 
     Returns:
         (..., 2 * features) in float32 or better.
@@ -45,33 +45,33 @@ def ray_points(rays: Tensor, img2lidar: Tensor, depths: Tensor) -> Tensor:
     Returns:
         (..., pixel, depth, 3) in metres, LiDAR frame.
     """
-    # M (u d, v d, d, 1) is d * M[:, :3] (u, v, 1) + M[:, 3]: one product a pixel, not one a depth.
+    # M (u d, v d, d, 1) is d * M[:, :3] (u, v, 1) + M[:, 3]: one product per pixel instead of one per depth.
     direction = rays @ img2lidar[..., :3, :3].transpose(-1, -2)
     return direction[..., None, :] * depths[:, None] + img2lidar[..., None, None, :3, 3]
 
 
 def position_embedding(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Linear, ReLU, linear: channels of a position encoding to those of the decoder."""
+    """Linear, ReLU, linear: from the channels of a position encoding to those of the decoder."""
     return nn.Sequential(PointwiseLinear(inputs, hidden), nn.ReLU(inplace=True), PointwiseLinear(hidden, outputs))
 
 
 @torch.no_grad()
-def tell_apart(layers: nn.Sequential, inputs: Tensor, scale: float) -> None:
-    """Start an embedding so that it tells its inputs apart.
+def initialise_apart(layers: nn.Sequential, inputs: Tensor, scale: float) -> None:
+    """Initialise an embedding so that it distinguishes its inputs.
 
-    The position encodings change slowly over the range and have a large common part: under PyTorch's default
-    start all cells look alike to attention, and a run from nothing first spends thousands of steps on
-    learning what "near" means. Here every hidden unit has mean 0 and deviation 1 over the inputs, and every
-    output mean 0 and deviation ``scale`` (data-dependent start, Krähenbühl et al., ICLR 2016).
+    Position encodings vary slowly over the range and share a large constant part. With PyTorch's default
+    initialisation all cells look alike to attention, and training from scratch first spends thousands of steps on
+    learning proximity. Here every hidden unit has mean 0 and standard deviation 1 over the inputs, and every
+    output mean 0 and standard deviation ``scale`` (data-dependent initialisation, Krähenbühl et al., ICLR 2016).
 
     Args:
         layers: linear, ReLU, linear.
-        inputs: (sample, channel), spread over what the embedding will see.
-        scale: deviation of the outputs.
+        inputs: (sample, channel), covering the inputs to be embedded.
+        scale: standard deviation of the outputs.
     """
     for layer, deviation in ((layers[0], 1.0), (layers[2], scale)):
         if not isinstance(layer, nn.Linear):
-            raise TypeError("an embedding is linear, ReLU, linear")
+            raise TypeError("expected linear, ReLU, linear")
         nn.init.kaiming_normal_(layer.weight)
         spread, mean = torch.std_mean(layer(inputs), dim=0)
         layer.weight.mul_(deviation / spread.clamp(min=1e-6)[:, None])

@@ -1,4 +1,4 @@
-"""The task head: the outputs of every decoder layer."""
+"""The task head, which predicts boxes and classes from every decoder layer."""
 
 import math
 from functools import partial
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 OUTPUTS = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2, "cls_logits": None}
-"""Channels of each output of the task head; the logits have one a class."""
+"""Channels of each output of the task head; the logits have one per class."""
 
 
 class GroupLayerNorm(nn.Module):
@@ -21,7 +21,7 @@ class GroupLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Normalise over each group's channels; the variance is the biased one."""
+        """Normalise over each group's channels, with the biased variance."""
         grouped = hidden.unflatten(1, (self.groups, -1))
         variance, mean = torch.var_mean(grouped, dim=2, correction=0, keepdim=True)
         normalised = ((grouped - mean) * torch.rsqrt(variance + self.eps)).flatten(1, 2)
@@ -29,15 +29,15 @@ class GroupLayerNorm(nn.Module):
 
 
 class TaskHead(nn.Module):
-    """The outputs of every decoder layer at once: one convolution group a layer.
+    """The outputs of all decoder layers in one pass, with one convolution group per layer.
 
     Args:
         embed_dims: channels of the decoder.
         layers: of the decoder.
         classes: number of classes.
-        hidden: channels between the two convolutions, a layer.
+        hidden: channels between the two convolutions per layer.
         kernel: width of the convolutions along the queries: 1, or 3 in the published LiDAR-only model.
-        prior: class probability that the logits start at (focal loss, Lin et al., ICCV 2017).
+        prior: initial class probability (focal loss, Lin et al., ICCV 2017).
     """
 
     def __init__(

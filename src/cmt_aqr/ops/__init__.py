@@ -1,1 +1,1 @@
-"""How it is fast: nothing of it is in the paper."""
+"""Fast operators; nothing here is specific to the paper."""

@@ -1,9 +1,9 @@
-"""Batch norms that learn, with exact statistics on a CPU.
+"""Batch norms with accurate statistics in training on a CPU.
 
-PyTorch (seen in 2.14) adds up the values of a channels-last map, or of rows of features, one after another in
-float32 there. The variance that comes out is right to about 2e-4, and the gradients of a whole step are some 6 %
-off in the median. Its plain sums keep partial sums and are exact to 1e-7, so the statistics are made with those,
-and PyTorch's own kernels do the rest, forward and backward.
+PyTorch's kernel (as of 2.14) sums channels-last maps and rows of features sequentially in float32. The relative
+error of the variance is about 2e-4, and the median error of a step's gradients is about 6 %. PyTorch's ``sum`` is
+pairwise and accurate to 1e-7, so the statistics are computed with it; PyTorch's own kernels do the rest, forward
+and backward.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalise with the mean and variance of the input, which are differentiated through, too."""
+    """Normalise with the mean and variance of the input; the backward pass includes their dependence on it."""
 
     @staticmethod
     def forward(
@@ -31,25 +31,24 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale = ctx.saved_tensors
-        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+        x_gradient, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
             gradient, x, weight, None, None, mean, scale, True, ctx.eps, [True, True, True]
         )
-        return of_x, None, None, of_weight, of_bias, None
+        return x_gradient, None, None, weight_gradient, bias_gradient, None
 
 
 def batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """What ``norm`` makes of ``x`` in training mode; its running statistics are kept up to date.
+    """Apply ``norm`` to ``x`` in training mode and update its running statistics.
 
     Args:
         norm: in training mode.
         x: (image, channel, h, w), or rows of features (row, channel).
     """
-    learns = norm.affine and norm.track_running_stats and norm.momentum is not None
-    # The values of a position lie side by side, and of one position alone there is no variance.
-    side_by_side = x.dim() == 2 or x.is_contiguous(memory_format=torch.channels_last)
-    several = x.numel() > x.shape[1]
-    if not (learns and several and side_by_side and x.device.type == "cpu" and x.dtype == torch.float32):
-        return _BatchNorm.forward(norm, x)  # without what a class of ours or timm's adds
+    usual = norm.affine and norm.track_running_stats and norm.momentum is not None
+    channels_last = x.dim() == 2 or x.is_contiguous(memory_format=torch.channels_last)
+    has_variance = x.numel() > x.shape[1]
+    if not (usual and has_variance and channels_last and x.device.type == "cpu" and x.dtype == torch.float32):
+        return _BatchNorm.forward(norm, x)  # skips the overrides of our and timm's subclasses
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
@@ -68,15 +67,24 @@ def batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
 class BatchNorm2d(nn.BatchNorm2d):
     """A batch norm over maps (image, channel, h, w)."""
 
+    folded = False
+    """Whether the preceding convolution applies scale and shift in eval mode, see :mod:`cmt_aqr.ops.folding`."""
+
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise."""
-        return batch_norm(self, input) if self.training else super().forward(input)
+        """Normalise, unless the norm is folded and in eval mode."""
+        if self.training:
+            return batch_norm(self, input)
+        return input if self.folded else super().forward(input)
 
 
 class BatchNormAct(BatchNormAct2d):
-    """timm's batch norm with its activation."""
+    """timm's batch norm with activation; ``folded`` as in :class:`BatchNorm2d`."""
+
+    folded = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise and activate."""
-        result: Tensor = self.act(self.drop(batch_norm(self, x))) if self.training else super().forward(x)
+        """Normalise, unless the norm is folded and in eval mode, and activate."""
+        if not (self.training or self.folded):
+            return super().forward(x)
+        result: Tensor = self.act(self.drop(batch_norm(self, x) if self.training else x))
         return result

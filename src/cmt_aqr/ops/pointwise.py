@@ -1,9 +1,9 @@
 """Matrix products and 1 x 1 convolutions through oneDNN on a CPU.
 
-PyTorch sends float32 products and 1 x 1 convolutions on a CPU to MKL, which uses AVX2 on processors that are
-not Intel's; oneDNN, which PyTorch uses for 3 x 3 convolutions, takes AVX-512 wherever it is there. On an AMD
-server core (Zen 5) that is 90 against 210 GFLOP/s, and a ResNet-50 is half 1 x 1 convolutions. Same values up
-to rounding. Elsewhere (other devices, other types, autocast) everything goes PyTorch's usual way.
+On a CPU, PyTorch dispatches float32 products and 1 x 1 convolutions to MKL, which is limited to AVX2 on processors
+other than Intel's. oneDNN, which PyTorch uses for 3 x 3 convolutions, uses AVX-512 where available: 210 instead of
+90 GFLOP/s on an AMD Zen 5 server core, and half of a ResNet-50 is 1 x 1 convolutions. Values are equal up to
+rounding. On other devices, with other dtypes and under autocast, PyTorch's own functions are called.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
-def applies(x: Tensor) -> bool:
-    """Whether oneDNN takes this input: float32 on a CPU, outside autocast."""
+def _applies(x: Tensor) -> bool:
+    """Whether to use oneDNN: float32 on a CPU, outside autocast."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -27,8 +27,8 @@ def applies(x: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``functional.linear`` through oneDNN where it can: (..., in) and (out, in) give (..., out)."""
-    if not applies(x):
+    """``functional.linear`` through oneDNN where possible: (..., in) and (out, in) give (..., out)."""
+    if not _applies(x):
         return functional.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     image = rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2)  # channels-last by its strides
@@ -37,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class PointwiseLinear(nn.Linear):
-    """A linear layer that goes through oneDNN where it can."""
+    """A linear layer that uses oneDNN where possible."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
@@ -45,8 +45,8 @@ class PointwiseLinear(nn.Linear):
 
 
 def convolve_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
-    """``functional.conv2d`` with a 1 x 1 kernel, through oneDNN where it can."""
-    if not applies(x) or x.dim() != 4:
+    """``functional.conv2d`` with a 1 x 1 kernel, through oneDNN where possible."""
+    if not _applies(x) or x.dim() != 4:
         return functional.conv2d(x, weight, bias, stride)
     x = x[:, :, :: stride[0], :: stride[1]].contiguous(memory_format=torch.channels_last)
     return _PointwiseConvolution.apply(x, weight, bias)
@@ -58,7 +58,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _PointwiseConvolution(torch.autograd.Function):
-    """1 x 1 convolution of stride 1, channels-last; the input's gradient is one as well."""
+    """1 x 1 convolution of stride 1, channels-last; so is its backward pass with respect to the input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,10 +1,10 @@
-"""Products of sparse convolutions: which input feeds which output, and how they are multiplied and summed.
+"""The rulebook of a sparse convolution, which maps inputs to outputs, and the products computed with it.
 
-Two ways to compute, same result up to rounding, both deterministic (no atomic additions of floats):
+Two implementations, equal up to rounding, both deterministic (no atomic additions of floats):
 
-- *pairs*, on a CPU: gather the pairs that exist, multiply, and sum by output, in chunks that fit the cache;
+- *pairs*, on a CPU: gather the existing pairs, multiply, and sum by output, in chunks that fit the cache;
 - *neighbours*, elsewhere: one gather and one product over all offsets and outputs, missing inputs being a row of
-  zeros. It multiplies more, but every shape is known, so nothing synchronises with the device.
+  zeros. It multiplies more, but all shapes are known, so nothing synchronises with the device.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch.nn import functional
 from cmt_aqr.ops.devices import masks_are_free
 
 CHUNK_BYTES = 8 * 2**20
-"""Products held before they are summed: few enough to stay in the cache and to reuse memory (glibc maps, and
-the kernel clears, every block above 32 MB anew)."""
+"""Size of the buffer of products: small enough for the cache, and for glibc to reuse (it maps blocks above 32 MB
+anew, and the kernel clears them)."""
 
 BLOCK_BYTES = 2**28
-"""Inputs gathered at once on a GPU."""
+"""Size of the gathered inputs on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Chunk:
     """Consecutive outputs of a rulebook and the pairs that feed them.
 
     Attributes:
-        rows: first output and the one after the last.
-        pairs: first pair and the one after the last, in ``PairPlan.inputs``.
-        offsets: (kernel offset, first pair, one after the last) for each offset that has pairs.
+        rows: outputs, as (start, stop).
+        pairs: pairs, as (start, stop) in ``PairPlan.inputs``.
+        offsets: (kernel offset, start, stop) of the pairs of each offset that has any.
     """
 
     rows: tuple[int, int]
@@ -52,8 +52,8 @@ class PairPlan:
     Attributes:
         inputs: (pair,) input of each pair.
         outputs: (pair,) output of each pair.
-        by_output: (pair,) for each output in turn, where its pairs are, counted from the chunk's first pair.
-        bag_starts: (output,) where an output's entries in ``by_output`` start, counted likewise.
+        by_output: (pair,) indices of the pairs, output by output, relative to the chunk's first pair.
+        bag_starts: (output,) start of each output in ``by_output``, relative to the chunk's first pair.
         chunks: the chunks.
     """
 
@@ -69,10 +69,10 @@ class Rulebook:
     """Which input feeds which output through which kernel offset.
 
     Attributes:
-        neighbours: (offset, output) int64: the input, or ``inputs`` where there is none.
+        neighbours: (offset, output) int64, the input; ``inputs`` where there is none.
         inputs: number of inputs.
-        reverse_neighbours: (offset, input): the output that an input feeds through an offset, or the number
-            of outputs. ``None`` for a submanifold rulebook, which is its own mirror image.
+        reverse_neighbours: (offset, input) int64, the output that an input feeds; the number of outputs where
+            there is none. ``None`` for a submanifold rulebook, which is its own mirror image.
     """
 
     neighbours: Tensor
@@ -86,7 +86,7 @@ class Rulebook:
 
     @cached_property
     def reverse(self) -> Rulebook:
-        """The rulebook of the transposed convolution; its offsets are mirrored for a submanifold one."""
+        """The rulebook of the transposed convolution; a submanifold one has its offsets mirrored."""
         if self.reverse_neighbours is None:
             return self
         return Rulebook(self.reverse_neighbours, self.outputs, self.neighbours)
@@ -98,14 +98,14 @@ class Rulebook:
 
     @cached_property
     def by_output(self) -> Tensor:
-        """(output, offset): :attr:`neighbours`, with all that an output needs side by side."""
+        """:attr:`neighbours` as (output, offset), contiguous per output."""
         return self.neighbours.T.contiguous()
 
     def pairs(self, channels: int) -> PairPlan:
         """The existing pairs, in chunks whose products of ``channels`` values fit :data:`CHUNK_BYTES`."""
         size = max(1, CHUNK_BYTES // (4 * channels))
         if size not in self._plans:
-            self._plans[size] = plan_pairs(self.neighbours, self.neighbours != self.inputs, size)
+            self._plans[size] = _plan_pairs(self.neighbours, self.neighbours != self.inputs, size)
         return self._plans[size]
 
     @cached_property
@@ -113,14 +113,8 @@ class Rulebook:
         return {}
 
 
-def plan_pairs(neighbours: Tensor, exists: Tensor, pairs_per_chunk: int) -> PairPlan:
-    """Order the existing pairs by (chunk, offset, output); a chunk is a run of outputs with about so many pairs.
-
-    Args:
-        neighbours: (offset, output) input of each pair.
-        exists: (offset, output) whether there is one.
-        pairs_per_chunk: how many.
-    """
+def _plan_pairs(neighbours: Tensor, exists: Tensor, pairs_per_chunk: int) -> PairPlan:
+    """Order the existing pairs (offset, output) into chunks of about ``pairs_per_chunk`` pairs."""
     offsets, outputs = neighbours.shape
     number = max(1, math.ceil(int(exists.sum()) / pairs_per_chunk))
     rows = max(1, math.ceil(outputs / number))
@@ -133,9 +127,9 @@ def plan_pairs(neighbours: Tensor, exists: Tensor, pairs_per_chunk: int) -> Pair
     output = (chunk_offset // offsets) * rows + row
     inputs = neighbours.flatten()[(chunk_offset % offsets) * outputs + output]
 
-    where = chunked.flatten(1).cumsum(1, dtype=torch.int32).view_as(chunked) - 1
+    within_chunk = chunked.flatten(1).cumsum(1, dtype=torch.int32).view_as(chunked) - 1
     by_row = chunked.transpose(1, 2).contiguous()  # (chunk, row, offset)
-    by_output = where.transpose(1, 2).flatten()[by_row.flatten().nonzero().squeeze(1)]
+    by_output = within_chunk.transpose(1, 2).flatten()[by_row.flatten().nonzero().squeeze(1)]
     per_row = by_row.sum(2)
 
     chunks, pair = [], 0
@@ -156,22 +150,22 @@ def plan_pairs(neighbours: Tensor, exists: Tensor, pairs_per_chunk: int) -> Pair
     )
 
 
-def _gathered(features: Tensor, rulebook: Rulebook) -> Iterator[tuple[slice, Tensor]]:
-    """Runs of outputs, and what all offsets bring to each: (output, offset * in), zeros for missing inputs."""
+def _gather(features: Tensor, rulebook: Rulebook) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of outputs and their inputs (output, offset * in), with zeros for missing inputs."""
     padded = functional.pad(features, (0, 0, 0, 1))
     inputs = rulebook.by_output
     rows = max(1, BLOCK_BYTES // (inputs.shape[1] * padded.stride(0) * padded.element_size()))
     for start in range(0, len(inputs), rows):
-        run = slice(start, start + rows)
-        yield run, padded.index_select(0, inputs[run].flatten()).view(-1, inputs.shape[1] * padded.shape[1])
+        block = slice(start, start + rows)
+        yield block, padded.index_select(0, inputs[block].flatten()).view(-1, inputs.shape[1] * padded.shape[1])
 
 
 def _convolve(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
-    """Values (output, out) of features (input, in) with a kernel (offset, in, out)."""
+    """Convolve features (input, in) with a kernel (offset, in, out): (output, out)."""
     result = features.new_empty((rulebook.outputs, weight.shape[2]))
     if not masks_are_free(features.device):
-        for run, gathered in _gathered(features, rulebook):
-            torch.mm(gathered, weight.flatten(0, 1), out=result[run])
+        for block, gathered in _gather(features, rulebook):
+            torch.mm(gathered, weight.flatten(0, 1), out=result[block])
         return result
     plan = rulebook.pairs(weight.shape[2])
     longest = max((chunk.pairs[1] - chunk.pairs[0] for chunk in plan.chunks), default=0)
@@ -192,11 +186,11 @@ def _convolve(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
 
 
 def _weight_gradient(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
-    """Gradient (offset, in, out) of the kernel, from features (input, in) and a gradient (output, out)."""
+    """Gradient (offset, in, out) of the kernel, given features (input, in) and a gradient (output, out)."""
     result = features.new_zeros((len(rulebook.neighbours), features.shape[1], gradient.shape[1]))
     if not masks_are_free(features.device):
-        for run, gathered in _gathered(features, rulebook):
-            result.flatten(0, 1).addmm_(gathered.T, gradient[run])
+        for block, gathered in _gather(features, rulebook):
+            result.flatten(0, 1).addmm_(gathered.T, gradient[block])
         return result
     plan = rulebook.pairs(gradient.shape[1])
     for chunk in plan.chunks:
@@ -207,7 +201,7 @@ def _weight_gradient(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> 
 
 
 class _SparseConvolution(torch.autograd.Function):
-    """Keeps the features only: what was gathered is gathered again in the backward pass."""
+    """Saves the features only and gathers again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
@@ -234,13 +228,13 @@ class _SparseConvolution(torch.autograd.Function):
 def sparse_convolution(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
     """Convolve sparse features: out[o] = sum over offsets k of features[neighbours[k, o]] @ weight[k].
 
-    Runs in the kernel's precision whatever autocast says, because the sums are long and the error of bf16
-    would add up over the encoder's twenty layers.
+    Runs in the kernel's precision even under autocast, because the sums are long and bf16 errors accumulate over
+    the encoder's twenty layers.
 
     Args:
         features: (input site, in).
         weight: (kz, ky, kx, in, out); offsets in row-major order, cross-correlation as in ``conv3d``.
-        rulebook: who feeds whom.
+        rulebook: of the convolution.
 
     Returns:
         (output site, out).

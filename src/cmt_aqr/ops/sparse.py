@@ -1,12 +1,11 @@
 """Sparse 3D convolution in plain PyTorch: submanifold and strided, forward and backward, on any device.
 
-A submanifold convolution (Graham et al., CVPR 2018) answers at the sites that were occupied before; a strided
-one (as in SECOND, Yan et al., Sensors 2018) at every site that an occupied one reaches. Which input feeds
-which output through which kernel offset is the *rulebook*; it depends on the sites alone, so all submanifold
-layers of a resolution share one.
+A submanifold convolution (Graham et al., CVPR 2018) has outputs at its input sites; a strided one (as in SECOND,
+Yan et al., Sensors 2018) at every site that an input reaches. The *rulebook* lists which input feeds which output
+through which kernel offset. It depends on the sites alone, so all submanifold layers of a resolution share one.
 
-Sites are kept sorted by (sample, z, y, x). Their linear keys are then sorted as well, and a neighbour is
-found by binary search instead of a hash table or a dense grid.
+Sites are sorted by (sample, z, y, x), and so are their linear keys: a binary search finds neighbours, without a
+hash table or a dense grid.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class Sites:
     """The occupied sites of a batch at one resolution, and their rulebook.
 
     Attributes:
-        coords: (site, 4) int64: sample, z, y, x; distinct, and sorted in this order.
+        coords: (site, 4) int64: sample, z, y, x; distinct and sorted in this order.
         shape: cells along z, y, x.
         batch_size: number of samples.
     """
@@ -45,52 +44,52 @@ class Sites:
 
     @cached_property
     def submanifold(self) -> Rulebook:
-        """Rulebook of a submanifold 3 x 3 x 3 convolution: (27, site) neighbours.
+        """Rulebook of a submanifold 3 x 3 x 3 convolution, with (27, site) neighbours.
 
-        Neighbours along x are next to each other in the sorted order, so one search for each (z, y) offset
-        finds three of them, and the mirror image of an offset comes for nothing: 4 searches instead of 26.
+        Neighbours along x are adjacent in the sorted order, so one search per (z, y) offset finds three of them,
+        and each offset yields its mirror image: 4 searches instead of 26.
         """
         number, device = len(self), self.coords.device
-        # One empty cell around the grid, so that a step over the border meets no site of the next row.
+        # Pad the grid by one empty cell, so that a step over the border reaches no site of the next row.
         padded = (self.shape[0] + 2, self.shape[1] + 2, self.shape[2] + 2)
         sample, z, y, x = self.coords.unbind(1)
         keys = _linear((sample, z + 1, y + 1, x + 1), padded)
-        # Sentinels, so that "the next site" exists for the last one.
+        # Sentinels, so that the last site has a next one.
         searched = functional.pad(keys, (0, 3), value=2**62)
         sites = torch.arange(number, device=device)
-        # The last column is where missing neighbours write.
+        # The last column receives the writes of missing neighbours.
         table = torch.full((27, number + 1), number, dtype=torch.int64, device=device)
         table[13, :number] = sites
 
-        def connect(offset: int, neighbour: Tensor, found: Tensor) -> None:
-            """Note a neighbour at ``offset`` and, for it, this site at the mirrored offset."""
-            column = torch.where(found, neighbour, number)
+        def connect(offset: int, neighbour: Tensor, exists: Tensor) -> None:
+            """Store a neighbour at ``offset`` and, for the neighbour, this site at the mirrored offset."""
+            column = torch.where(exists, neighbour, number)
             table[offset, :number] = column
-            table[26 - offset].scatter_(0, column, torch.where(found, sites, number))
+            table[26 - offset].scatter_(0, column, torch.where(exists, sites, number))
 
         connect(14, sites + 1, searched[1 : number + 1] == keys + 1)
         for row, (dz, dy) in enumerate(((0, 1), (1, -1), (1, 0), (1, 1))):
             target = keys + ((dz * padded[1] + dy) * padded[2] - 1)
             position = torch.searchsorted(searched, target)
             for dx in range(3):
-                found = searched[position] == target + dx
-                connect(15 + 3 * row + dx, position, found)
-                position = position + found
+                exists = searched[position] == target + dx
+                connect(15 + 3 * row + dx, position, exists)
+                position = position + exists
         return Rulebook(table[:, :number].contiguous(), number, None)
 
     def strided(self, kernel: Triple, stride: Triple, padding: Triple) -> tuple[Sites, Rulebook]:
-        """Sites and rulebook of a strided convolution: every output that an occupied site reaches.
+        """Output sites and rulebook of a strided convolution.
 
-        An input i feeds output o through offset k where o * stride = i + padding - k, on each axis. The
-        number of outputs depends on the data, so on a GPU this waits for the device.
+        Input i feeds output o through offset k if o * stride = i + padding - k on each axis. The number of outputs
+        depends on the data, so this synchronises with the device.
 
         Args:
-            kernel: size along z, y, x, like the others.
-            stride: likewise.
-            padding: on both sides.
+            kernel: size along z, y, x.
+            stride: along z, y, x.
+            padding: on both sides of z, y, x.
 
         Raises:
-            SettingError: where the output would have no cell on some axis.
+            SettingError: the output has no cell on some axis.
         """
         shape = strided_shape(self.shape, kernel, stride, padding)
         device = self.coords.device
@@ -122,7 +121,7 @@ def strided_shape(shape: Triple, kernel: Triple, stride: Triple, padding: Triple
     """Cells along z, y, x after a convolution: floor((cells + 2 padding - kernel) / stride) + 1.
 
     Raises:
-        SettingError: where an axis would have none.
+        SettingError: the output has no cell on some axis.
     """
     z, y, x = (
         (cells + 2 * pad - size) // step + 1
@@ -151,13 +150,13 @@ class SparseTensor:
     sites: Sites
 
     def replace(self, features: Tensor) -> SparseTensor:
-        """Return other features at the same sites."""
+        """Return a tensor with other features at the same sites."""
         return SparseTensor(features, self.sites)
 
     def dense(self) -> Tensor:
-        """Return (batch, channel, z, y, x) with zeros where there is no site.
+        """Return (batch, channel, z, y, x) with zeros at unoccupied cells.
 
-        Stored with z and channel innermost, so that (batch, channel * z, y, x) is channels-last.
+        Channel and z are innermost in memory, so that (batch, channel * z, y, x) is channels-last.
         """
         depth, height, width = self.sites.shape
         sample, z, y, x = self.sites.coords.unbind(1)
@@ -169,7 +168,7 @@ class SparseTensor:
 
 
 class _SparseConv3d(nn.Module):
-    """Kernel (kz, ky, kx, in, out) without bias: each offset is a contiguous (in, out) matrix."""
+    """Base of sparse convolutions. The kernel is (kz, ky, kx, in, out); there is no bias."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Triple) -> None:
         super().__init__()
@@ -179,7 +178,7 @@ class _SparseConv3d(nn.Module):
 
 
 class SubmanifoldConv3d(_SparseConv3d):
-    """Submanifold convolution, kernel 3 x 3 x 3: the sites stay."""
+    """Submanifold convolution with a 3 x 3 x 3 kernel."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, (3, 3, 3))
@@ -190,7 +189,7 @@ class SubmanifoldConv3d(_SparseConv3d):
 
 
 class StridedSparseConv3d(_SparseConv3d):
-    """Strided sparse convolution: answers at every output that an occupied site reaches."""
+    """Strided sparse convolution."""
 
     def __init__(
         self,
@@ -214,8 +213,8 @@ class StridedSparseConv3d(_SparseConv3d):
 class SparseBatchNorm(nn.BatchNorm1d):
     """Batch norm over the sites of a batch.
 
-    A batch with fewer than two sites (a blanked LiDAR is one voxel a sample) has no variance; it is
-    normalised with the running statistics and leaves them alone.
+    A batch of fewer than two sites (a blanked LiDAR has one voxel per sample) has no variance. It is normalised
+    with the running statistics and does not update them.
     """
 
     def forward(self, input: Tensor) -> Tensor:

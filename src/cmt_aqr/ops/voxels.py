@@ -1,4 +1,4 @@
-"""Hard voxelisation: each voxel is the mean of its first few points (VoxelNet, Zhou and Tuzel, CVPR 2018)."""
+"""Hard voxelisation: a voxel is the mean of its first points (VoxelNet, Zhou and Tuzel, CVPR 2018)."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ class Voxels(TensorStructure):
 
     Attributes:
         coords: (voxel, 4) int64: sample, z, y, x.
-        features: (voxel, point feature) float32: mean over the kept points.
-        count: (voxel,) int64: kept points, at least 1.
+        features: (voxel, point feature) float32, mean over the kept points.
+        count: (voxel,) int64, number of kept points, at least 1.
     """
 
     coords: Tensor
@@ -26,25 +26,28 @@ class Voxels(TensorStructure):
 
 
 def voxel_counts(grid: BEVGrid) -> tuple[int, int, int]:
-    """Voxels along z, y, x that points may fall in: those within the range and within ``sparse_shape``.
+    """Voxels along z, y, x within both the range and ``sparse_shape``.
 
-    The released 0.1 m configuration declares 1024 of the range's 1080 cells. Its compiled hashing wraps the
-    cells past the last one round to the next row; here their points are dropped.
+    The released 0.1 m configuration declares 1024 of the range's 1080 cells. Its compiled hashing wraps cells past
+    the last one into the next row; here their points are dropped.
     """
-    within_range = [round(extent / size) for extent, size in zip(grid.extent, grid.voxel_size, strict=True)]
+    low, high = grid.point_range[:3], grid.point_range[3:]
+    within_range = [round((b - a) / size) for a, b, size in zip(low, high, grid.voxel_size, strict=True)]
     z, y, x = (min(a, b) for a, b in zip(reversed(within_range), grid.sparse_shape, strict=True))
     return z, y, x
 
 
 def _voxel_keys(points: Tensor, point_counts: tuple[int, ...], grid: BEVGrid) -> tuple[Tensor, Tensor, int]:
-    """Linear voxel index (point,) in the order (sample, z, y, x); a point outside gets the number of keys.
+    """Linear voxel indices of points.
 
-    Returns the keys, the cell of every point (point, 3) as z, y, x, and the number of keys.
+    Returns:
+        keys (point,) in the order (sample, z, y, x), the number of keys for a point outside the grid; cells
+        (point, 3) as z, y, x; the number of keys.
     """
     shape = voxel_counts(grid)
     constants = (grid.point_range[:3], grid.voxel_size, shape)
     low, size, counts = from_host(constants, points.device, torch.float32)
-    # The release divides in float32 and floors; anything else moves points on a cell's border.
+    # Divide in float32 and floor, as the release does; anything else moves points at cell borders.
     cells = torch.floor((points[:, :3].float() - low) / size).flip(-1)
     inside = ((cells >= 0) & (cells < counts)).all(-1)  # False for NaN as well
     cells = torch.where(inside[:, None], cells, 0).long()
@@ -65,17 +68,17 @@ def hard_voxelize(
 ) -> Voxels:
     """Group points into sorted voxels and average the first ``max_points`` of each, in input order.
 
-    Where a sample has more than ``max_voxels`` occupied voxels, those whose first point comes first are kept,
-    as the released voxeliser does. The number of voxels depends on the data, so on a GPU this waits once for
-    the device; everything else is asynchronous and deterministic (no atomic float additions).
+    If a sample occupies more than ``max_voxels`` voxels, those whose first point comes first are kept, as in the
+    released voxeliser. The number of voxels depends on the data, so this synchronises once with the device;
+    everything else is asynchronous and deterministic (no atomic float additions).
 
     Args:
-        points: (point, feature) with x, y, z in metres first, LiDAR frame; samples one after another. Points
-            outside the grid (and NaN) are dropped.
-        point_counts: points of every sample.
+        points: (point, feature), starting with x, y, z in metres, LiDAR frame; samples are concatenated. Points
+            outside the grid, and NaN, are dropped.
+        point_counts: number of points of every sample.
         grid: range, voxel size and shape.
-        max_points: averaged in a voxel.
-        max_voxels: kept in a sample.
+        max_points: maximum number of points averaged per voxel.
+        max_voxels: maximum number of voxels per sample.
     """
     device, number = points.device, len(points)
     keys, cells, outside = _voxel_keys(points, point_counts, grid)
@@ -89,12 +92,12 @@ def hard_voxelize(
     if max(point_counts, default=0) > max_voxels:
         kept &= _appearance_rank(kept, order, point_counts) < max_voxels
 
-    first = torch.nonzero(kept).squeeze(1)  # the one wait for the device
+    first = torch.nonzero(kept).squeeze(1)  # synchronises with the device
     voxel = (kept.long().cumsum(0) - 1)[start_of]
     rank = index - start_of
     used = kept[start_of] & (rank < max_points)
 
-    # One slot for each kept point, so that the sum runs in a fixed order; the last row collects the rest.
+    # One slot per kept point, so that the order of the sum is fixed; the last row collects dropped points.
     slot = torch.where(used, voxel * max_points + rank, len(first) * max_points)
     slots = points.new_zeros((len(first) * max_points + 1, points.shape[1]), dtype=torch.float32)
     slots[slot] = points[order].float()
@@ -109,13 +112,13 @@ def hard_voxelize(
 
 
 def _appearance_rank(kept: Tensor, order: Tensor, point_counts: tuple[int, ...]) -> Tensor:
-    """For the first point of every voxel, how many voxels of its sample appeared before it in input order."""
+    """Rank of each voxel's first point among the voxels of its sample, in input order."""
     device = kept.device
     appears = torch.zeros_like(kept)
     appears[order] = kept
     before = appears.long().cumsum(0) - appears.long()
     sizes = from_host(point_counts, device)
-    # Index of each sample's first point; an empty sample at the very end has none and is never looked up.
+    # Index of each sample's first point; clamped for an empty sample at the end, which is never indexed.
     sample_start = (sizes.cumsum(0) - sizes).clamp(max=len(order) - 1)
     before_sample = before[sample_start][sample_index(point_counts, device)]
     return (before - before_sample)[order]

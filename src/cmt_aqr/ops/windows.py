@@ -1,8 +1,8 @@
-"""Attention over small windows of a large map, without ever building the windows of all queries at once.
+"""Attention over small windows of a large map, without gathering the windows of all queries at the same time.
 
-900 queries with 15 x 15 cells of 256 channels are 200 MB if they are gathered, twice that in training. The
-two products that attention needs are therefore done in blocks of queries whose windows fit into the cache,
-and gathered again in the backward pass instead of being kept. They are each other's adjoint:
+The gathered windows of 900 queries with 15 x 15 cells of 256 channels take 200 MB, twice that in training. So the
+two products of attention are computed in blocks of queries whose windows fit into the cache, and the backward pass
+gathers the windows again. Each product is the other's adjoint:
 
     window_scores:  S[p, h, n] = sum_c  Q[p, h, c] T[I[p, n], c]
     window_sum:     R[p, h, c] = sum_n  A[p, h, n] T[I[p, n], c]
@@ -20,35 +20,35 @@ _GPU_BLOCK_BYTES = 256 * 2**20
 
 
 def window_cells(cell: Tensor, map_size: tuple[int, int], window: int) -> tuple[Tensor, Tensor]:
-    """Cells of the square windows around some cells.
+    """Cells of square windows around cells of a map.
 
-    Where a map has fewer rows or columns than a window, the window has no more of them than the map; at a border
-    it is moved inwards and what lies too far from the middle does not exist.
+    A window has at most as many rows and columns as the map. At a border it is shifted inwards, and its cells that
+    are too far from the centre do not exist.
 
     Args:
-        cell: (..., 2) int64, (column, row) of the middle cell, a cell of the map.
+        cell: (..., 2) int64, (column, row) of the centre, a cell of the map.
         map_size: rows and columns of the map.
         window: odd number of cells along a side.
 
     Returns:
-        index (..., window cell) int64, row-major cell numbers, each at most once; exists (..., window cell) bool,
-        whether a cell lies within ``window // 2`` of the middle one. There are min(window, rows) *
-        min(window, columns) window cells.
+        index (..., window cell) int64, distinct row-major cell indices; exists (..., window cell) bool, whether a
+        cell lies within ``window // 2`` of the centre. There are min(window, rows) * min(window, columns) window
+        cells.
     """
     rows, columns = map_size
-    column, column_exists = _along(cell[..., 0, None], columns, window)
-    row, row_exists = _along(cell[..., 1, None], rows, window)
+    column, column_exists = _along_axis(cell[..., 0, None], columns, window)
+    row, row_exists = _along_axis(cell[..., 1, None], rows, window)
     index = row[..., :, None] * columns + column[..., None, :]
     exists = row_exists[..., :, None] & column_exists[..., None, :]
     return index.flatten(-2), exists.flatten(-2)
 
 
-def _along(middle: Tensor, length: int, window: int) -> tuple[Tensor, Tensor]:
-    """Of windows around ``middle`` (..., 1) on a line of ``length`` cells: the cells, and which are near."""
+def _along_axis(centre: Tensor, length: int, window: int) -> tuple[Tensor, Tensor]:
+    """Cells of windows around ``centre`` (..., 1) on an axis of ``length`` cells, and which of them exist."""
     count = min(window, length)
-    first = (middle - window // 2).clamp(0, length - count)
-    place = first + torch.arange(count, device=middle.device)
-    return place, (place - middle).abs() <= window // 2
+    first = (centre - window // 2).clamp(0, length - count)
+    cells = first + torch.arange(count, device=centre.device)
+    return cells, (cells - centre).abs() <= window // 2
 
 
 def window_scores(queries: Tensor, table: Tensor, index: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def window_scores(queries: Tensor, table: Tensor, index: Tensor) -> Tensor:
 
     Args:
         queries: (pair, head, channel).
-        table: (cell, channel), the map's cells as rows.
+        table: (cell, channel), the cells of the maps.
         index: (pair, window cell) int64, rows of ``table``.
 
     Returns:
@@ -70,8 +70,8 @@ def window_sum(weights: Tensor, table: Tensor, index: Tensor) -> Tensor:
 
     Args:
         weights: (pair, head, window cell).
-        table: as of :func:`window_scores`, like ``index``.
-        index: likewise.
+        table: (cell, channel), the cells of the maps.
+        index: (pair, window cell) int64, rows of ``table``.
 
     Returns:
         (pair, head, channel). Differentiable once in ``weights`` and ``table``.
@@ -80,7 +80,7 @@ def window_sum(weights: Tensor, table: Tensor, index: Tensor) -> Tensor:
 
 
 class _WindowProduct(torch.autograd.Function):
-    """``window_sum`` of weights, or ``window_scores`` of queries, (pair, head, ...); each the other's adjoint."""
+    """``window_sum`` of weights if ``summed``, else ``window_scores`` of queries."""
 
     @staticmethod
     def forward(ctx: Any, first: Tensor, table: Tensor, index: Tensor, summed: bool) -> Tensor:
@@ -92,21 +92,21 @@ class _WindowProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         first, table, index = ctx.saved_tensors
-        of_first = of_table = None
+        first_gradient = table_gradient = None
         if ctx.needs_input_grad[0]:
-            of_first = _product(gradient, table, index, not ctx.summed)
+            first_gradient = _product(gradient, table, index, not ctx.summed)
         if ctx.needs_input_grad[1]:
             weights, queries = (first, gradient) if ctx.summed else (gradient, first)
-            of_table = _scatter(weights, queries, index, len(table))
-        return of_first, of_table, None, None
+            table_gradient = _table_gradient(weights, queries, index, len(table))
+        return first_gradient, table_gradient, None, None
 
 
 def _blocks(table: Tensor, index: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Blocks of pairs whose windows together stay within a limit of memory.
+    """Split the pairs into blocks whose windows stay within a memory limit.
 
     Yields:
-        the pairs, their cells (cell of the block,) int64, and room for these cells' rows (cell of the block,
-        channel): one buffer for all blocks, as fresh memory for each costs more than the gathering.
+        The block's pairs, its cells (block cell,) int64, and a buffer (block cell, channel) for their rows. All
+        blocks share the buffer, because allocating memory costs more than gathering.
     """
     limit = _CPU_BLOCK_BYTES if table.device.type == "cpu" else _GPU_BLOCK_BYTES
     step = max(1, limit // (index.shape[1] * table.shape[1] * table.element_size()))
@@ -125,10 +125,10 @@ def _product(first: Tensor, table: Tensor, index: Tensor, summed: bool) -> Tenso
     return result
 
 
-def _scatter(weights: Tensor, queries: Tensor, index: Tensor, cells: int) -> Tensor:
-    """Gradient of the table: (cell, channel), the sum over pairs and heads of weight times query."""
-    result = queries.new_zeros(cells, queries.shape[2])
-    for block, of_block, rows in _blocks(result, index):
+def _table_gradient(weights: Tensor, queries: Tensor, index: Tensor, count: int) -> Tensor:
+    """Gradient (cell, channel) of a table of ``count`` cells: sum over pairs and heads of weight times query."""
+    result = queries.new_zeros(count, queries.shape[2])
+    for block, cells, rows in _blocks(result, index):
         torch.bmm(weights[block].transpose(1, 2), queries[block], out=rows.view(-1, index.shape[1], rows.shape[1]))
-        result.index_add_(0, of_block, rows)
+        result.index_add_(0, cells, rows)
     return result

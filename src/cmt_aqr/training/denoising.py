@@ -1,6 +1,6 @@
-"""Denoising queries: noised ground-truth boxes the decoder must put right (DN-DETR, Li et al., CVPR 2022).
+"""Denoising queries: noised ground-truth boxes that the decoder must restore (DN-DETR, Li et al., CVPR 2022).
 
-CMT's form: groups of noised boxes, each group one query a box, padded to the batch's largest box count.
+As in CMT, they form groups with one query per box, padded to the largest number of boxes in the batch.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from cmt_aqr.tensors import TensorStructure, from_host
 
 @dataclass(frozen=True)
 class DenoisingTargets(TensorStructure):
-    """What the denoising queries should answer; rows are the real ones only, padding left out.
+    """Targets of the denoising queries; padding has no row.
 
     Attributes:
-        queries: what enters the decoder.
+        queries: inputs of the decoder.
         sample: (row,) index of the frame.
         position: (row,) index among the frame's denoising queries.
-        boxes: (row, 9) the boxes that were noised.
-        labels: (row,) their class, or ``classes`` (background) where the noise went too far.
+        boxes: (row, 9) the original boxes.
+        labels: (row,) their classes, or ``classes`` (background) where the noise exceeds ``background_above``.
     """
 
     queries: DenoisingQueries
@@ -35,12 +35,12 @@ class DenoisingTargets(TensorStructure):
 
 @dataclass(frozen=True)
 class Denoising:
-    """Makes denoising queries for a batch.
+    """Builds denoising queries for a batch.
 
     Attributes:
-        groups: at most this many groups.
-        noise_scale: noise in units of half the box size, per axis.
-        background_above: a noise vector (in those units) longer than this turns its query into background.
+        groups: maximum number of groups.
+        noise_scale: noise per axis, in half box sizes.
+        background_above: a query whose noise vector is longer than this, in half box sizes, becomes background.
         classes: number of classes; the label of the background.
     """
 
@@ -62,15 +62,15 @@ class Denoising:
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> DenoisingTargets | None:
-        """Make the queries and their targets; ``None`` for a batch without boxes.
+        """Build the queries and their targets; ``None`` for a batch without boxes.
 
         Args:
             batch: frames with their boxes.
             matching_queries: number of learned queries.
-            point_range: range in metres that reference points in [0, 1] stand for.
-            noise: (group * box, 3) uniform in [0, 1), group-major over the batch's boxes; drawn if not given.
-            generator: to draw it from, on the batch's device; ``None``: PyTorch's own, which then stands
-                elsewhere for all that comes after, depending on the number of boxes.
+            point_range: range in metres of the reference points in [0, 1].
+            noise: (group * box, 3) uniform in [0, 1), group-major over the batch's boxes; random if omitted.
+            generator: for the noise, on the batch's device. ``None``: PyTorch's default, which then advances by
+                the number of boxes.
         """
         most = max(batch.box_counts)
         groups = min(self.groups, matching_queries // most) if most else 0
@@ -80,7 +80,7 @@ class Denoising:
         if noise is None:
             noise = torch.rand(len(boxes), 3, device=device, generator=generator)
         offset = (2 * noise - 1) * self.noise_scale
-        # Sizes l, w, h shift x, y, z as they stand, whatever the heading: CMT's release does so.
+        # As in CMT's release, sizes l, w, h scale the shifts in x, y, z regardless of the heading.
         centres = to_unit(boxes[:, :3] + offset * boxes[:, 3:6] / 2, point_range).clamp(0, 1)
         labels = batch.labels.repeat(groups)
         labels = torch.where(offset.norm(dim=1) > self.background_above, self.classes, labels)
@@ -93,20 +93,18 @@ class Denoising:
         reference_points = centres.new_zeros(batch.size, groups * most, 3)
         reference_points[sample, position] = centres
         padding = torch.ones(batch.size, groups * most, dtype=torch.bool, device=device)
-        padding.index_put_((sample, position), padding.new_zeros(()))  # a False of the host's would be waited for
+        padding.index_put_((sample, position), padding.new_zeros(()))  # assigning False would synchronise
         mask = attention_mask(groups, most, matching_queries, device)
         queries = DenoisingQueries(reference_points, mask, padding)
         return DenoisingTargets(queries, sample, position, boxes, labels)
 
 
 def attention_mask(groups: int, size: int, matching_queries: int, device: torch.device) -> Tensor:
-    """Who may not see whom in self attention, (query, query) bool, denoising queries first.
+    """Mask of the self attention (query, query) bool, denoising queries first, True where a row must not attend.
 
-    A denoising query sees its own group, padding included, and all matching queries; a matching query sees
-    no denoising query.
+    A denoising query attends to its own group, padding included, and to all matching queries; a matching query
+    attends to no denoising query.
     """
-    total = groups * size + matching_queries
-    group = torch.full((total,), -1, device=device)
+    group = torch.full((groups * size + matching_queries,), -1, device=device)
     group[: groups * size] = torch.arange(groups, device=device).repeat_interleave(size)
-    looking, seen = group[:, None], group[None, :]
-    return (seen >= 0) & (seen != looking)
+    return (group >= 0) & (group != group[:, None])

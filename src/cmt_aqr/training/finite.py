@@ -1,4 +1,4 @@
-"""Losses and weights that are not finite, found without waiting for the device in every step."""
+"""Detection of losses and weights that are not finite, without synchronising with the device in every step."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ class NotFiniteError(UserError):
 
 
 class LossGuard:
-    """Remembers the losses of the last batches and looks at all of them at once, now and then."""
+    """Collects the losses of recent batches and checks them together, in one transfer from the device."""
 
     def __init__(self) -> None:
         self._recent: list[tuple[int, tuple[str, ...], dict[str, Tensor], Mapping[str, Tensor]]] = []
@@ -26,13 +26,13 @@ class LossGuard:
     def add(
         self, step: int, tokens: tuple[str, ...], losses: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
     ) -> None:
-        """Remember losses (scalars) and which parts of the batch are finite, without waiting for the device."""
+        """Add a batch's losses (scalars) and :func:`finite_inputs`, without synchronising."""
         self._recent.append((step, tokens, {name: value.detach() for name, value in losses.items()}, inputs))
 
     def problem(self) -> str | None:
-        """A sentence about the first batch whose loss is not finite, or ``None``; then all are forgotten.
+        """Describe the first batch whose loss is not finite, if any, and forget all batches.
 
-        One wait for the device.
+        Synchronises once with the device.
         """
         recent, self._recent = self._recent, []
         if not recent:
@@ -41,19 +41,16 @@ class LossGuard:
         values = iter(torch.stack(scalars).tolist())
         for step, tokens, losses, inputs in recent:
             terms = {name: next(values) for name in losses}
-            bad = [name for name in inputs if not next(values)]
+            bad_inputs = [name for name in inputs if not next(values)]
             if not all(map(math.isfinite, terms.values())):
                 listed = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-                said = f"step {step}: the loss is not finite ({listed}) on {frames(tokens)}"
-                return f"{said}; {_from_outside(bad[0], 'there')}" if bad else said
+                problem = f"step {step}: the loss is not finite ({listed}) on frames {', '.join(tokens)}"
+                return f"{problem}; {_bad_input(bad_inputs[0])}" if bad_inputs else problem
         return None
 
 
-def _from_outside(part: str, where: str) -> str:
-    return (
-        f"the {part} {where} were not finite before the model saw them: look at the data, and at transforms and "
-        "faults"
-    )
+def _bad_input(part: str) -> str:
+    return f"the {part} were not finite before the model read them: check the data, transforms and faults"
 
 
 def finite_inputs(batch: Batch) -> dict[str, Tensor]:
@@ -63,42 +60,35 @@ def finite_inputs(batch: Batch) -> dict[str, Tensor]:
 
 
 def why_not_finite(batch: Batch, weights: Iterable[tuple[str, Tensor]]) -> str:
-    """Why outputs for a batch are not finite: its inputs, a weight or buffer, or neither; waits for the device."""
+    """Explain outputs that are not finite by an input, else by a weight or buffer, else by divergence."""
     parts: dict[str, Sequence[Tensor]] = {
         "points": batch.points.split(batch.point_counts),
         "images": () if batch.images is None else tuple(batch.images),
         "lidar2img": tuple(batch.lidar2img),
         "boxes": batch.boxes_of_each(),
     }
-    for name, of_frames in parts.items():
-        for token, part in zip(batch.tokens, of_frames, strict=False):
+    for name, per_frame in parts.items():
+        for token, part in zip(batch.tokens, per_frame, strict=False):
             if not part.isfinite().all():
-                return _from_outside(name, f"of frame {token}")
+                return _bad_input(f"{name} of frame {token}")
     bad = _not_finite(weights)
     if bad:
-        return f"{len(bad)} weights were not finite before this step, {bad[0]} the first of them"
+        return f"{len(bad)} weights were not finite before this step, the first is {bad[0]}"
     return "inputs and weights are finite, so the outputs diverged: lower optimizer.lr"
 
 
-def frames(tokens: Iterable[str]) -> str:
-    """Frames by their sample tokens, for a sentence."""
-    return f"frames {', '.join(tokens)}"
-
-
 def weights_problem(named: Iterable[tuple[str, Tensor]], step: int) -> str | None:
-    """A sentence about weights that are not finite after ``step`` steps, or ``None``; one wait for the device."""
+    """Describe weights that are not finite after ``step`` steps, if any; synchronises once with the device."""
     weights = dict(named)
     bad = _not_finite(weights.items())
     if not bad:
         return None
-    return (
-        f"after step {step - 1}: {len(bad)} of {len(weights)} weights are not finite, {bad[0]} the first of them"
-    )
+    return f"after step {step - 1}: {len(bad)} of {len(weights)} weights are not finite, the first is {bad[0]}"
 
 
 def _not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of tensors that are not finite; one wait for the device. A clamp is infinite where there is none."""
-    looked_at = {name: value.detach() for name, value in named if not name.endswith("clamp_limit")}
-    flags = [value.isfinite().all() for value in looked_at.values()]
+    """Names of tensors that are not finite, except clamp limits, which may be infinite."""
+    tensors = {name: value.detach() for name, value in named if not name.endswith("clamp_limit")}
+    flags = [value.isfinite().all() for value in tensors.values()]
     finite = torch.stack(flags).tolist() if flags else []
-    return [name for name, is_finite in zip(looked_at, finite, strict=True) if not is_finite]
+    return [name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite]

@@ -1,4 +1,4 @@
-"""The numbers that a run logs, and callbacks that watch them."""
+"""Check of the numbers that callbacks monitor."""
 
 import difflib
 from collections.abc import Mapping
@@ -11,28 +11,24 @@ from cmt_aqr.evaluation.official import metric_names
 from cmt_aqr.training.losses import loss_names
 
 
-def logged_numbers(config: DictConfig) -> list[str]:
-    """What callbacks can watch: the numbers of evaluations and the losses, by the names they are logged under."""
-    evaluated = ["NDS", "mAP", *(f"val/{name}" for name in metric_names())]
-    denoising, signal = config.training.denoising.groups > 0, config.training.criterion.get("signal_weight", 0)
-    terms = loss_names(config.model.layers, denoising, bool(signal))
-    clamp = ["aqr/max_weight_clamp"] if config.aqr is not None and "renderer" in config.aqr else []
-    return [*evaluated, "train/loss", *(f"train/{name}" for name in terms), *clamp]
-
-
 def check_monitors(callbacks: Mapping[str, Any], config: DictConfig) -> None:
-    """Refuse a callback that watches a number which is never logged.
+    """Check that the numbers monitored by callbacks are logged.
 
     Raises:
-        UserError: naming the first such key, and what there is.
+        UserError: a number is never logged; the message suggests the closest name.
     """
+    denoising, signal = config.training.denoising.groups > 0, config.training.criterion.get("signal_weight", 0)
+    losses = ("loss", *loss_names(config.model.layers, denoising, bool(signal)))
+    numbers = ["NDS", "mAP", *(f"val/{name}" for name in metric_names()), *(f"train/{name}" for name in losses)]
+    if config.aqr is not None and "renderer" in config.aqr:
+        numbers.append("aqr/max_weight_clamp")
     for name, callback in callbacks.items():
         monitor = getattr(callback, "monitor", None)
-        if monitor is None or monitor in (known := logged_numbers(config)):
+        if monitor is None or monitor in numbers:
             continue
-        spelled = {number.lower(): number for number in known}
-        near = difflib.get_close_matches(str(monitor).lower(), spelled, n=1)
-        hint = f"did you mean {spelled[near[0]]}? " if near else ""
+        by_lower_case = {number.lower(): number for number in numbers}
+        closest = difflib.get_close_matches(str(monitor).lower(), by_lower_case, n=1)
+        hint = f"did you mean {by_lower_case[closest[0]]}? " if closest else ""
         raise UserError(
-            f"callbacks.{name}.monitor={monitor}: no such number is logged; {hint}There are {', '.join(known)}"
+            f"callbacks.{name}.monitor={monitor}: no such number is logged; {hint}There are {', '.join(numbers)}"
         )

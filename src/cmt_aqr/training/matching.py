@@ -15,15 +15,15 @@ from cmt_aqr.tensors import from_host
 from cmt_aqr.training.finite import NotFiniteError
 
 CLASS_WEIGHT, BOX_WEIGHT = 2.0, 0.25
-"""Of the focal cost, and of the L1 cost between codes."""
+"""Weights of the focal cost and of the L1 cost between codes."""
 
 COST_CODES = 8
-"""How many of the code's columns count: velocity does not."""
+"""Number of code columns in the L1 cost: all but the velocity."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Pairs of query and box, for all layers and frames at once.
+    """Pairs of query and box over all layers and frames.
 
     Attributes:
         layer: (pair,) decoder layer.
@@ -39,7 +39,7 @@ class Matches:
 
 
 def focal_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal matching cost (..., query, box) of logits (..., query, class) for boxes' labels (box,)."""
+    """Focal matching cost (..., query, box) of logits (..., query, class) for labels (box,)."""
     probability = logits.sigmoid()
     eps = 1e-12
     negative = -(1 - probability + eps).log() * (1 - alpha) * probability**gamma
@@ -49,18 +49,18 @@ def focal_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float
 
 @torch.no_grad()
 def match(outputs: QueryOutputs, batch: Batch, code_weights: Tensor) -> Matches:
-    """Find the assignment of least cost for every layer and frame.
+    """Find the assignment of lowest cost for every layer and frame.
 
     Args:
-        outputs: of the matching queries, every layer.
+        outputs: of the matching queries.
         batch: frames with their boxes.
-        code_weights: (10,) multiplied onto both sides of the L1 cost.
+        code_weights: (10,), scale both sides of the L1 cost.
 
     Returns:
         Pairs on the outputs' device.
 
     Raises:
-        NotFiniteError: when a cost is not finite, as after a diverged step.
+        NotFiniteError: a cost is not finite, as after a diverged step.
     """
     weights = code_weights[:COST_CODES]
     targets = encode_boxes(batch.boxes)[:, :COST_CODES] * weights
@@ -72,15 +72,14 @@ def match(outputs: QueryOutputs, batch: Batch, code_weights: Tensor) -> Matches:
         classes = focal_cost(outputs.logits[:, sample].float(), labels)
         boxes = torch.cdist(codes[:, sample], target.expand(len(codes), -1, -1), p=1)
         costs.append(CLASS_WEIGHT * classes + BOX_WEIGHT * boxes)  # (layer, query, box of the frame)
-    # The one wait for the device in a step: scipy solves on the host, so all costs travel together.
+    # One transfer for all costs, because scipy solves on the host: the only synchronisation of a step.
     cost = torch.cat(costs, dim=2).cpu().numpy().astype(np.float64)
     if not np.isfinite(cost).all():
         raise NotFiniteError("the matching cost is not finite")
-    found = [np.empty((4, 0), dtype=np.int64)]
+    pairs = [np.empty((4, 0), dtype=np.int64)]
     starts = np.cumsum((0, *batch.box_counts))
     for sample, (start, stop) in enumerate(pairwise(starts)):
-        for layer, of_layer in enumerate(cost):
-            query, box = linear_sum_assignment(of_layer[:, start:stop])
-            found.append(np.stack((np.full_like(query, layer), np.full_like(query, sample), query, box + start)))
-    pairs = np.concatenate(found, axis=1)
-    return Matches(*from_host(pairs, outputs.codes.device).unbind(0))
+        for layer, layer_cost in enumerate(cost):
+            query, box = linear_sum_assignment(layer_cost[:, start:stop])
+            pairs.append(np.stack((np.full_like(query, layer), np.full_like(query, sample), query, box + start)))
+    return Matches(*from_host(np.concatenate(pairs, axis=1), outputs.codes.device).unbind(0))

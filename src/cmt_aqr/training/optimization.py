@@ -1,4 +1,4 @@
-"""AdamW with multipliers per module, and the one-cycle schedule CMT trains with."""
+"""AdamW with multipliers per module, and CMT's one-cycle schedule."""
 
 import math
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ MODULES = {
     "task_heads": "head.task.",
     "embeddings": "head.",
 }
-"""Modules by the names that multipliers go by, and their parameters' prefix; the first match counts.
+"""Modules by their names in ``lr_mult``, with the prefix of their parameters; the first match counts.
 
-``pts_backbone`` is the whole LiDAR branch; ``embeddings`` is what the head holds beside its outputs.
+``pts_backbone`` is the entire LiDAR branch; ``embeddings`` is the head without its outputs.
 """
 
 
@@ -32,7 +32,7 @@ def module_of(parameter: str) -> str:
     """Name of the module (a key of ``MODULES``) that a parameter of CMT belongs to.
 
     Raises:
-        KeyError: for a parameter outside all of them.
+        KeyError: the parameter belongs to none.
     """
     for name, prefix in MODULES.items():
         if parameter.startswith(prefix):
@@ -42,9 +42,9 @@ def module_of(parameter: str) -> str:
 
 @dataclass(frozen=True)
 class Multipliers:
-    """Factors on the learning rate and on the weight decay, by module; a module not named has 1.
+    """Factors of learning rate and weight decay per module, 1 by default.
 
-    A learning rate multiplier of 0 freezes: no gradient, and batch norm keeps its statistics.
+    A learning-rate factor of 0 freezes a module: no gradients, and batch norms keep their statistics.
     """
 
     lr: Mapping[str, float] = field(default_factory=dict)
@@ -55,23 +55,23 @@ class Multipliers:
             for name, value in values.items():
                 if name not in MODULES:
                     raise SettingError(f"{kind}{name}={value}: no such module; choose from {', '.join(MODULES)}")
-                fits = is_number(value) and value >= 0
-                require(fits, f"{kind}{name}", value, "a number of 0 (frozen) or more")
+                valid = is_number(value) and value >= 0
+                require(valid, f"{kind}{name}", value, "a number of 0 (frozen) or more")
 
     def frozen(self) -> set[str]:
-        """Names of the modules that do not learn."""
+        """Names of the frozen modules."""
         return {name for name, value in self.lr.items() if value == 0}
 
 
 def multipliers(weight_decay: Mapping[str, float] | None = None, **rates: float) -> Multipliers:
-    """The factors of a ``lr_mult`` group: of the learning rate by module, and ``weight_decay`` likewise."""
+    """Build the factors of an ``lr_mult`` group: learning rates by module, and ``weight_decay`` by module."""
     return Multipliers(lr=rates, weight_decay=weight_decay or {})
 
 
 def parameter_groups(
     model: nn.Module, lr: float, weight_decay: float, multipliers: Multipliers
 ) -> list[dict[str, Any]]:
-    """Optimiser groups, one a module that has anything to learn, named after it."""
+    """Optimiser groups, one per module with trainable parameters, named after it."""
     groups: dict[str, dict[str, Any]] = {
         name: {
             "name": name,
@@ -94,13 +94,13 @@ class OptimizerSettings:
     Attributes:
         lr: base learning rate.
         weight_decay: decoupled weight decay.
-        lr_for_batch: number of samples per step that ``lr`` is meant for; another number scales it in
-            proportion. ``None`` takes ``lr`` as it is.
+        lr_for_batch: samples per step that ``lr`` refers to; ``lr`` scales in proportion to the actual number.
+            ``None``: ``lr`` does not scale.
         schedule: ``one_cycle`` or ``constant``.
-        peak: one-cycle: the highest learning rate, as a multiple of ``lr``.
-        final: one-cycle: the last learning rate, as a multiple of ``lr``.
-        warmup: one-cycle: share of the steps going up; constant: share of the steps of linear warm-up.
-        lowest_beta: one-cycle: beta1 at the peak.
+        peak: highest learning rate of one-cycle, as a multiple of ``lr``.
+        final: last learning rate of one-cycle, as a multiple of ``lr``.
+        warmup: share of the steps in which the learning rate rises, linearly in ``constant``.
+        lowest_beta: beta1 at the peak of one-cycle.
     """
 
     lr: float = 2e-4
@@ -123,13 +123,13 @@ class OptimizerSettings:
         require_choice("schedule", self.schedule, ("one_cycle", "constant"))
 
     def unread(self) -> dict[str, str]:
-        """Settings that have no effect, and the setting because of which."""
+        """Settings without effect, each with the setting that disables it."""
         if self.schedule == "one_cycle":
             return {}
         return dict.fromkeys(("peak", "final", "lowest_beta"), f"schedule={self.schedule}")
 
     def scaled_lr(self, samples: int) -> float:
-        """Learning rate for this many samples per step: in proportion to ``lr_for_batch``, if given."""
+        """Learning rate for a number of samples per step."""
         return self.lr if self.lr_for_batch is None else self.lr * samples / self.lr_for_batch
 
     def build(
@@ -144,7 +144,7 @@ class OptimizerSettings:
 
 
 class ConstantWithWarmup(LRScheduler):
-    """A linear rise over the first ``warmup`` of all steps, then constant."""
+    """A linear rise over the first ``warmup`` share of the steps, then constant."""
 
     def __init__(self, optimizer: Optimizer, steps: int, warmup: float) -> None:
         self.rise = max(1, round(steps * warmup))
@@ -157,10 +157,10 @@ class ConstantWithWarmup(LRScheduler):
 
 
 class OneCycle(LRScheduler):
-    """One cosine cycle of the learning rate, with beta1 moving against it (as mmcv's cyclic updaters).
+    """One cosine cycle of the learning rate, and the inverse cycle of beta1 (as in mmcv's cyclic updaters).
 
-    The rate goes from its base to ``peak`` times the base over the first ``warmup`` of all steps, then to
-    ``final`` times the base; beta1 goes from the optimiser's value to ``lowest_beta`` and back.
+    Over the first ``warmup`` share of the steps the rate rises from its base to ``peak`` times the base, then it
+    falls to ``final`` times the base. beta1 falls from the optimiser's value to ``lowest_beta`` and rises back.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class OneCycle(LRScheduler):
         return stop + (begin - stop) * (1 + math.cos(math.pi * progress)) / 2
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """Learning rate of every group at the current step; sets beta1 on the way."""
+        """Set beta1, and return the learning rate of every group at the current step."""
         beta = self._between(self.base_beta, self.lowest_beta, self.base_beta)
         for group in self.optimizer.param_groups:
             group["betas"] = (beta, group["betas"][1])
@@ -190,9 +190,9 @@ class OneCycle(LRScheduler):
         return [base * factor for base in self.base_lrs]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the position over; the length of the cycle stays that of this run.
+        """Restore the position, but keep this run's length.
 
-        A run that is resumed to another end follows the longer, or shorter, cycle from here on.
+        A run resumed with another length follows the longer, or shorter, cycle from here on.
         """
         changed = state_dict["steps"] != self.steps
         super().load_state_dict({key: value for key, value in state_dict.items() if key not in ("steps", "turn")})

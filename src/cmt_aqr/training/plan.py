@@ -1,4 +1,4 @@
-"""What a model is made of and what a run is going to do, on screen before it does it, and how long that takes."""
+"""Prints a model's parameters and the plan of a run before it starts, and estimates the remaining time."""
 
 import logging
 import time
@@ -19,10 +19,10 @@ from cmt_aqr.training.optimization import MODULES, Multipliers, OptimizerSetting
 log = logging.getLogger(__name__)
 
 _WARM_UP = 5
-"""First steps that are not timed: workers start, kernels are chosen."""
+"""First steps that are not timed, because workers start and kernels are selected."""
 
 _BYTES_PER_PARAMETER = 12
-"""In a checkpoint: the weight and AdamW's two moments, float32."""
+"""Size of a parameter in a checkpoint: the weight and AdamW's two moments, float32."""
 
 _CHECKPOINTS = 3
 """``last.ckpt``, ``previous.ckpt`` and ``best.ckpt``."""
@@ -32,7 +32,7 @@ def parameter_table(model: nn.Module, optimizer: OptimizerSettings, factors: Mul
     """Parameters, learning rate and weight decay of every module."""
     lr = optimizer.scaled_lr(samples)
     table = Table("module", title=f"Parameters by module (learning rate {lr:g} for {samples} samples per step)")
-    for heading in ("parameters", "learning", "learning rate", "weight decay"):
+    for heading in ("parameters", "trainable", "learning rate", "weight decay"):
         table.add_column(heading, justify="right")
     counts: dict[str, Counter[bool]] = {module: Counter() for module in MODULES}
     for name, parameter in model.named_parameters():
@@ -41,11 +41,11 @@ def parameter_table(model: nn.Module, optimizer: OptimizerSettings, factors: Mul
         rate = lr * factors.lr.get(module, 1.0)
         decay = optimizer.weight_decay * factors.weight_decay.get(module, 1.0)
         if count:
-            shown = f"{rate:.2e}" if rate else "frozen"
-            table.add_row(module, f"{count.total():,}", f"{count[True]:,}", shown, f"{decay:g}")
+            rate_cell = f"{rate:.2e}" if rate else "frozen"
+            table.add_row(module, f"{count.total():,}", f"{count[True]:,}", rate_cell, f"{decay:g}")
     table.add_section()
-    every = sum(counts.values(), Counter())
-    table.add_row("all", f"{every.total():,}", f"{every[True]:,}", "", "")
+    total = sum(counts.values(), Counter())
+    table.add_row("all", f"{total.total():,}", f"{total[True]:,}", "", "")
     return table
 
 
@@ -60,9 +60,9 @@ class ParameterSummary(pl.Callback):
 
 
 class RunPlan(pl.Callback):
-    """Prints frames, steps, epochs with and without pasted objects, learning rate and disk before a run starts.
+    """Prints frames, steps, learning rate, pasting epochs and disk space before a run starts.
 
-    After so many steps the log says how many hours are left, evaluations not counted.
+    After ``steps`` timed steps it logs the remaining hours, without evaluations.
 
     Raises:
         SettingError: ``steps`` is no whole number above 0.
@@ -75,7 +75,7 @@ class RunPlan(pl.Callback):
         self._since = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the plan, on one process, and count steps from here."""
+        """Print the plan, on one process, and start to count steps."""
         self._first = trainer.global_step
         data = getattr(trainer, "datamodule", None)
         if (
@@ -86,7 +86,7 @@ class RunPlan(pl.Callback):
             console().print(plan_table(trainer, pl_module, data))
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """Time the first steps, and say once how long the rest takes."""
+        """Time the first steps, then log the remaining time once."""
         if self._first is None:
             return
         done = trainer.global_step - self._first
@@ -102,7 +102,7 @@ class RunPlan(pl.Callback):
 
 
 def plan_table(trainer: pl.Trainer, module: DetectorModule, data: NuScenesDataModule) -> Table:
-    """The plan of a run whose loaders are there, for rich to print."""
+    """The plan of a run, once its loaders exist."""
     steps, epochs = int(trainer.estimated_stepping_batches), trainer.max_epochs
     per_epoch = int(trainer.num_training_batches) * data.batch_size * trainer.world_size
     settings, samples = module.optimizer_settings, module.samples_per_step
@@ -127,11 +127,11 @@ def plan_table(trainer: pl.Trainer, module: DetectorModule, data: NuScenesDataMo
     disk = f"{_CHECKPOINTS * _BYTES_PER_PARAMETER * parameters / 1e9:.2f} GB of checkpoints"
     folder = data.database_folder()
     if folder is not None:
-        disk += f", {size_of(folder) / 1e9:.2f} GB of objects in {folder}"
+        disk += f", {folder_size(folder) / 1e9:.2f} GB of objects in {folder}"
     table.add_row("disk", disk)
     return table
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of the files in a folder and below."""
+def folder_size(folder: Path) -> int:
+    """Total bytes of the files in a folder and its subfolders."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

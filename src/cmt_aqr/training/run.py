@@ -14,10 +14,11 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ProgressBar
 
 from cmt_aqr.aqr import AQR
+from cmt_aqr.checks import require
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.datamodule import NuScenesDataModule
 from cmt_aqr.data.tables import is_annotated
-from cmt_aqr.errors import SettingError, UserError
+from cmt_aqr.errors import UserError
 from cmt_aqr.evaluation.metric import NuScenesMetric
 from cmt_aqr.evaluation.table import metrics_table
 from cmt_aqr.files import nan_to_null, remove_partial, write_json, write_table
@@ -26,7 +27,7 @@ from cmt_aqr.model.cmt import CMT
 from cmt_aqr.model.decoder import DecoderLayer
 from cmt_aqr.model.image import ImageBranch
 from cmt_aqr.runs.checkpoints import AtomicCheckpointIO, Checkpoints, newest_checkpoint, read_checkpoint
-from cmt_aqr.runs.configuration import build, build_data, in_terms_of_keys
+from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.curves import CurveLogger
 from cmt_aqr.runs.loggers import build_loggers
@@ -52,7 +53,7 @@ RESULTS = "results_nusc.json"
 
 
 def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
-    """Train, then evaluate the weights the run ended with.
+    """Train, then evaluate the final weights.
 
     Returns:
         The official metrics, as written to ``metrics.json``.
@@ -62,27 +63,25 @@ def train(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, f
             return _train(config, folder, overrides, record, signals)
         except NotFiniteError as error:
             path = newest_checkpoint(folder)
-            last = "no checkpoint was written yet" if path is None else f"the last good checkpoint is {path}"
-            raise NotFiniteError(f"{error}; {last}") from error
+            hint = "no checkpoint was written yet" if path is None else f"the last good checkpoint is {path}"
+            raise NotFiniteError(f"{error}; {hint}") from error
         except SystemExit:
             if signals.received is None:
                 raise
-            _say_how_to_resume(folder, signals.received)
-            # Lightning kills the main process when another ends with an error.
-            raise Stopped(signals.received) if is_rank_zero() else SystemExit(0) from None
+            if not is_rank_zero():
+                raise SystemExit(0) from None  # with an error status Lightning would kill the main process
+            _print_how_to_resume(folder, signals.received)
+            raise Stopped(signals.received) from None
 
 
-def _say_how_to_resume(folder: Path, signum: int) -> None:
-    """One line on stderr, from one process."""
-    if not is_rank_zero():
-        return
+def _print_how_to_resume(folder: Path, signum: int) -> None:
     path = newest_checkpoint(folder)
     if path is None:
-        what = "stopped before the first checkpoint; the same command starts again"
+        status = "stopped before the first checkpoint; the same command starts again"
     else:
         step = read_checkpoint(path)["global_step"]
-        what = f"stopped with {path} of step {step}; resume with hydra.run.dir={folder} ckpt_path=auto"
-    print(f"{signal.Signals(signum).name}: {what}", file=sys.stderr)
+        status = f"stopped with {path} of step {step}; resume with hydra.run.dir={folder} ckpt_path=auto"
+    print(f"{signal.Signals(signum).name}: {status}", file=sys.stderr)
 
 
 def _train(
@@ -102,17 +101,13 @@ def _train(
         if isinstance(callback, Checkpoints):
             callback.signals = signals
     loggers = build_loggers(config)
-    trainer = build_trainer(config, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
-    _use_threads(config, trainer)
-    data = build_data(config)
-    module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
-    module.look_at_losses_every = config.trainer.log_every_n_steps
+    trainer, data, module = _build(config, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
     if config.weights is not None:
         loaded = load_weights(module.model, config.weights)
         if is_rank_zero():
             console().print(loaded.table())
     if config.ckpt_path:
-        # Before Lightning does: a checkpoint of another model is then refused in one sentence.
+        # Loaded before Lightning does, to refuse a checkpoint of another model in one sentence.
         checkpoint = read_checkpoint(Path(config.ckpt_path))
         load_checkpoint_weights(module, checkpoint, Path(config.ckpt_path), overrides)
         for logger in loggers:
@@ -128,34 +123,34 @@ def evaluate(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) ->
     """Evaluate a checkpoint, or, on a split without annotations, only write its boxes for nuScenes' server.
 
     Args:
-        config: the run's configuration with the evaluation's overrides; ``ckpt_path`` names the checkpoint.
+        config: the run's configuration with the evaluation's overrides; ``ckpt_path`` is the checkpoint.
         folder: where ``metrics.json`` goes.
-        overrides: as given on the command line, for messages.
+        overrides: from the command line, for error messages.
 
     Returns:
-        The official metrics; without annotations the number of frames only.
+        The official metrics; only the number of frames without annotations.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write = config.get("write_results") or not is_annotated(config.data.version)
     results = folder / RESULTS if write else None
     trainer, module = measure(config, overrides, results)
     if results is not None and trainer.is_global_zero:
-        console().print(_about_results(results, trainer, module), soft_wrap=True)
+        console().print(_results_message(results, trainer, module), soft_wrap=True)
     return report(trainer, module, folder)
 
 
-def _about_results(results: Path, trainer: pl.Trainer, module: DetectorModule) -> str:
-    """What a file of boxes is good for."""
+def _results_message(results: Path, trainer: pl.Trainer, module: DetectorModule) -> str:
+    """Whether a file of boxes covers the split, as nuScenes requires of a submission."""
     data: NuScenesDataModule = trainer.datamodule  # type: ignore[attr-defined]
     assert module.evaluated is not None
-    frames, whole = int(module.evaluated[1]["frames"]), len(data.index(data.val_split))
-    if frames == whole:
-        unknown = "" if data.annotated else f"; split {data.val_split} has no annotations, so there are no metrics"
-        return f"All boxes, as nuScenes takes them, are in {results}{unknown}"
+    frames, all_frames = int(module.evaluated[1]["frames"]), len(data.index(data.val_split))
+    if frames == all_frames:
+        note = "" if data.annotated else f"; split {data.val_split} has no annotations, so there are no metrics"
+        return f"All boxes are in {results}, in nuScenes' format{note}"
     return (
-        f"The boxes of {frames} frames are in {results}. nuScenes refuses this file as a submission: "
-        f"{whole - frames} of the {whole} frames of split {data.val_split} lack; evaluate without "
-        "data.limit_eval_frames"
+        f"The boxes of {frames} frames are in {results}. nuScenes refuses this file as a submission, because "
+        f"{all_frames - frames} of the {all_frames} frames of split {data.val_split} are missing; evaluate "
+        "without data.limit_eval_frames"
     )
 
 
@@ -165,18 +160,20 @@ def measure(
     results: Path | None = None,
     watching: Sequence[pl.Callback] = (),
 ) -> tuple[pl.Trainer, DetectorModule]:
-    """Evaluate as :func:`evaluate` does, without a report: the metrics are in the module's ``evaluated``.
+    """Evaluate as :func:`evaluate` does, without a report; the module's ``evaluated`` holds the metrics.
 
-    With ``results`` all boxes go into that file, in nuScenes' format; ``watching`` are callbacks besides.
+    Args:
+        config: the run's configuration with the evaluation's overrides; ``ckpt_path`` is the checkpoint.
+        overrides: from the command line, for error messages.
+        results: file for all boxes, in nuScenes' format.
+        watching: callbacks in addition to the configuration's.
     """
     keep_freed_memory()
     checkpoint = read_checkpoint(Path(config.ckpt_path))
-    shown = build_callbacks(config, ("progress", "aqr_monitor"))
-    callbacks = [*shown.values(), *watching]
-    trainer = build_trainer(config, callbacks=callbacks, logger=False, enable_checkpointing=False)
-    _use_threads(config, trainer)
-    data = build_data(config, evaluating=True)
-    module = build_module(config, data, trainer.num_devices * trainer.num_nodes)
+    configured = build_callbacks(config, ("progress", "aqr_monitor")).values()
+    trainer, data, module = _build(
+        config, evaluating=True, callbacks=[*configured, *watching], logger=False, enable_checkpointing=False
+    )
     restore(config, module, checkpoint, overrides)
     module.results_path = results
     trainer.validate(module, datamodule=data, verbose=False)
@@ -184,19 +181,27 @@ def measure(
 
 
 def build_callbacks(config: DictConfig, names: Sequence[str] | None = None) -> dict[str, pl.Callback]:
-    """The callbacks of a configuration by name, or some; no progress bar where the Trainer shall have none."""
-    wanted = {name: value for name, value in (config.callbacks or {}).items() if names is None or name in names}
-    built = {name: build(callback) for name, callback in wanted.items() if callback is not None}
-    if config.trainer.get("enable_progress_bar") is False:  # beside one, Lightning refuses the setting
-        return {name: made for name, made in built.items() if not isinstance(made, ProgressBar)}
-    return built
+    """The callbacks of a configuration, or those among ``names``, by name."""
+    callbacks = {
+        name: build(value)
+        for name, value in (config.callbacks or {}).items()
+        if value is not None and (names is None or name in names)
+    }
+    if config.trainer.get("enable_progress_bar") is False:  # which Lightning refuses beside a progress bar
+        return {name: callback for name, callback in callbacks.items() if not isinstance(callback, ProgressBar)}
+    return callbacks
 
 
-def _use_threads(config: DictConfig, trainer: pl.Trainer) -> None:
-    """Compute with as many threads as suit the model and this machine, unless the environment says how many."""
+def _build(
+    config: DictConfig, evaluating: bool = False, **settings: Any
+) -> tuple[pl.Trainer, NuScenesDataModule, DetectorModule]:
+    """The Trainer with further settings, data and module; sets the number of threads for the model and machine."""
+    trainer = build_trainer(config, **settings)
     threads = threads_for(tuple(config.model.grid.sparse_shape), trainer.num_devices)
     if threads is not None:
         torch.set_num_threads(threads)
+    data = build_data(config, evaluating=evaluating)
+    return trainer, data, build_module(config, data, trainer.num_devices * trainer.num_nodes)
 
 
 def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -> DetectorModule:
@@ -204,8 +209,7 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
     samples = config.data.batch_size * config.trainer.accumulate_grad_batches * processes
     denoising = build(config.training.denoising)
     model = build(config.model.network)
-    check_feature_shapes(model, config.model.image_size)
-    _check_factors(model)
+    check_aqr(model, config.model.image_size)
     return DetectorModule(
         model=model,
         criterion=build(config.training.criterion, background_above=denoising.background_above),
@@ -217,46 +221,44 @@ def build_module(config: DictConfig, data: NuScenesDataModule, processes: int) -
         max_detections=config.evaluation.max_detections,
         score_threshold=config.evaluation.get("score_threshold", 0.0),
         seed=config.seed,
-        config=unresolved(config),  # an override on the checkpoint must reach what is interpolated from its key
+        config=unresolved(config),  # so that overrides of a checkpoint's keys reach their interpolations
     )
 
 
-def check_feature_shapes(model: CMT, image_size: Sequence[int]) -> None:
-    """Compare the shapes that the renderer declares with those the model will make, before data are read.
+def check_aqr(model: CMT, image_size: Sequence[int]) -> None:
+    """Compare the shapes of AQR's maps and factors, where configured, with those of the model.
 
     Args:
+        model: the detector.
         image_size: height and width of the images in pixels.
 
     Raises:
-        UserError: they differ.
+        SettingError: the shapes differ.
     """
-    if not isinstance(model.aqr, AQR):
-        return
-    bev = None if model.lidar is None else model.head.grid.bev_shape
-    images = None
-    if isinstance(model.image, ImageBranch | LabCamera):
-        images = (len(CAMERAS), *(math.ceil(side / model.image.stride) for side in image_size))
-    try:
-        model.aqr.renderer.check_shapes(bev, images)
-    except SettingError as error:
-        raise UserError(in_terms_of_keys(str(error), "renderer")) from error
-
-
-def _check_factors(model: CMT) -> None:
-    """Compare the number of AQR's factors with the decoder's layers and heads."""
+    if isinstance(model.aqr, AQR):
+        shapes: dict[str, tuple[int, ...]] = {}
+        if model.lidar is not None:
+            shapes["bev_feature_shape"] = model.head.grid.bev_shape
+        if isinstance(model.image, ImageBranch | LabCamera):
+            sides = (math.ceil(side / model.image.stride) for side in image_size)
+            shapes["pers_feature_shape"] = (len(CAMERAS), *sides)
+        for name, shape in shapes.items():
+            declared = getattr(model.aqr.renderer, name)
+            allowed = f"{list(shape)}, the shape of the model's features, or null to take it from them"
+            require(declared in (None, shape), f"renderer.{name}", declared and list(declared), allowed)
     factors = getattr(model.aqr, "factors", None)
     heads = [layer.cross_attention.heads for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
-    if factors is not None and factors.shape != (len(heads), heads[0]):
-        raise UserError(
-            f"aqr.per_layer_and_head={list(factors.shape)}: the decoder has {len(heads)} layers of {heads[0]} "
-            "heads; give 'aqr.per_layer_and_head=[${model.layers},${model.heads}]'"
+    if factors is not None:
+        allowed = (
+            f"{[len(heads), heads[0]]}, the decoder's layers and heads: '[${{model.layers}},${{model.heads}}]'"
         )
+        require(factors.shape == (len(heads), heads[0]), "aqr.per_layer_and_head", list(factors.shape), allowed)
 
 
 def restore(
     config: DictConfig, module: DetectorModule, checkpoint: dict[str, Any], overrides: Sequence[str] = ()
 ) -> None:
-    """Bring a module to where a checkpoint was written: its weights, and the clamp of its epoch.
+    """Restore a checkpoint's weights and the clamp of its epoch.
 
     Raises:
         UserError: the weights do not fit.
@@ -268,10 +270,10 @@ def restore(
 def load_checkpoint_weights(
     module: DetectorModule, checkpoint: dict[str, Any], path: Path, overrides: Sequence[str] = ()
 ) -> None:
-    """Load a training checkpoint's weights into a module; plain CMT (``aqr=none``) takes all but AQR's.
+    """Load a training checkpoint's weights into a module; plain CMT (``aqr=none``) ignores AQR's.
 
     Raises:
-        UserError: the weights do not fit; the sentence names the overrides that made it another model.
+        UserError: the weights do not fit; the message names the overrides that changed the model.
     """
     state = checkpoint["state_dict"]
     if module.model.aqr is None:
@@ -283,15 +285,15 @@ def load_checkpoint_weights(
         module.load_state_dict(state)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        made = [key for key in override_keys(overrides) if below(key, ["model", "aqr", "renderer", "modulator"])]
-        what = f"{' and '.join(made)} cannot be changed on trained weights: " if made else ""
+        keys = [key for key in override_keys(overrides) if below(key, ["model", "aqr", "renderer", "modulator"])]
+        cause = f"{' and '.join(keys)} cannot be changed on trained weights: " if keys else ""
         raise UserError(
-            f"{what}ckpt_path={path}: it holds another model than the configuration: {first}"
+            f"{cause}ckpt_path={path}: it holds another model than the configuration: {first}"
         ) from error
 
 
 def report(trainer: pl.Trainer, module: DetectorModule, folder: Path) -> dict[str, float]:
-    """Print the metrics and write ``metrics.json`` and ``metrics.csv``, on one process, where there are any."""
+    """Print the metrics, if any, and write ``metrics.json`` and ``metrics.csv``, on one process."""
     if module.evaluated is None:
         raise RuntimeError("the run ended without an evaluation")
     _, metrics = module.evaluated

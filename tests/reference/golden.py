@@ -1,6 +1,7 @@
-"""The published recipe's parts on made-up inputs: the arrays of golden_recipe.npz, and frames made of them."""
+"""Golden values of the published CMT, frames built from them, and comparisons."""
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,19 @@ from numpy.typing import NDArray
 from cmt_aqr.structures import Frame
 from tests.helpers.shared_data import REFERENCE
 
-RANGE = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
+COLUMNS = {"center": (0, 2), "height": (2, 3), "dim": (3, 6), "rot": (6, 8), "vel": (8, 10)}
+"""Columns of the outputs in our codes."""
 
 
 @functools.cache
-def golden() -> dict[str, NDArray[Any]]:
-    """All arrays; boxes there stand on their bottom centre, ours are about their middle."""
-    with np.load(REFERENCE / "golden_recipe.npz") as file:
+def golden(part: str = "recipe") -> dict[str, NDArray[Any]]:
+    """All arrays of a file. Boxes of the recipe have their origin at the bottom centre, ours at the centre."""
+    with np.load(REFERENCE / f"golden_{part}.npz") as file:
         return dict(file)
 
 
 def about_middle(boxes: NDArray[Any]) -> NDArray[np.float32]:
-    """Boxes (box, 9) of the reference as ours."""
+    """Boxes (box, 9) of the recipe with their origin at the centre."""
     moved = boxes.astype(np.float32)
     moved[:, 2] += moved[:, 5] / 2
     return moved
@@ -34,7 +36,7 @@ def frame(
     images: NDArray[Any] | None = None,
     lidar2img: NDArray[Any] | None = None,
 ) -> Frame:
-    """A frame of what is given; boxes as in the reference, images (view, row, column, BGR)."""
+    """Build a frame; boxes as in the recipe, images (view, row, column, BGR)."""
     boxes = np.zeros((0, 9)) if boxes is None else boxes
     return Frame(
         token="golden",
@@ -48,10 +50,17 @@ def frame(
     )
 
 
-def close(ours: Any, theirs: NDArray[Any], name: str, most: float = 1e-4) -> None:
+def close(ours: Any, theirs: NDArray[Any], name: str, most: float = 1e-4, relative: float = 0.0) -> None:
     """Compare, and print the largest deviation."""
-    ours = np.asarray(ours)
-    assert ours.shape == theirs.shape, name
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
     deviation = float(np.abs(ours.astype(np.float64) - theirs).max()) if theirs.size else 0.0
     print(f"{name}: largest deviation {deviation:.1e}")
-    assert deviation <= most, name
+    assert ours.shape == theirs.shape, name
+    np.testing.assert_allclose(ours.astype(np.float64), theirs, rtol=relative, atol=most, err_msg=name)
+
+
+def close_boxes(ours: torch.Tensor, theirs: NDArray[Any], name: str) -> None:
+    """Compare boxes with those of the recipe, angles modulo a turn."""
+    difference = ours.numpy() - about_middle(theirs)
+    difference[:, 6] = (difference[:, 6] + math.pi) % (2 * math.pi) - math.pi
+    close(difference, np.zeros_like(difference), name)
