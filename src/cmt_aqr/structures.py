@@ -80,7 +80,7 @@ class Frame(TensorStructure):
         returns: where each point comes from, while nothing but faults has touched the points; ``None`` where
             nobody knows. Who drops points drops its rows, too: :meth:`keep_points`.
         source: its files, for faults that show an earlier frame; ``None`` for a frame that was made by hand.
-        damage: what faults broke, where it was asked for, see :class:`cmt_aqr.data.damage.TellDamage`.
+        damage: what faults broke, where it was asked for, see :class:`cmt_aqr.data.damage.MeasureDamage`.
         unseen_rows: how many rows at the top of ``images`` will be cut off, so that faults may leave them alone.
     """
 

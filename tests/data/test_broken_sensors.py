@@ -10,7 +10,7 @@ from cmt_aqr.damage import Damage
 from cmt_aqr.data.augmentation import ImageProcessing, Transform, transform_scene
 from cmt_aqr.data.collate import collate
 from cmt_aqr.data.corruptions import mome, multicorrupt, nuscenes_c, nuscenes_r
-from cmt_aqr.data.damage import TellDamage
+from cmt_aqr.data.damage import MeasureDamage
 from cmt_aqr.data.masking import MaskModality
 from cmt_aqr.structures import Frame
 from tests.helpers.struck import cameras_around, driving, generator, photograph
@@ -33,7 +33,7 @@ def found(struck: Frame, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_nothing_is_lost_without_a_fault() -> None:
-    lidar, cameras, seen = found(TellDamage([])(frame(), generator()), places())
+    lidar, cameras, seen = found(MeasureDamage([])(frame(), generator()), places())
     assert lidar.eq(0).all() and cameras.eq(0).all() and seen.any(dim=1).all()
 
 
@@ -42,7 +42,7 @@ def test_nothing_is_lost_without_a_fault() -> None:
 )
 def test_a_cut_field_of_view_is_lost_where_it_was_cut(move: tuple[float, float, float, bool, bool]) -> None:
     angle, scale, shift, flip_x, flip_y = move
-    struck = TellDamage([nuscenes_r.fov(degrees=60.0)])(frame(), generator())
+    struck = MeasureDamage([nuscenes_r.fov(degrees=60.0)])(frame(), generator())
     moved = transform_scene(struck, angle, scale, (shift, shift, 0), flip_x, flip_y)
     at = places()[0]
     linear, offset = (moved.lidar2global.inverse()[:3, :3].float(), moved.lidar2global.inverse()[:3, 3].float())
@@ -55,7 +55,7 @@ def test_a_cut_field_of_view_is_lost_where_it_was_cut(move: tuple[float, float, 
 @pytest.mark.parametrize("lost", [0, 2, 5])
 def test_a_black_view_is_lost_and_no_other_also_after_image_augmentation(lost: int) -> None:
     names = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
-    struck = TellDamage([MaskModality(cameras=1.0, lidar=0.0, views=[names[lost]])])(frame(), generator())
+    struck = MeasureDamage([MaskModality(cameras=1.0, lidar=0.0, views=[names[lost]])])(frame(), generator())
     black = [view for view in range(6) if not struck.images[view].any()]
     assert len(black) == 1
     cropped = ImageProcessing((30, 60))(struck, generator())
@@ -82,7 +82,7 @@ def test_a_black_view_is_lost_and_no_other_also_after_image_augmentation(lost: i
 def test_a_fault_is_told_by_how_much_it_broke(
     fault: Transform, lidar: tuple[float, float], camera: tuple[float, float]
 ) -> None:
-    struck = TellDamage([fault])(frame(), generator())
+    struck = MeasureDamage([fault])(frame(), generator())
     of_lidar, of_cameras, seen = found(struck, places())
     for value, (low, high) in ((of_lidar.mean(), lidar), (of_cameras[seen].mean(), camera)):
         assert low <= float(value) <= high
@@ -90,8 +90,8 @@ def test_a_fault_is_told_by_how_much_it_broke(
 
 def test_frames_of_a_batch_keep_their_own_and_sensors_that_are_not_read_are_whole() -> None:
     without = frame().replace(images=None)
-    first = TellDamage([nuscenes_r.fov(degrees=60.0)])(without, generator())
-    second = TellDamage([])(without, generator())
+    first = MeasureDamage([nuscenes_r.fov(degrees=60.0)])(without, generator())
+    second = MeasureDamage([])(without, generator())
     damage = collate([first, second]).damage
     assert isinstance(damage, Damage)
     lidar, cameras, _ = damage.at(places().expand(2, -1, -1))

@@ -19,7 +19,7 @@ from cmt_aqr.data.augmentation import (
     TrainingFilter,
     Transform,
 )
-from cmt_aqr.data.damage import TellDamage
+from cmt_aqr.data.damage import MeasureDamage
 from cmt_aqr.data.database import Contents, ObjectDatabase
 from cmt_aqr.data.dataset import FrameDataset, FrameLoader, FrameSampler
 from cmt_aqr.data.finishing import Finishing
@@ -293,5 +293,5 @@ def _faults(
     """What acts on a frame as read; with ``damage`` it is noted what they broke, in whole images."""
     present = [step for step in (fault, *(transforms or {}).values()) if step is not None]
     if damage:
-        return [TellDamage(present)]
+        return [MeasureDamage(present)]
     return [images.mark_unseen, *present] if present else []

@@ -137,7 +137,7 @@ def build_data(config: DictConfig, evaluating: bool = False) -> Any:
     )
     for group, fault in (("fault", train_fault), ("eval_fault", eval_fault)):
         _check_strikes(group, fault, {"cameras": data.cameras, "LiDAR": data.lidar})
-    if data.half_size_images and getattr(eval_fault, "whole_images", False):
+    if data.half_size_images and getattr(eval_fault, "needs_full_size", False):
         raise UserError(
             "data.half_size_images=true with eval_fault=: this failure of the cameras is defined in pixels of "
             "whole images; give data.half_size_images=false"

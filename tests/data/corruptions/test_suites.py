@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.corruptions import multicorrupt, nuscenes_r
 from cmt_aqr.data.corruptions.corruption import Corruption
-from cmt_aqr.data.corruptions.nuscenes_r import EGO_IN_LIDAR, draw_moves
-from cmt_aqr.data.corruptions.times import Stuck
+from cmt_aqr.data.corruptions.delays import Stuck
+from cmt_aqr.data.corruptions.nuscenes_r import EGO_IN_LIDAR, draw_extrinsic_errors
 from cmt_aqr.data.dataset import SampleKey, frame_generator
 from cmt_aqr.data.faults import SomeFrames
 from cmt_aqr.data.sampling import with_more_points
@@ -162,7 +162,9 @@ class Source:
 
 
 def shown_numbers(stuck: Stuck, frames: int, sensors: int = 1, sensor: int = 0) -> list[int]:
-    return [stuck.shown(Source(number), generator(number), sensor, sensors).number for number in range(frames)]
+    return [
+        stuck.source_shown(Source(number), generator(number), sensor, sensors).number for number in range(frames)
+    ]
 
 
 def test_stuck_sensors_show_the_keyframe_before() -> None:
@@ -235,7 +237,7 @@ def test_moved_cameras_turn_about_the_ego_frame() -> None:
     assert torch.stack(shifts).min() + 1e-6 >= 0.005 and torch.stack(shifts).max() <= 0.01 + 1e-6
     single = nuscenes_r.extrinsics(together=False)(frame, generator()).lidar2img
     assert len({tuple(matrix.flatten().tolist()) for matrix in single}) == 6
-    moves = draw_moves(3000, np.random.default_rng(0), (10.0, 10.0), (0.0, 0.0))
+    moves = draw_extrinsic_errors(3000, np.random.default_rng(0), (10.0, 10.0), (0.0, 0.0))
     axes = np.stack(
         [moves[:, 2, 1] - moves[:, 1, 2], moves[:, 0, 2] - moves[:, 2, 0], moves[:, 1, 0] - moves[:, 0, 1]]
     )

@@ -13,10 +13,10 @@ from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from cmt_aqr.data.corruptions import mome, multicorrupt, nuscenes_c, nuscenes_r
 from cmt_aqr.data.corruptions.corruption import Corruption, condition_generator
 from cmt_aqr.data.corruptions.darkness import darken
-from cmt_aqr.data.corruptions.fog import fog_over, haze, plasma
+from cmt_aqr.data.corruptions.fog import fog_image, haze, plasma
+from cmt_aqr.data.corruptions.images import motion_blur, random_bytes
 from cmt_aqr.data.corruptions.occlusion import MASKS, mud_mask
-from cmt_aqr.data.corruptions.pictures import blur, random_bytes
-from cmt_aqr.data.corruptions.snow import flakes, sharp_flakes, snow_on
+from cmt_aqr.data.corruptions.snow import add_snow, flakes, sharp_flakes
 from cmt_aqr.errors import SettingError
 from cmt_aqr.structures import Frame
 from tests.helpers.struck import driving, generator, photograph
@@ -77,7 +77,7 @@ def test_motion_blur_is_a_sum_of_shifted_pictures(severity: int, sigma: float) -
         assert np.abs(blurred[view] - np.floor(total + 1e-4)).max() <= 1
         assert (blurred[view] == np.floor(total + 1e-4)).mean() > 0.99
     flat = np.full((40, 50, 3), 255, dtype=np.uint8)
-    assert (blur(flat, generator(), 13.0) == 255).all()
+    assert (motion_blur(flat, generator(), 13.0) == 255).all()
 
 
 @pytest.mark.parametrize("condition", [multicorrupt.motionblur, multicorrupt.fog, multicorrupt.snow])
@@ -109,7 +109,7 @@ def test_darkness_has_the_distribution_of_photons_and_read_noise(parameters: tup
 
 def test_fog_over_a_picture_pixel_by_pixel() -> None:
     picture = views_of(frame_of(photograph(24, 36)))[0]
-    foggy = fog_over(picture, generator(), 4.0, 0.002)
+    foggy = fog_image(picture, generator(), 4.0, 0.002)
     random = generator()
     drawn = random_bytes((24, 36), random) / 256
     clouds = haze(24, 36, random)
@@ -159,7 +159,7 @@ def test_plasma_is_a_diamond_square_fractal() -> None:
 
 def test_snow_lies_over_a_pale_picture() -> None:
     picture = views_of(frame_of(photograph(60, 90)))[0]
-    snowy = snow_on(picture, generator(), 0.5, 3, 0.8, 10, 0.8)
+    snowy = add_snow(picture, generator(), 0.5, 3, 0.8, 10, 0.8)
     layer = flakes(60, 90, generator(), 0.5, 3, 0.8, 10)
     assert layer.shape == (60, 90) and 0 < (layer > 0).mean() <= 1 and layer.max() <= 255
     both = layer + layer[::-1, ::-1]
@@ -195,7 +195,7 @@ def test_mud_hides_the_picture_by_the_cube_of_the_mask(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"masks=.*/absent: there is no such folder"):
         mome.occlusion(str(tmp_path / "absent"))
     (tmp_path / "00.png").unlink()
-    with pytest.raises(SettingError, match=r"masks=.*15 pictures are in it"):
+    with pytest.raises(SettingError, match=r"masks=.*it contains 15 images"):
         mome.occlusion(str(tmp_path))
 
 
