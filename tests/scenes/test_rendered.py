@@ -38,7 +38,7 @@ class View:
         self.delay = (self.record["timestamp"] - sample["timestamp"]) / 1e6
         self.jpeg = cv2.imread(nusc.get_sample_data_path(self.record["token"]))[..., ::-1]
         index = scene_index(nusc, sample)
-        self.picture = sensors.take_picture(
+        self.picture = sensors.render_image(
             scenes[index],
             sensors.build_rig(SMALL)[channel],
             seconds(index, self.record["timestamp"]),

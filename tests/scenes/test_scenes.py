@@ -20,7 +20,6 @@ from shapely.strtree import STRtree
 from cmt_aqr.constants import CAMERAS, CLASSES, LIDAR
 from cmt_aqr.scenes import Scene, Settings, build_scene, sensors
 from cmt_aqr.scenes.shapes import KINDS
-from cmt_aqr.scenes.tables import TABLE_NAMES
 from tests.scenes.made import (
     SMALL,
     annotations_of,
@@ -34,7 +33,7 @@ from tests.scenes.made import (
 
 
 def test_tokens_are_unique_and_foreign_keys_resolve(nusc: NuScenes) -> None:
-    tables = {name: getattr(nusc, name) for name in TABLE_NAMES}
+    tables = {name: getattr(nusc, name) for name in nusc.table_names}
     for name, rows in tables.items():
         assert rows, f"table {name} is empty"
         if name != "visibility":

@@ -1,7 +1,6 @@
-"""What the objects look like: sizes, parts, colours, reflectance.
+"""Shapes of the objects: sizes, parts, colours, reflectance.
 
-An object is a handful of cuboids in its annotated box, which they touch on all six sides: the box is the shape's
-tight bound.
+An object is a few cuboids inside its annotated box, which is their tight bound.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Array = NDArray[np.float64]
 Colour = tuple[int, int, int]
 
 PAINT = "paint"
-"""Stands for the object's own colour in a part."""
+"""Colour of a part that has the object's own colour."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Part:
     low: tuple[float, float, float]  # smallest x (along the heading), y (left), z (up)
     high: tuple[float, float, float]  # largest
     colour: Colour | str  # RGB, or PAINT
-    loss: float  # share of the LiDAR's rays that do not come back from it
+    loss: float  # share of the LiDAR's rays that do not return
 
 
 @dataclass(frozen=True)
@@ -46,28 +45,28 @@ class Kind:
 
 
 def _read_kinds() -> dict[str, Kind]:
-    held = yaml.safe_load(Path(__file__).with_name("kinds.yaml").read_text(encoding="utf-8"))
-    colours = {name: tuple(colour) for name, colour in held["colours"].items()} | {PAINT: PAINT}
+    content = yaml.safe_load(Path(__file__).with_name("kinds.yaml").read_text(encoding="utf-8"))
+    colours = {name: tuple(colour) for name, colour in content["colours"].items()} | {PAINT: PAINT}
 
     def kind(parts: list[tuple[Any, Any, str, float]], **values: Any) -> Kind:
-        made = tuple(Part(tuple(low), tuple(high), colours[colour], loss) for low, high, colour, loss in parts)
-        return Kind(**values, parts=made)
+        cuboids = (Part(tuple(low), tuple(high), colours[colour], loss) for low, high, colour, loss in parts)
+        return Kind(**values, parts=tuple(cuboids))
 
-    return {name: kind(**values) for name, values in held["kinds"].items()}
+    return {name: kind(**values) for name, values in content["kinds"].items()}
 
 
 KINDS = _read_kinds()
-"""Every kind of object, by name: those of ``kinds.yaml``."""
+"""Every kind of object in ``kinds.yaml``, by name."""
 
 
 @dataclass(frozen=True)
 class Solids:
     """The cuboids of many objects, object after object.
 
-    An object's own frame has its origin at the box centre, x along the heading, y left, z up.
+    The object frame has its origin at the box centre, x along the heading, y left, z up.
     """
 
-    low: Array  # (part, 3) smallest x, y, z in metres, in the object's own frame
+    low: Array  # (part, 3) smallest x, y, z in metres, object frame
     high: Array  # (part, 3) largest
     start: NDArray[np.int64]  # (object + 1,) object i owns parts start[i] to start[i + 1]
     colour: NDArray[np.float32]  # (part, 3) RGB, 0..1
