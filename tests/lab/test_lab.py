@@ -46,9 +46,7 @@ def maps(shown: Batch, *overrides: str) -> tuple[Tensor, Tensor]:
     model = build(composed(*LAB, *overrides).model.network).eval()
     assert isinstance(model, LabCMT)
     model.lidar.backbone, model.image.backbone = torch.nn.Identity(), torch.nn.Identity()
-    bev = model.lidar.show(shown, model._random(shown, model.lidar.numbers(), "lidar"))
-    images = model.image.show(shown, model._random(shown, model.image.numbers(shown), "camera"))
-    return bev, images
+    return model.lidar_map(shown), model.image_maps(shown)
 
 
 def test_an_object_is_in_its_cells_and_nowhere_else() -> None:
