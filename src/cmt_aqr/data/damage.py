@@ -1,7 +1,5 @@
 """Measures what faults destroyed, by comparing a frame before and after them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A fault is a :class:`~cmt_aqr.data.augmentation.Transform` that degrades a senso
 a detector is evaluated on what is present, not on what the degraded sensor still shows.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -38,10 +36,7 @@ class Fog:
     fog at depth t of the same ray, with intensity 0.
 
     Ranges are measured from the keyframe's LiDAR, also for points of earlier sweeps. Images stay clear, so that
-    only one sensor is degraded.
-
-    50 m is dense fog: alpha is 0.06, and 9 % of the returns from 20 m survive. Visibilities below 1000 m are
-    called fog.
+    only one sensor is degraded. 50 m is dense fog: 9 % of the returns from 20 m survive.
     """
 
     def __init__(

@@ -1,7 +1,5 @@
 """Lays out what stands and moves in a street: traffic, parked vehicles, people, furniture, buildings."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -45,10 +43,8 @@ class _Layout:
         self.random = random
         self.curvature = curvature
         self.times = np.arange(-_CHECK_STEP, duration + 2 * _CHECK_STEP, _CHECK_STEP)
-        self.kinds: list[str] = []
-        self.attributes: list[str] = []
-        self.sizes: list[Array] = []
-        self.motion: list[Array] = []
+        self.objects: list[tuple[str, str, Array, Array]] = []
+        """Kind, attribute, size (3,) and motion (6,) of each, as in :class:`Scene`."""
         self._centres = np.empty((_CAPACITY, len(self.times), 2))
         self._halves = np.empty((_CAPACITY, 2))
         speed, acceleration, sway, _ = ego
@@ -79,16 +75,13 @@ class _Layout:
         motion = np.array((s, d, speed, sideways, acceleration, heading))
         centres = np.stack(np.broadcast_arrays(*advance(motion[None], self.times)), axis=-1)[0]
         half = self._half_extent(size, d, heading)
-        count = 1 + len(self.kinds)  # with the ego vehicle
+        count = 1 + len(self.objects)  # with the ego vehicle
         reach = self._halves[:count, None] + half + _CLEARANCE
         if (np.abs(self._centres[:count] - centres) < reach).all(axis=-1).any():
             return False
         self._centres[count] = centres
         self._halves[count] = half
-        self.kinds.append(kind)
-        self.attributes.append(attribute)
-        self.sizes.append(size)
-        self.motion.append(motion)
+        self.objects.append((kind, attribute, size, motion))
         return True
 
     def add_first(self, kind: str, places: Sequence[tuple[float, float, float]], attribute: str) -> None:
@@ -136,8 +129,7 @@ def build_scene(settings: Settings, index: int) -> Scene:
     travel = speed * settings.duration + 0.5 * acceleration * settings.duration**2
     _add_traffic(layout, ego, travel, settings.duration)
     _furnish(layout, travel)
-    kinds = tuple(layout.kinds)
-    sizes = np.stack(layout.sizes)
+    kinds, attributes, sizes, motion = zip(*layout.objects, strict=True)
     paints = _paint(random, kinds)
     x, y, heading = random.uniform((300, 300, -math.pi), (1500, 1500, math.pi)).tolist()
     elevation, azimuth = random.uniform(0.6, 1.2), random.uniform(-math.pi, math.pi)
@@ -147,10 +139,10 @@ def build_scene(settings: Settings, index: int) -> Scene:
         road=Road(curvature, x, y, heading),
         kinds=kinds,
         labels=tuple(KINDS[kind].detection_class for kind in kinds),
-        attributes=tuple(layout.attributes),
-        sizes=sizes,
-        motion=np.stack(layout.motion),
-        solids=build_solids(kinds, sizes, paints),
+        attributes=attributes,
+        sizes=np.stack(sizes),
+        motion=np.stack(motion),
+        solids=build_solids(kinds, np.stack(sizes), paints),
         ego_motion=ego,
         sun=np.array((flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation))),
         light=random.uniform(0.85, 1.1),
@@ -279,7 +271,7 @@ def _parking_places(layout: _Layout, start: float, yard_share: float) -> list[tu
 
 
 def _park(layout: _Layout, start: float, kinds: Sequence[tuple[str, float, float]]) -> None:
-    """Parked vehicles: by kind, their mean number and the share of them in a yard."""
+    """Parked vehicles, given by kind, mean number and share in a yard."""
     for kind, mean, yard_share in kinds:
         for _ in range(_count(layout.random, mean)):
             layout.add_first(kind, _parking_places(layout, start, yard_share), "vehicle.parked")

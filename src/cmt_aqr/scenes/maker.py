@@ -1,7 +1,5 @@
 """Makes a data set: scenes in parallel, tables, a folder that appears complete or not at all."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import multiprocessing

@@ -5,8 +5,6 @@ seen: all its cuboids against all rays of the window, by the slab method (Kay an
 scenes", SIGGRAPH 1986). A depth buffer keeps the nearest hit.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +17,8 @@ Rays = NDArray[np.float32]
 
 _CORNERS = np.array([(x, y, z) for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
 _EDGES = np.array([(i, j) for i in range(8) for j in range(i + 1, 8) if (i ^ j).bit_count() == 1])
+_NEAR = 0.2
+"""Depth in metres at which boxes are clipped."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,13 @@ def box_corners(centres: Array, headings: Array, sizes: Array) -> Array:
     return np.stack((x, y, local[..., 2]), axis=-1) + centres[:, None]
 
 
-def camera_windows(
-    corners: Array, intrinsic: Array, image_size: tuple[int, int], near: float = 0.2
-) -> NDArray[np.int64]:
+def camera_windows(corners: Array, intrinsic: Array, image_size: tuple[int, int]) -> NDArray[np.int64]:
     """Pixels in which boxes can be seen.
 
     Args:
         corners: (object, 8, 3) in the camera frame, z forward.
         intrinsic: (3, 3).
         image_size: height and width.
-        near: metres; edges are clipped at this depth.
 
     Returns:
         (object, 4) first row, last row + 1, first column, last column + 1; empty if the box is not in view.
@@ -61,11 +58,11 @@ def camera_windows(
     height, width = image_size
     begin, end = corners[:, _EDGES[:, 0]], corners[:, _EDGES[:, 1]]
     depth0, depth1 = begin[..., 2], end[..., 2]
-    crosses = (depth0 > near) != (depth1 > near)
-    share = np.where(crosses, (near - depth0) / np.where(crosses, depth1 - depth0, 1), 0)
+    crosses = (depth0 > _NEAR) != (depth1 > _NEAR)
+    share = np.where(crosses, (_NEAR - depth0) / np.where(crosses, depth1 - depth0, 1), 0)
     clipped = begin + share[..., None] * (end - begin)
     points = np.concatenate((corners, clipped), axis=1)
-    valid = np.concatenate((corners[..., 2] > near, crosses), axis=1)
+    valid = np.concatenate((corners[..., 2] > _NEAR, crosses), axis=1)
     depth = np.where(valid, points[..., 2], 1)
     u = (intrinsic[0, 0] * points[..., 0] / depth) + intrinsic[0, 2]
     v = (intrinsic[1, 1] * points[..., 1] / depth) + intrinsic[1, 2]
@@ -112,12 +109,12 @@ def cast(
     windows: NDArray[np.int64],
     visible: NDArray[np.bool_],
 ) -> Hits:
-    """The first hit of each ray, ignoring the ground.
+    """The first hit of each ray, ignoring the ground. All in the global frame.
 
     Args:
-        rays: (3, row, column) directions in the global frame.
-        origin: (3,) of all rays, global frame.
-        centres: (object, 3) box centres, global frame.
+        rays: (3, row, column) directions.
+        origin: (3,) of all rays.
+        centres: (object, 3) of the boxes.
         headings: (object,) radians.
         solids: the objects' cuboids.
         windows: (object, 4) rays to test, see :func:`camera_windows`.
@@ -161,19 +158,10 @@ def _wrapped(begin: int, end: int, width: int) -> list[tuple[int, int]]:
 def _render(
     rays: Rays, hits: Hits, window: tuple[slice, slice], turn: Rays, low: Rays, high: Rays, first_part: int
 ) -> int:
-    """Test a window of rays against the cuboids of one object and update the hits where it is nearer.
+    """Test a window of rays against the cuboids of one object and update the hits in place where it is nearer.
 
-    Args:
-        rays: (3, row, column), global frame.
-        hits: the nearest hits so far, updated in place.
-        window: rows and columns.
-        turn: cosine and sine of the object's heading.
-        low: (part, 3) smallest x, y, z of the cuboids relative to the rays' origin, object frame.
-        high: (part, 3) largest x, y, z.
-        first_part: index of the first cuboid.
-
-    Returns:
-        Number of rays that hit the object, ignoring nearer objects.
+    ``turn`` is cosine and sine of the object's heading. ``low`` and ``high`` (part, 3) are its cuboids relative to
+    the rays' origin, in the object frame. Returns the number of rays that hit it, ignoring nearer objects.
     """
     rays = rays[(slice(None), *window)]
     distance, part, face = hits.distance[window], hits.part[window], hits.face[window]

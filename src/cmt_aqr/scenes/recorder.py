@@ -1,7 +1,5 @@
 """Drives through one scene and writes what the sensors record, with the annotations."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -31,14 +29,7 @@ def start_time(scene: int) -> int:
 
 
 class Recorder:
-    """Records a scene, given by index and name, into the folder of a data set.
-
-    Args:
-        settings: of the data set.
-        root: its folder.
-        index: of the scene.
-        name: of the scene, from the devkit's splits.
-    """
+    """Records a scene, given by index and name, into the folder ``root`` of a data set."""
 
     def __init__(self, settings: Settings, root: Path, index: int, name: str) -> None:
         self.settings = settings
@@ -49,16 +40,20 @@ class Recorder:
         self.rig = sensors.build_rig(settings)
         self.log = f"synthetic-{settings.seed}-{index:04d}"
         self.rows: Tables = defaultdict(list)
-        self.tracks: dict[int, list[Row]] = {}
-        self.channels: dict[str, list[Row]] = {channel: [] for channel in self.rig}
+        self.chains: dict[str | int, list[Row]] = defaultdict(list)
+        """Rows linked by ``prev`` and ``next``: keyframes, recordings by channel, annotations by object."""
 
     def run(self) -> Tables:
         """Write the scene's files and return its rows."""
         cv2.setNumThreads(1)
-        for sample in range(self.settings.samples_per_scene):
-            for sweep in range(1, self.settings.sweeps_per_keyframe) if sample else ():
-                self._scan(sample, self._time_of(sample - 1, sweep), is_key_frame=False)
-            self._keyframe(sample, self._time_of(sample, 0))
+        sweeps = self.settings.sweeps_per_keyframe
+        for step in range((self.settings.samples_per_scene - 1) * sweeps + 1):
+            timestamp = start_time(self.index) + step * _MICROSECONDS // self.settings.sweep_rate
+            sample = math.ceil(step / sweeps)  # a sweep belongs to the keyframe after it
+            if step % sweeps:
+                self._scan(sample, timestamp, is_key_frame=False)
+            else:
+                self._keyframe(sample, timestamp)
         self._finish()
         return self.rows
 
@@ -68,10 +63,12 @@ class Recorder:
     def _row(self, table: str, *key: object, **fields: Any) -> Row:
         return {"token": self._token(table, *key), **fields}
 
-    def _time_of(self, sample: int, sweep: int) -> int:
-        """Timestamp of a sweep after a keyframe."""
-        step = sample * self.settings.sweeps_per_keyframe + sweep
-        return start_time(self.index) + step * _MICROSECONDS // self.settings.sweep_rate
+    def _chain(self, key: str | int, row: Row) -> None:
+        """Append a row to a chain."""
+        chain = self.chains[key]
+        if chain:
+            chain[-1]["next"], row["prev"] = row["token"], chain[-1]["token"]
+        chain.append(row)
 
     def _seconds(self, timestamp: int) -> float:
         return (timestamp - start_time(self.index)) / _MICROSECONDS
@@ -84,17 +81,15 @@ class Recorder:
     def _keyframe(self, sample: int, timestamp: int) -> None:
         points = self._scan(sample, timestamp, is_key_frame=True)
         images = [self._image(sample, timestamp, self.rig[channel]) for channel in CAMERAS]
-        self.rows["sample"].append(
-            self._row("sample", sample, timestamp=timestamp, prev="", next="", scene_token=self._token("scene"))
-        )
+        row = self._row("sample", sample, timestamp=timestamp, prev="", next="", scene_token=self._token("scene"))
+        self._chain("sample", row)
         self._annotate(sample, self._seconds(timestamp), points, images)
 
     def _scan(self, sample: int, timestamp: int, is_key_frame: bool) -> NDArray[np.float32]:
         """Write a sweep; returns its points (point, 5)."""
         time, mount = self._seconds(timestamp), self.rig[LIDAR]
         points = sensors.scan(self.scene, mount, time, self.settings, self._random(LIDAR, timestamp))
-        file = self._add_data(mount, sample, timestamp, is_key_frame)
-        file.write_bytes(np.ascontiguousarray(points, "<f4").tobytes())
+        self._add_data(mount, sample, timestamp, is_key_frame).write_bytes(points.astype("<f4").tobytes())
         return points
 
     def _image(self, sample: int, timestamp: int, mount: Mount) -> CameraImage:
@@ -102,9 +97,9 @@ class Recorder:
         timestamp += round(mount.delay * _MICROSECONDS)
         time, random = self._seconds(timestamp), self._random(mount.channel, timestamp)
         image = sensors.render_image(self.scene, mount, time, self.settings.image_size, random)
-        file = self._add_data(mount, sample, timestamp, is_key_frame=True)
         quality = [cv2.IMWRITE_JPEG_QUALITY, self.settings.jpeg_quality]
-        file.write_bytes(cv2.imencode(".jpg", image.image[..., ::-1], quality)[1].tobytes())
+        jpeg = cv2.imencode(".jpg", image.image[..., ::-1], quality)[1]
+        self._add_data(mount, sample, timestamp, is_key_frame=True).write_bytes(jpeg.tobytes())
         return image
 
     def _add_data(self, mount: Mount, sample: int, timestamp: int, is_key_frame: bool) -> Path:
@@ -125,24 +120,23 @@ class Recorder:
             translation=position.tolist(),
         )
         self.rows["ego_pose"].append(pose)
-        self.channels[channel].append(
-            self._row(
-                "sample_data",
-                channel,
-                timestamp,
-                sample_token=self._token("sample", sample),
-                ego_pose_token=pose["token"],
-                calibrated_sensor_token=self._token("calibrated_sensor", channel),
-                timestamp=timestamp,
-                fileformat="jpg" if is_camera else "pcd",
-                is_key_frame=is_key_frame,
-                height=height,
-                width=width,
-                filename=filename,
-                prev="",
-                next="",
-            )
+        row = self._row(
+            "sample_data",
+            channel,
+            timestamp,
+            sample_token=self._token("sample", sample),
+            ego_pose_token=pose["token"],
+            calibrated_sensor_token=self._token("calibrated_sensor", channel),
+            timestamp=timestamp,
+            fileformat="jpg" if is_camera else "pcd",
+            is_key_frame=is_key_frame,
+            height=height,
+            width=width,
+            filename=filename,
+            prev="",
+            next="",
         )
+        self._chain(channel, row)
         return self.root / filename
 
     def _annotate(self, sample: int, time: float, points: NDArray[np.float32], images: list[CameraImage]) -> None:
@@ -151,13 +145,8 @@ class Recorder:
         ego, _ = self.scene.ego_at(time)
         near = np.hypot(*(centres - ego)[:, :2].T) < self.settings.annotated_range
         annotated = np.flatnonzero(near & (np.array(self.scene.labels) != ""))
-        pose = sensors.pose_of(self.scene, self.rig[LIDAR], time)
-        counts = count_points(
-            pose.to_global(points[:, :3].astype(np.float64)),
-            centres[annotated],
-            headings[annotated],
-            self.scene.sizes[annotated],
-        )
+        positions = sensors.pose_of(self.scene, self.rig[LIDAR], time).to_global(points[:, :3].astype(np.float64))
+        counts = count_points(positions, centres[annotated], headings[annotated], self.scene.sizes[annotated])
         shares = sensors.visible_shares(images)
         for index, count in zip(annotated.tolist(), counts.tolist(), strict=True):
             attribute = self.scene.attributes[index]
@@ -179,17 +168,14 @@ class Recorder:
                 num_radar_pts=0,
             )
             self.rows["sample_annotation"].append(row)
-            self.tracks.setdefault(index, []).append(row)
+            self._chain(index, row)
 
     def _finish(self) -> None:
-        """Chain the rows and add those that need the complete scene."""
-        seed = self.settings.seed
-        tables.link(self.rows["sample"])
-        for rows in self.channels.values():
-            tables.link(rows)
-            self.rows["sample_data"].extend(rows)
-        for index, rows in self.tracks.items():
-            tables.link(rows)
+        """Add the rows that need the complete scene."""
+        seed, samples = self.settings.seed, self.chains["sample"]
+        self.rows |= {"sample": samples, "sample_data": [row for name in self.rig for row in self.chains[name]]}
+        for index in (key for key in self.chains if isinstance(key, int)):
+            rows = self.chains[index]
             self.rows["instance"].append(
                 self._row(
                     "instance",
@@ -218,8 +204,8 @@ class Recorder:
             "scene",
             log_token=log["token"],
             nbr_samples=self.settings.samples_per_scene,
-            first_sample_token=self.rows["sample"][0]["token"],
-            last_sample_token=self.rows["sample"][-1]["token"],
+            first_sample_token=samples[0]["token"],
+            last_sample_token=samples[-1]["token"],
             name=self.name,
             description=self.scene.description,
         )

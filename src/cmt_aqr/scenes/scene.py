@@ -5,8 +5,6 @@ them to global coordinates in closed form: positions and velocities are exact at
 not overlap in (s, d) do not overlap in the world.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

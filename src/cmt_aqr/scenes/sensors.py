@@ -5,8 +5,6 @@ to the front and three to the back, of which the one straight back has a wider l
 LiDAR sweeps past its axis, a little before the LiDAR's timestamp.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,10 +89,8 @@ def build_rig(settings: Settings) -> dict[str, Mount]:
 class Pose:
     """Position and orientation of a sensor at a time."""
 
-    position: Array  # (3,) of the sensor, global frame
+    position: Array  # (3,) global frame
     rotation: Array  # (3, 3) from the sensor frame to the global frame
-    ego_position: Array  # (3,) of the ego vehicle, global frame
-    ego_heading: float  # radians
 
     def to_sensor(self, points: Array) -> Array:
         """Global points (..., 3) in the sensor frame."""
@@ -110,7 +106,7 @@ def pose_of(scene: Scene, mount: Mount, time: float) -> Pose:
     position, heading = scene.ego_at(time)
     cosine, sine = math.cos(heading), math.sin(heading)
     turn = np.array(((cosine, -sine, 0.0), (sine, cosine, 0.0), (0.0, 0.0, 1.0)))
-    return Pose(turn @ mount.translation + position, turn @ mount.rotation, position, heading)
+    return Pose(turn @ mount.translation + position, turn @ mount.rotation)
 
 
 @cache
@@ -133,13 +129,9 @@ def _trace(
 ) -> tuple[Rays, Hits]:
     """A sensor's rays (3, row, column) in the global frame, and their first hits.
 
-    Args:
-        scene: the objects.
-        pose: of the sensor.
-        time: seconds after the first keyframe.
-        beams: (3, row, column) in the sensor frame.
-        windows_of: rays in which boxes can be seen, from their corners (object, 8, 3) in the sensor frame.
-        reach: metres, a number or (object,); objects whose centres are farther away are ignored.
+    ``beams`` are the rays in the sensor frame. ``windows_of`` gives the rays in which boxes can be seen, from
+    their corners (object, 8, 3) in the sensor frame. Objects whose centres are farther away than ``reach`` metres,
+    a number or (object,), are ignored.
     """
     centres, headings = scene.boxes_at(time)
     windows = windows_of(pose.to_sensor(raycast.box_corners(centres, headings, scene.sizes)))
@@ -149,14 +141,7 @@ def _trace(
 
 
 def scan(scene: Scene, mount: Mount, time: float, settings: Settings, random: Generator) -> NDArray[np.float32]:
-    """One turn of the LiDAR, all at one instant.
-
-    Args:
-        scene: the objects.
-        mount: of the LiDAR.
-        time: seconds after the first keyframe.
-        settings: rings and columns.
-        random: for noise and losses.
+    """One turn of the LiDAR, all at one instant, ``time`` seconds after the first keyframe.
 
     Returns:
         The returned points (point, 5), ring by ring: x, y, z in metres in the LiDAR frame, intensity 0..255, ring.
@@ -202,15 +187,7 @@ class CameraImage:
 def render_image(
     scene: Scene, mount: Mount, time: float, image_size: tuple[int, int], random: Generator
 ) -> CameraImage:
-    """Render a camera's image.
-
-    Args:
-        scene: the objects.
-        mount: of the camera.
-        time: the camera's own, seconds after the first keyframe.
-        image_size: height and width in pixels.
-        random: for the image's grain.
-    """
+    """A camera's image of a height and width in pixels, ``time`` seconds after the first keyframe."""
     assert mount.intrinsic is not None
     pose = pose_of(scene, mount, time)
     beams = _camera_rays(mount.intrinsic, image_size)

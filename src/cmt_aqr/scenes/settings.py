@@ -1,7 +1,5 @@
 """Settings of a synthetic data set, and their checks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from cmt_aqr.checks import is_whole, require, require_number, require_whole

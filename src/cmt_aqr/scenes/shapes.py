@@ -3,19 +3,15 @@
 An object is a few cuboids inside its annotated box, which is their tight bound.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Colour = tuple[int, int, int]
 
 PAINT = "paint"
 """Colour of a part that has the object's own colour."""
@@ -25,9 +21,9 @@ PAINT = "paint"
 class Part:
     """A cuboid of a shape, in fractions of the box: (-0.5, -0.5, -0.5) is back, right, bottom."""
 
-    low: tuple[float, float, float]  # smallest x (along the heading), y (left), z (up)
-    high: tuple[float, float, float]  # largest
-    colour: Colour | str  # RGB, or PAINT
+    low: Sequence[float]  # smallest x (along the heading), y (left), z (up)
+    high: Sequence[float]  # largest
+    colour: Sequence[int] | str  # RGB, or PAINT
     loss: float  # share of the LiDAR's rays that do not return
 
 
@@ -35,27 +31,21 @@ class Part:
 class Kind:
     """A detection class, or a variant of one."""
 
-    detection_class: str  # one of the ten, or "" for scenery, which is never annotated
-    category: str  # nuScenes' category
-    size: tuple[float, float, float]  # typical length, width, height in metres
-    spread: float  # relative standard deviation of the sizes
-    paints: Sequence[Colour]  # signature colours, RGB; an object has one of them
+    size: Sequence[float]  # typical length, width, height in metres
+    paints: Sequence[Sequence[int]]  # signature colours, RGB; an object has one of them
     intensity: float  # mean of the LiDAR's intensity, 0..255
-    parts: tuple[Part, ...]
+    parts: Sequence[Part]
+    spread: float = 0.06  # relative standard deviation of the sizes
+    detection_class: str = ""  # one of the ten, or "" for scenery, which is never annotated
+    category: str = ""  # nuScenes' category
 
 
-def _read_kinds() -> dict[str, Kind]:
-    content = yaml.safe_load(Path(__file__).with_name("kinds.yaml").read_text(encoding="utf-8"))
-    colours = {name: tuple(colour) for name, colour in content["colours"].items()} | {PAINT: PAINT}
+_CONTENT = yaml.safe_load(Path(__file__).with_name("kinds.yaml").read_text(encoding="utf-8"))
 
-    def kind(parts: list[tuple[Any, Any, str, float]], **values: Any) -> Kind:
-        cuboids = (Part(tuple(low), tuple(high), colours[colour], loss) for low, high, colour, loss in parts)
-        return Kind(**values, parts=tuple(cuboids))
-
-    return {name: kind(**values) for name, values in content["kinds"].items()}
-
-
-KINDS = _read_kinds()
+KINDS = {
+    name: Kind(**values | {"parts": [Part(*part) for part in values["parts"]]})
+    for name, values in _CONTENT["kinds"].items()
+}
 """Every kind of object in ``kinds.yaml``, by name."""
 
 
@@ -81,7 +71,7 @@ def build_solids(kinds: Sequence[str], sizes: Array, paints: Array) -> Solids:
     owner = np.repeat(np.arange(len(kinds)), counts)
     parts = [part for kind in kinds for part in KINDS[kind].parts]
     painted = np.array([part.colour == PAINT for part in parts])
-    fixed = np.array([part.colour if isinstance(part.colour, tuple) else (0, 0, 0) for part in parts])
+    fixed = np.array([(0, 0, 0) if part.colour == PAINT else part.colour for part in parts])
     return Solids(
         low=np.array([part.low for part in parts]) * sizes[owner],
         high=np.array([part.high for part in parts]) * sizes[owner],

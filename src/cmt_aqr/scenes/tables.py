@@ -3,10 +3,7 @@
 The fields are those of the nuScenes schema (nuscenes-devkit, docs/schema_nuscenes.md).
 """
 
-from __future__ import annotations
-
 import hashlib
-import itertools
 from typing import Any
 
 from cmt_aqr.constants import CAMERAS, LIDAR
@@ -74,10 +71,3 @@ def common_tables(seed: int, log_tokens: list[str]) -> Tables:
         ],
         "map": [row("map", log_tokens=log_tokens, category="semantic_prior", filename=MAP_FILE)],
     }
-
-
-def link(rows: list[Row]) -> None:
-    """Chain the rows of a track or channel, in order, by their ``prev`` and ``next`` tokens."""
-    for row, after in itertools.pairwise(rows):
-        row["next"] = after["token"]
-        after["prev"] = row["token"]

@@ -1,9 +1,8 @@
 """A condition of a suite: a corruption of the points, of the images, or of both, and its random numbers."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,23 +22,18 @@ def condition_generator(random: Generator, name: str) -> Generator:
     return np.random.default_rng(np.random.SeedSequence(sequence.entropy, spawn_key=key))
 
 
+@dataclass(frozen=True)
 class Corruption:
     """A condition: a corruption of the points, of the images, or of both.
 
     All random numbers depend on (seed, epoch, frame) and the name: every model, number of workers and order of
     conditions gets the same frame, and severities of one name hit the same places. Points and images have
     separate generators, so a LiDAR-only model gets the same points as a fused one.
-
-    Args:
-        name: suite and condition, such as ``mome/fov60``.
-        lidar: corrupts the points; ``None`` leaves them unchanged.
-        cameras: corrupts the images or their calibration; ``None`` leaves them unchanged.
     """
 
-    def __init__(self, name: str, lidar: Transform | None = None, cameras: Transform | None = None) -> None:
-        self.name = name
-        self.lidar = lidar
-        self.cameras = cameras
+    name: str  # suite and condition, such as mome/fov60
+    lidar: Transform | None = None  # corrupts the points
+    cameras: Transform | None = None  # corrupts the images or their calibration
 
     @property
     def strikes(self) -> frozenset[str]:

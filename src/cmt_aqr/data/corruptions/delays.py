@@ -1,12 +1,11 @@
 """Delayed sensors: points or images of an earlier frame of the split, as if they were recorded now."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch
 from numpy.random import Generator
 
+from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.corruptions.corruption import condition_generator
 from cmt_aqr.data.corruptions.sweeps import returns_of
 from cmt_aqr.data.dataset import generator_of_frame
@@ -102,16 +101,14 @@ class Stuck:
     def __call__(self, frame: Frame, random: Generator) -> Frame:
         """The frame with what the stuck sensors repeat."""
         source = source_of(frame)
-        if not self.cameras:
-            shown = self.source_shown(source, random, 0, 1)
-            if shown is source:
-                return frame
-            points, returns = shown.points()
-            return frame.replace(points=points, returns=returns)
-        assert frame.images is not None
-        views = len(frame.images)
-        sources = {view: self.source_shown(source, random, view, views) for view in range(views)}
-        return with_images(frame, {view: shown for view, shown in sources.items() if shown is not source})
+        sensors = len(CAMERAS) if self.cameras else 1
+        shown = [self.source_shown(source, random, sensor, sensors) for sensor in range(sensors)]
+        if self.cameras:
+            return with_images(frame, {view: old for view, old in enumerate(shown) if old is not source})
+        if shown[0] is source:
+            return frame
+        points, returns = shown[0].points()
+        return frame.replace(points=points, returns=returns)
 
     def source_shown(self, source: FrameSource, random: Generator, sensor: int, sensors: int) -> FrameSource:
         """The frame that one of ``sensors`` sensors, which share a draw, shows in place of ``source``."""

@@ -3,8 +3,6 @@
 Such a corruption takes an image, which it does not modify, and a generator of the image's own.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -4,8 +4,6 @@ Every function is a transform of a frame. Those that corrupt sweeps, each in its
 independently for each sweep.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence
@@ -16,14 +14,15 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from cmt_aqr.data.corruptions.sweeps import in_sweep_frames, move_sweeps, returns_of, rings_of
+from cmt_aqr.data.corruptions.sweeps import move_sweeps, returns_of, rings_of
 from cmt_aqr.data.paste import without_points_inside
 from cmt_aqr.structures import Frame
 
 
 def keep_elevations(frame: Frame, random: Generator, intervals: Sequence[tuple[float, float]]) -> Frame:
     """Keep points whose elevation asin(z / |xyz|) in the frame of their sweep is in an open interval (radians)."""
-    positions = in_sweep_frames(frame)
+    returns = returns_of(frame)
+    positions = move_sweeps(frame.points[:, :3], returns.sweep, torch.linalg.inv(returns.motions).float())
     elevation = torch.asin(positions[:, 2] / positions.norm(dim=1).clamp(min=1e-9))
     keep = torch.zeros(len(positions), dtype=torch.bool)
     for low, high in intervals:

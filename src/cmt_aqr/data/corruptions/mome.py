@@ -4,8 +4,6 @@ Parameters are those of its authors' repositories (konyul/MoME, konyul/SeparateM
 nuScenes-R and MIT BEVFusion's beam filter.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 from cmt_aqr.checks import require_fraction, require_number

@@ -8,11 +8,9 @@ reproduced.
 
 from cmt_aqr.data.corruptions import lidar
 from cmt_aqr.data.corruptions.corruption import by_severity, graded
-from cmt_aqr.data.corruptions.darkness import darken
 from cmt_aqr.data.corruptions.delays import delay_images, delay_points
-from cmt_aqr.data.corruptions.fog import fog_image, fog_points
 from cmt_aqr.data.corruptions.images import black_out, brighten, images_by_severity, motion_blur
-from cmt_aqr.data.corruptions.snow import add_snow
+from cmt_aqr.data.corruptions.weather import add_snow, darken, fog_image, fog_points
 
 _PROBABILITIES = (0.2, 0.4, 0.6)
 
@@ -20,13 +18,11 @@ missingcamera = graded("multicorrupt/missingcamera", cameras=by_severity(black_o
 """Each image is black, independently."""
 
 brightness = graded("multicorrupt/brightness", cameras=images_by_severity(brighten, added=(0.5, 0.6, 0.7)))
-"""The images are brighter."""
 
 dark = graded(
     "multicorrupt/dark",
     cameras=images_by_severity(darken, scale=(0.6, 0.4, 0.3), photons=(250, 120, 50), std=(0.008, 0.018, 0.026)),
 )
-"""Low light with photon and read noise."""
 
 motionblur = graded(
     "multicorrupt/motionblur",
@@ -36,7 +32,6 @@ motionblur = graded(
 """Images are blurred along a line, sweeps shifted and their points jittered."""
 
 pointsreducing = graded("multicorrupt/pointsreducing", by_severity(lidar.subsample_sweeps, share=(0.3, 0.2, 0.1)))
-"""A share of the points of each sweep remains."""
 
 _RINGS = (range(1, 32, 2), range(1, 30, 4), range(1, 26, 8))
 
@@ -65,7 +60,6 @@ fog = graded(
         fog_image, skips_unseen=True, strength=(2.0, 3.0, 4.0), beta=(0.0005, 0.001, 0.002)
     ),
 )
-"""Haze over the images, echoes of the fog among the points."""
 
 snow = graded(
     "multicorrupt/snow",

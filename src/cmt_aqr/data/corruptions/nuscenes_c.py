@@ -1,7 +1,7 @@
 """Ten of the 27 corruptions of nuScenes-C (Dong et al., CVPR 2023, arXiv 2303.11040), at severities 1 to 5.
 
 Parameters are those of thu-ml/3D_Corruptions_AD, ``LiDAR_corruptions.py`` and ``Camera_corruptions.py``.
-Corruptions of points treat all sweeps as one point cloud.
+Corruptions of points treat all sweeps as one point cloud. The functions say what each does.
 """
 
 from cmt_aqr.data.corruptions import images, lidar
@@ -13,37 +13,18 @@ _IMAGE_NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)
 _IMPULSES = (0.03, 0.06, 0.09, 0.17, 0.27)
 
 fov_lost = graded("nuscenes_c/fov_lost", by_severity(lidar.keep_sector, degrees=(105.0, 90.0, 75.0, 60.0, 45.0)))
-"""The LiDAR sees some degrees to either side of straight ahead."""
-
 density = graded("nuscenes_c/density", by_severity(lidar.drop_points, share=(0.06, 0.12, 0.18, 0.24, 0.30)))
-"""A share of the points is lost."""
-
 cutout = graded("nuscenes_c/cutout", by_severity(lidar.cutout, holes=(2, 3, 5, 7, 10)))
-"""Holes of 2 % of the points each."""
-
 crosstalk = graded("nuscenes_c/crosstalk", by_severity(lidar.crosstalk, share=(0.004, 0.008, 0.012, 0.016, 0.020)))
-"""Another LiDAR interferes with a share of the points."""
-
 gaussian_lidar = graded("nuscenes_c/gaussian_lidar", by_severity(lidar.gaussian_noise, std=_POINT_NOISE))
-"""Normal noise on every column of the points."""
-
 uniform_lidar = graded("nuscenes_c/uniform_lidar", by_severity(lidar.uniform_noise, size=_POINT_NOISE))
-"""Uniform noise on every column of the points."""
-
 impulse_lidar = graded("nuscenes_c/impulse_lidar", by_severity(lidar.impulse_noise, one_in=(30, 25, 20, 15, 10)))
-"""Some points move by 0.1 on every column."""
-
 gaussian_camera = graded(
     "nuscenes_c/gaussian_camera", cameras=images_by_severity(images.gaussian_noise, std=_IMAGE_NOISE)
 )
-"""Normal noise on every pixel."""
-
 uniform_camera = graded(
     "nuscenes_c/uniform_camera", cameras=images_by_severity(images.uniform_noise, size=_IMAGE_NOISE)
 )
-"""Uniform noise on every pixel."""
-
 impulse_camera = graded(
     "nuscenes_c/impulse_camera", cameras=images_by_severity(images.impulse_noise, share=_IMPULSES)
 )
-"""Salt and pepper noise."""

@@ -3,8 +3,6 @@
 Parameters are those of ADLab-AutoDrive/lidar-camera-robust-benchmark, ``create_noise_data_nuscenes.py``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 
@@ -78,12 +76,7 @@ def perturb_extrinsics(frame: Frame, random: Generator, together: bool) -> Frame
     return frame.replace(lidar2img=changed.to(frame.lidar2img.dtype))
 
 
-def draw_extrinsic_errors(
-    count: int,
-    random: Generator,
-    degrees: tuple[float, float] = (0.5, 2.5),
-    shift: tuple[float, float] = (0.005, 0.01),
-) -> NDArray[np.float64]:
+def draw_extrinsic_errors(count: int, random: Generator) -> NDArray[np.float64]:
     """Rigid transforms (count, 4, 4) that calibration errors apply to points in the LiDAR frame.
 
     Sensor to ego becomes R' = N R, t' = N t + n, with N a rotation about an axis uniform on the sphere, and n a
@@ -93,8 +86,8 @@ def draw_extrinsic_errors(
     """
     axis = random.normal(size=(count, 3))
     axis /= np.linalg.norm(axis, axis=1, keepdims=True)
-    angle = np.radians(random.uniform(*degrees, (count, 1))) * random.choice((-1, 1), (count, 1))
-    shifts = random.uniform(*shift, (count, 3)) * random.choice((-1, 1), (count, 3))
+    angle = np.radians(random.uniform(0.5, 2.5, (count, 1))) * random.choice((-1, 1), (count, 1))
+    shifts = random.uniform(0.005, 0.01, (count, 3)) * random.choice((-1, 1), (count, 3))
     errors = np.tile(np.eye(4), (count, 1, 1))
     errors[:, :3, :3] = Rotation.from_rotvec(angle * axis).as_matrix()
     centre = np.array(EGO_IN_LIDAR)

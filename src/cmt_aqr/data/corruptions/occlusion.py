@@ -1,7 +1,5 @@
 """Dirt on the lens: a mask over each image, from files or drawn here."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from pathlib import Path

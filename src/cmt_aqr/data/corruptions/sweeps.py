@@ -1,7 +1,5 @@
 """Points by sweep: which sweep and ring each belongs to, and transforms in each sweep's own LiDAR frame."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2
@@ -44,16 +42,10 @@ def rings_of(frame: Frame) -> Tensor:
     return returns.ring
 
 
-def in_sweep_frames(frame: Frame) -> Tensor:
-    """Positions (point, 3), each in the LiDAR frame of its sweep."""
-    returns = returns_of(frame)
-    return move_sweeps(frame.points[:, :3], returns.sweep, torch.linalg.inv(returns.motions).float())
-
-
 def move_sweeps(positions: Tensor, sweep: Tensor, matrices: Tensor) -> Tensor:
     """Positions (point, 3) after the rigid transform (4, 4) float32 of each point's sweep (point,)."""
     result = positions.clone()
-    for rows, matrix in zip(rows_of_sweeps(sweep, len(matrices)), matrices, strict=True):
+    for rows, matrix in zip(_rows_of_sweeps(sweep, len(matrices)), matrices, strict=True):
         part = positions[rows]
         if len(part) and not torch.equal(matrix, torch.eye(4)):
             # OpenCV is many times faster here than a matrix product with one tiny factor.
@@ -61,7 +53,7 @@ def move_sweeps(positions: Tensor, sweep: Tensor, matrices: Tensor) -> Tensor:
     return result
 
 
-def rows_of_sweeps(sweep: Tensor, count: int) -> Sequence[slice | Tensor]:
+def _rows_of_sweeps(sweep: Tensor, count: int) -> Sequence[slice | Tensor]:
     """Rows of the points of each sweep, from the sweep of every point (point,); slices where it is sorted."""
     if bool((sweep[1:] >= sweep[:-1]).all()):
         ends = torch.bincount(sweep, minlength=count).cumsum(0).tolist()

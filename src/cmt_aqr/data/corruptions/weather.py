@@ -1,6 +1,7 @@
-"""Fog for both sensors, after MultiCorrupt: clouds of haze over the images, echoes of fog among the points."""
+"""MultiCorrupt's weather and light: fog for both sensors, snow and low light for the cameras.
 
-from __future__ import annotations
+Snow leaves the points clear: theirs needs files that are not in nuScenes.
+"""
 
 import functools
 import math
@@ -12,8 +13,19 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.constants import speed_of_light
 from scipy.integrate import simpson
+from scipy.stats import norm, poisson
 
-from cmt_aqr.data.corruptions.images import BAND, FLOOR, Image, random_bytes, store_floor
+from cmt_aqr.data.corruptions.images import (
+    BAND,
+    FLOOR,
+    QUANTILES,
+    Image,
+    blurred_bands,
+    look_up,
+    random_bytes,
+    store_floor,
+)
+from cmt_aqr.data.corruptions.lidar import standard_normal
 from cmt_aqr.data.corruptions.sweeps import returns_of
 from cmt_aqr.structures import Frame
 
@@ -204,3 +216,88 @@ def _exponents(height: int, width: int, beta: float) -> tuple[NDArray[np.float32
     across = np.maximum(0, np.maximum(columns - right, left - columns))
     rho = -2 * beta * np.hypot(down, across)
     return (rho - beta * math.sqrt(max(height, width))).astype(np.float32), (rho / 1024).astype(np.float32)
+
+
+def add_snow(
+    image: Image, random: Generator, mean: float, zoom: int, threshold: float, radius: int, keep: float
+) -> Image:
+    """Make the image paler and add blown flakes, in 8-bit arithmetic.
+
+    The :func:`flakes` are added twice, once rotated by 180 degrees; with the share ``keep`` that stays:
+
+        x' = 0.9 (keep x + (1 - keep) max(x, 1.5 grey + 0.5)) + flakes + rotated flakes, clipped to [0, 1]
+
+    The flakes are integers, so rounding down before or after adding them is the same. The two arguments of ``max``
+    are rounded down separately.
+    """
+    layer = flakes(image.shape[0], image.shape[1], random, mean, zoom, threshold, radius)
+    both = cv2.add(layer, cv2.rotate(layer, cv2.ROTATE_180))
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    pale = 0.9 * (1 - keep)
+    lit = cv2.addWeighted(image, 0.9 * keep, grey, 1.5 * pale, 127.5 * pale + FLOOR)
+    cv2.max(lit, cv2.convertScaleAbs(image, None, 0.9, FLOOR), lit)
+    return np.asarray(cv2.add(lit, cv2.cvtColor(both, cv2.COLOR_GRAY2BGR), lit), dtype=np.uint8)
+
+
+def flakes(
+    height: int, width: int, random: Generator, mean: float, zoom: int, threshold: float, radius: int
+) -> NDArray[np.uint8]:
+    """:func:`sharp_flakes`, motion-blurred with sigma = ``radius`` in a direction of U(-135, -45) degrees."""
+    sharp = sharp_flakes(height, width, random, mean, zoom, threshold)
+    layer = np.empty((height, width), dtype=np.uint8)
+    for rows, band in blurred_bands(sharp, random.uniform(-135.0, -45.0), radius, radius):
+        cv2.convertScaleAbs(band, layer[rows])
+    return layer
+
+
+def sharp_flakes(
+    height: int, width: int, random: Generator, mean: float, zoom: int, threshold: float
+) -> NDArray[np.uint8]:
+    """Flakes (height, width) before the blur.
+
+    A layer of Normal(mean, 0.3) of height / zoom by width / zoom, which MultiCorrupt cuts out of a larger one, is
+    enlarged, set to 0 below the threshold, clipped to [0, 1] and multiplied by 255.
+    """
+    rows, columns = math.ceil(height / zoom), math.ceil(width / zoom)
+    small = np.float32(mean) + np.float32(0.3) * standard_normal((rows, columns), random)
+    large = cv2.resize(small, (columns * zoom, rows * zoom))[:height, :width]
+    kept = cv2.threshold(large, threshold, 0, cv2.THRESH_TOZERO)[1]
+    return np.asarray(cv2.convertScaleAbs(kept, None, 255), dtype=np.uint8)
+
+
+def darken(image: Image, random: Generator, scale: float, photons: int, std: float) -> Image:
+    """Low light with photon and read noise (MultiCorrupt's ``dark``).
+
+    With x in [0, 1], min and max over the image, the remaining share of light ``scale``, the ``photons`` of y = 1,
+    and the standard deviation ``std`` of the read noise relative to white:
+
+        y = scale ((x - min) / (max - min))^2
+        p = min(Poisson(photons y) / photons, 1),    x' = p + Normal(0, std), clipped to [0, 1], floored to 1/255
+
+    The distribution of x' depends on the pixel's value alone. It is computed once for each of the 256 values, and
+    each pixel draws one of 256 equally likely quantiles: a look-up instead of millions of Poisson draws. The
+    quantiles have a random offset per image.
+    """
+    cumulative = _distributions(scale, photons, std, int(image.min()), int(image.max()))
+    ends = np.ceil(QUANTILES * cumulative - random.random()).clip(0, QUANTILES).astype(np.int64)
+    ends[:, -1] = QUANTILES
+    counts = np.diff(ends, axis=1, prepend=0)
+    outcomes = np.repeat(np.tile(np.arange(256, dtype=np.uint8), 256), counts.ravel())
+    return look_up(outcomes.reshape(256, QUANTILES), image, random_bytes(image.shape, random))
+
+
+@functools.lru_cache(maxsize=256)
+def _distributions(scale: float, photons: int, std: float, low: int, high: int) -> NDArray[np.float64]:
+    """P(x' <= new value) by (old value, new value), (256, 256), in an image from ``low`` to ``high``."""
+    share = np.clip((np.arange(256) - low) / max(high - low, 1), 0, 1)
+    counts = poisson.pmf(np.arange(2 * photons), photons * scale * share[:, None] ** 2)
+    return np.maximum.accumulate(counts @ _read_noise(photons, std), axis=1)
+
+
+@functools.cache
+def _read_noise(photons: int, std: float) -> NDArray[np.float64]:
+    """P(x' <= new value) by (photon count, new value), (2 photons, 256)."""
+    light = np.minimum(np.arange(2 * photons) / photons, 1)
+    cumulative = norm.cdf(((np.arange(256) + 1) / 255 - light[:, None]) / std)
+    cumulative[:, -1] = 1
+    return cumulative
