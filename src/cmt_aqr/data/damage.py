@@ -13,20 +13,11 @@ from cmt_aqr.data.augmentation import Transform, apply_transforms
 from cmt_aqr.geometry import project_to_images
 from cmt_aqr.structures import Frame
 
-_MAX_SHIFT = 0.5
-"""Metres; a point that moved farther counts as lost."""
-
-_PRIOR_POINTS = 4.0
-"""Weight of the sector's loss as a prior of its cells, in points."""
-
-_PRIOR_VARIANCE = 16.0
-"""Weight of the image's correlation as a prior of its cells, in squared grey levels."""
-
-_STRIDE = 4
-"""Along both axes, every n-th pixel is compared."""
-
-_BLIND_SHIFT = 0.05
-"""Share of the image width; a calibration that moves objects at 20 m by that much counts as blind."""
+_MAX_SHIFT = 0.5  # metres; a point that moved farther counts as lost
+_PRIOR_POINTS = 4.0  # weight of the sector's loss as a prior of its cells, in points
+_PRIOR_VARIANCE = 16.0  # weight of the image's correlation as a prior of its cells, in squared grey levels
+_STRIDE = 4  # along both axes, every n-th pixel is compared
+_BLIND_SHIFT = 0.05  # of the image width; a calibration that moves objects at 20 m by that much counts as blind
 
 
 @dataclass

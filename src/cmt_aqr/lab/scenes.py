@@ -25,17 +25,12 @@ GROUP_OF = torch.tensor([next(n for n, group in enumerate(GROUPS) if label in gr
 _SIZES = np.array(((5.0, 2.1, 2.0), (9.0, 2.8, 3.2), (1.9, 0.8, 1.4), (0.7, 0.7, 1.4), (0.6, 2.4, 1.0)))
 """Length, width and height by group in metres."""
 
-REACH = 16.5
-"""Largest distance of an object from the car in metres."""
-
 _SPEEDS = np.array((6.0, 5.0, 4.0, 1.2, 0.0))
 """Highest speed by group, m/s; cones never move."""
 
-_NEAREST, _APART = 3.0, 3.0
-"""Smallest distance from the car, and between the centres of two objects, in metres."""
-
-_GROUND = -1.8
-"""Height of the ground relative to the LiDAR, metres."""
+_NEAREST, _FARTHEST = 3.0, 16.5  # distances of objects from the car in metres
+_APART = 3.0  # smallest distance between the centres of two objects in metres
+_GROUND = -1.8  # height of the ground relative to the LiDAR in metres
 
 YAWS = dict(zip(CAMERAS, (0.0, -55.0, 55.0, 180.0, 110.0, -110.0), strict=True))
 """Directions of the cameras, degrees to the left of straight ahead, which is +y as in nuScenes' LiDAR frame."""
@@ -70,7 +65,7 @@ def draw_boxes(random: np.random.Generator, objects: tuple[int, int]) -> tuple[T
     labels = random.integers(len(CLASSES), size=count)
     xy = np.full((count, 2), np.nan)  # uniform in the ring between the smallest and the largest distance
     for number in range(count):
-        distance = np.sqrt(random.uniform(_NEAREST**2, REACH**2, 8))
+        distance = np.sqrt(random.uniform(_NEAREST**2, _FARTHEST**2, 8))
         angle = random.uniform(-math.pi, math.pi, 8)
         candidates = distance[:, None] * np.stack((np.cos(angle), np.sin(angle)), axis=1)
         near = np.linalg.norm(candidates[:, None] - xy[:number], axis=2) <= _APART  # False for dropped objects

@@ -14,26 +14,20 @@ from cmt_aqr.scenes.shapes import KINDS, build_solids
 
 Array = NDArray[np.float64]
 
+# Metres left of the ego lane's centre. Traffic keeps to the right.
 LANES = {"ego": 0.0, "right": -3.6, "opposite": 3.6, "opposite_left": 7.2}
-"""Lane centres, metres left of the ego lane's. Traffic keeps to the right."""
-
 BIKE_LANES = (-6.1, 9.7)
 PARKING = (-8.3, 11.9)
 SIDEWALKS = ((-14.3, -10.2), (13.8, 17.9))
 YARDS = ((-30.0, -15.5), (19.0, 33.0))
-BUILDINGS = (-31.5, 34.5)
-"""Positions of the facades."""
+FACADES = (-31.5, 34.5)
 
-BLOCK = 25.0
-"""Metres of street that are furnished together, so that every stretch has all classes."""
-
-REACH = 62.0
-"""Metres before and behind the ego vehicle that are furnished."""
-
-EGO_SIZE = (4.8, 2.0)
-_CLEARANCE = 0.3
-_CHECK_STEP = 0.25
-_CAPACITY = 1024
+BLOCK = 25.0  # metres of street that are furnished together, so that every stretch has all classes
+REACH = 62.0  # metres before and behind the ego vehicle that are furnished
+EGO_SIZE = (4.8, 2.0)  # length and width in metres
+_CLEARANCE = 0.3  # metres between objects
+_CHECK_STEP = 0.25  # seconds between checks for collisions
+_CAPACITY = 1024  # objects
 
 
 class _Layout:
@@ -102,8 +96,9 @@ class _Layout:
 
 _LOW_TRAFFIC = ("car", "car", "motorcycle_ridden")
 _TALL_TRAFFIC = ("truck", "bus", "trailer", "construction_vehicle")
-_TALL_DISTANCE = 20.0
-"""Metres from the ego vehicle at the start within which there are no tall vehicles, which hide half the street."""
+_TALL_DISTANCE = (
+    20.0  # metres from the ego vehicle at the start; nearer, a tall vehicle would hide half the street
+)
 
 _STREETS = (
     ("straight street", 0.0, (5.5, 8.0), (0.0, 0.0)),
@@ -112,7 +107,7 @@ _STREETS = (
     ("street bending right", -1.0, (4.0, 6.5), (0.0, 0.0)),
     ("setting off slowly", -0.3, (1.5, 3.0), (0.2, 0.45)),
 )
-"""By turns: description, sign and strength of the bend, ranges of the ego vehicle's speed and acceleration."""
+"""In turn: description, relative bend, ranges of the ego vehicle's speed and acceleration."""
 
 
 def build_scene(settings: Settings, index: int) -> Scene:
@@ -249,7 +244,7 @@ def _furnish(layout: _Layout, travel: float) -> None:
 
 def _add_buildings(layout: _Layout, start: float) -> None:
     random = layout.random
-    for front in BUILDINGS:
+    for front in FACADES:
         size = np.array((random.uniform(14, 22), random.uniform(8, 11), random.uniform(5, 14)))
         layout.add("building", start + BLOCK / 2, front + math.copysign(0.5 * size[1], front), size=size)
 

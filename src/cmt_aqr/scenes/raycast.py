@@ -17,8 +17,7 @@ Rays = NDArray[np.float32]
 
 _CORNERS = np.array([(x, y, z) for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
 _EDGES = np.array([(i, j) for i in range(8) for j in range(i + 1, 8) if (i ^ j).bit_count() == 1])
-_NEAR = 0.2
-"""Depth in metres at which boxes are clipped."""
+_NEAR = 0.2  # depth in metres at which boxes are clipped
 
 
 @dataclass(frozen=True)

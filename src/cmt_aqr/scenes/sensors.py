@@ -22,17 +22,12 @@ from cmt_aqr.scenes.raycast import Array, Hits, Rays
 from cmt_aqr.scenes.scene import Scene
 from cmt_aqr.scenes.settings import RINGS, Settings
 
-MAX_RANGE = 70.0
-"""Range of the LiDAR in metres (HDL-32E data sheet)."""
-
-RENDER_RANGE = 110.0
-"""Metres; the cameras see no objects beyond."""
+MAX_RANGE = 70.0  # of the LiDAR in metres (HDL-32E data sheet)
+RANGE_NOISE = 0.02  # standard deviation of the LiDAR's ranges in metres
+RENDER_RANGE = 110.0  # metres; the cameras see no objects beyond
 
 ELEVATIONS = np.deg2rad(np.linspace(-30.67, 10.67, RINGS))
 """Elevations of the rings in radians, lowest first (HDL-32E data sheet: equally spaced)."""
-
-RANGE_NOISE = 0.02
-"""Standard deviation of measured ranges in metres."""
 
 _MOUNTS = {
     # x, y, z in metres, yaw and pitch (up) in degrees, focal length in pixels of a 1600 pixel wide image,

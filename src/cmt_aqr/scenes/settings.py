@@ -7,20 +7,11 @@ from cmt_aqr.checks import is_whole, require, require_number, require_whole
 GENERATOR_VERSION = 1
 """Incremented whenever the same settings would give different data."""
 
-KEYFRAME_RATE = 2
-"""Keyframes per second, as in nuScenes."""
-
-RINGS = 32
-"""Rings of nuScenes' LiDAR."""
-
-ASPECT = (16, 9)
-"""Width to height of nuScenes' images, 1600 x 900."""
-
-MAX_SCENES = 750
-"""The devkit's validation split has 150 names, a fifth of these."""
-
-MINI_SCENES = 10
-"""A set of at most this many scenes is a ``v1.0-mini``, a larger one a ``v1.0-trainval``."""
+KEYFRAME_RATE = 2  # keyframes per second, as in nuScenes
+RINGS = 32  # rings of nuScenes' LiDAR
+ASPECT = (16, 9)  # width to height of nuScenes' images, 1600 x 900
+MAX_SCENES = 750  # the devkit's validation split has 150 names, a fifth of these
+MINI_SCENES = 10  # a set of at most this many scenes is a v1.0-mini, a larger one a v1.0-trainval
 
 
 @dataclass(frozen=True)

@@ -112,22 +112,19 @@ def test_darkness_has_the_distribution_of_photons_and_read_noise(scale: float, p
         assert np.abs(np.cumsum(shares[0] - shares[1])).max() < 0.012
 
 
-def test_fog_over_an_image_pixel_by_pixel() -> None:
-    image = views_of(FRAME.replace(images=photograph(24, 36)))[0]
-    foggy = fog_image(image, generator(), 4.0, 0.002)
-    random = generator()
-    drawn = random_bytes((24, 36), random) / 256
-    clouds = haze(24, 36, random)
-    brightest = image.max() / 255
-    for row in range(24):
-        for column in range(36):
-            down = max(0, row - int(24 * 0.99), int(24 * 0.65) - row)
-            across = max(0, column - int(36 * 0.85), int(36 * 0.1) - column)
-            distance = 2 * math.hypot(down, across) * (1 + drawn[row, column] / 4) + math.sqrt(36)
-            clear = math.exp(-0.002 * distance)
-            hazy = (image[row, column] / 255 + 4.0 * clouds[row, column]) * brightest / (brightest + 4.0)
-            expected = np.minimum(hazy, 1) * clear + 0.5 * (1 - clear)
-            assert np.abs(foggy[row, column] - 255 * expected).max() < 1.01
+def test_fog_over_an_image() -> None:
+    image, random = VIEWS[0], generator()
+    height, width = image.shape[:2]
+    drawn = random_bytes((height, width), random) / 256
+    clouds = haze(height, width, random)
+    rows, columns = np.mgrid[:height, :width]
+    down = np.clip(np.maximum(rows - int(height * 0.99), int(height * 0.65) - rows), 0, None)
+    across = np.clip(np.maximum(columns - int(width * 0.85), int(width * 0.1) - columns), 0, None)
+    distance = 2 * np.hypot(down, across) * (1 + drawn / 4) + math.sqrt(max(height, width))
+    clear, brightest = np.exp(-0.002 * distance)[..., None], image.max() / 255
+    hazy = (image / 255 + 4.0 * clouds[..., None]) * brightest / (brightest + 4.0)
+    expected = np.minimum(hazy, 1) * clear + 0.5 * (1 - clear)
+    assert np.abs(fog_image(image, generator(), 4.0, 0.002) - 255 * expected).max() < 1.01
 
 
 def test_plasma_is_a_diamond_square_fractal() -> None:

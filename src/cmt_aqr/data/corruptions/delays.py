@@ -12,8 +12,7 @@ from cmt_aqr.data.dataset import generator_of_frame
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.structures import Frame, FrameSource, Returns
 
-FIRST_DELAYED = 2
-"""Number in the split of the first frame whose points MultiCorrupt replaces."""
+FIRST_DELAYED = 2  # number in the split of the first frame whose points MultiCorrupt replaces
 
 
 def source_of(frame: Frame) -> FrameSource:

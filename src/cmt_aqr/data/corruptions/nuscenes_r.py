@@ -21,8 +21,7 @@ from cmt_aqr.data.corruptions.images import black_out
 from cmt_aqr.errors import SettingError
 from cmt_aqr.structures import Frame
 
-BURST = 4
-"""Number of samples that a start makes stuck, where sensors are stuck consecutively."""
+BURST = 4  # samples that a start makes stuck, where sensors are stuck consecutively
 
 EGO_IN_LIDAR = (0.0, -0.94, -1.84)
 """Origin of the ego frame, below the rear axle, in nuScenes' LiDAR frame, metres."""

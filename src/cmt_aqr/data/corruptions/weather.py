@@ -29,17 +29,10 @@ from cmt_aqr.data.corruptions.lidar import standard_normal
 from cmt_aqr.data.corruptions.sweeps import returns_of
 from cmt_aqr.structures import Frame
 
-PULSE = 2e-8
-"""Half-power width of the LiDAR's pulse in seconds."""
-
-OVERLAP_BEGIN, OVERLAP_FULL = 0.9, 1.0
-"""Ranges in metres from which on beam and receiver overlap in part, and completely."""
-
-MAX_RANGE, PER_METRE = 200, 10
-"""Range of the table of echoes in metres, and its entries per metre."""
-
-TARGET_REFLECTIVITY = 1e-6 / math.pi
-"""Differential reflectivity of a hard target."""
+PULSE = 2e-8  # half-power width of the LiDAR's pulse in seconds
+OVERLAP_BEGIN, OVERLAP_FULL = 0.9, 1.0  # metres from which on beam and receiver overlap in part, and completely
+MAX_RANGE, PER_METRE = 200, 10  # range of the table of echoes in metres, and its entries per metre
+TARGET_REFLECTIVITY = 1e-6 / math.pi  # differential reflectivity of a hard target
 
 
 @functools.cache
