@@ -17,11 +17,8 @@ from cmt_aqr.lab.scenes import GROUP_OF, GROUPS
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.structures import Batch, sample_index
 
-Draw = Callable[[int], Tensor]
-"""Gives n random numbers per frame: (batch, n) uniform in [0, 1)."""
-
-_WAVES = (0.1, 0.25)
-"""Frequencies of the position encoding that cameras show, radians per metre."""
+Draw = Callable[[int], Tensor]  # n random numbers per frame: (batch, n) uniform in [0, 1)
+_WAVES = (0.1, 0.25)  # frequencies of the position encoding that cameras show, radians per metre
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-PAINT = "paint"
-"""Colour of a part that has the object's own colour."""
+PAINT = "paint"  # colour of a part that has the object's own colour
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from scipy.stats import norm
 from cmt_aqr.data.corruptions.corruption import by_severity
 from cmt_aqr.structures import Frame
 
-Image = NDArray[np.uint8]
-"""(height, width, 3), BGR."""
+Image = NDArray[np.uint8]  # (height, width, 3), BGR
 
 BAND = 16
 """Rows of 1600 pixels that are computed together where a step has many passes, so that they stay in the cache."""
@@ -27,8 +26,7 @@ BAND = 16
 FLOOR = 1e-4 - 0.5
 """Offset that makes OpenCV's rounding a floor; integers that came out slightly too small are kept."""
 
-QUANTILES = 256
-"""Equally likely outcomes that represent the distribution of a pixel."""
+QUANTILES = 256  # equally likely outcomes that represent the distribution of a pixel
 
 
 def each_image(frame: Frame, random: Generator, change: Callable[..., Image], skips_unseen: bool = False) -> Frame:

@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from cmt_aqr.data.corruptions.images import Image, look_up
 from cmt_aqr.errors import SettingError
 
-MASKS = 16
-"""Number of masks in nuScenes-R, each equally likely."""
-
+MASKS = 16  # in nuScenes-R, each equally likely
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
 

@@ -102,8 +102,7 @@ def fog_points(frame: Frame, random: Generator, alpha: float, beta: float) -> Fr
     return frame.replace(points=points)
 
 
-CELLS = 128
-"""Side of the drawn fractals. Finer levels of the diamond-square would add less than a fifth of a grey level."""
+CELLS = 128  # side of the drawn fractals; finer levels would add less than a fifth of a grey level
 
 
 def plasma(side: int, count: int, random: Generator) -> NDArray[np.float32]:
