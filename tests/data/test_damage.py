@@ -9,17 +9,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.points import read_checked_points, read_points
 from cmt_aqr.data.reading import read_image
 from cmt_aqr.data.tables import open_tables
-from cmt_aqr.errors import UserError
-from cmt_aqr.evaluation.decoding import decode
 from cmt_aqr.evaluation.official import check_anything_to_find
-from cmt_aqr.outputs import QueryOutputs
 from tests.helpers.shared_data import SHARED
 from tests.helpers.small_data import RANGE, VERSION, datamodule, edited, linked_copy
 
@@ -367,13 +363,3 @@ def test_intact_jpegs_are_decoded_as_by_opencv(small_root: Path) -> None:
     files += sorted(SHARED.glob("nuscenes-keyframe/samples/CAM_*/*.jpg"))
     for path in files:
         np.testing.assert_array_equal(read_image(path), cv2.imread(str(path)), err_msg=str(path))
-
-
-@pytest.mark.parametrize("part", ["logits", "codes"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_outputs_that_are_not_finite_stop_an_evaluation_with_the_sample(part: str, value: float) -> None:
-    parts = {"logits": torch.zeros(1, 2, 20, 10), "codes": torch.zeros(1, 2, 20, 10)}
-    assert len(decode(QueryOutputs(**parts), tokens=("good", "bad"))) == 2
-    parts[part][0, 1, 3, 4] = value
-    with pytest.raises(UserError, match=r"^sample bad: "):
-        decode(QueryOutputs(**parts), tokens=("good", "bad"))

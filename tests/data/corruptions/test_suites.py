@@ -1,5 +1,6 @@
 """Suites as configuration, their random numbers, delayed or miscalibrated sensors, and what is refused."""
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from scipy.spatial.transform import Rotation
 
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.corruptions import multicorrupt, nuscenes_r
 from cmt_aqr.data.corruptions.corruption import Corruption
-from cmt_aqr.data.corruptions.delays import Stuck
+from cmt_aqr.data.corruptions.delays import Stuck, delay_points
 from cmt_aqr.data.corruptions.nuscenes_r import EGO_IN_LIDAR, draw_extrinsic_errors
 from cmt_aqr.data.dataset import SampleKey, frame_generator
 from cmt_aqr.data.faults import SomeFrames
@@ -98,20 +100,24 @@ def test_a_condition_strikes_its_sensors_and_changes_nothing_in_place(option: st
     assert torch.equal(frame.points, before.points) and torch.equal(frame.images, before.images)
 
 
-def test_random_numbers_do_not_depend_on_workers_or_caches(small_root: Path, tmp_path: Path) -> None:
+def test_random_numbers_do_not_depend_on_how_frames_are_loaded(small_root: Path, tmp_path: Path) -> None:
     faults = SomeFrames(
         0.8, 2, a=multicorrupt.fog(2), b=multicorrupt.motionblur(3), c=nuscenes_r.camera_stuck(0.9)
     )
 
-    def loaded(**changes: Any) -> list[torch.Tensor]:
-        data = ready("fit", small_root, tmp_path, train_fault=faults, eval_fault=faults, batch_size=1, **changes)
-        batches = [*data.train_dataloader(), *data.val_dataloader()]
+    def loaded(epoch: int = 0, fault: SomeFrames | None = faults, **changes: Any) -> list[torch.Tensor]:
+        """Points and images of the training frames and, evaluated in some epoch, of the validation frames."""
+        data = ready("fit", small_root, tmp_path, train_fault=fault, eval_fault=fault, batch_size=1, **changes)
+        loader = data.val_dataloader()
+        loader.frame_sampler.set_epoch(epoch)
+        batches = [*data.train_dataloader(), *loader]
         return [tensor for batch in batches for tensor in (batch.points, batch.images)]
 
     first = loaded()
-    for other in (loaded(num_workers=2), loaded(cache_frames=True)):
+    for other in (loaded(num_workers=2), loaded(cache_frames=True), loaded(epoch=5)):
         assert all(torch.equal(left, right) for left, right in zip(first, other, strict=True))
-    assert not all(torch.equal(left, right) for left, right in zip(first, loaded(seed=1), strict=True))
+    for other in (loaded(seed=1), loaded(fault=None)):
+        assert not all(torch.equal(left, right) for left, right in zip(first, other, strict=True))
 
 
 def test_random_numbers_depend_on_frame_and_name_but_not_on_severity() -> None:
@@ -193,56 +199,59 @@ def test_sensors_stuck_in_bursts_show_the_last_frame_that_was_not() -> None:
     assert min(lengths) == 4
 
 
-def test_delayed_sweeps_take_the_places_of_a_frames_own(small_root: Path, cache: Path) -> None:
-    reader = ready("validate", small_root, cache, val_split="mini_train", sweeps=1).dataset("val").reader
-    frames = [reader.read(number) for number in range(3)]
-    struck, images = 0, 0
-    for seed in range(40):
-        for number, frame in enumerate(frames):
+@pytest.fixture(scope="module")
+def frames(small_root: Path, cache: Path) -> list[Frame]:
+    data = ready("validate", small_root, cache, val_split="mini_train", sweeps=1)
+    return [data.dataset("val").reader.read(number) for number in range(3)]
+
+
+def test_delayed_sweeps_take_the_places_of_a_frames_own(frames: list[Frame]) -> None:
+    _, before, frame = frames
+    delayed = delay_points(frame, generator(), 1.0)
+    # The previous keyframe's own sweep is not moved; every sweep's motion and lag are this frame's.
+    own, expected = (one.points[one.returns.sweep == 0] for one in (delayed, before))
+    assert torch.equal(own, expected)
+    motions = zip(frame.returns.motions, before.returns.motions, strict=True)
+    for sweep, (now, then) in enumerate(motions):
+        moved = delayed.points[delayed.returns.sweep == sweep]
+        move = now @ torch.linalg.inv(then)
+        expected = before.points[before.returns.sweep == sweep, :3].double() @ move[:3, :3].T + move[:3, 3]
+        torch.testing.assert_close(moved[:, :3].double(), expected, atol=1e-4, rtol=0)
+        assert set(moved[:, 4].tolist()) == set(frame.points[frame.returns.sweep == sweep, 4].tolist())
+
+
+def test_delays_have_their_probability_and_begin_at_the_third_and_the_second_frame(frames: list[Frame]) -> None:
+    sweeps, images = np.zeros(3), np.zeros((3, len(CAMERAS)))
+    for number in range(3):
+        frame, before = frames[number], frames[max(number - 1, 0)]
+        for seed in range(40):
             delayed = multicorrupt.temporalmisalignment(3)(frame, frame_generator(seed, SampleKey(0, number)))
-            for view in range(len(CAMERAS)):
-                same = torch.equal(delayed.images[view], frame.images[view])
-                assert same or (number and torch.equal(delayed.images[view], frames[number - 1].images[view]))
-                images += not same
-            if torch.equal(delayed.points, frame.points):
-                continue
-            assert number == 2  # from the third frame on
-            struck += 1
-            before, own = frames[1], frame.returns
-            # The previous keyframe's own sweep is not moved; every sweep's motion and lag are this frame's.
-            own_sweep = [one.points[one.returns.sweep == 0] for one in (delayed, before)]
-            assert torch.equal(*own_sweep)
-            for sweep, (now, then) in enumerate(zip(own.motions, before.returns.motions, strict=True)):
-                points = before.points[before.returns.sweep == sweep, :3].double()
-                move = now @ torch.linalg.inv(then)
-                moved = delayed.points[delayed.returns.sweep == sweep]
-                expected = points @ move[:3, :3].T + move[:3, 3]
-                torch.testing.assert_close(moved[:, :3].double(), expected, atol=1e-4, rtol=0)
-                assert set(moved[:, 4].tolist()) == set(frame.points[own.sweep == sweep, 4].tolist())
-    assert struck / 40 == pytest.approx(0.6, abs=0.25) and images / (40 * 2 * 6) == pytest.approx(0.6, abs=0.08)
+            sweeps[number] += not torch.equal(delayed.points, frame.points)
+            late = (delayed.images != frame.images).flatten(1).any(dim=1)
+            assert torch.equal(delayed.images[late], before.images[late])
+            images[number] += late.numpy()
+    assert sweeps[:2].sum() == 0 and sweeps[2] / 40 == pytest.approx(0.6, abs=0.25)
+    assert images[0].sum() == 0 and images[1:].mean() / 40 == pytest.approx(0.6, abs=0.08)
     stuck = nuscenes_r.lidar_stuck(1.0)(frames[1], frame_generator(0, SampleKey(0, 1)))
     assert torch.equal(stuck.points, frames[0].points)
 
 
 def test_wrong_extrinsics_rotate_about_the_ego_frame() -> None:
-    frame = driving().replace(images=photograph(), lidar2img=torch.eye(4).repeat(6, 1, 1))
-    angles, shifts = [], []
-    centre = torch.tensor(EGO_IN_LIDAR, dtype=torch.float64)
-    for number in range(200):
-        moved = nuscenes_r.extrinsics()(frame, generator(number)).lidar2img.double()
-        assert torch.equal(moved, moved[:1].expand(6, 4, 4))
-        error = torch.linalg.inv(moved[0])
-        angles.append(np.degrees(np.arccos(np.clip((float(error[:3, :3].trace()) - 1) / 2, -1, 1))))
-        shifts.append((error[:3, :3] @ centre + error[:3, 3] - centre).abs())
-    assert min(angles) + 1e-3 >= 0.5 and max(angles) <= 2.5 + 1e-3 and max(angles) - min(angles) > 1.8
-    assert torch.stack(shifts).min() + 1e-6 >= 0.005 and torch.stack(shifts).max() <= 0.01 + 1e-6
-    single = nuscenes_r.extrinsics(together=False)(frame, generator()).lidar2img
-    assert len(single.unique(dim=0)) == 6
-
-
-def test_axes_of_wrong_extrinsics_are_uniform_on_the_sphere() -> None:
-    errors = draw_extrinsic_errors(3000, np.random.default_rng(0))[:, :3, :3]
-    skew = errors - errors.transpose(0, 2, 1)
-    axes = np.stack((skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]), axis=1)
-    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+    errors = draw_extrinsic_errors(3000, np.random.default_rng(0))
+    rotations, centre = errors[:, :3, :3], np.array(EGO_IN_LIDAR)
+    shifts = np.abs(rotations @ centre + errors[:, :3, 3] - centre)
+    assert shifts.min() >= 0.005 and shifts.max() <= 0.01
+    vectors = Rotation.from_matrix(rotations).as_rotvec(degrees=True)
+    angles = np.linalg.norm(vectors, axis=1)
+    assert 0.5 <= angles.min() < 0.6 and 2.4 < angles.max() <= 2.5
+    axes = vectors / angles[:, None]  # uniform on the sphere
     assert np.abs(axes.mean(axis=0)).max() < 0.03 and np.ptp(axes.var(axis=0)) < 0.03
+
+
+@pytest.mark.parametrize(("together", "errors"), [(True, 1), (False, 6)])
+def test_cameras_share_an_error_or_have_their_own(together: bool, errors: int) -> None:
+    frame = driving().replace(images=photograph(), lidar2img=torch.eye(4).repeat(6, 1, 1))
+    lidar2img = nuscenes_r.extrinsics(together)(frame, generator()).lidar2img
+    assert len(lidar2img.unique(dim=0)) == errors
+    angle = math.degrees(math.acos((float(lidar2img[0, :3, :3].trace()) - 1) / 2))
+    assert 0.4 < angle < 2.6
