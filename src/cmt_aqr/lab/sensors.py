@@ -209,23 +209,8 @@ class LabCamera(SimulatedMaps):
 
         # The first row of the noise doubles as the error of the distances.
         error = noise[map_index, 0, 0, (torch.arange(len(frame), device=frame.device) % columns)[:, None]]
-        shown_depth = depth.clamp(min=1) * torch.exp(self.depth_error * error)
-        ratio = (shown_depth / depth.clamp(min=1))[..., None]
-        shown_xy = ratio * batch.boxes[:, None, :2]  # along the ray
-        waves = shown_xy[..., None] * shown_xy.new_tensor(_WAVES)
-        bearing = torch.atan2(batch.boxes[:, 1], batch.boxes[:, 0])
-        classes = functional.one_hot(batch.labels, len(CLASSES)).to(depth.dtype)
-        of_box = (2 * classes, 2 * _direction(batch.boxes[:, 6] - bearing), batch.boxes[:, 5:6].log())
-        values = (
-            torch.cat(of_box, dim=1)[:, None].expand(-1, views, -1),
-            torch.cat((waves.sin(), waves.cos()), dim=-1).flatten(-2),  # like the position encoding of queries
-            shown_xy / 18,
-            shown_depth.log()[..., None] - 2.5,
-            torch.ones_like(ratio),
-        )
-        signatures = Signatures(
-            torch.cat(values, dim=-1).flatten(0, 1), strength.flatten(), map_index.flatten(), cell.flatten(0, 1)
-        )
+        values = self._values(batch, depth.clamp(min=1), error)
+        signatures = Signatures(values.flatten(0, 1), strength.flatten(), map_index.flatten(), cell.flatten(0, 1))
         signatures = self._with_clutter(
             signatures, random[:, :clutter].reshape(maps, self.clutter, 5), (rows, columns)
         )
@@ -233,6 +218,24 @@ class LabCamera(SimulatedMaps):
         if batch.damage is not None:
             lost = functional.interpolate(batch.damage.cameras, (rows, columns), mode="area").flatten(0, 1)
         return self(signatures, lost, noise).view(batch.size, views, -1, rows, columns)
+
+    def _values(self, batch: Batch, depth: Tensor, error: Tensor) -> Tensor:
+        """Values (box, view, feature) of the boxes' signatures, from depth in metres and its error (box, view)."""
+        shown_depth = depth * torch.exp(self.depth_error * error)
+        ratio = (shown_depth / depth)[..., None]
+        shown_xy = ratio * batch.boxes[:, None, :2]  # along the ray
+        waves = shown_xy[..., None] * shown_xy.new_tensor(_WAVES)
+        bearing = torch.atan2(batch.boxes[:, 1], batch.boxes[:, 0])
+        classes = functional.one_hot(batch.labels, len(CLASSES)).to(depth.dtype)
+        of_box = (2 * classes, 2 * _direction(batch.boxes[:, 6] - bearing), batch.boxes[:, 5:6].log())
+        values = (
+            torch.cat(of_box, dim=1)[:, None].expand(-1, depth.shape[1], -1),
+            torch.cat((waves.sin(), waves.cos()), dim=-1).flatten(-2),  # like the position encoding of queries
+            shown_xy / 18,
+            shown_depth.log()[..., None] - 2.5,
+            torch.ones_like(ratio),
+        )
+        return torch.cat(values, dim=-1)
 
     def _with_clutter(self, signatures: Signatures, random: Tensor, map_size: tuple[int, int]) -> Signatures:
         """Signatures with ``clutter`` false objects per map, from uniform numbers (map, object, 5)."""

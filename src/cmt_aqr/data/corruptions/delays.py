@@ -42,17 +42,17 @@ def delay_points(frame: Frame, random: Generator, probability: float) -> Frame:
     replaced = len(now.motions) if len(returns.motions) == len(now.motions) else 1
     parts, sweeps, rings = [], [], []
     for sweep, motion in enumerate(now.motions):
-        rows = now.sweep == sweep
-        part, ring = frame.points[rows], now.ring[rows]
+        from_points, from_returns = (points, returns) if sweep < replaced else (frame.points, now)
+        rows = from_returns.sweep == sweep
+        part = from_points[rows]
         if sweep < replaced:
-            lag = part[0, 4] if len(part) else 0.0
-            part, ring = points[returns.sweep == sweep], returns.ring[returns.sweep == sweep]
             move = (motion @ torch.linalg.inv(returns.motions[sweep])).float()
             part[:, :3] = part[:, :3] @ move[:3, :3].T + move[:3, 3]
-            part[:, 4] = lag
+            lag = frame.points[now.sweep == sweep, 4]
+            part[:, 4] = lag[0] if len(lag) else 0.0
         parts.append(part)
-        sweeps.append(torch.full((len(part),), sweep, dtype=torch.uint8))
-        rings.append(ring)
+        sweeps.append(from_returns.sweep[rows])
+        rings.append(from_returns.ring[rows])
     merged = Returns(sweep=torch.cat(sweeps), ring=torch.cat(rings), motions=now.motions)
     return frame.replace(points=torch.cat(parts), returns=merged)
 
@@ -61,8 +61,8 @@ def delay_images(frame: Frame, random: Generator, probability: float) -> Frame:
     """With a probability, replace each image by that of the previous frame in the split, of whatever scene."""
     assert frame.images is not None
     previous = source_of(frame).earlier(1, same_scene=False)
-    struck = random.random(len(frame.images)) < probability
-    return frame if previous is None else with_images(frame, dict.fromkeys(struck.nonzero()[0], previous))
+    delayed = random.random(len(frame.images)) < probability
+    return frame if previous is None else with_images(frame, dict.fromkeys(delayed.nonzero()[0], previous))
 
 
 def with_images(frame: Frame, sources: Mapping[int, FrameSource]) -> Frame:
@@ -101,12 +101,12 @@ class Stuck:
         """The frame with what the stuck sensors repeat."""
         source = source_of(frame)
         sensors = len(CAMERAS) if self.cameras else 1
-        shown = [self.source_shown(source, random, sensor, sensors) for sensor in range(sensors)]
+        sources = [self.source_shown(source, random, sensor, sensors) for sensor in range(sensors)]
         if self.cameras:
-            return with_images(frame, {view: old for view, old in enumerate(shown) if old is not source})
-        if shown[0] is source:
+            return with_images(frame, {view: old for view, old in enumerate(sources) if old is not source})
+        if sources[0] is source:
             return frame
-        points, returns = shown[0].points()
+        points, returns = sources[0].points()
         return frame.replace(points=points, returns=returns)
 
     def source_shown(self, source: FrameSource, random: Generator, sensor: int, sensors: int) -> FrameSource:

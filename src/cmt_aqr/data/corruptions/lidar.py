@@ -108,9 +108,9 @@ def misalign_sweeps(
     change[:3, :3] = torch.from_numpy(about_x @ about_y @ about_z)
     change[:3, 3] = torch.tensor(shift, dtype=torch.float64)
     returns = returns_of(frame)
-    struck = torch.from_numpy(random.random(len(returns.motions)) < probability)
+    misaligned = torch.from_numpy(random.random(len(returns.motions)) < probability)
     changes = returns.motions @ change @ torch.linalg.inv(returns.motions)  # in the keyframe's LiDAR frame
-    changes[~struck] = torch.eye(4, dtype=torch.float64)
+    changes[~misaligned] = torch.eye(4, dtype=torch.float64)
     points = frame.points.clone()
     points[:, :3] = move_sweeps(points[:, :3], returns.sweep, changes.float())
     return frame.replace(points=points)
@@ -150,28 +150,30 @@ def cutout(frame: Frame, random: Generator, holes: int, share: float = 0.02) -> 
 def crosstalk(frame: Frame, random: Generator, share: float, std: float = 3.0) -> Frame:
     """Add normal noise to every column, in its unit, of a random share of the points: another LiDAR interferes."""
     rows = random.permutation(len(frame.points))[: int(len(frame.points) * share)]
-    return _add(frame, std * random.standard_normal((len(rows), frame.points.shape[1]), np.float32), rows)
+    return _add(frame, rows, std * random.standard_normal((len(rows), frame.points.shape[1]), np.float32))
 
 
 def gaussian_noise(frame: Frame, random: Generator, std: float) -> Frame:
     """Add normal noise to every column of every point."""
-    return _add(frame, np.float32(std) * random.standard_normal(tuple(frame.points.shape), np.float32))
+    noise = random.standard_normal(tuple(frame.points.shape), np.float32)
+    return frame.replace(points=frame.points + std * torch.from_numpy(noise))
 
 
 def uniform_noise(frame: Frame, random: Generator, size: float) -> Frame:
     """Add uniform noise from ``-size`` to ``size`` to every column of every point."""
-    return _add(frame, np.float32(size) * (2 * random.random(tuple(frame.points.shape), np.float32) - 1))
+    noise = 2 * random.random(tuple(frame.points.shape), np.float32) - 1
+    return frame.replace(points=frame.points + size * torch.from_numpy(noise))
 
 
 def impulse_noise(frame: Frame, random: Generator, one_in: int, size: float = 0.1) -> Frame:
     """Move one in ``one_in`` points by ``size``, up or down, on every column."""
     rows = random.permutation(len(frame.points))[: len(frame.points) // one_in]
     signs = random.choice(np.array((-1, 1), dtype=np.float32), (len(rows), frame.points.shape[1]))
-    return _add(frame, np.float32(size) * signs, rows)
+    return _add(frame, rows, np.float32(size) * signs)
 
 
-def _add(frame: Frame, noise: NDArray[np.float32], rows: NDArray[np.int64] | None = None) -> Frame:
-    """The frame with noise added to some rows of its points, by default to all."""
+def _add(frame: Frame, rows: NDArray[np.int64], noise: NDArray[np.float32]) -> Frame:
+    """The frame with noise (row, 5) added to some rows of its points."""
     points = frame.points.clone()
-    points[slice(None) if rows is None else torch.from_numpy(rows)] += torch.from_numpy(noise)
+    points[torch.from_numpy(rows)] += torch.from_numpy(noise)
     return frame.replace(points=points)

@@ -1,7 +1,7 @@
 """Ten of the 27 corruptions of nuScenes-C (Dong et al., CVPR 2023, arXiv 2303.11040), at severities 1 to 5.
 
 Parameters are those of thu-ml/3D_Corruptions_AD, ``LiDAR_corruptions.py`` and ``Camera_corruptions.py``.
-Corruptions of points treat all sweeps as one point cloud. The functions say what each does.
+Corruptions of points treat all sweeps as one point cloud.
 """
 
 from cmt_aqr.data.corruptions import images, lidar
