@@ -20,7 +20,7 @@ SOLIDS = build_solids(NAMES, SIZES, np.full((len(NAMES), 3), 0.5))
 def crowd(random: Generator) -> tuple[Array, Array]:
     """Centres and headings of objects all around the origin, some of which hide others."""
     angle = random.uniform(-math.pi, math.pi, len(NAMES))
-    angle[:2] = (math.pi - 0.05, -math.pi + 0.02)
+    angle[[0, 1, 3]] = (math.pi - 0.05, -math.pi + 0.02, 0.01)  # across the ends of the LiDAR's columns
     distance = random.uniform(6, 18, len(NAMES)) + 0.5 * SIZES[:, 0]
     centres = np.stack((distance * np.cos(angle), distance * np.sin(angle), 0.5 * SIZES[:, 2]), axis=1)
     return centres, random.uniform(-math.pi, math.pi, len(NAMES))

@@ -75,7 +75,7 @@ def camera_windows(corners: Array, intrinsic: Array, image_size: tuple[int, int]
 
 
 def lidar_windows(corners: Array, elevations: Array, columns: int) -> NDArray[np.int64]:
-    """Rays in which boxes can be seen: (object, 4) as in :func:`camera_windows`, but columns may exceed the grid.
+    """Rays in which boxes can be seen: (object, 4) as in :func:`camera_windows`, but columns may be below 0.
 
     Args:
         corners: (object, 8, 3) in the LiDAR frame.
@@ -146,12 +146,10 @@ def cast(
 
 
 def _wrapped(begin: int, end: int, width: int) -> list[tuple[int, int]]:
-    """A range of columns that may exceed the grid, as one or two ranges inside it."""
-    if begin < 0:
-        return [(begin + width, width), (0, end)] if end > 0 else [(begin + width, end + width)]
-    if end > width:
-        return [(begin, width), (0, end - width)] if begin < width else [(begin - width, end - width)]
-    return [(begin, end)]
+    """A range of columns that may begin below 0, as one or two ranges inside the grid."""
+    if begin >= 0:
+        return [(begin, end)]
+    return [(begin + width, width), (0, end)] if end > 0 else [(begin + width, end + width)]
 
 
 def _render(

@@ -130,6 +130,7 @@ def test_sweeps_are_rotated_and_shifted_in_their_own_frames() -> None:
 
 def test_motion_blur_shifts_sweeps_and_jitters_points() -> None:
     frame = driving(5000)
+    frame.returns.motions[1, :2, :2] = torch.tensor(((0.0, -1.0), (1.0, 0.0)))
     shifts, jitter = [], 0.13 * torch.tensor((0.15, 0.2, 0.12)).double()
     for number in range(40):
         change = own_frames(multicorrupt.motionblur(3)(frame, generator(number))) - own_frames(frame)
