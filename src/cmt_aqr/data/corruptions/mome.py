@@ -16,14 +16,9 @@ _STEP, _TOP, _SHIFT = 0.023275, 0.1862, 0.012
 """Radians between beams, elevation of the highest, and how far below a beam its interval begins."""
 
 
-def beam(number: int) -> tuple[float, float]:
-    """Open interval of elevations, radians, of a beam counted from the top, which is 0."""
-    return _TOP - _STEP * number - _SHIFT, _TOP - _STEP * (number - 1) - _SHIFT
-
-
 def beams4_horizon() -> Corruption:
-    """Four beams near the horizon remain (7, 9, 11, 13 from the top): nuScenes' rings 18, 20, 22, 24."""
-    intervals = [beam(number) for number in (7, 9, 11, 13)]
+    """Four beams near the horizon remain: 7, 9, 11, 13 from the top (0), nuScenes' rings 18, 20, 22, 24."""
+    intervals = [(_TOP - _STEP * i - _SHIFT, _TOP - _STEP * (i - 1) - _SHIFT) for i in (7, 9, 11, 13)]
     return Corruption("mome/beams4_horizon", partial(lidar.keep_elevations, intervals=intervals))
 
 
