@@ -1,4 +1,4 @@
-"""What sensor faults broke in a frame, and how much of it stands at a place."""
+"""Which share of each sensor's data faults destroyed in a frame, and the share at a position."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SECTORS, RINGS = 72, 12
 """Cells of the LiDAR's polar grid: 5 degrees of azimuth, and ``REACH / RINGS`` metres of range."""
 
 REACH = 60.0
-"""Metres; what lies beyond counts as the outermost ring."""
+"""Range of the polar grid in metres; points beyond belong to the outermost ring."""
 
 IMAGE_CELLS = (8, 16)
 """Rows and columns of cells per image."""
 
 
 def polar_cell(xy: Tensor) -> Tensor:
-    """Number of the polar cell, sector * RINGS + ring, int64, of positions (..., 2) in metres, LiDAR frame."""
+    """Index of the polar cell, sector * RINGS + ring, int64, of positions (..., 2) in metres, LiDAR frame."""
     turn = torch.atan2(xy[..., 1], xy[..., 0]) / (2 * math.pi) + 0.5
     sector = (turn * SECTORS).long().clamp(0, SECTORS - 1)
     ring = (xy.norm(dim=-1) * (RINGS / REACH)).long().clamp(0, RINGS - 1)
@@ -32,19 +32,19 @@ def polar_cell(xy: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Damage(TensorStructure):
-    """What was lost of each sensor: 0 where it is as it was, 1 where nothing is left.
+    """Share of each sensor's data that is lost: 0 is intact, 1 is all lost.
 
-    The grids lie where the sensors looked as the frame was read. Scene augmentation moves the LiDAR frame, so
-    ``to_read`` goes along; image augmentation changes nothing here.
+    The grids are in the coordinates of the frame as read. Scene augmentation moves the LiDAR frame and updates
+    ``to_read``; image augmentation changes nothing here.
 
     Attributes:
         lidar: (batch, sector * ring) float32, see :func:`polar_cell`.
-        cameras: (batch, view, row, column) float32, cells of the images as read.
+        cameras: (batch, view, row, column) float32, by cells of the images as read.
         projection: (batch, view, 4, 4) float32, the true calibration: a homogeneous point in the LiDAR frame as
             read becomes (u * depth, v * depth, depth, 1), with u and v in [0, 1) over the image.
-        to_read: (batch, 4, 4) float32, from the present LiDAR frame to that as read.
+        to_read: (batch, 4, 4) float32, from the present LiDAR frame to the one as read.
 
-    A frame's own damage has no batch dimension.
+    The damage of a single frame has no batch dimension.
     """
 
     lidar: Tensor
@@ -54,24 +54,24 @@ class Damage(TensorStructure):
 
     @classmethod
     def stack(cls, damages: list[Damage]) -> Damage:
-        """Damage of frames, side by side."""
+        """The damage of a batch, from that of its frames."""
         return cls(*(torch.stack([getattr(one, name) for one in damages]) for name in cls.__dataclass_fields__))
 
     def of_frame(self, place: int) -> Damage:
-        """One frame's damage, as a batch of one."""
+        """The damage of one frame of the batch, as a batch of one."""
         rows = slice(place, place + 1)
         return Damage(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def moved(self, inverse: Tensor) -> Self:
-        """The same after the LiDAR frame has moved: ``inverse`` (4, 4) brings points back to where they were."""
+        """The damage after a move of the LiDAR frame, whose ``inverse`` (4, 4) takes points back."""
         return self.replace(to_read=self.to_read @ inverse.to(self.to_read.dtype))
 
     def at(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What was lost at places (batch, query, 3), metres in the present LiDAR frame.
+        """Damage at places (batch, query, 3), metres in the present LiDAR frame.
 
         Returns:
-            of the LiDAR (batch, query); of each camera (batch, query, view), 0 where it does not see the place;
-            whether it sees it (batch, query, view) bool. Float32, without gradient.
+            the LiDAR's damage (batch, query); each camera's (batch, query, view), 0 where it does not see the
+            place; whether it sees the place (batch, query, view) bool. Float32, without gradient.
         """
         with torch.no_grad(), torch.autocast(places.device.type, enabled=False):
             places = places.float() @ self.to_read[:, :3, :3].mT + self.to_read[:, None, :3, 3]

@@ -50,7 +50,7 @@ data = partial(datamodule, Path("absent"), Path("absent"))
         (
             nuscenes_r.missing_cameras,
             {"cameras": ["CAM_TOP"]},
-            "cameras=.*CAM_TOP.*: must name some of CAM_FRONT",
+            "cameras=.*CAM_TOP.*: must be one or more of CAM_FRONT",
         ),
         (nuscenes_r.lidar_stuck, {"probability": 1.5}, "probability=1.5"),
         (nuscenes_r.fov, {"degrees": 0}, "degrees=0"),

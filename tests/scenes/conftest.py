@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from nuscenes import NuScenes
 
-from cmt_aqr.scenes import Scene, build_scene
-from tests.scenes.made import SMALL, VERSION, make
+from tests.scenes.made import VERSION, make
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +18,3 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def nusc(root: Path) -> NuScenes:
     return NuScenes(VERSION, str(root), verbose=False)
-
-
-@pytest.fixture(scope="session")
-def scenes() -> list[Scene]:
-    return [build_scene(SMALL, index) for index in range(SMALL.scenes)]

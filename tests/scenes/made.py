@@ -9,38 +9,37 @@ from nuscenes import NuScenes
 from nuscenes.utils.geometry_utils import transform_matrix
 from pyquaternion import Quaternion
 
-from cmt_aqr.scenes import Scene, Settings, make_dataset, recorder
+from cmt_aqr.scenes import Settings, build_scene, make_dataset, recorder
 from cmt_aqr.scenes.sensors import Array
 from cmt_aqr.scenes.tables import Row, token
 
 SMALL = Settings(scenes=2, seed=5, samples_per_scene=3, sweep_rate=4)
+SCENES = [build_scene(SMALL, index) for index in range(SMALL.scenes)]
 VERSION = "v1.0-mini"
 
 
-def make(out: Path, settings: Settings = SMALL, **more: Any) -> None:
-    values = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
-    make_dataset(out, **{"workers": 1, "progress": False, **values, **more})
+def make(out: Path, **more: Any) -> None:
+    make_dataset(out, **{"workers": 1, "progress": False, **vars(SMALL), **more})
 
 
 def scene_index(nusc: NuScenes, sample: Row) -> int:
     return SMALL.scene_names().index(nusc.get("scene", sample["scene_token"])["name"])
 
 
-def object_index(nusc: NuScenes, scenes: list[Scene], annotation: Row) -> tuple[int, int]:
+def object_index(nusc: NuScenes, annotation: Row) -> tuple[int, int]:
     """Index of the scene, and of the object in it, that an annotation is of."""
     index = scene_index(nusc, nusc.get("sample", annotation["sample_token"]))
-    for number in range(len(scenes[index].kinds)):
-        if token(SMALL.seed, "instance", index, number) == annotation["instance_token"]:
-            return index, number
-    raise AssertionError(f"annotation {annotation['token']} is of no object")
+    tokens = [token(SMALL.seed, "instance", index, number) for number in range(len(SCENES[index].kinds))]
+    return index, tokens.index(annotation["instance_token"])
 
 
 def annotations_of(nusc: NuScenes, sample: Row) -> list[Row]:
     return [nusc.get("sample_annotation", key) for key in sample["anns"]]
 
 
-def attributes_of(nusc: NuScenes, annotation: Row) -> list[str]:
-    return [nusc.get("attribute", key)["name"] for key in annotation["attribute_tokens"]]
+def attribute_of(nusc: NuScenes, annotation: Row) -> str:
+    """Name of the annotation's attribute, empty if it has none."""
+    return "".join(nusc.get("attribute", key)["name"] for key in annotation["attribute_tokens"])
 
 
 def seconds(index: int, timestamp: int) -> float:
@@ -51,9 +50,8 @@ def pose_matrix(nusc: NuScenes, record: Row) -> Array:
     """Sensor to global, by the devkit."""
     pose = nusc.get("ego_pose", record["ego_pose_token"])
     mount = nusc.get("calibrated_sensor", record["calibrated_sensor_token"])
-    return transform_matrix(pose["translation"], Quaternion(pose["rotation"])) @ transform_matrix(
-        mount["translation"], Quaternion(mount["rotation"])
-    )
+    matrices = [transform_matrix(row["translation"], Quaternion(row["rotation"])) for row in (pose, mount)]
+    return matrices[0] @ matrices[1]
 
 
 def read_points(nusc: NuScenes, record: Row) -> NDArray[np.float32]:

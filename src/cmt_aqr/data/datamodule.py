@@ -17,7 +17,7 @@ from cmt_aqr.data.augmentation import (
     TrainingFilter,
     Transform,
 )
-from cmt_aqr.data.damage import TellDamage
+from cmt_aqr.data.damage import MeasureDamage
 from cmt_aqr.data.database import Contents, ObjectDatabase
 from cmt_aqr.data.dataset import FrameDataset, FrameLoader, FrameSampler
 from cmt_aqr.data.finishing import Finishing
@@ -288,5 +288,5 @@ def _faults(
     """The transforms of a frame as read; with ``damage``, it is recorded what they broke, in complete images."""
     present = [step for step in (fault, *(transforms or {}).values()) if step is not None]
     if damage:
-        return [TellDamage(present)]
+        return [MeasureDamage(present)]
     return [images.mark_unseen, *present] if present else []

@@ -1,10 +1,8 @@
-"""Sensor faults: a LiDAR in fog, cameras at night, and how many frames have which.
+"""Sensor faults: a LiDAR in fog, cameras at night, and the choice of a fault for each frame.
 
-A fault is a :class:`~cmt_aqr.data.augmentation.Transform` that makes one sensor worse. Boxes, labels and
-calibration stay as they are, so a detector is asked for what is there, not for what the bad sensor still shows.
+A fault is a :class:`~cmt_aqr.data.augmentation.Transform` that degrades a sensor. Boxes and labels do not change:
+a detector is evaluated on what is present, not on what the degraded sensor still shows.
 """
-
-from __future__ import annotations
 
 import math
 
@@ -19,28 +17,26 @@ from cmt_aqr.errors import SettingError
 from cmt_aqr.structures import Frame
 
 NEAREST_ECHO = 1.0
-"""Metres; nearer than that a LiDAR's beam and receiver do not overlap, and fog gives no echo."""
+"""Metres; at shorter range a LiDAR's beam and receiver do not overlap, and fog gives no echo."""
 
 
 class Fog:
-    """The LiDAR in fog: far returns are lost, near ones are dimmer, some come from the fog itself.
+    """The LiDAR in fog: distant returns are lost, near ones are dimmed, and the fog itself returns some.
 
-    Light travels to the target and back through fog of extinction coefficient alpha and loses power by
-    Beer and Lambert's law, so that of a return from range r arrives
+    Light passes through the fog to the target and back and is attenuated by the Beer-Lambert law. The power of a
+    return from range r is
 
         P_fog(r) / P_clear(r) = exp(-2 alpha r),    alpha = ln(20) / visibility
 
-    (Hahner et al., "Fog Simulation on Real LiDAR Point Clouds for 3D Object Detection in Adverse Weather",
-    ICCV 2021; visibility is the meteorological optical range, over which contrast falls to 5 %). Intensities
-    are multiplied by that. Whether a return is detected depends on a threshold that data sets do not tell;
-    here it survives with the same probability, exp(-2 alpha r): a depth t is drawn from an exponential
-    distribution of rate 2 alpha, and the return is lost if t < r. A share ``clutter`` of the lost ones comes
-    back from the fog at depth t of the same ray, with intensity 0.
+    with alpha the extinction coefficient (Hahner et al., "Fog Simulation on Real LiDAR Point Clouds for 3D Object
+    Detection in Adverse Weather", ICCV 2021) and the visibility the meteorological optical range, over which
+    contrast falls to 5 %. Intensities are multiplied by that ratio. The detection threshold is unknown, so a
+    return survives with the same probability, exp(-2 alpha r): a depth t is drawn from an exponential distribution
+    of rate 2 alpha, and the return is lost if t < r. A share ``clutter`` of the lost returns becomes echoes of the
+    fog at depth t of the same ray, with intensity 0.
 
-    Ranges are measured from the keyframe's LiDAR, for points of earlier sweeps too. Images stay clear, so that
-    one sensor is bad and not two.
-
-    50 m is dense fog: alpha 0.06, of the returns from 20 m 9 % are left. Below 1000 m it is called fog.
+    Ranges are measured from the keyframe's LiDAR, also for points of earlier sweeps. Images stay clear, so that
+    only one sensor is degraded. 50 m is dense fog: 9 % of the returns from 20 m survive.
     """
 
     def __init__(
@@ -54,7 +50,7 @@ class Fog:
         """Extinction coefficient, 1/m."""
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
-        """Lose, dim and scatter points; all else stays."""
+        """The frame with points lost, dimmed and scattered."""
         points = frame.points.clone()
         count = len(points)
         distance = points[:, :3].norm(dim=1)
@@ -68,26 +64,26 @@ class Fog:
 
 
 class Night:
-    """The cameras at night: little light, so images are dark, and few photons, so they are noisy.
+    """The cameras at night: with little light, images are dark; with few photons, they are noisy.
 
-    Pixels are taken back to light by a power law, a sensor counts what little of it arrives, and the count is
-    turned into pixels again:
+    Pixels are converted to light by a power law, a sensor counts a small share of it, and the count is converted
+    back:
 
         expected electrons  n = light * electrons * (pixel / 255)^gamma
         counted             c ~ Poisson(n) + Normal(0, read_noise^2)
         pixel               255 * min(max(gain * c / electrons, 0), 1)^(1 / gamma), rounded
 
-    Poisson's part is shot noise, the normal one read noise (Foi et al., "Practical Poissonian-Gaussian Noise
-    Modeling and Fitting for Single-Image Raw-Data", IEEE Transactions on Image Processing, 2008). Acts on
-    images as they were read, before they are resized and normalised. Points stay as they are.
+    The Poisson part is shot noise, the normal part read noise (Foi et al., "Practical Poissonian-Gaussian Noise
+    Modeling and Fitting for Single-Image Raw-Data", IEEE Transactions on Image Processing, 2008). Applies to
+    images as read, before they are resized and normalised. Points do not change.
     """
 
     def __init__(
         self,
-        light: float = 0.01,  # what is left of the light of the picture as it was taken
-        electrons: float = 2000.0,  # how many a white pixel counts in that picture
+        light: float = 0.01,  # remaining share of the light of the original image
+        electrons: float = 2000.0,  # count of a white pixel in the original image
         read_noise: float = 4.0,  # standard deviation in electrons
-        gain: float = 4.0,  # amplification of what was counted
+        gain: float = 4.0,  # amplification of the count
         gamma: float = 2.2,  # exponent from pixels to light
     ) -> None:
         self.light = require_number("light", light, above=0, high=1)
@@ -98,35 +94,36 @@ class Night:
         self._expected = self.light * self.electrons * (np.arange(256) / 255) ** self.gamma
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
-        """Darken and roughen the images; a frame without images stays as it is."""
+        """The frame with dark and noisy images, if it has images."""
         if frame.images is None:
             return frame
-        # Views one by one: the counts of all six at once would take several hundred megabytes.
+        # View by view: the counts of all six would take several hundred megabytes.
         views = frame.images.permute(0, 2, 3, 1).numpy()
-        dark = np.stack([self._take(view, random) for view in views])
+        dark = np.stack([self._expose(view, random) for view in views])
         return frame.replace(images=torch.from_numpy(dark).permute(0, 3, 1, 2))
 
-    def _take(self, picture: NDArray[np.uint8], random: Generator) -> NDArray[np.uint8]:
-        """The picture (height, width, 3) as it is at night."""
-        counted = random.poisson(self._expected[picture]).astype(np.float32)
-        counted += self.read_noise * random.standard_normal(picture.shape, np.float32)
-        light = np.clip(counted * (self.gain / self.electrons), 0, 1)
+    def _expose(self, image: NDArray[np.uint8], random: Generator) -> NDArray[np.uint8]:
+        """The image (height, width, 3) at night."""
+        count = random.poisson(self._expected[image]).astype(np.float32)
+        count += self.read_noise * random.standard_normal(image.shape, np.float32)
+        light = np.clip(count * (self.gain / self.electrons), 0, 1)
         return np.rint(255 * light ** (1 / self.gamma)).astype(np.uint8)
 
 
 class SomeFrames:
-    """Gives a share of the frames one of several faults, each as often as the others.
+    """Applies one of several faults, with equal probability, to a share of the frames.
 
-    The fault draws from a generator of its own, which descends from the frame's: what else is drawn for a
-    frame is the same with and without faults, and which frames are bad does not depend on how bad they are.
+    The choice and the fault draw from a generator of their own, spawned from the frame's. Everything else that is
+    drawn for a frame is the same with and without faults, and the choice of frames does not depend on the
+    severity.
 
     Args:
         share: probability that a frame has a fault.
-        severity: of the faults that refer to it; stands here so that one key sets it for a mix.
-        **faults: by name; None leaves one out.
+        severity: for faults that refer to it, so that one key sets it for a mix.
+        **faults: by name; ``None`` removes one.
 
     Raises:
-        SettingError: the share is no probability, or there is no fault to share.
+        SettingError: the share is not a probability, or there is no fault.
     """
 
     def __init__(self, share: float, severity: int | None = None, **faults: Transform | None) -> None:
@@ -140,22 +137,22 @@ class SomeFrames:
 
     @property
     def strikes(self) -> frozenset[str]:
-        """The sensors, of ``lidar`` and ``camera``, that one of the faults may touch."""
-        every = ("lidar", "camera")
-        return frozenset().union(*(getattr(fault, "strikes", every) for fault in self.faults.values()))
+        """The sensors, ``lidar`` and ``camera``, that one of the faults may affect."""
+        both = ("lidar", "camera")
+        return frozenset().union(*(getattr(fault, "strikes", both) for fault in self.faults.values()))
 
     @property
-    def whole_images(self) -> bool:
-        """Whether one of the faults is defined in pixels of images as they are stored."""
-        return any(getattr(fault, "whole_images", False) for fault in self.faults.values())
+    def needs_full_size(self) -> bool:
+        """Whether a fault has parameters in pixels of the stored images."""
+        return any(getattr(fault, "needs_full_size", False) for fault in self.faults.values())
 
     def draw(self, random: Generator) -> str | None:
-        """Name of the fault that a frame gets, or None."""
-        bad, which = random.random() < self.share, random.random()
-        return list(self.faults)[int(which * len(self.faults))] if bad else None
+        """Name of the fault for a frame, or ``None``."""
+        faulty, choice = random.random() < self.share, random.random()
+        return list(self.faults)[int(choice * len(self.faults))] if faulty else None
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:
-        """Apply what was drawn for this frame."""
-        own = random.spawn(1)[0]
-        name = self.draw(own)
-        return frame if name is None else self.faults[name](frame, own)
+        """The frame after the fault that was drawn for it."""
+        fault_random = random.spawn(1)[0]
+        name = self.draw(fault_random)
+        return frame if name is None else self.faults[name](frame, fault_random)

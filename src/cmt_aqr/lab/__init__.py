@@ -1,4 +1,4 @@
-"""A laboratory: simulated sensors in front of the real detector, in which both sensors matter."""
+"""A laboratory: simulated sensors, of which both matter, in front of the real detector."""
 
 from cmt_aqr.lab.datamodule import LabDataModule
 from cmt_aqr.lab.sensors import LabCamera, LabCMT, LabLidar

@@ -1,4 +1,4 @@
-"""The laboratory's data: scenes that are drawn as they are asked for, nothing on disk."""
+"""The laboratory's data: scenes that are drawn on demand, with nothing on disk."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,12 +23,14 @@ class LabDataModule(NuScenesDataModule):
     """Scenes of the laboratory in place of nuScenes' frames: faults, transforms, loaders and metric are the same.
 
     Args:
-        objects: least and greatest number of objects of a scene.
-        scene_seed: of the scenes; ``seed`` is of order, faults and noise.
+        train_frames: number of frames of the training split.
+        eval_frames: number of frames of the validation split.
+        objects: least and greatest number of objects per scene.
+        scene_seed: seed of the scenes; ``seed`` is that of order, faults and noise.
         **settings: those of :class:`NuScenesDataModule`; ``root`` and ``version`` are names only.
 
     Raises:
-        SettingError: a split that is none of the laboratory's, or a setting about files.
+        SettingError: the laboratory has no such split, or a setting needs files.
     """
 
     def __init__(
@@ -59,17 +61,17 @@ class LabDataModule(NuScenesDataModule):
             )
 
     def check(self) -> None:
-        """Nothing is on disk that could be absent."""
+        """There is nothing on disk to check."""
 
     def prepare_data(self) -> None:
-        """Nothing is to be prepared."""
+        """There is nothing to prepare."""
 
     @property
     def annotated(self) -> bool:
-        """What stands in a scene is always known."""
+        """Always true."""
         return True
 
-    def index(self, split: str) -> Scenes:  # type: ignore[override]  # what is asked of it is its length
+    def index(self, split: str) -> Scenes:  # type: ignore[override]  # callers use its length only
         """The scenes of a split."""
         empty = recording(self.image_size, self.lidar, self.cameras)
         return Scenes(self.sizes[split], SPLITS.index(split), self.objects, empty, self.scene_seed)
@@ -86,26 +88,24 @@ class LabDataModule(NuScenesDataModule):
         return FrameDataset(reader, transforms, self.seed, cache_frames=self.cache_frames)
 
     def _resampled(self, dataset: FrameDataset) -> None:
-        """Every frame is drawn alike."""
+        """Frames are not resampled."""
 
     def ground_truth(self, split: str | None = None) -> GroundTruth:
-        """The boxes of a split, as the official evaluation compares with them."""
+        """The boxes of a split, for the official evaluation."""
         split = split or self.val_split
         scenes = self.index(split)
+        frames = [scenes.read(number) for number in range(len(scenes))]
         pose = torch.eye(4, dtype=torch.float64)
-        rows = []
-        for number in range(len(scenes)):
-            frame = scenes.read(number)
-            rows.append(
-                to_global(Detections(frame.boxes, torch.full((len(frame.boxes),), -1.0), frame.labels), pose)
-            )
+        rows = [
+            to_global(Detections(frame.boxes, torch.full((len(frame.boxes),), -1.0), frame.labels), pose)
+            for frame in frames
+        ]
         counts = [len(of_frame) for of_frame in rows]
-        tokens = tuple(map(scenes.token, range(len(scenes))))
         return dataclasses.replace(
-            GroundTruth.unknown(self.version, split, tokens),
-            frames=np.repeat(np.arange(len(scenes)), counts),
+            GroundTruth.unknown(self.version, split, tuple(frame.token for frame in frames)),
+            frames=np.repeat(np.arange(len(frames)), counts),
             rows=np.concatenate(rows),
             points=np.full(sum(counts), 50),
-            ego=np.zeros((len(scenes), 3)),
+            ego=np.zeros((len(frames), 3)),
             annotated=True,
         )

@@ -1,4 +1,4 @@
-"""Scenes of the laboratory: boxes around the car, and just enough of a recording for faults to break."""
+"""Scenes of the laboratory: boxes around the car, and a minimal recording that faults can corrupt."""
 
 import math
 from dataclasses import dataclass
@@ -17,30 +17,23 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("pedestrian", "traffic_cone"),
     ("barrier",),
 )
-"""Classes that are alike to the LiDAR: of one size, which varies within a group and not between its classes."""
+"""Classes that look alike to the LiDAR: their sizes have the same distribution."""
 
 GROUP_OF = torch.tensor([next(n for n, group in enumerate(GROUPS) if label in group) for label in CLASSES])
 """(class,) int64."""
 
 _SIZES = np.array(((5.0, 2.1, 2.0), (9.0, 2.8, 3.2), (1.9, 0.8, 1.4), (0.7, 0.7, 1.4), (0.6, 2.4, 1.0)))
-"""Length, width and height of a group in metres."""
-
-REACH = 16.5
-"""Metres from the car within which objects stand."""
+"""Length, width and height by group in metres."""
 
 _SPEEDS = np.array((6.0, 5.0, 4.0, 1.2, 0.0))
-"""Highest speed of a group, m/s; cones stand."""
+"""Highest speed by group, m/s; cones never move."""
 
-_STILL = (CLASSES.index("traffic_cone"),)
-
-_NEAREST, _APART = 3.0, 3.0
-"""Metres from the car, and between the middles of two objects."""
-
-_GROUND = -1.8
-"""Height of the ground below the LiDAR, metres."""
+_NEAREST, _FARTHEST = 3.0, 16.5  # distances of objects from the car in metres
+_APART = 3.0  # smallest distance between the centres of two objects in metres
+_GROUND = -1.8  # height of the ground relative to the LiDAR in metres
 
 YAWS = dict(zip(CAMERAS, (0.0, -55.0, 55.0, 180.0, 110.0, -110.0), strict=True))
-"""Degrees to the left of ahead that the cameras look, ahead is +y as in nuScenes' LiDAR frame."""
+"""Directions of the cameras, degrees to the left of straight ahead, which is +y as in nuScenes' LiDAR frame."""
 
 FIELDS = dict(zip(CAMERAS, (70.0, 70.0, 70.0, 110.0, 70.0, 70.0), strict=True))
 """Horizontal fields of view, degrees."""
@@ -49,55 +42,54 @@ FIELDS = dict(zip(CAMERAS, (70.0, 70.0, 70.0, 110.0, 70.0, 70.0), strict=True))
 def rig(size: tuple[int, int]) -> Tensor:
     """lidar2img (view, 4, 4) float64 of six cameras at the LiDAR, for images of a height and width in pixels.
 
-    The horizon lies in the upper third, as of nuScenes' cropped images.
+    The horizon is in the upper third, as in nuScenes' cropped images.
     """
     height, width = size
-    matrices = []
-    for name in CAMERAS:
+    matrices = np.tile(np.eye(4), (len(CAMERAS), 1, 1))
+    for matrix, name in zip(matrices, CAMERAS, strict=True):
         yaw, focal = math.radians(YAWS[name]), width / 2 / math.tan(math.radians(FIELDS[name]) / 2)
         ahead = np.array((-math.sin(yaw), math.cos(yaw), 0.0))
         right = np.array((math.cos(yaw), math.sin(yaw), 0.0))
         down = np.array((0.0, 0.0, -1.0))
-        rows = (focal * right + width / 2 * ahead, focal * down + height / 3 * ahead, ahead)
-        matrix = np.eye(4)
-        matrix[:3, :3] = rows
-        matrices.append(matrix)
-    return torch.from_numpy(np.stack(matrices))
+        matrix[:3, :3] = (focal * right + width / 2 * ahead, focal * down + height / 3 * ahead, ahead)
+    return torch.from_numpy(matrices)
 
 
 def draw_boxes(random: np.random.Generator, objects: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Boxes (box, 9) in the LiDAR frame and their labels (box,), of a number of objects from a range.
+    """Boxes (box, 9) in the LiDAR frame and labels (box,), for a number of objects from a range.
 
-    All classes are equally likely; objects keep apart, and what finds no place is left out.
+    All classes are equally likely. Objects keep a distance from each other; those without a free place are
+    dropped.
     """
     count = int(random.integers(objects[0], objects[1] + 1))
     labels = random.integers(len(CLASSES), size=count)
-    group = GROUP_OF.numpy()[labels]
-    xy = np.full((count, 2), np.nan)  # evenly over the ring from the nearest distance to the reach
+    xy = np.full((count, 2), np.nan)  # uniform in the ring between the smallest and the largest distance
     for number in range(count):
-        distance = np.sqrt(random.uniform(_NEAREST**2, REACH**2, 8))
+        distance = np.sqrt(random.uniform(_NEAREST**2, _FARTHEST**2, 8))
         angle = random.uniform(-math.pi, math.pi, 8)
-        tries = distance[:, None] * np.stack((np.cos(angle), np.sin(angle)), axis=1)
-        near = np.linalg.norm(tries[:, None] - xy[:number], axis=2) <= _APART  # False of what found no place
+        candidates = distance[:, None] * np.stack((np.cos(angle), np.sin(angle)), axis=1)
+        near = np.linalg.norm(candidates[:, None] - xy[:number], axis=2) <= _APART  # False for dropped objects
         free = ~near.any(axis=1)
         if free.any():
-            xy[number] = tries[free.argmax()]
-    kept = np.isfinite(xy[:, 0])
-    labels, group, xy = labels[kept], group[kept], xy[kept]
+            xy[number] = candidates[free.argmax()]
+    placed = np.isfinite(xy[:, 0])
+    labels, xy = labels[placed], xy[placed]
+    group = GROUP_OF.numpy()[labels]
     count = len(labels)
     boxes = np.zeros((count, 9))
     boxes[:, :2] = xy
     boxes[:, 3:6] = _SIZES[group] * np.exp(0.2 * random.standard_normal((count, 3)))
     boxes[:, 2] = _GROUND + boxes[:, 5] / 2
     boxes[:, 6] = random.uniform(-math.pi, math.pi, count)
-    speed = _SPEEDS[group] * random.random(count) * (random.random(count) < 0.6) * ~np.isin(labels, _STILL)
+    moves = (random.random(count), random.random(count) < 0.6)
+    speed = _SPEEDS[group] * moves[0] * moves[1] * (labels != CLASSES.index("traffic_cone"))
     boxes[:, 7] = speed * np.cos(boxes[:, 6])
     boxes[:, 8] = speed * np.sin(boxes[:, 6])
     return torch.from_numpy(boxes).float(), torch.from_numpy(labels)
 
 
 def recording(image_size: tuple[int, int], lidar: bool, cameras: bool) -> Frame:
-    """A frame without objects: points all around, with rings, and images full of detail, for faults to break.
+    """A frame without objects: points all around, with rings, and images of noise, for faults to corrupt.
 
     ``image_size`` is height and width in pixels.
     """
@@ -106,36 +98,38 @@ def recording(image_size: tuple[int, int], lidar: bool, cameras: bool) -> Frame:
     azimuth, distance = azimuth.ravel(), distance.ravel()
     ring = np.tile(np.arange(32), len(azimuth) // 32).astype(np.int16)
     height = distance * np.tan(-0.5353 + 0.023275 * ring)
-    values = (distance * np.cos(azimuth), distance * np.sin(azimuth), height, random.uniform(1, 200, len(azimuth)))
-    points = torch.from_numpy(np.column_stack((*values, np.zeros(len(azimuth))))).float()
+    intensity = random.uniform(1, 200, len(azimuth))
+    columns = (distance * np.cos(azimuth), distance * np.sin(azimuth), height, intensity, np.zeros(len(azimuth)))
+    points = torch.from_numpy(np.column_stack(columns)).float()
     images = random.integers(0, 256, (len(CAMERAS), *image_size, 3), dtype=np.uint8)
-    none = torch.zeros(0, dtype=torch.int64)
-    return Frame(
+    empty = torch.zeros(0, dtype=torch.int64)
+    frame = Frame(
         token="",
-        points=points if lidar else points[:0],
+        points=points,
         images=torch.from_numpy(images).permute(0, 3, 1, 2) if cameras else None,
         lidar2img=rig(image_size),
         boxes=torch.zeros(0, 9),
-        labels=none,
-        box_points=none,
+        labels=empty,
+        box_points=empty,
         lidar2global=torch.eye(4, dtype=torch.float64),
         returns=Returns(
-            sweep=torch.zeros(len(points) if lidar else 0, dtype=torch.uint8),
-            ring=torch.from_numpy(ring if lidar else ring[:0]),
+            sweep=torch.zeros(len(points), dtype=torch.uint8),
+            ring=torch.from_numpy(ring),
             motions=torch.eye(4, dtype=torch.float64)[None],
         ),
     )
+    return frame if lidar else frame.keep_points(torch.zeros(len(points), dtype=torch.bool))
 
 
 @dataclass
 class Scenes:
-    """Frames by number: what stands in one depends on (seed, split, number) alone.
+    """Frames by number, whose boxes depend on (seed, split, number) alone.
 
     Attributes:
-        frames: how many there are.
-        split: a number that keeps one split's scenes apart from another's.
+        frames: number of frames.
+        split: a number that separates the scenes of different splits.
         objects: least and greatest number of objects.
-        empty: what all frames have but boxes and a token: :func:`recording`.
+        empty: everything but boxes and token of a frame, see :func:`recording`.
         seed: of the scenes.
     """
 
@@ -153,7 +147,7 @@ class Scenes:
         return f"lab-{self.split}-{frame}"
 
     def read(self, frame: int) -> Frame:
-        """A frame with its boxes; each counts as hit by many points."""
+        """A frame with its boxes, each of which counts as hit by many points."""
         boxes, labels = draw_boxes(np.random.default_rng((self.seed, self.split, frame)), self.objects)
-        many = torch.full((len(boxes),), 50)
-        return self.empty.replace(token=self.token(frame), boxes=boxes, labels=labels, box_points=many)
+        box_points = torch.full((len(boxes),), 50)
+        return self.empty.replace(token=self.token(frame), boxes=boxes, labels=labels, box_points=box_points)

@@ -1,7 +1,9 @@
-"""Simulated sensors in place of the branches: maps made from a frame's boxes and from what faults broke."""
+"""Simulated sensors in place of the branches: feature maps made from a frame's boxes and from its damage."""
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,18 +17,18 @@ from cmt_aqr.lab.scenes import GROUP_OF, GROUPS
 from cmt_aqr.model.cmt import CMT
 from cmt_aqr.structures import Batch, sample_index
 
-_WAVES = (0.1, 0.25)
-"""Of the places that cameras show, radians per metre."""
+Draw = Callable[[int], Tensor]  # n random numbers per frame: (batch, n) uniform in [0, 1)
+_WAVES = (0.1, 0.25)  # frequencies of the position encoding that cameras show, radians per metre
 
 
 @dataclass(frozen=True)
 class Signatures:
-    """What one sensor shows of objects, true and false ones.
+    """What one sensor shows of objects, clutter included.
 
     Attributes:
         values: (object, feature).
-        strength: (object,), 0: not to be seen.
-        map: (object,) int64, number of the map (frame, or frame and view) that it stands on.
+        strength: (object,), 0 for an invisible object.
+        map: (object,) int64, index of its map (frame, or frame and view).
         cell: (object, 2), continuous (column, row); cell i covers [i, i + 1).
     """
 
@@ -37,16 +39,16 @@ class Signatures:
 
 
 class SimulatedMaps(nn.Module):
-    """Signatures through a fixed random projection into cells, noise over all, and two layers that learn.
+    """Writes signatures into cells through a fixed random projection, adds noise, and applies two learned layers.
 
     Args:
-        features: of a signature.
+        features: size of a signature.
         channels: of the simulated map.
-        outputs: of the branch.
-        noise: standard deviation where nothing is broken; a signature's own is about 1.
-        broken_noise: how much more there is where all is broken: dirt and echoes have structure, too.
+        outputs: channels of the branch's output.
+        noise: standard deviation where the sensor is intact; a signature's own is about 1.
+        broken_noise: relative increase of the noise where all is lost: dirt and echoes have structure, too.
         fading: metres over which a signature falls to 1 / e.
-        clutter: false objects on each map.
+        clutter: false objects per map.
     """
 
     projection: Tensor
@@ -66,8 +68,8 @@ class SimulatedMaps(nn.Module):
         self.broken_noise = broken_noise
         self.fading = fading
         self.clutter = clutter
-        drawn = torch.randn(features + 2, channels, generator=torch.Generator().manual_seed(features))
-        self.register_buffer("projection", drawn / features**0.5)
+        projection = torch.randn(features + 2, channels, generator=torch.Generator().manual_seed(features))
+        self.register_buffer("projection", projection / features**0.5)
         self.backbone = nn.Sequential(
             nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
@@ -75,45 +77,44 @@ class SimulatedMaps(nn.Module):
             nn.Conv2d(outputs, outputs, 1),
         )
 
-    def noise_numbers(self, rows: int, columns: int) -> int:
-        """Random numbers that the noise of a map needs."""
+    def noise_count(self, rows: int, columns: int) -> int:
+        """Random numbers for the noise of a map, an even number."""
         count = self.projection.shape[1] * rows * columns
         return count + count % 2
 
-    def forward(self, shown: Signatures, lost: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, signatures: Signatures, lost: Tensor, noise: Tensor) -> Tensor:
         """Features (map, output, row, column).
 
         Args:
-            shown: what stands on the maps.
-            lost: (map, row, column), what faults broke, 0 to 1.
+            signatures: of all objects.
+            lost: (map, row, column), the sensor's damage, 0 to 1.
             noise: (map, channel, row, column), standard normal.
         """
         maps, rows, columns = lost.shape
+        corner = signatures.cell.floor()
+        inside = ((corner >= 0) & (corner < corner.new_tensor((columns, rows)))).all(dim=1)
+        column, row = (corner * inside[:, None]).long().unbind(-1)
+        cell = (signatures.map * rows + row) * columns + column
+        strength = signatures.strength * inside * (1 - lost.flatten()[cell])
+        offset = signatures.cell - corner - 0.5  # of the object from the centre of its cell
+        features = torch.cat((signatures.values, 2 * offset), dim=1) @ self.projection
         drawn = noise.new_zeros(maps * rows * columns, noise.shape[1])
-        place = shown.cell.floor()
-        inside = ((place >= 0) & (place < place.new_tensor((columns, rows)))).all(dim=1)
-        column, row = (place * inside[:, None]).long().unbind(-1)
-        number = (shown.map * rows + row) * columns + column
-        kept = shown.strength * inside * (1 - lost.flatten()[number])
-        within = shown.cell - place - 0.5  # where in its cell an object stands
-        signature = torch.cat((shown.values, 2 * within), dim=1) @ self.projection
-        drawn = drawn.index_add(0, number, signature * kept[:, None])
+        drawn = drawn.index_add(0, cell, features * strength[:, None])
         drawn = drawn.view(maps, rows, columns, -1).permute(0, 3, 1, 2)
-        spread = self.noise * (1 + self.broken_noise * lost)
-        return self.backbone(drawn + noise * spread[:, None])
+        return self.backbone(drawn + noise * (self.noise * (1 + self.broken_noise * lost))[:, None])
 
 
-def headings(yaw: Tensor) -> Tensor:
-    """(..., 2): sine and cosine."""
-    return torch.stack((yaw.sin(), yaw.cos()), dim=-1)
+def _direction(angle: Tensor) -> Tensor:
+    """Sine and cosine (..., 2)."""
+    return torch.stack((angle.sin(), angle.cos()), dim=-1)
 
 
 class LabLidar(SimulatedMaps):
-    """A LiDAR that knows place, size, heading and speed well, and of the class only its group.
+    """A LiDAR that shows position, size, heading and speed well, but only the group of the class.
 
     Args:
         grid: of the BEV map.
-        **maps: settings of :class:`SimulatedMaps`, all but ``features``.
+        **maps: settings of :class:`SimulatedMaps` except ``features``.
     """
 
     group_of: Tensor
@@ -123,35 +124,31 @@ class LabLidar(SimulatedMaps):
         self.grid = grid
         self.register_buffer("group_of", GROUP_OF, persistent=False)
 
-    def show(self, batch: Batch, random: Tensor) -> Tensor:
-        """The branch's map (batch, output, row, column).
-
-        Args:
-            batch: whose boxes it sees.
-            random: (batch, number) uniform in [0, 1), as many as :meth:`numbers` says.
-        """
+    def simulate(self, batch: Batch, draw: Draw) -> Tensor:
+        """The map (batch, output, row, column) of a batch's boxes."""
         rows, columns = self.grid.bev_shape
+        random = draw(8 * self.clutter + self.noise_count(rows, columns))
+        group, strength, boxes, noise = random.split(
+            (self.clutter, self.clutter, 6 * self.clutter, random.shape[1] - 8 * self.clutter), dim=1
+        )
         frame = sample_index(batch.box_counts, batch.boxes.device)
-        objects = torch.cat((batch.boxes, self._false(batch, random)))
-        group = functional.one_hot(self.group_of[batch.labels], len(GROUPS))
-        false = functional.one_hot((random[:, : self.clutter] * len(GROUPS)).long().flatten(), len(GROUPS))
-        fades = torch.exp(-objects[:, :2].norm(dim=1) / self.fading)
-        fades[len(batch.boxes) :] *= random[:, self.clutter : 2 * self.clutter].flatten()
-        at = torch.arange(batch.size, device=frame.device)
-        shown = Signatures(
-            values=torch.cat(
-                (
-                    torch.cat((group, false)),
-                    objects[:, 3:6].log(),
-                    2 * headings(objects[:, 6]),
-                    objects[:, 7:9] / 3,
-                    objects[:, 2:3],
-                    torch.ones_like(objects[:, :1]),
-                ),
-                dim=1,
-            ),
-            strength=fades,
-            map=torch.cat((frame, at.repeat_interleave(self.clutter))),
+        objects = torch.cat((batch.boxes, self._clutter_boxes(boxes)))
+        groups = torch.cat((self.group_of[batch.labels], (group * len(GROUPS)).long().flatten()))
+        fading = torch.exp(-objects[:, :2].norm(dim=1) / self.fading)
+        fading[len(batch.boxes) :] *= strength.flatten()
+        values = (
+            functional.one_hot(groups, len(GROUPS)),
+            objects[:, 3:6].log(),
+            2 * _direction(objects[:, 6]),
+            objects[:, 7:9] / 3,
+            objects[:, 2:3],
+            torch.ones_like(objects[:, :1]),
+        )
+        frames = torch.arange(batch.size, device=frame.device)
+        signatures = Signatures(
+            values=torch.cat(values, dim=1),
+            strength=fading,
+            map=torch.cat((frame, frames.repeat_interleave(self.clutter))),
             cell=self.grid.cell_of(objects[:, :2]),
         )
         lost = random.new_zeros(batch.size, rows, columns)
@@ -160,16 +157,11 @@ class LabLidar(SimulatedMaps):
             centres = self.grid.metres_of(torch.cartesian_prod(*cells).flip(-1))
             places = functional.pad(centres, (0, 1)).expand(batch.size, -1, -1)
             lost = batch.damage.at(places)[0].view(batch.size, rows, columns)
-        noise = normal(random[:, 8 * self.clutter :]).view(batch.size, -1, rows, columns)
-        return self(shown, lost, noise)
+        return self(signatures, lost, _normal(noise).view(batch.size, -1, rows, columns))
 
-    def numbers(self) -> int:
-        """Random numbers that a frame needs."""
-        return 8 * self.clutter + self.noise_numbers(*self.grid.bev_shape)
-
-    def _false(self, batch: Batch, random: Tensor) -> Tensor:
-        """Boxes (false object, 9) anywhere, of any size and heading."""
-        part = random[:, 2 * self.clutter : 8 * self.clutter].reshape(-1, 6)
+    def _clutter_boxes(self, random: Tensor) -> Tensor:
+        """Boxes (false object, 9) of any position, size and heading, from (batch, 6 * clutter) uniform numbers."""
+        part = random.reshape(-1, 6)
         x0, y0, _, x1, y1, _ = self.grid.point_range
         boxes = part.new_zeros(len(part), 9)
         boxes[:, 0], boxes[:, 1] = x0 + part[:, 0] * (x1 - x0), y0 + part[:, 1] * (y1 - y0)
@@ -180,13 +172,13 @@ class LabLidar(SimulatedMaps):
 
 
 class LabCamera(SimulatedMaps):
-    """Cameras that know the class and the direction well, and the distance less; near objects hide far ones.
+    """Cameras that show class and direction well, but distance less well; near objects hide far ones.
 
     Args:
         stride: pixels per cell.
-        depth_error: relative standard deviation of the distance that is shown.
-        hidden: strength of what stands behind a nearer object in the same cell.
-        **maps: settings of :class:`SimulatedMaps`, all but ``features``.
+        depth_error: relative standard deviation of the distance shown.
+        hidden: strength of an object behind a nearer one in the same cell.
+        **maps: settings of :class:`SimulatedMaps` except ``features``.
     """
 
     def __init__(self, stride: int, depth_error: float, hidden: float, **maps: Any) -> None:
@@ -195,117 +187,122 @@ class LabCamera(SimulatedMaps):
         self.depth_error = depth_error
         self.hidden = hidden
 
-    def map_size(self, batch: Batch) -> tuple[int, int]:
-        """Rows and columns of a view's map."""
+    def simulate(self, batch: Batch, draw: Draw) -> Tensor:
+        """The maps (batch, view, output, row, column) of a batch's boxes."""
         assert batch.images is not None
-        return batch.images.shape[-2] // self.stride, batch.images.shape[-1] // self.stride
-
-    def numbers(self, batch: Batch) -> int:
-        """Random numbers that a frame needs: each object's error of distance is among the noise's."""
-        return len(CAMERAS) * (5 * self.clutter + self.noise_numbers(*self.map_size(batch)))
-
-    def show(self, batch: Batch, random: Tensor) -> Tensor:
-        """The branch's maps (batch, view, output, row, column); ``random`` as for :meth:`LabLidar.show`."""
-        assert batch.images is not None
-        size, map_size = (batch.images.shape[-2], batch.images.shape[-1]), self.map_size(batch)
-        rows, columns = map_size
+        size = (batch.images.shape[-2], batch.images.shape[-1])
+        rows, columns = size[0] // self.stride, size[1] // self.stride
         views, maps = len(CAMERAS), batch.size * len(CAMERAS)
-        extra = views * 5 * self.clutter
-        noise = normal(random[:, extra:]).view(maps, -1, rows, columns)
+        clutter = views * 5 * self.clutter
+        random = draw(clutter + views * self.noise_count(rows, columns))
+        noise = _normal(random[:, clutter:]).view(maps, -1, rows, columns)
 
         frame = sample_index(batch.box_counts, batch.boxes.device)
-        true = batch.lidar2img if batch.damage is None else self._true(batch, size)
-        pixels, depth, seen = project_to_images(batch.boxes[:, None, :3], true[frame], size)  # (box, view, 1, ...)
-        pixels, depth, seen = pixels[:, :, 0], depth[:, :, 0], seen[:, :, 0]
-        number = frame[:, None] * views + torch.arange(views, device=frame.device)  # (box, view)
-        cell = cell_of_pixel(pixels, size, map_size).nan_to_num().clamp(-1, max(map_size))
-        place = cell.floor().long().clamp(min=0)
-        key = (number * rows + place[..., 1].clamp(max=rows - 1)) * columns + place[..., 0].clamp(max=columns - 1)
-        far = torch.where(seen, depth, depth.new_full((), torch.inf))
-        nearest = far.new_full((maps * rows * columns,), torch.inf)
-        nearest = nearest.scatter_reduce(0, key.flatten(), far.flatten(), "amin")
-        hides = torch.where(far > nearest[key] + 0.1, self.hidden, 1.0)
-        error = noise[number, 0, 0, (torch.arange(len(frame), device=frame.device) % columns)[:, None]]
-        shown_depth = depth.clamp(min=1) * torch.exp(self.depth_error * error)
-        bearing = torch.atan2(batch.boxes[:, 1], batch.boxes[:, 0])
-        fine = functional.one_hot(batch.labels, len(CLASSES)).to(depth.dtype)
-        turned = 2 * headings(batch.boxes[:, 6] - bearing)
-        of_box = torch.cat((2 * fine, turned, batch.boxes[:, 5:6].log()), dim=1)[:, None].expand(-1, views, -1)
-        ratio = (shown_depth / depth.clamp(min=1))[..., None]
-        place_shown = ratio * batch.boxes[:, None, :2]  # along the ray, so far off as the distance is
-        waves = place_shown[..., None] * place_shown.new_tensor(_WAVES)
-        waves = torch.cat((waves.sin(), waves.cos()), dim=-1).flatten(-2)  # as queries know their places
-        values = torch.cat(
-            (of_box, waves, place_shown / 18, shown_depth.log()[..., None] - 2.5, torch.ones_like(ratio)), dim=-1
-        )
-        strength = seen * hides * torch.exp(-depth.clamp(min=0) / self.fading)
-        shown = self._with_false(
-            Signatures(values.flatten(0, 1), strength.flatten(), number.flatten(), cell.flatten(0, 1)),
-            random[:, :extra].reshape(maps, self.clutter, 5),
-            map_size,
+        lidar2img = batch.lidar2img if batch.damage is None else _true_lidar2img(batch, size)
+        projected = project_to_images(batch.boxes[:, None, :3], lidar2img[frame], size)
+        pixels, depth, seen = (value[:, :, 0] for value in projected)  # (box, view, ...)
+        map_index = frame[:, None] * views + torch.arange(views, device=frame.device)  # (box, view)
+        cell = cell_of_pixel(pixels, size, (rows, columns)).nan_to_num().clamp(-1, max(rows, columns))
+        distance = torch.where(seen, depth, depth.new_full((), torch.inf))
+        occluded = distance > _nearest(distance, map_index, cell, (maps, rows, columns)) + 0.1
+        strength = seen * torch.where(occluded, self.hidden, 1.0) * torch.exp(-depth.clamp(min=0) / self.fading)
+
+        # The first row of the noise doubles as the error of the distances.
+        error = noise[map_index, 0, 0, (torch.arange(len(frame), device=frame.device) % columns)[:, None]]
+        values = self._values(batch, depth.clamp(min=1), error)
+        signatures = Signatures(values.flatten(0, 1), strength.flatten(), map_index.flatten(), cell.flatten(0, 1))
+        signatures = self._with_clutter(
+            signatures, random[:, :clutter].reshape(maps, self.clutter, 5), (rows, columns)
         )
         lost = noise.new_zeros(maps, rows, columns)
         if batch.damage is not None:
-            lost = functional.interpolate(batch.damage.cameras, map_size, mode="area").flatten(0, 1)
-        return self(shown, lost, noise).view(batch.size, views, -1, rows, columns)
+            lost = functional.interpolate(batch.damage.cameras, (rows, columns), mode="area").flatten(0, 1)
+        return self(signatures, lost, noise).view(batch.size, views, -1, rows, columns)
 
-    def _true(self, batch: Batch, size: tuple[int, int]) -> Tensor:
-        """The calibration (batch, view, 4, 4) that the pictures were taken with, whatever the frame says of it."""
-        assert batch.damage is not None
-        height, width = size
-        scale = batch.lidar2img.new_tensor((width, height, 1.0, 1.0))[:, None]
-        return scale * batch.damage.projection @ batch.damage.to_read[:, None]
+    def _values(self, batch: Batch, depth: Tensor, error: Tensor) -> Tensor:
+        """Values (box, view, feature) of the boxes' signatures, from depth in metres and its error (box, view)."""
+        shown_depth = depth * torch.exp(self.depth_error * error)
+        ratio = (shown_depth / depth)[..., None]
+        shown_xy = ratio * batch.boxes[:, None, :2]  # along the ray
+        waves = shown_xy[..., None] * shown_xy.new_tensor(_WAVES)
+        bearing = torch.atan2(batch.boxes[:, 1], batch.boxes[:, 0])
+        classes = functional.one_hot(batch.labels, len(CLASSES)).to(depth.dtype)
+        of_box = (2 * classes, 2 * _direction(batch.boxes[:, 6] - bearing), batch.boxes[:, 5:6].log())
+        values = (
+            torch.cat(of_box, dim=1)[:, None].expand(-1, depth.shape[1], -1),
+            torch.cat((waves.sin(), waves.cos()), dim=-1).flatten(-2),  # like the position encoding of queries
+            shown_xy / 18,
+            shown_depth.log()[..., None] - 2.5,
+            torch.ones_like(ratio),
+        )
+        return torch.cat(values, dim=-1)
 
-    def _with_false(self, shown: Signatures, random: Tensor, map_size: tuple[int, int]) -> Signatures:
-        """With ``clutter`` false objects on every map, from (map, object, 5) uniform numbers."""
+    def _with_clutter(self, signatures: Signatures, random: Tensor, map_size: tuple[int, int]) -> Signatures:
+        """Signatures with ``clutter`` false objects per map, from uniform numbers (map, object, 5)."""
         part = random.flatten(0, 1)
-        values = part.new_zeros(len(part), shown.values.shape[1])
+        values = part.new_zeros(len(part), signatures.values.shape[1])
         values[:, : len(CLASSES)] = 2 * functional.one_hot((part[:, 0] * len(CLASSES)).long(), len(CLASSES))
         values[:, -1] = 1.0
         values[:, -4:-1] = 2 * part[:, 2:5] - 1
         maps = torch.arange(len(random), device=part.device).repeat_interleave(self.clutter)
-        place = part[:, 1:3] * part.new_tensor((map_size[1], map_size[0]))
+        cell = part[:, 1:3] * part.new_tensor((map_size[1], map_size[0]))
         return Signatures(
-            torch.cat((shown.values, values)),
-            torch.cat((shown.strength, part[:, 3])),
-            torch.cat((shown.map, maps)),
-            torch.cat((shown.cell, place)),
+            torch.cat((signatures.values, values)),
+            torch.cat((signatures.strength, part[:, 3])),
+            torch.cat((signatures.map, maps)),
+            torch.cat((signatures.cell, cell)),
         )
 
 
-class LabCMT(CMT):
-    """CMT, AQR and all, behind simulated sensors.
+def _nearest(distance: Tensor, map_index: Tensor, cell: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Distance (box, view) of the nearest object in each object's cell (box, view, 2) of maps of that shape."""
+    maps, rows, columns = shape
+    corner = cell.floor().long().clamp(min=0)
+    column, row = corner[..., 0].clamp(max=columns - 1), corner[..., 1].clamp(max=rows - 1)
+    key = (map_index * rows + row) * columns + column
+    nearest = distance.new_full((maps * rows * columns,), torch.inf)
+    return nearest.scatter_reduce(0, key.flatten(), distance.flatten(), "amin")[key]
 
-    Noise and false objects come from the step's random numbers in training, and from the frame's token in
-    evaluation, so that every model sees the same.
+
+def _true_lidar2img(batch: Batch, size: tuple[int, int]) -> Tensor:
+    """The calibration (batch, view, 4, 4) that the images were taken with, in pixels of ``size``."""
+    assert batch.damage is not None
+    scale = batch.lidar2img.new_tensor((size[1], size[0], 1.0, 1.0))[:, None]
+    return scale * batch.damage.projection @ batch.damage.to_read[:, None]
+
+
+class LabCMT(CMT):
+    """CMT with simulated sensors.
+
+    Noise and clutter come from the global generator in training, and from the frame's token in evaluation, so that
+    every model gets the same input.
     """
 
     def lidar_map(self, batch: Batch) -> Tensor:
-        """The simulated LiDAR's map."""
+        """The simulated LiDAR's map (batch, channel, row, column)."""
         if not isinstance(self.lidar, LabLidar):
             raise UserError("model=lab has simulated sensors: model.network.lidar must be a cmt_aqr.lab.LabLidar")
-        return self.lidar.show(batch, self._random(batch, self.lidar.numbers(), "lidar"))
+        return self.lidar.simulate(batch, partial(self._draw, batch, "lidar"))
 
     def image_maps(self, batch: Batch) -> Tensor:
-        """The simulated cameras' maps."""
+        """The simulated cameras' maps (batch, view, channel, row, column)."""
         if not isinstance(self.image, LabCamera):
             raise UserError("model=lab has simulated sensors: model.network.image must be a cmt_aqr.lab.LabCamera")
-        return self.image.show(batch, self._random(batch, self.image.numbers(batch), "camera"))
+        return self.image.simulate(batch, partial(self._draw, batch, "camera"))
 
-    def _random(self, batch: Batch, count: int, sensor: str) -> Tensor:
+    def _draw(self, batch: Batch, sensor: str, count: int) -> Tensor:
         """(batch, count) uniform in [0, 1)."""
         device = batch.boxes.device
         if self.training:
             return torch.rand(batch.size, count, device=device)
-        drawn = []
-        for token in batch.tokens:
-            random = torch.Generator().manual_seed(zlib.crc32(f"{sensor} {token}".encode()))
-            drawn.append(torch.rand(count, generator=random))
-        return torch.stack(drawn).to(device)
+        seeds = [zlib.crc32(f"{sensor} {token}".encode()) for token in batch.tokens]
+        return torch.stack(
+            [torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        ).to(device)
 
 
-def normal(uniform: Tensor) -> Tensor:
-    """Standard normal numbers from as many uniform ones (..., even), by Box and Muller."""
+def _normal(uniform: Tensor) -> Tensor:
+    """Standard normal numbers from as many uniform ones (..., even), by the Box-Muller transform."""
     radius, angle = uniform.chunk(2, dim=-1)
     length = (-2 * torch.log1p(-radius)).sqrt()
     return torch.cat((length * torch.cos(6.283185 * angle), length * torch.sin(6.283185 * angle)), dim=-1)

@@ -127,7 +127,7 @@ def build_data(config: DictConfig, evaluating: bool = False) -> Any:
     )
     for group, fault in (("fault", train_fault), ("eval_fault", eval_fault)):
         _check_affected_sensors(group, fault, {"camera": data.cameras, "lidar": data.lidar})
-    if data.half_size_images and getattr(eval_fault, "whole_images", False):
+    if data.half_size_images and getattr(eval_fault, "needs_full_size", False):
         raise UserError(
             "data.half_size_images=true with eval_fault=: this failure of the cameras is defined in pixels of "
             "full-size images; give data.half_size_images=false"

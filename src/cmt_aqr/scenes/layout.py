@@ -1,6 +1,4 @@
-"""What stands and moves in a street: traffic, parked cars, people, furniture, buildings."""
-
-from __future__ import annotations
+"""Lays out what stands and moves in a street: traffic, parked vehicles, people, furniture, buildings."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,42 +14,33 @@ from cmt_aqr.scenes.shapes import KINDS, build_solids
 
 Array = NDArray[np.float64]
 
+# Metres left of the ego lane's centre. Traffic keeps to the right.
 LANES = {"ego": 0.0, "right": -3.6, "opposite": 3.6, "opposite_left": 7.2}
-"""Lane centres, metres left of the ego lane's. Traffic keeps to the right."""
-
 BIKE_LANES = (-6.1, 9.7)
 PARKING = (-8.3, 11.9)
 SIDEWALKS = ((-14.3, -10.2), (13.8, 17.9))
 YARDS = ((-30.0, -15.5), (19.0, 33.0))
-BUILDINGS = (-31.5, 34.5)
-"""Where the facades are."""
+FACADES = (-31.5, 34.5)
 
-BLOCK = 25.0
-"""Metres of street that are furnished at a time, so that no stretch stays without a class."""
-
-REACH = 62.0
-"""Metres before and behind the ego vehicle that are furnished."""
-
-EGO_SIZE = (4.8, 2.0)
-_CLEARANCE = 0.3
-_CHECK_STEP = 0.25
+BLOCK = 25.0  # metres of street that are furnished together, so that every stretch has all classes
+REACH = 62.0  # metres before and behind the ego vehicle that are furnished
+EGO_SIZE = (4.8, 2.0)  # length and width in metres
+_CLEARANCE = 0.3  # metres between objects
+_CHECK_STEP = 0.25  # seconds between checks for collisions
+_CAPACITY = 1024  # objects
 
 
 class _Layout:
-    """Objects put on the street one after another, none ever in the way of another or of the ego vehicle."""
+    """Objects added one after another that never collide with each other or with the ego vehicle."""
 
     def __init__(self, random: Generator, curvature: float, ego: Sequence[float], duration: float) -> None:
         self.random = random
         self.curvature = curvature
         self.times = np.arange(-_CHECK_STEP, duration + 2 * _CHECK_STEP, _CHECK_STEP)
-        self.kinds: list[str] = []
-        self.attributes: list[str] = []
-        self.sizes: list[Array] = []
-        self.motion: list[Array] = []
-        capacity = 1024
-        self._centres = np.empty((capacity, len(self.times), 2))
-        self._halves = np.empty((capacity, 2))
-        self._occupied = 1
+        self.objects: list[tuple[str, str, Array, Array]] = []
+        """Kind, attribute, size (3,) and motion (6,) of each, as in :class:`Scene`."""
+        self._centres = np.empty((_CAPACITY, len(self.times), 2))
+        self._halves = np.empty((_CAPACITY, 2))
         speed, acceleration, sway, _ = ego
         driven = speed * self.times + 0.5 * acceleration * self.times**2
         self._centres[0] = np.stack((driven, 0 * driven), axis=1)
@@ -75,44 +64,41 @@ class _Layout:
         attribute: str = "",
         size: Array | None = None,
     ) -> bool:
-        """Add an object unless it would touch another at some time. Tells whether it was added."""
+        """Add an object unless it would collide at any time; returns whether it was added."""
         size = self.size_of(kind) if size is None else size
         motion = np.array((s, d, speed, sideways, acceleration, heading))
         centres = np.stack(np.broadcast_arrays(*advance(motion[None], self.times)), axis=-1)[0]
         half = self._half_extent(size, d, heading)
-        taken = slice(0, self._occupied)
-        reach = self._halves[taken, None] + half + _CLEARANCE
-        if (np.abs(self._centres[taken] - centres) < reach).all(axis=-1).any():
+        count = 1 + len(self.objects)  # with the ego vehicle
+        reach = self._halves[:count, None] + half + _CLEARANCE
+        if (np.abs(self._centres[:count] - centres) < reach).all(axis=-1).any():
             return False
-        self._centres[self._occupied] = centres
-        self._halves[self._occupied] = half
-        self._occupied += 1
-        self.kinds.append(kind)
-        self.attributes.append(attribute)
-        self.sizes.append(size)
-        self.motion.append(motion)
+        self._centres[count] = centres
+        self._halves[count] = half
+        self.objects.append((kind, attribute, size, motion))
         return True
 
     def add_first(self, kind: str, places: Sequence[tuple[float, float, float]], attribute: str) -> None:
-        """Put an object on the first of the places (s, d, heading) that is free, if one is."""
+        """Add an object at the first free one of the places (s, d, heading), if there is one."""
         size = self.size_of(kind)
         any(self.add(kind, s, d, heading=heading, attribute=attribute, size=size) for s, d, heading in places)
 
     def _half_extent(self, size: Array, d: float, heading: float) -> Array:
-        """Half the extent in s and d of a box, the street's bend included."""
+        """Half the extent in s and d of a box, including the street's bend."""
         cosine, sine = abs(math.cos(heading)), abs(math.sin(heading))
         along = 0.5 * (cosine * size[0] + sine * size[1])
         across = 0.5 * (sine * size[0] + cosine * size[1])
         sag = 0.5 * abs(self.curvature) * along**2
-        # Left of a left bend, a metre is more than a metre of s.
+        # On the inside of a bend, a metre spans more than a metre of s.
         stretch = 1 - abs(self.curvature) * (abs(d) + across) if self.curvature * d > 0 else 1.0
         return np.array((along / stretch, across + sag))
 
 
 _LOW_TRAFFIC = ("car", "car", "motorcycle_ridden")
 _TALL_TRAFFIC = ("truck", "bus", "trailer", "construction_vehicle")
-_TALL_DISTANCE = 20.0
-"""Tall vehicles keep this far (m) from the ego vehicle at the start: beside it, they hide half the street."""
+_TALL_DISTANCE = (
+    20.0  # metres from the ego vehicle at the start; nearer, a tall vehicle would hide half the street
+)
 
 _STREETS = (
     ("straight street", 0.0, (5.5, 8.0), (0.0, 0.0)),
@@ -121,10 +107,11 @@ _STREETS = (
     ("street bending right", -1.0, (4.0, 6.5), (0.0, 0.0)),
     ("setting off slowly", -0.3, (1.5, 3.0), (0.2, 0.45)),
 )
+"""In turn: description, relative bend, ranges of the ego vehicle's speed and acceleration."""
 
 
 def build_scene(settings: Settings, index: int) -> Scene:
-    """Make the ``index``-th scene of a data set. Depends on the seed, the index and the length alone."""
+    """The ``index``-th scene of a data set. It depends on the seed, the index and the duration alone."""
     random = np.random.default_rng((settings.seed, index, 0))
     name, bend, speeds, accelerations = _STREETS[index % len(_STREETS)]
     curvature = bend / random.uniform(130, 260)
@@ -137,8 +124,7 @@ def build_scene(settings: Settings, index: int) -> Scene:
     travel = speed * settings.duration + 0.5 * acceleration * settings.duration**2
     _add_traffic(layout, ego, travel, settings.duration)
     _furnish(layout, travel)
-    kinds = tuple(layout.kinds)
-    sizes = np.stack(layout.sizes)
+    kinds, attributes, sizes, motion = zip(*layout.objects, strict=True)
     paints = _paint(random, kinds)
     x, y, heading = random.uniform((300, 300, -math.pi), (1500, 1500, math.pi)).tolist()
     elevation, azimuth = random.uniform(0.6, 1.2), random.uniform(-math.pi, math.pi)
@@ -148,10 +134,10 @@ def build_scene(settings: Settings, index: int) -> Scene:
         road=Road(curvature, x, y, heading),
         kinds=kinds,
         labels=tuple(KINDS[kind].detection_class for kind in kinds),
-        attributes=tuple(layout.attributes),
-        sizes=sizes,
-        motion=np.stack(layout.motion),
-        solids=build_solids(kinds, sizes, paints),
+        attributes=attributes,
+        sizes=np.stack(sizes),
+        motion=np.stack(motion),
+        solids=build_solids(kinds, np.stack(sizes), paints),
         ego_motion=ego,
         sun=np.array((flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation))),
         light=random.uniform(0.85, 1.1),
@@ -161,7 +147,7 @@ def build_scene(settings: Settings, index: int) -> Scene:
 
 
 def _paint(random: Generator, kinds: Sequence[str]) -> Array:
-    """Draw each object's colour (object, 3), RGB 0..1: a signature colour of its class, a bit varied."""
+    """Draw each object's colour (object, 3), RGB 0..1: a variation of a signature colour of its class."""
     choices = np.array([KINDS[kind].paints[random.integers(len(KINDS[kind].paints))] for kind in kinds])
     brightness = random.uniform(0.82, 1.08, (len(kinds), 1))
     tint = random.uniform(0.96, 1.04, (len(kinds), 3))
@@ -169,7 +155,7 @@ def _paint(random: Generator, kinds: Sequence[str]) -> Array:
 
 
 def _spread(random: Generator, low: float, high: float, gap: tuple[float, float]) -> Iterator[float]:
-    """Positions from ``low`` to ``high``, a random gap apart."""
+    """Positions from ``low`` to ``high`` with random gaps."""
     position = low + random.uniform(0, gap[1])
     while position < high:
         yield position
@@ -177,28 +163,31 @@ def _spread(random: Generator, low: float, high: float, gap: tuple[float, float]
 
 
 def _add_traffic(layout: _Layout, ego: Sequence[float], travel: float, duration: float) -> None:
-    """Vehicles in the four lanes and riders on the bicycle lanes, one speed a lane."""
+    """Vehicles in the four lanes and riders on the bicycle lanes, with one speed per lane."""
     random = layout.random
     speed, acceleration = ego[:2]
+
+    def reach(velocity: float) -> tuple[float, float]:
+        """Positions from which traffic comes near the ego vehicle."""
+        relative = travel - velocity * duration
+        return -REACH + min(0.0, relative), REACH + max(0.0, relative)
+
     _fill_lane(layout, LANES["ego"], (-REACH, REACH), speed, acceleration, (18, 36), 0.3)
     for lane, velocity in (
         ("right", max(3.0, speed) * random.uniform(0.8, 1.25)),
         ("opposite", -random.uniform(4, 8)),
         ("opposite_left", -random.uniform(3, 7)),
     ):
-        relative = travel - velocity * duration
-        reach = (-REACH + min(0.0, relative), REACH + max(0.0, relative))
         tall_share = 0.5 if lane == "opposite_left" else 0.15
-        _fill_lane(layout, LANES[lane], reach, velocity, 0.0, (18, 40), tall_share)
+        _fill_lane(layout, LANES[lane], reach(velocity), velocity, 0.0, (18, 40), tall_share)
     for d, velocity in zip(BIKE_LANES, (random.uniform(2.5, 4.5), -random.uniform(2.5, 4.5)), strict=True):
-        relative = travel - velocity * duration
-        for s in _spread(random, -REACH + min(0.0, relative), REACH + max(0.0, relative), (10, 22)):
+        for s in _spread(random, *reach(velocity), (10, 22)):
             kind = random.choice(("bicycle_ridden", "bicycle_ridden", "motorcycle_ridden"))
             layout.add(kind, s, d, speed=velocity, heading=_along(velocity), attribute="cycle.with_rider")
 
 
 def _along(velocity: float) -> float:
-    """Heading relative to the street of something that drives with or against it."""
+    """Heading relative to the street of something that moves along it, forwards or backwards."""
     return 0.0 if velocity >= 0 else math.pi
 
 
@@ -211,7 +200,7 @@ def _fill_lane(
     gap: tuple[float, float],
     tall_share: float,
 ) -> None:
-    """Vehicles of one speed along a lane; a trailer follows a truck that pulls it."""
+    """Vehicles of one speed along a lane; each trailer is pulled by a truck."""
     random = layout.random
     moving = abs(speed) + abs(acceleration) > 0
     state = "vehicle.moving" if moving else "vehicle.stopped"
@@ -230,7 +219,7 @@ def _fill_lane(
 
 
 def _count(random: Generator, mean: float) -> int:
-    """An integer whose mean is ``mean``: its floor or one more."""
+    """``mean`` rounded up or down at random, so that this is the expected value."""
     return int(mean + random.random())
 
 
@@ -238,7 +227,7 @@ _LARGE = (("trailer", 1.0, 0.85), ("bus", 1.0, 0.8), ("construction_vehicle", 1.
 
 
 def _furnish(layout: _Layout, travel: float) -> None:
-    """Standing and walking things along the street, block by block."""
+    """Standing and walking objects along the street, block by block."""
     starts = np.arange(-REACH, travel + REACH, BLOCK)
     for start in starts:
         _add_buildings(layout, start)
@@ -255,7 +244,7 @@ def _furnish(layout: _Layout, travel: float) -> None:
 
 def _add_buildings(layout: _Layout, start: float) -> None:
     random = layout.random
-    for front in BUILDINGS:
+    for front in FACADES:
         size = np.array((random.uniform(14, 22), random.uniform(8, 11), random.uniform(5, 14)))
         layout.add("building", start + BLOCK / 2, front + math.copysign(0.5 * size[1], front), size=size)
 
@@ -277,7 +266,7 @@ def _parking_places(layout: _Layout, start: float, yard_share: float) -> list[tu
 
 
 def _park(layout: _Layout, start: float, kinds: Sequence[tuple[str, float, float]]) -> None:
-    """Parked vehicles, given of each kind the mean of its number, and the share that stands in a yard."""
+    """Parked vehicles, given by kind, mean number and share in a yard."""
     for kind, mean, yard_share in kinds:
         for _ in range(_count(layout.random, mean)):
             layout.add_first(kind, _parking_places(layout, start, yard_share), "vehicle.parked")
@@ -342,10 +331,7 @@ def _add_pedestrians(layout: _Layout, start: float) -> None:
 
 def _add_poles(layout: _Layout, start: float) -> None:
     random = layout.random
-    for side in range(2):
-        edge = (SIDEWALKS[0][0] - 0.6, SIDEWALKS[1][1] + 0.6)[side]
+    for edge in (SIDEWALKS[0][0] - 0.6, SIDEWALKS[1][1] + 0.6):
         kind = "tree" if random.random() < 0.6 else "pole"
-        for _ in range(6):
-            d = edge + (0.0 if kind == "pole" else math.copysign(1.2, edge))
-            if layout.add(kind, start + random.uniform(0, BLOCK), d):
-                break
+        d = edge + (0.0 if kind == "pole" else math.copysign(1.2, edge))
+        any(layout.add(kind, start + random.uniform(0, BLOCK), d) for _ in range(6))

@@ -1,11 +1,9 @@
 """The world: a street, the ego vehicle and everything around it, as functions of time.
 
-Everything is laid out in street coordinates: s metres along the ego lane, d metres to its left. A street of
-constant curvature turns them into global coordinates in closed form, so positions and velocities are exact
-at any time, and two boxes that keep apart in (s, d) keep apart in the world.
+Street coordinates are s, metres along the ego lane, and d, metres to its left. A street of constant curvature maps
+them to global coordinates in closed form: positions and velocities are exact at any time, and two boxes that do
+not overlap in (s, d) do not overlap in the world.
 """
-
-from __future__ import annotations
 
 import math
 from dataclasses import dataclass
@@ -34,11 +32,9 @@ class Road:
         along = np.sin(angle) * (radius - d)
         across = radius - np.cos(angle) * (radius - d)
         cosine, sine = math.cos(self.heading), math.sin(self.heading)
-        return (
-            self.x + cosine * along - sine * across,
-            self.y + sine * along + cosine * across,
-            self.heading + angle,
-        )
+        x = self.x + cosine * along - sine * across
+        y = self.y + sine * along + cosine * across
+        return x, y, self.heading + angle
 
     def locate(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Street coordinates of global positions: the inverse of :meth:`place`."""
@@ -53,10 +49,7 @@ class Road:
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene: objects as arrays, and where they are at a time.
-
-    Times are seconds after the first keyframe. Objects include scenery.
-    """
+    """Objects, scenery included, as arrays, and their positions by time in seconds after the first keyframe."""
 
     road: Road
     kinds: tuple[str, ...]

@@ -1,11 +1,9 @@
-"""The sensors: where they sit, what the LiDAR measures, what the cameras see.
+"""The sensors: their mounts, the LiDAR's measurements, the cameras' images.
 
-The rig has nuScenes' arrangement: a 32-beam spinning LiDAR on the roof (x right, y forward, z up), three
-cameras to the front, three to the back, the one straight back with a wider lens. Cameras fire when the LiDAR
-sweeps past their axis, so each has a time of its own before the LiDAR's.
+The rig has nuScenes' arrangement: a 32-beam spinning LiDAR on the roof (x right, y forward, z up), three cameras
+to the front and three to the back, of which the one straight back has a wider lens. Each camera fires when the
+LiDAR sweeps past its axis, a little before the LiDAR's timestamp.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -24,17 +22,12 @@ from cmt_aqr.scenes.raycast import Array, Hits, Rays
 from cmt_aqr.scenes.scene import Scene
 from cmt_aqr.scenes.settings import RINGS, Settings
 
-MAX_RANGE = 70.0
-"""Metres; the LiDAR gets no returns from farther away (HDL-32E data sheet)."""
-
-RENDER_RANGE = 110.0
-"""Metres; the cameras see nothing farther away."""
+MAX_RANGE = 70.0  # of the LiDAR in metres (HDL-32E data sheet)
+RANGE_NOISE = 0.02  # standard deviation of the LiDAR's ranges in metres
+RENDER_RANGE = 110.0  # metres; the cameras see no objects beyond
 
 ELEVATIONS = np.deg2rad(np.linspace(-30.67, 10.67, RINGS))
-"""Of the rings, lowest first (HDL-32E data sheet: +10.67 to -30.67 degrees, equally spaced)."""
-
-RANGE_NOISE = 0.02
-"""Standard deviation of measured ranges in metres."""
+"""Elevations of the rings in radians, lowest first (HDL-32E data sheet: equally spaced)."""
 
 _MOUNTS = {
     # x, y, z in metres, yaw and pitch (up) in degrees, focal length in pixels of a 1600 pixel wide image,
@@ -57,7 +50,7 @@ class Mount:
     channel: str  # nuScenes' name of the sensor
     translation: Array  # (3,) of the sensor in the ego frame, metres
     quaternion: Array  # (4,) w, x, y, z: from the sensor frame to the ego frame
-    intrinsic: Array | None  # (3, 3) of a camera in pixels of its picture
+    intrinsic: Array | None  # (3, 3) of a camera in pixels of its image
     delay: float  # seconds from the LiDAR's timestamp to the sensor's, at most 0
 
     @property
@@ -72,16 +65,16 @@ def _quaternion(matrix: Array) -> Array:
 
 def build_rig(settings: Settings) -> dict[str, Mount]:
     """The LiDAR and the six cameras, by channel."""
-    # The LiDAR's y axis looks forward, and its mount leans a little, as real ones do.
+    # The LiDAR's y axis points forward, and its mount leans a little, like real ones.
     lean = Rotation.from_euler("ZYX", (-90.6, 0.35, 0.9), degrees=True).as_matrix()
     rig = {LIDAR: Mount(LIDAR, np.array((0.94, 0.0, 1.84)), _quaternion(lean), None, 0.0)}
     scale = settings.image_width / _FULL_WIDTH
+    # Camera axes: x right, y down, z forward; the ego's: x forward, y left, z up.
+    optical = np.array(((0.0, 0.0, 1.0), (-1.0, 0.0, 0.0), (0.0, -1.0, 0.0)))
+    u, v = _PRINCIPAL_POINT
     for channel in CAMERAS:
         x, y, z, yaw, pitch, focal, delay = _MOUNTS[channel]
-        # Camera axes: x right, y down, z forward; the ego's: x forward, y left, z up.
-        optical = np.array(((0.0, 0.0, 1.0), (-1.0, 0.0, 0.0), (0.0, -1.0, 0.0)))
         turn = Rotation.from_euler("ZY", (yaw, -pitch), degrees=True).as_matrix()
-        u, v = _PRINCIPAL_POINT
         intrinsic = np.array(((focal * scale, 0, u * scale), (0, focal * scale, v * scale), (0, 0, 1)), np.float64)
         rig[channel] = Mount(channel, np.array((x, y, z)), _quaternion(turn @ optical), intrinsic, delay)
     return rig
@@ -89,18 +82,10 @@ def build_rig(settings: Settings) -> dict[str, Mount]:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a sensor is at a time."""
+    """Position and orientation of a sensor at a time."""
 
-    position: Array  # (3,) of the sensor, global frame
+    position: Array  # (3,) global frame
     rotation: Array  # (3, 3) from the sensor frame to the global frame
-    ego_position: Array  # (3,) of the ego vehicle, global frame
-    ego_heading: float  # radians
-
-    @property
-    def ego_quaternion(self) -> Array:
-        """Rotation of the ego vehicle, w, x, y, z."""
-        half = 0.5 * self.ego_heading
-        return np.array((math.cos(half), 0.0, 0.0, math.sin(half)))
 
     def to_sensor(self, points: Array) -> Array:
         """Global points (..., 3) in the sensor frame."""
@@ -112,11 +97,11 @@ class Pose:
 
 
 def pose_of(scene: Scene, mount: Mount, time: float) -> Pose:
-    """Pose of a sensor at a time of a scene, in seconds after its first keyframe."""
+    """Pose of a sensor at a time in seconds after the first keyframe."""
     position, heading = scene.ego_at(time)
     cosine, sine = math.cos(heading), math.sin(heading)
     turn = np.array(((cosine, -sine, 0.0), (sine, cosine, 0.0), (0.0, 0.0, 1.0)))
-    return Pose(turn @ mount.translation + position, turn @ mount.rotation, position, heading)
+    return Pose(turn @ mount.translation + position, turn @ mount.rotation)
 
 
 @cache
@@ -124,16 +109,12 @@ def _lidar_rays(rings: tuple[int, ...], columns: int) -> Rays:
     """Unit directions (3, ring, column) in the LiDAR frame."""
     azimuth = 2 * np.pi * np.arange(columns) / columns
     elevation = ELEVATIONS[list(rings), None]
-    return np.stack(
-        (
-            np.cos(elevation) * np.cos(azimuth),
-            np.cos(elevation) * np.sin(azimuth),
-            np.broadcast_to(np.sin(elevation), (len(rings), columns)),
-        )
-    ).astype(np.float32)
+    flat = np.cos(elevation)
+    directions = (flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation))
+    return np.stack(np.broadcast_arrays(*directions)).astype(np.float32)
 
 
-def _look(
+def _trace(
     scene: Scene,
     pose: Pose,
     time: float,
@@ -141,15 +122,11 @@ def _look(
     windows_of: Callable[[Array], NDArray[np.int64]],
     reach: float | Array,
 ) -> tuple[Rays, Hits]:
-    """A sensor's rays (3, row, column) in the global frame, and what they meet.
+    """A sensor's rays (3, row, column) in the global frame, and their first hits.
 
-    Args:
-        scene: what is there.
-        pose: of the sensor.
-        time: seconds after the first keyframe.
-        beams: (3, row, column) in the sensor frame.
-        windows_of: rays in which boxes can be seen, from their corners (object, 8, 3) in the sensor frame.
-        reach: metres; objects whose centres are farther away are left out; or (object,).
+    ``beams`` are the rays in the sensor frame. ``windows_of`` gives the rays in which boxes can be seen, from
+    their corners (object, 8, 3) in the sensor frame. Objects whose centres are farther away than ``reach`` metres,
+    a number or (object,), are ignored.
     """
     centres, headings = scene.boxes_at(time)
     windows = windows_of(pose.to_sensor(raycast.box_corners(centres, headings, scene.sizes)))
@@ -159,29 +136,21 @@ def _look(
 
 
 def scan(scene: Scene, mount: Mount, time: float, settings: Settings, random: Generator) -> NDArray[np.float32]:
-    """Measure with the LiDAR: one turn, taken at one instant.
-
-    Args:
-        scene: what is there.
-        mount: the LiDAR.
-        time: seconds after the first keyframe.
-        settings: how many rings and columns.
-        random: noise and losses.
+    """One turn of the LiDAR, all at one instant, ``time`` seconds after the first keyframe.
 
     Returns:
-        The points (point, 5) that came back, ring by ring: x, y, z in metres in the LiDAR frame, intensity 0..255,
-        ring.
+        The returned points (point, 5), ring by ring: x, y, z in metres in the LiDAR frame, intensity 0..255, ring.
     """
     pose = pose_of(scene, mount, time)
     rings, columns = np.array(settings.rings), settings.columns
     beams = _lidar_rays(tuple(settings.rings), columns)
-    window = partial(raycast.lidar_windows, elevations=ELEVATIONS[rings], columns=columns)
-    rays, hits = _look(scene, pose, time, beams, window, MAX_RANGE + scene.sizes[:, 0])
+    windows_of = partial(raycast.lidar_windows, elevations=ELEVATIONS[rings], columns=columns)
+    rays, hits = _trace(scene, pose, time, beams, windows_of, MAX_RANGE + scene.sizes[:, 0])
     ground = _ground_distance(rays, pose.position)
     on_ground = ground < hits.distance
     distance = np.where(on_ground, ground, hits.distance)
     part = np.where(on_ground, -1, hits.part)
-    # The ground, met at a grazing angle, returns less and less of the far rays.
+    # The ground is hit at a grazing angle and returns fewer of the far rays.
     loss = np.where(on_ground, 0.05 + 0.6 * np.square(distance / MAX_RANGE), scene.solids.loss[part])
     returned = (distance < MAX_RANGE) & (random.random(distance.shape, np.float32) > loss)
     row, column = np.nonzero(returned)
@@ -194,44 +163,36 @@ def scan(scene: Scene, mount: Mount, time: float, settings: Settings, random: Ge
 
 
 def _ground_distance(rays: Rays, origin: Array) -> Rays:
-    """Lengths (row, column) at which rays (3, row, column) meet z = 0; infinite for those that rise."""
+    """Lengths (row, column) at which rays (3, row, column) hit z = 0; infinite for those that rise."""
     with np.errstate(divide="ignore"):
         return np.where(rays[2] < -1e-6, np.float32(-origin[2]) / rays[2], np.float32(np.inf))
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What a camera saw."""
+class CameraImage:
+    """An image, with the object, depth and visibility behind its pixels."""
 
     image: NDArray[np.uint8]  # (row, column, 3) RGB
     owners: NDArray[np.int32]  # (row, column) object at each pixel, -1 for ground and sky
     depth: Rays  # (row, column) metres along the optical axis; infinite in the sky
-    silhouette: NDArray[np.int64]  # (object,) pixels an object would fill if it stood alone
-    seen: NDArray[np.int64]  # (object,) pixels it does fill
+    silhouette: NDArray[np.int64]  # (object,) pixels that an object would fill if it were alone
+    seen: NDArray[np.int64]  # (object,) pixels that it fills
 
 
-def take_picture(
+def render_image(
     scene: Scene, mount: Mount, time: float, image_size: tuple[int, int], random: Generator
-) -> Picture:
-    """Take a picture.
-
-    Args:
-        scene: what is there.
-        mount: a camera.
-        time: seconds after the first keyframe, the camera's own.
-        image_size: height and width in pixels.
-        random: the picture's grain.
-    """
+) -> CameraImage:
+    """A camera's image of a height and width in pixels, ``time`` seconds after the first keyframe."""
     assert mount.intrinsic is not None
     pose = pose_of(scene, mount, time)
     beams = _camera_rays(mount.intrinsic, image_size)
-    window = partial(raycast.camera_windows, intrinsic=mount.intrinsic, image_size=image_size)
-    rays, hits = _look(scene, pose, time, beams, window, RENDER_RANGE)
+    windows_of = partial(raycast.camera_windows, intrinsic=mount.intrinsic, image_size=image_size)
+    rays, hits = _trace(scene, pose, time, beams, windows_of, RENDER_RANGE)
     owners = hits.owners(scene.solids)
     ground = np.where(hits.part < 0, _ground_distance(rays, pose.position), np.float32(np.inf))
     image = _shade(scene, pose, scene.boxes_at(time)[1], rays, hits, owners, ground, random)
     seen = np.bincount(owners[owners >= 0], minlength=len(scene.kinds))
-    return Picture(image, owners, np.minimum(hits.distance, ground), hits.silhouette, seen)
+    return CameraImage(image, owners, np.minimum(hits.distance, ground), hits.silhouette, seen)
 
 
 def _camera_rays(intrinsic: Array, image_size: tuple[int, int]) -> Rays:
@@ -260,7 +221,7 @@ def _shade(
     ground: Rays,
     random: Generator,
 ) -> NDArray[np.uint8]:
-    """Colour every pixel: faces by their angle to the sun, far things hazy, ground and sky behind them."""
+    """The image (row, column, 3): faces shaded by their angle to the sun, haze by distance, ground and sky."""
     height, width = owners.shape
     rays = rays.reshape(3, -1)
     on_ground = np.flatnonzero(np.isfinite(ground))
@@ -281,7 +242,7 @@ def _shade(
 
 
 def _haze(scene: Scene, colour: Rays, distance: Rays) -> Rays:
-    """Colours (pixel, 3) with the horizon's mixed in, the more the farther away."""
+    """Colours (pixel, 3) blended with the horizon's by distance."""
     clear = np.exp(distance / -_HAZE_LENGTH)[:, None]
     return colour * clear + (1 - clear) * scene.sky[0].astype(np.float32)
 
@@ -294,28 +255,25 @@ def _sky(scene: Scene, rays: Rays) -> Rays:
 
 
 def _face_shades(scene: Scene, headings: Array) -> Rays:
-    """Brightness (object, face) of the six faces: Lambert's cosine law plus light from all around."""
+    """Brightness (object, face) of the six faces: Lambert's cosine law plus ambient light."""
     cosine, sine = np.cos(headings), np.sin(headings)
-    sun = scene.sun
-    local = np.stack(
-        (cosine * sun[0] + sine * sun[1], cosine * sun[1] - sine * sun[0], np.full_like(cosine, sun[2])),
-        axis=1,
-    )
+    x, y, z = scene.sun
+    local = np.stack((cosine * x + sine * y, cosine * y - sine * x, np.full_like(cosine, z)), axis=1)
     return (0.58 + 0.46 * np.clip(local @ _NORMALS.T, 0, None)).astype(np.float32)
 
 
 def _facade(
     scene: Scene, pose: Pose, rays: Rays, distance: Rays, part: NDArray[np.int32], face: NDArray[np.int8]
 ) -> Rays:
-    """Brightness factor (pixel,) of object pixels: rows of dark windows on buildings, 1 on all else."""
+    """Brightness factor (pixel,) of object pixels: rows of dark windows on buildings, 1 elsewhere."""
     factor = np.ones(len(part), np.float32)
     is_building = np.array([kind == "building" for kind in scene.kinds])[scene.solids.owner[part]]
-    chosen = np.flatnonzero(is_building & (face < 4))
-    point = pose.position[:, None] + rays[:, chosen] * distance[chosen]
-    s, d = scene.road.locate(point[0], point[1])
-    along = np.where(face[chosen] < 2, d, s)
-    window = ((along % 3.2) < 1.7) & ((point[2] % 3.0) > 1.2) & ((point[2] % 3.0) < 2.5)
-    factor[chosen] = np.where(window, 0.45, 1.0)
+    wall = np.flatnonzero(is_building & (face < 4))
+    x, y, z = pose.position[:, None] + rays[:, wall] * distance[wall]
+    s, d = scene.road.locate(x, y)
+    along = np.where(face[wall] < 2, d, s)
+    window = ((along % 3.2) < 1.7) & ((z % 3.0) > 1.2) & ((z % 3.0) < 2.5)
+    factor[wall] = np.where(window, 0.45, 1.0)
     return factor
 
 
@@ -342,13 +300,13 @@ def _ground_colour(scene: Scene, pose: Pose, rays: Rays, distance: Rays) -> Rays
     bays = strip & ~walk & ((s % 6.0) < 0.12)
     colour[(dashed & ((s % 9.0) < 3.0)) | solid | bays] = _LINE
     colour[np.abs(np.abs(d - half) - 0.12) < 0.06] = _YELLOW
-    # Patches, so that the ground is not one flat colour.
+    # Patches, so that the ground is not uniform.
     colour *= (1 + 0.035 * np.sin(0.9 * s + 1.7 * d) * np.sin(0.37 * s - 0.8 * d)).astype(np.float32)[:, None]
     return colour * np.float32(0.58 + 0.46 * scene.sun[2])
 
 
-def visible_share(pictures: list[Picture]) -> Array:
-    """Share (object,) of an object's pixels in all pictures that nothing hides; 0 where there are none."""
-    silhouette = np.sum([picture.silhouette for picture in pictures], axis=0)
-    seen = np.sum([picture.seen for picture in pictures], axis=0)
+def visible_shares(images: list[CameraImage]) -> Array:
+    """Share (object,) of an object's pixels in all images that are not occluded; 0 for an object in none."""
+    silhouette = np.sum([image.silhouette for image in images], axis=0)
+    seen = np.sum([image.seen for image in images], axis=0)
     return seen / np.maximum(silhouette, 1)

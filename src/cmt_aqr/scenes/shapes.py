@@ -1,73 +1,61 @@
-"""What the objects look like: sizes, parts, colours, reflectance.
+"""Shapes of the objects: sizes, parts, colours, reflectance.
 
-An object is a handful of cuboids in its annotated box, which they touch on all six sides: the box is the shape's
-tight bound.
+An object is a few cuboids inside its annotated box, which is their tight bound.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Colour = tuple[int, int, int]
 
-PAINT = "paint"
-"""Stands for the object's own colour in a part."""
+PAINT = "paint"  # colour of a part that has the object's own colour
 
 
 @dataclass(frozen=True)
 class Part:
     """A cuboid of a shape, in fractions of the box: (-0.5, -0.5, -0.5) is back, right, bottom."""
 
-    low: tuple[float, float, float]  # smallest x (along the heading), y (left), z (up)
-    high: tuple[float, float, float]  # largest
-    colour: Colour | str  # RGB, or PAINT
-    loss: float  # share of the LiDAR's rays that do not come back from it
+    low: Sequence[float]  # smallest x (along the heading), y (left), z (up)
+    high: Sequence[float]  # largest
+    colour: Sequence[int] | str  # RGB, or PAINT
+    loss: float  # share of the LiDAR's rays that do not return
 
 
 @dataclass(frozen=True)
 class Kind:
     """A detection class, or a variant of one."""
 
-    detection_class: str  # one of the ten, or "" for scenery, which is never annotated
-    category: str  # nuScenes' category
-    size: tuple[float, float, float]  # typical length, width, height in metres
-    spread: float  # relative standard deviation of the sizes
-    paints: Sequence[Colour]  # signature colours, RGB; an object has one of them
+    size: Sequence[float]  # typical length, width, height in metres
+    paints: Sequence[Sequence[int]]  # signature colours, RGB; an object has one of them
     intensity: float  # mean of the LiDAR's intensity, 0..255
-    parts: tuple[Part, ...]
+    parts: Sequence[Part]
+    spread: float = 0.06  # relative standard deviation of the sizes
+    detection_class: str = ""  # one of the ten, or "" for scenery, which is never annotated
+    category: str = ""  # nuScenes' category
 
 
-def _read_kinds() -> dict[str, Kind]:
-    held = yaml.safe_load(Path(__file__).with_name("kinds.yaml").read_text(encoding="utf-8"))
-    colours = {name: tuple(colour) for name, colour in held["colours"].items()} | {PAINT: PAINT}
+_CONTENT = yaml.safe_load(Path(__file__).with_name("kinds.yaml").read_text(encoding="utf-8"))
 
-    def kind(parts: list[tuple[Any, Any, str, float]], **values: Any) -> Kind:
-        made = tuple(Part(tuple(low), tuple(high), colours[colour], loss) for low, high, colour, loss in parts)
-        return Kind(**values, parts=made)
-
-    return {name: kind(**values) for name, values in held["kinds"].items()}
-
-
-KINDS = _read_kinds()
-"""Every kind of object, by name: those of ``kinds.yaml``."""
+KINDS = {
+    name: Kind(**values | {"parts": [Part(*part) for part in values["parts"]]})
+    for name, values in _CONTENT["kinds"].items()
+}
+"""Every kind of object in ``kinds.yaml``, by name."""
 
 
 @dataclass(frozen=True)
 class Solids:
     """The cuboids of many objects, object after object.
 
-    An object's own frame has its origin at the box centre, x along the heading, y left, z up.
+    The object frame has its origin at the box centre, x along the heading, y left, z up.
     """
 
-    low: Array  # (part, 3) smallest x, y, z in metres, in the object's own frame
+    low: Array  # (part, 3) smallest x, y, z in metres, object frame
     high: Array  # (part, 3) largest
     start: NDArray[np.int64]  # (object + 1,) object i owns parts start[i] to start[i + 1]
     colour: NDArray[np.float32]  # (part, 3) RGB, 0..1
@@ -82,7 +70,7 @@ def build_solids(kinds: Sequence[str], sizes: Array, paints: Array) -> Solids:
     owner = np.repeat(np.arange(len(kinds)), counts)
     parts = [part for kind in kinds for part in KINDS[kind].parts]
     painted = np.array([part.colour == PAINT for part in parts])
-    fixed = np.array([part.colour if isinstance(part.colour, tuple) else (0, 0, 0) for part in parts])
+    fixed = np.array([(0, 0, 0) if part.colour == PAINT else part.colour for part in parts])
     return Solids(
         low=np.array([part.low for part in parts]) * sizes[owner],
         high=np.array([part.high for part in parts]) * sizes[owner],

@@ -1,36 +1,16 @@
-"""nuScenes' thirteen tables, as lists of rows, and the tokens that tie them together.
+"""nuScenes' thirteen tables, as lists of rows, and the tokens that link them.
 
 The fields are those of the nuScenes schema (nuscenes-devkit, docs/schema_nuscenes.md).
 """
 
-from __future__ import annotations
-
 import hashlib
-import itertools
 from typing import Any
 
-from cmt_aqr.constants import LIDAR
-from cmt_aqr.scenes.sensors import Mount
+from cmt_aqr.constants import CAMERAS, LIDAR
 from cmt_aqr.scenes.shapes import KINDS
 
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
-
-TABLE_NAMES = (
-    "attribute",
-    "calibrated_sensor",
-    "category",
-    "ego_pose",
-    "instance",
-    "log",
-    "map",
-    "sample",
-    "sample_annotation",
-    "sample_data",
-    "scene",
-    "sensor",
-    "visibility",
-)
 
 ATTRIBUTES = {
     "vehicle.moving": "Vehicle is moving.",
@@ -53,34 +33,30 @@ _VISIBILITY = {
 MAP_FILE = "maps/blank.png"
 
 
-def token(seed: int, kind: str, *key: object) -> str:
-    """A token of 32 hexadecimal digits that depends on the seed, the table and the row's own key."""
-    text = "/".join(map(str, (seed, kind, *key)))
+def token(seed: int, table: str, *key: object) -> str:
+    """A token of 32 hexadecimal digits that depends on the seed, the table and the row's key."""
+    text = "/".join(map(str, (seed, table, *key)))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def visibility_token(share: float) -> str:
-    """Token of the visibility level of an object, of whose pixels the share 0..1 is not hidden."""
+    """Token of the visibility level of an object, from the share 0..1 of its pixels that is visible."""
     return str(1 + (share > 0.4) + (share > 0.6) + (share > 0.8))
 
 
-def common_tables(seed: int, rig: dict[str, Mount], log_tokens: list[str]) -> Tables:
-    """Rows that no scene owns: categories, attributes, visibility levels, sensors and the blank map."""
-    kinds = {kind.category: kind.detection_class for kind in KINDS.values() if kind.category}
+def common_tables(seed: int, log_tokens: list[str]) -> Tables:
+    """Rows that belong to no scene: categories, attributes, visibility levels, sensors and the blank map."""
+
+    def row(table: str, key: str | None = None, **fields: Any) -> Row:
+        return {"token": token(seed, table, *([] if key is None else [key])), **fields}
+
+    classes = {kind.category: kind.detection_class for kind in KINDS.values() if kind.category}
     return {
         "category": [
-            {
-                "token": token(seed, "category", name),
-                "name": name,
-                "description": f"Detection class {kinds[name]}.",
-                "index": index,
-            }
-            for index, name in enumerate(sorted(kinds), start=1)
+            row("category", name, name=name, description=f"Detection class {classes[name]}.", index=index)
+            for index, name in enumerate(sorted(classes), start=1)
         ],
-        "attribute": [
-            {"token": token(seed, "attribute", name), "name": name, "description": text}
-            for name, text in ATTRIBUTES.items()
-        ],
+        "attribute": [row("attribute", name, name=name, description=text) for name, text in ATTRIBUTES.items()],
         "visibility": [
             {
                 "token": key,
@@ -90,40 +66,8 @@ def common_tables(seed: int, rig: dict[str, Mount], log_tokens: list[str]) -> Ta
             for key, (level, share) in _VISIBILITY.items()
         ],
         "sensor": [
-            {
-                "token": token(seed, "sensor", channel),
-                "channel": channel,
-                "modality": "lidar" if channel == LIDAR else "camera",
-            }
-            for channel in rig
+            row("sensor", channel, channel=channel, modality="lidar" if channel == LIDAR else "camera")
+            for channel in (LIDAR, *CAMERAS)
         ],
-        "map": [
-            {
-                "token": token(seed, "map"),
-                "log_tokens": log_tokens,
-                "category": "semantic_prior",
-                "filename": MAP_FILE,
-            }
-        ],
+        "map": [row("map", log_tokens=log_tokens, category="semantic_prior", filename=MAP_FILE)],
     }
-
-
-def calibration_rows(seed: int, scene: int, rig: dict[str, Mount]) -> list[Row]:
-    """A scene's calibrated sensors."""
-    return [
-        {
-            "token": token(seed, "calibrated_sensor", scene, channel),
-            "sensor_token": token(seed, "sensor", channel),
-            "translation": mount.translation.tolist(),
-            "rotation": mount.quaternion.tolist(),
-            "camera_intrinsic": [] if mount.intrinsic is None else mount.intrinsic.tolist(),
-        }
-        for channel, mount in rig.items()
-    ]
-
-
-def link(rows: list[Row]) -> None:
-    """Chain rows of one track or channel, in order, by their ``prev`` and ``next`` tokens."""
-    for row, after in itertools.pairwise(rows):
-        row["next"] = after["token"]
-        after["prev"] = row["token"]

@@ -1,5 +1,5 @@
-"""The field's sensor failures as faults: parts that strike a sensor, and the suites that are made of them.
+"""Published sensor corruptions.
 
-``mome``, ``multicorrupt``, ``nuscenes_r`` and ``nuscenes_c`` make the conditions, with the published parameters;
-the other modules hold the formulas.
+``mome``, ``multicorrupt``, ``nuscenes_r`` and ``nuscenes_c`` define the conditions, the other modules the
+formulas.
 """

@@ -1,31 +1,24 @@
-"""The six failures that MoME (Park et al., CVPR 2025, arXiv 2503.19776) is tested under.
+"""The six failures of MoME (Park et al., CVPR 2025, arXiv 2503.19776).
 
-Parameters are those of its authors' repositories (konyul/MoME, konyul/SeparateModalityFusion), which go back to
-nuScenes-R and to MIT BEVFusion's beam filter.
+Parameters are those of its authors' repositories (konyul/MoME, konyul/SeparateModalityFusion), which follow
+nuScenes-R and MIT BEVFusion's beam filter.
 """
-
-from __future__ import annotations
 
 from functools import partial
 
 from cmt_aqr.checks import require_fraction, require_number
 from cmt_aqr.data.corruptions import lidar
 from cmt_aqr.data.corruptions.corruption import Corruption
-from cmt_aqr.data.corruptions.occlusion import masks_of, occlude
-from cmt_aqr.data.corruptions.pictures import black_views, each_picture
+from cmt_aqr.data.corruptions.images import black_out, each_image
+from cmt_aqr.data.corruptions.occlusion import find_masks, occlude
 
 _STEP, _TOP, _SHIFT = 0.023275, 0.1862, 0.012
-"""Radians from beam to beam, elevation of the highest, and how far below it its interval begins."""
-
-
-def beam(number: int) -> tuple[float, float]:
-    """The open interval of elevations, radians, of a beam counted from the top; 0 is the highest."""
-    return _TOP - _STEP * number - _SHIFT, _TOP - _STEP * (number - 1) - _SHIFT
+"""Radians between beams, elevation of the highest, and how far below a beam its interval begins."""
 
 
 def beams4_horizon() -> Corruption:
-    """Four beams near the horizon stay (7, 9, 11, 13 from the top); rings 18, 20, 22, 24 of nuScenes."""
-    intervals = [beam(number) for number in (7, 9, 11, 13)]
+    """Four beams near the horizon remain: 7, 9, 11, 13 from the top (0), nuScenes' rings 18, 20, 22, 24."""
+    intervals = [(_TOP - _STEP * i - _SHIFT, _TOP - _STEP * (i - 1) - _SHIFT) for i in (7, 9, 11, 13)]
     return Corruption("mome/beams4_horizon", partial(lidar.keep_elevations, intervals=intervals))
 
 
@@ -34,24 +27,23 @@ def lidar_drop() -> Corruption:
     return Corruption("mome/lidar_drop", lidar.zero_points)
 
 
-def fov(degrees: float = 60.0) -> Corruption:
-    """The LiDAR sees to ``degrees`` on either side of ahead."""
+def fov(degrees: float = 60.0, suite: str = "mome") -> Corruption:
+    """The LiDAR sees ``degrees`` to either side of straight ahead."""
     limit = require_number("degrees", degrees, above=0, high=180)
-    return Corruption(f"mome/fov{limit:g}", partial(lidar.keep_sector, degrees=limit))
+    return Corruption(f"{suite}/fov{limit:g}", partial(lidar.keep_sector, degrees=limit))
 
 
-def object_failure(probability: float = 0.5) -> Corruption:
-    """In a share of the frames, points in annotated boxes are lost. Needs annotations."""
+def object_failure(probability: float = 0.5, suite: str = "mome") -> Corruption:
+    """In a share of the frames, annotated boxes have no points. Needs annotations."""
     share = require_fraction("probability", probability)
-    return Corruption("mome/object_failure", partial(lidar.empty_boxes, probability=share))
+    return Corruption(f"{suite}/object_failure", partial(lidar.drop_object_points, probability=share))
 
 
 def view_drop() -> Corruption:
     """All six images are black, before normalisation."""
-    return Corruption("mome/view_drop", cameras=black_views)
+    return Corruption("mome/view_drop", cameras=black_out)
 
 
-def occlusion(masks: str | None = None) -> Corruption:
-    """Every image has mud on the lens; ``masks`` is the folder of nuScenes-R's, ``None`` takes our own."""
-    change = partial(occlude, masks=masks_of(masks))
-    return Corruption("mome/occlusion", cameras=partial(each_picture, change=change))
+def occlusion(masks: str | None = None, name: str = "mome/occlusion") -> Corruption:
+    """Every lens is dirty; ``masks`` is the folder of nuScenes-R's masks, ``None`` takes our own."""
+    return Corruption(name, cameras=partial(each_image, change=partial(occlude, masks=find_masks(masks))))
