@@ -39,6 +39,7 @@ def test_configuration_builds_and_loads(small_root: Path, tmp_path: Path) -> Non
     assert batch.lidar2global.dtype == torch.float64
     assert torch.isfinite(batch.points).all()
     assert (batch.boxes[:, :2].abs() <= 54).all()
+    assert data.dataset("train")[0].shuffle is not None and data.dataset("val")[0].shuffle is None
     assert [token for batch in data.val_dataloader() for token in batch.tokens] == list(data.ground_truth().tokens)
 
 

@@ -92,7 +92,7 @@ def test_a_changed_table_rebuilds_the_index(small_root: Path, tmp_path: Path) ->
     np.testing.assert_array_equal(after.box_points, before.box_points + 1000)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "pickle", "other", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "zeros", "pickle", "other", "empty"])
 def test_a_damaged_cache_is_rebuilt(
     small_root: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -101,7 +101,9 @@ def test_a_damaged_cache_is_rebuilt(
     if damage in ("pickle", "other"):
         np.save(path, np.array([object()] if damage == "pickle" else [0.0]), allow_pickle=True)
     else:
-        path.write_bytes(path.read_bytes()[: 1000 if damage == "truncated" else 0])
+        content = path.read_bytes()
+        kept = {"truncated": 1000, "zeros": 64, "empty": 0}[damage]
+        path.write_bytes(content[:kept] + (b"\0" * (len(content) - kept) if damage == "zeros" else b""))
     with caplog.at_level(logging.WARNING):
         after = load_index(small_root, VERSION, "mini_val", tmp_path)
     assert "damaged" in caplog.text

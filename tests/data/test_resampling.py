@@ -35,10 +35,11 @@ def test_missing_classes_are_named_and_boxes_without_points_count(
     small_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     index = load_index(small_root, "v1.0-mini", "mini_train", tmp_path)
-    assert (index.box_points == 0).any()
     pairs = sum(len(set(labels)) for labels in np.split(index.labels, index.box_offsets[1:-1]))
     classes = len(set(index.labels))
     assert len(resampled_frames(index, "cbgs", seed=3)) == classes * max(1, pairs // 10)
+    unseen = dataclasses.replace(index, box_points=np.zeros_like(index.box_points))
+    assert np.array_equal(resampled_frames(unseen, "cbgs", seed=3), resampled_frames(index, "cbgs", seed=3))
     labels = np.where(index.labels == 7, 0, index.labels)
     with caplog.at_level(logging.WARNING):
         resampled_frames(type(index)(**{**vars(index), "labels": labels}), "cbgs", seed=3)
@@ -85,13 +86,13 @@ def test_frames_without_a_box_are_replaced(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cmt_aqr.data.dataset._MAX_TRIES", 50)
-    dataset = ready("fit", small_root, tmp_path, cameras=False).dataset("train")
+    data = ready("fit", small_root, tmp_path, cameras=False, replace_empty_frames=True)
+    dataset = data.dataset("train")
+    assert not data.dataset("val").replace_empty
     index = dataclasses.replace(dataset.reader.index, boxes=dataset.reader.index.boxes.copy())
     dataset.reader.index = index
     # Only frame 1 keeps its boxes.
     index.boxes[: index.box_offsets[1], 0] = index.boxes[index.box_offsets[2] :, 0] = 500.0
-    assert not len(dataset[SampleKey(0, 0)].boxes)
-    dataset.replace_empty = True
     for key in (SampleKey(0, 0), SampleKey(0, 2, 1), SampleKey(5, 1)):
         assert dataset[key].token == index.token(1)
         assert np.array_equal(dataset[key].points, dataset[key].points)

@@ -252,7 +252,7 @@ class FrameLoader(WorkerLoader[Batch]):
         """Restore a saved position.
 
         Raises:
-            DataError: it lies within an epoch of other batches than this loader's.
+            DataError: it lies within an epoch, and the number of frames, batch size, ranks or seed have changed.
         """
         changed = [
             f"{name} {state[name]} -> {value}" for name, value in self._layout().items() if state[name] != value

@@ -37,7 +37,7 @@ class EmbeddedDataModule(NuScenesDataModule):
         """Generate the data if they do not exist, then index them, once per machine.
 
         Raises:
-            DataError: ``root`` does not exist and may be mistyped.
+            DataError: ``root`` does not exist, is not the default, and ``make`` is not set: it may be mistyped.
         """
         if not self.root.exists():
             self._generate()

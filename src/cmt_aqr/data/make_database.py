@@ -73,11 +73,11 @@ class ObjectCutter(Dataset[Cut]):
         points = frame.points.numpy()
         point, box = points_inside(points, boxes)
         counts = np.bincount(box, minlength=len(boxes))
-        large = counts >= self.contents.min_points
-        boxes, labels, counts = boxes[large], labels[large], counts[large]
+        kept = counts >= self.contents.min_points
+        boxes, labels, counts = boxes[kept], labels[kept], counts[kept]
 
         by_box = np.argsort(box, kind="stable")
-        cloud = points[point[by_box][large[box[by_box]]]]
+        cloud = points[point[by_box][kept[box[by_box]]]]
         bottom = boxes[:, :3].copy()
         bottom[:, 2] -= boxes[:, 5] / 2
         cloud[:, :3] -= np.repeat(bottom, counts, axis=0)

@@ -99,8 +99,8 @@ class GridMask:
 
     The same squares in all views are set to 0 after normalisation. Bars, which are kept, and the squares between
     them repeat every ``period`` pixels, uniform in [2, height), in rows and columns. The release draws bars on a
-    canvas 1.5 times as large, takes its centre, and has none outside the complete periods: with a large period the
-    border is one wide gap, so that more than ``(1 - ratio)^2`` is masked.
+    canvas 1.5 times as large, takes its centre, and draws no bar outside the complete periods: with a large period
+    the border is one wide gap, so that more than ``(1 - ratio)^2`` is masked.
     """
 
     probability: float = 0.7  # of masking a frame

@@ -1,6 +1,6 @@
 """Pasting objects into a frame: points inside their boxes are removed, their patches are blended into the images.
 
-Boxes are (x, y, z, l, w, h, yaw, ...) with the centre first, in the LiDAR frame, metres.
+Boxes are (x, y, z, l, w, h, yaw, ...) in the LiDAR frame, metres; x, y, z is the middle of the box.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ def points_inside(
         Rows of the points (pair,), ascending, and rows of the boxes (pair,).
     """
     point, box = _near(points, boxes)
-    exact = boxes.astype(np.float64)
-    cosine, sine, half = np.cos(exact[:, 6])[box], np.sin(exact[:, 6])[box], exact[box, 3:6] / 2
-    x, y, z = (points[point, axis] - exact[box, axis] for axis in range(3))
+    boxes64 = boxes.astype(np.float64)
+    cosine, sine, half = np.cos(boxes64[:, 6])[box], np.sin(boxes64[:, 6])[box], boxes64[box, 3:6] / 2
+    x, y, z = (points[point, axis] - boxes64[box, axis] for axis in range(3))
     within = (np.abs(x * cosine + y * sine) < half[:, 0]) & (np.abs(y * cosine - x * sine) < half[:, 1])
     within &= np.abs(z) < half[:, 2]
     return point[within], box[within]

@@ -99,7 +99,7 @@ class FrameReader:
             Points (point, 5) of the first keyframe's sweep; ``None`` if no points are read.
 
         Raises:
-            DataError: a file cannot be opened, or see :func:`read_checked_points`.
+            DataError: a file cannot be opened, the first one is named; or see :func:`read_checked_points`.
         """
         sweep = self.index.sweep_files[self.index.lidar[0]]
         for name in ([sweep] if self.lidar else []) + (list(self.index.image_files[0]) if self.cameras else []):

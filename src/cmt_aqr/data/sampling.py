@@ -43,7 +43,8 @@ class Sampling:
 
     def __init__(
         self,
-        goals: Mapping[str, int] | None = None,  # boxes per class to fill a frame up to; None: GOALS
+        goals: Mapping[str, int]
+        | None = None,  # boxes per class to fill a frame up to, none of other classes; None: GOALS
         rate: float = 1.0,  # share of the missing boxes to sample
         until_epoch: int | None = None,  # number of epochs with sampling, before the fade; None: all
         min_points: int = 5,  # minimum number of points of an object, over all sweeps

@@ -19,8 +19,14 @@ log = logging.getLogger(__name__)
 
 
 def save_arrays(path: Path, stamp: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays and their stamp to an ``.npy`` file, atomically: one record with a field per array."""
+    """Write arrays and their stamp to an ``.npy`` file, atomically: one record with a field per array.
+
+    Raises:
+        DataError: they have 2 GiB or more, ten times the index of trainval, which NumPy 1 cannot hold in a record.
+    """
     fields = {"stamp": np.array(stamp.encode()), **arrays}
+    if sum(array.nbytes + 16 for array in fields.values()) >= 2**31:
+        raise DataError(f"{path}: the arrays of this split have 2 GiB or more; make splits of fewer scenes")
     layout = [(name, array.dtype, array.shape) for name, array in fields.items()]
     record = np.zeros((), np.dtype(layout, align=True))
     for name, array in fields.items():
@@ -44,9 +50,9 @@ def load_arrays(path: Path, stamp: str, names: Iterable[str]) -> dict[str, NDArr
     try:
         record = open_memmap(path, mode="r").view(np.ndarray)
         if record["stamp"].item().decode() != stamp:
-            log.info("The tables behind %s have changed: rebuilding it", path)
+            log.info("%s was made from other tables or settings: rebuilding it", path)
             return None
         return {name: record[name] for name in names}
-    except (ValueError, IndexError, OSError) as error:
+    except Exception as error:  # NumPy's parser raises whatever a damaged header leads it to
         log.warning("The cache %s is damaged (%s): rebuilding it", path, error)
         return None

@@ -1,7 +1,7 @@
 """Rectangles of boxes in the images, by the release's two rules: for cutting patches out, and for pasting them.
 
-Boxes are (x, y, z, l, w, h, yaw, ...) with the centre first, in the LiDAR frame, metres. Rectangles are (x0, y0,
-x1, y1) in whole pixels, the end exclusive.
+Boxes are (x, y, z, l, w, h, yaw, ...) in the LiDAR frame, metres; x, y, z is the middle of the box. Rectangles are
+(x0, y0, x1, y1) in whole pixels, the end exclusive.
 """
 
 from typing import NamedTuple

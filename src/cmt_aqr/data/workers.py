@@ -54,7 +54,7 @@ def _end_workers_with(process: int) -> None:
 
 
 class WorkerLoader(DataLoader[Item]):
-    """A ``DataLoader`` with such workers; all arguments are those of ``torch.utils.data.DataLoader``."""
+    """A ``DataLoader`` whose workers ignore signals and report errors as sentences, with PyTorch's arguments."""
 
     def __init__(self, dataset: Dataset[Any], sampler: Iterable[Any], num_workers: int, **settings: Any) -> None:
         super().__init__(
