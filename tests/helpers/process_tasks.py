@@ -1,4 +1,4 @@
-"""What the processes of :mod:`tests.runs.test_processes` are told to do."""
+"""Tasks for the processes of :mod:`tests.runs.test_processes`."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from cmt_aqr.errors import UserError
 
 
 def add_ranks(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
-    """Meet as Lightning lets them, through the environment alone, and add up the ranks."""
+    """Form a process group from the environment alone, as Lightning does, and sum the ranks."""
     torch.distributed.init_process_group("gloo")
     total = torch.tensor(float(os.environ["RANK"])) + config.offset
     torch.distributed.all_reduce(total)
@@ -21,7 +21,7 @@ def add_ranks(config: DictConfig, folder: Path, overrides: list[str]) -> dict[st
 
 
 def fail_second(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
-    """The second process fails; the first only waits for it."""
+    """The second process fails while the first waits."""
     if os.environ["RANK"] == "1":
         raise UserError("data.root=x: nothing there")
     time.sleep(600)
@@ -29,7 +29,7 @@ def fail_second(config: DictConfig, folder: Path, overrides: list[str]) -> dict[
 
 
 def second_is_killed(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
-    """As the kernel does when memory is short; the first then fails because of it."""
+    """The second process is killed, as when memory is exhausted, and the first fails because of it."""
     if os.environ["RANK"] == "1":
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
