@@ -8,8 +8,9 @@ from scripts.kill_test import SMALLEST_MODEL
 from tests.helpers.forked import ROOT, TIMEOUT, Forked, environment
 
 DATA = ["data.root=data", "data.cache_dir=cache", "data.num_workers=0", "data.batch_size=1", "trainer=cpu"]
+SMALL = [*DATA, *SMALLEST_MODEL]
 BACKBONE = "model.network.image.backbone=test_resnet"
-SMALL = [*DATA, *SMALLEST_MODEL, BACKBONE]
+"""A backbone of 0.4 million parameters, whose checkpoints are soon written."""
 PAIR = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 """Overrides for two processes on the CPU."""
 
@@ -26,7 +27,7 @@ def arguments(script: str, *overrides: str) -> list[str]:
     """The command line of a script; training gets the small model before the overrides."""
     off = [("aqr=none", "aqr."), ("model=tiny_lidar", "model.network.image.")]
     unread = tuple(prefix for choice, prefix in off if choice in overrides)
-    small = [item for item in SMALL if not item.startswith(unread)] if script == "train" else []
+    small = [item for item in (*SMALL, BACKBONE) if not item.startswith(unread)] if script == "train" else []
     return [sys.executable, str(script_path(script)), *small, *overrides]
 
 

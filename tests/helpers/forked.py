@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
@@ -139,27 +139,17 @@ def _server() -> _Server:
 
 def serve(connection: Connection) -> dict[str, Any]:
     """Fork for each order and report each exit status; returns in the forked processes only, with their order."""
-    woken, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the tests and the commands
-    signal.set_wakeup_fd(wake)
     running: list[int] = []
     while True:
-        ready = wait([connection, woken])
-        if woken in ready:
-            os.read(woken, 64)
-        if connection in ready:
+        if connection.poll(0.01):
             try:
                 order = connection.recv()
             except EOFError:
                 os._exit(0)
             pid = os.fork()
             if pid == 0:
-                signal.set_wakeup_fd(-1)
                 connection.close()
-                os.close(woken)
-                os.close(wake)
                 return order
             running.append(pid)
             connection.send((pid, None))
@@ -174,7 +164,6 @@ def become(order: dict[str, Any]) -> str:
     """Set this process up as a shell would have started it; returns its script."""
     if order["new_session"]:
         os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, path in enumerate(order["printed"], start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)

@@ -37,9 +37,7 @@ def test_a_mistyped_root_creates_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pa
     [
         ("report", ["sweep_dir=run", "out=run/file"], "out=run/file: cannot be written"),
         ("report", ["sweep_dir=run", "out=/proc/below"], "out=/proc/below: cannot be written"),
-        ("report", ["sweep_dir=null"], "sweep_dir is missing"),
         ("report", ["sweep_dir=run", "metric=3"], "metric=3"),
-        ("convert_checkpoint", ["source=nowhere.pth", "target=x.pth"], "source=nowhere.pth: there is no"),
         ("convert_checkpoint", ["source=run", "target=x.pth"], "source=run is a folder"),
         ("convert_checkpoint", ["source=run/file", "target=x.pth"], "source=run/file"),
         ("convert_checkpoint", ["source=run/file", "target=run/file/x.pth"], "target=run/file: cannot be written"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.helpers.commands import PAIR, SMALL, arguments, finished
+from tests.helpers.commands import BACKBONE, PAIR, SMALL, arguments, finished
 from tests.helpers.ran import assert_same_end, killed, logged
 from tests.system.test_refusals import sentence
 
@@ -55,7 +55,7 @@ def test_killed_before_and_after_the_fade_it_ends_as_the_unbroken_run(run_folder
 def test_another_fade_is_another_training(
     monkeypatch: pytest.MonkeyPatch, run_folder: Path, unbroken: Path
 ) -> None:
-    line = [*SMALL, *RECIPE, "data.sampling.until_epoch=2", f"ckpt_path={unbroken}"]
+    line = [*SMALL, BACKBONE, *RECIPE, "data.sampling.until_epoch=2", f"ckpt_path={unbroken}"]
     assert "data.sampling.until_epoch: 1 -> 2" in sentence(monkeypatch, run_folder, "train", *line)
 
 
