@@ -73,18 +73,18 @@ def main() -> None:
     ours = seconds(sample)
     cutter = ObjectCutter(data.root, dataset.reader.index, sampler.database.contents)
     cutting = seconds(lambda _: cutter[0])
-    rest = seconds(lambda number: apply_transforms(frame, dataset.transforms, np.random.default_rng(number)))
+    transforms = seconds(lambda number: apply_transforms(frame, dataset.transforms, np.random.default_rng(number)))
     sampling.without_points_inside = plainly
     plain = seconds(sample, 4)
     sampling.without_points_inside = paste.without_points_inside
 
     title = f"A training frame of {len(frame.points):,} points, {np.mean(pasted):.1f} objects pasted, one core"
     table = Table("part", "ms", "share", title=title)
-    total = reading + ours + rest
-    for name, value in (("reading", reading), ("sampling", ours), ("transforms", rest)):
+    total = reading + ours + transforms
+    for name, value in (("reading", reading), ("sampling", ours), ("transforms", transforms)):
         table.add_row(name, f"{1000 * value:.1f}", f"{value / total:.0%}")
     Console().print(table)
-    print(f"database: {1000 * cutting:.0f} ms a frame, reading included")
+    print(f"database: {1000 * cutting:.0f} ms per frame, with reading")
     print(f"sampling: {plain / ours:.1f} times as fast as the plain implementation ({1000 * plain:.1f} ms)")
 
 

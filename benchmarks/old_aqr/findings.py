@@ -250,9 +250,9 @@ def _generator_gradient(scene: MapScene, renderer: Renderer) -> tuple[int, int, 
         )
         output = aqr(Queries(embedding, torch.zeros_like(places), places), sensors)
     (output.bev_features.square().mean() + output.image_features.square().mean()).backward()
-    found = [p.grad for p in aqr.generator.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
-    norm = torch.stack([part.norm() for part in found]).norm().item() if found else 0.0
-    return len(found), len(list(aqr.generator.parameters())), norm
+    parameters = list(aqr.generator.parameters())
+    norms = [p.grad.norm() for p in parameters if p.grad is not None and p.grad.abs().sum() > 0]
+    return len(norms), len(parameters), torch.stack(norms).norm().item() if norms else 0.0
 
 
 def leak(scene: MapScene) -> list[Row]:
@@ -269,13 +269,13 @@ def leak(scene: MapScene) -> list[Row]:
         weights = torch.full(everything.inside.shape, WEIGHT)
         learned = (torch.arange(weights.shape[1]) < MATCHING)[None]
         test = renderer.render(weights[:, :MATCHING], scene.on_bev(matching))[0]
-        found = []
+        figures = []
         for draws in (None, learned):  # old, ours
             training = renderer.render(weights, everything, draws)[0]
-            means = [drawn[box].mean().item() for drawn in (training, test)]
-            chances = [_chance_that_box_is_higher(drawn, box) for drawn in (training, test)]
-            found += [*means, *chances, (training - test).abs().max().item()]
-        return found
+            means = [rendered[box].mean().item() for rendered in (training, test)]
+            chances = [_chance_that_box_is_higher(rendered, box) for rendered in (training, test)]
+            figures += [*means, *chances, (training - test).abs().max().item()]
+        return figures
 
     numbers = _mean_over_draws(both, _LEAK_DRAWS)
     quantities = (
