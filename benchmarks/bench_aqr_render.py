@@ -1,24 +1,26 @@
-"""Time AQR: rendering against a loop over queries, and the whole at the published size.
+"""Time AQR: rendering against a loop over queries, and all of AQR at the published size.
 
     python benchmarks/bench_aqr_render.py [--threads 2] [--device cpu]
 
-The rival of each method is the obvious renderer: for each map and query, cut the method's kernel at the border of
+The rival of each method is the obvious renderer: for each map and query, crop the method's kernel at the border of
 the map and add weight times kernel to a slice of the map (``direct``: take the larger of cell and weight). It is
-differentiable too, so forward and backward both compare, and it must render the same maps, or nothing is timed.
+differentiable as well, and must render the same maps, or nothing is timed. Times are wall time, the minimum of
+several turns.
 """
 
 import argparse
 import math
-import resource
 from collections.abc import Callable
 
 import torch
+from measuring import in_turns, peak_memory
+from rich.table import Table
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 from cmt_aqr.aqr import AQR, METHODS, Modulator, Placement, Renderer, WeightGenerator
 from cmt_aqr.geometry import BEVGrid
 from cmt_aqr.lab.scenes import rig
+from cmt_aqr.runs.console import console
 from cmt_aqr.structures import Queries, Sensors, Views
 
 BATCH, QUERIES, VIEWS, CHANNELS = 2, 1730, 6, 256
@@ -27,27 +29,27 @@ GRID = BEVGrid((-51.2, -51.2, -5.0, 51.2, 51.2, 3.0), (0.1, 0.1, 0.2), (41, 1024
 
 
 def main() -> None:
-    """Print all timings."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    print(f"torch {torch.__version__}, {device}, {options.threads} threads; medians")
+    print(f"torch {torch.__version__}, {device}, {options.threads} threads")
     compare_rendering(device)
-    time_whole(device)
+    time_aqr(device)
 
 
 def compare_rendering(device: torch.device) -> None:
-    """Every render method for 2 x 1730 queries, in BEV and cameras, against its own loop over queries."""
+    """Time every render method for 2 x 1730 queries on BEV and camera maps against its loop over queries."""
     random = torch.Generator().manual_seed(0)
     weights = torch.rand(BATCH, QUERIES, generator=random).to(device).requires_grad_()
     bev = placement(BEV_SIZE, (BATCH,), 1.0, random, device)
-    # In nuScenes a query is seen by 1.1 views on average.
+    # In nuScenes, 1.1 views see a query on average.
     images = placement(IMAGE_MAP, (BATCH, VIEWS), 1.1 / VIEWS, random, device)
-    print(f"\nrendering {BATCH} x {QUERIES} queries onto {BEV_SIZE} and {(VIEWS, *IMAGE_MAP)}, milliseconds")
-    print(f"{'':18}{'forward':>10}{'loop':>10}{'faster':>9}{'with backward':>15}{'loop':>10}{'faster':>9}")
+    title = f"Rendering {BATCH} x {QUERIES} queries on {BEV_SIZE} and {(VIEWS, *IMAGE_MAP)}"
+    table = Table("method", "ms", "loop", "ratio", "with backward", "loop", "ratio", title=title)
     for method in METHODS:
         renderer = Renderer(method, max_weight_clamp=None).to(device)
 
@@ -59,20 +61,20 @@ def compare_rendering(device: torch.device) -> None:
 
         with torch.no_grad():
             for values, where in ((weights, bev), (weights[:, None], images)):
-                differ = (loop(renderer, values, where) - renderer.render(values, where)).abs().max().item()
-                if differ > 1e-4:
-                    raise AssertionError(f"{method}: the loop differs by {differ:.1e}: a time means nothing")
-        fast, slow = (milliseconds(without_gradient(way)) for way in (vectorised, looped))
-        fast_both, slow_both = (milliseconds(with_backward(way, weights)) for way in (vectorised, looped))
-        print(
-            f"{method:18}{fast:10.2f}{slow:10.1f}{slow / fast:8.0f}x"
-            f"{fast_both:15.2f}{slow_both:10.1f}{slow_both / fast_both:8.0f}x",
-            flush=True,
-        )
+                error = (loop(renderer, values, where) - renderer.render(values, where)).abs().max().item()
+                if error > 1e-4:
+                    raise AssertionError(f"{method}: the loop's maps differ by {error:.1e}")
+        cells = []
+        for wrap in (torch.no_grad(), lambda way: with_backward(way, weights)):
+            times = in_turns({"ours": wrap(vectorised), "loop": wrap(looped)}, 3, device)
+            ours, rival = (1e3 * seconds.wall for seconds in times.values())
+            cells += [f"{ours:.2f}", f"{rival:.1f}", f"{rival / ours:.0f} x"]
+        table.add_row(method, *cells)
+    console().print(table)
 
 
-def time_whole(device: torch.device) -> None:
-    """The whole AQR at the published size with 900 queries: forward, and forward with backward."""
+def time_aqr(device: torch.device) -> None:
+    """Time AQR at the published size with 900 queries: forward, and forward with backward."""
     torch.manual_seed(0)
     low, high = torch.tensor(GRID.point_range[:3]), torch.tensor(GRID.point_range[3:])
     points = (torch.rand(1, 900, 3) * (high - low) + low).to(device)
@@ -88,33 +90,31 @@ def time_whole(device: torch.device) -> None:
     views = Views.of(rig(IMAGE_SIZE).float()[None].to(device), IMAGE_SIZE)
     aqr = AQR(WeightGenerator(), Renderer(), Modulator()).to(device)
 
-    def whole() -> Tensor:
+    def run() -> Tensor:
         sensors = Sensors(bev, bev_position, GRID, images, image_position, views)
         output = aqr(Queries(embedding, torch.zeros_like(points), points), sensors)
         return output.bev_features.square().mean() + output.image_features.square().mean()
 
     parameters = sum(parameter.numel() for parameter in aqr.parameters())
-    print(f"\nwhole AQR, 1 frame, 900 queries, {CHANNELS} channels, {parameters / 1e6:.2f} M parameters")
+    print(f"AQR with 1 frame, 900 queries, {CHANNELS} channels, {parameters / 1e6:.2f} M parameters")
     start = peak_memory(device)
-    ways = {
-        "forward": without_gradient(whole),
-        "forward + backward": with_backward(whole, *leaves, *aqr.parameters()),
-    }
+    ways = {"forward": torch.no_grad()(run), "with backward": with_backward(run, *leaves, *aqr.parameters())}
     for name, way in ways.items():
-        print(f"{name:18} {milliseconds(way):8.2f} ms, peak memory + {peak_memory(device) - start:.0f} MiB")
+        (seconds,) = in_turns({name: way}, 10, device).values()
+        print(f"{name:18} {1e3 * seconds.wall:8.2f} ms, peak memory + {peak_memory(device) - start:.0f} MB")
 
 
 def placement(
     size: tuple[int, int], leading: tuple[int, ...], share: float, random: torch.Generator, device: torch.device
 ) -> Placement:
-    """Uniform positions, a share of them inside."""
+    """Uniformly distributed positions, a share of them inside."""
     position = torch.rand(*leading, QUERIES, 2, generator=random) * torch.tensor((size[1] - 1.0, size[0] - 1.0))
     inside = torch.rand(*leading, QUERIES, generator=random) < share
     return Placement(position.to(device), inside.to(device), size)
 
 
 def loop(renderer: Renderer, weights: Tensor, where: Placement) -> Tensor:
-    """The obvious way to do :meth:`Renderer.render`, one kernel a query."""
+    """:meth:`Renderer.render` in the obvious way, one kernel per query."""
     method, (rows, columns) = renderer.render_method, where.map_size
     inside = where.inside.reshape(-1, QUERIES)
     weights = weights.expand_as(where.inside).reshape(-1, QUERIES)
@@ -143,7 +143,7 @@ def loop(renderer: Renderer, weights: Tensor, where: Placement) -> Tensor:
 
 
 def kernel_of(renderer: Renderer, shorter_side: int) -> Tensor:
-    """The kernel of a method on a square around the query's cell, (side, side)."""
+    """The kernel (side, side) of a method, centred on the query's cell."""
     if renderer.render_method == "direct":
         return torch.ones(1, 1)
     gaussian = renderer.render_method != "distance_weighted"
@@ -159,32 +159,14 @@ def kernel_of(renderer: Renderer, shorter_side: int) -> Tensor:
 
 
 def shares(position: Tensor) -> Tensor:
-    """Of the four cells around a position (2,): (2, 2)."""
+    """Bilinear weights (2, 2) of the four cells around a position (2,)."""
     x, y = position - position.floor()
     return torch.stack((1 - y, y))[:, None] * torch.stack((1 - x, x))
 
 
-def without_gradient(function: Callable[[], Tensor]) -> Callable[[], object]:
-    """The function under ``no_grad``."""
-    return torch.no_grad()(function)
-
-
 def with_backward(function: Callable[[], Tensor], *leaves: Tensor) -> Callable[[], object]:
-    """The function and the gradients of its result."""
+    """The function followed by its backward pass."""
     return lambda: torch.autograd.grad(function(), leaves, allow_unused=True)
-
-
-def milliseconds(function: Callable[[], object]) -> float:
-    """Median time of a call; the device is waited for."""
-    timer = Timer("function()", globals={"function": function}, num_threads=torch.get_num_threads())
-    return 1e3 * timer.blocked_autorange(min_run_time=1.0).median
-
-
-def peak_memory(device: torch.device) -> float:
-    """Highest memory so far in MiB: of the GPU, or of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 if __name__ == "__main__":

@@ -1,57 +1,41 @@
-"""What either form of AQR adds to a training step of plain CMT, and the attention's bias against an explicit mask.
+"""Time both forms of AQR against plain CMT in a training step, and the attention's bias against a mask.
 
-The claims: aqr=attention_bias costs at most a tenth of a step, and its attention less than a mask that learns. The
-rivals are plain CMT (a step) and ``scaled_dot_product_attention`` with the bias as a (query, token) mask (one
-attention, both ways). In turns, the least of several; ratios are of processor time, which other work on the
-machine changes less than the time that passes.
+The claims: aqr=attention_bias adds at most a tenth to a step, and its attention costs less than one with a learned
+mask. The rivals are a step of plain CMT, and ``scaled_dot_product_attention`` with the bias as a (query, token)
+mask, forward and backward. All take turns; each time is the minimum of several. Ratios are of processor time,
+which other work on the machine changes little, and on a GPU of wall time.
 
     python benchmarks/bench_attention_bias.py                        tiny, one frame per step
-    python benchmarks/bench_attention_bias.py model=cmt_r50          the published size, minutes on a CPU
+    python benchmarks/bench_attention_bias.py model=cmt_r50          the published size: minutes on a CPU
     python benchmarks/bench_attention_bias.py --device cuda --precision bf16 model=cmt_r50
-
-On a GPU what counts is the time that passes until its work is done.
 """
 
 import argparse
 from collections.abc import Callable
 
 import torch
-from measuring import DTYPES, autocast, composed, in_turns
+from measuring import DTYPES, autocast, composed, detector, first_batch, in_turns
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
 from cmt_aqr.ops.biased_attention import biased_attention
-from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.runs.console import console
 from cmt_aqr.runs.memory import keep_freed_memory
-from cmt_aqr.training.module import DetectorModule
 
 
 def step(overrides: list[str], device: torch.device, precision: str) -> Callable[[], None]:
-    """A training step of a configuration on one batch of the embedded data."""
+    """A training step of a configuration on its first batch."""
     config = composed([*overrides, "data.num_workers=0"])
-    data = build_data(config)
-    data.prepare_data()
-    data.setup("fit")
-    batch = data.finish(next(iter(data.train_dataloader())).to(device))
-    denoising = build(config.training.denoising)
-    torch.manual_seed(0)
-    module = DetectorModule(
-        model=build(config.model.network),
-        criterion=build(config.training.criterion, background_above=denoising.background_above),
-        denoising=denoising,
-        optimizer=build(config.optimizer),
-        multipliers=build(config.lr_mult),
-    ).to(device)
-    module.train()
+    batch, module = first_batch(config, device), detector(config).to(device)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5, fused=True)
+    head = module.model.head
+    shape = len(head.reference_points), tuple(head.point_range)
 
     def run() -> None:
         optimizer.zero_grad()
         with autocast(device, precision):
-            queries, point_range = module.model.head.reference_points, tuple(module.model.head.point_range)
-            targets = denoising(batch, len(queries), point_range)
+            targets = module.denoising(batch, *shape)
             losses = module.criterion(module.model(batch, targets.queries), batch, targets)
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
@@ -62,7 +46,7 @@ def step(overrides: list[str], device: torch.device, precision: str) -> Callable
 def attentions(
     queries: int, tokens: int, device: torch.device, precision: str, heads: int = 8, channels: int = 32
 ) -> dict[str, Callable[[], None]]:
-    """Attention without a bias, with one of 0, one that is not 0, and a mask; forward and backward."""
+    """Attention without a bias, with a bias of 0, a random bias, and a mask: forward and backward passes."""
     q, k, v = (
         torch.randn(1, heads, count, channels, device=device, dtype=DTYPES[precision], requires_grad=True)
         for count in (queries, tokens, tokens)
@@ -89,13 +73,13 @@ def attentions(
 def main() -> None:
     """Measure, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7, help="of each step (7)")
-    parser.add_argument("--queries", type=int, default=900, help="of the single attention (900)")
-    parser.add_argument("--tokens", type=int, default=22_384, help="of the single attention (22384)")
+    parser.add_argument("--repeats", type=int, default=7, help="repeats of each step (7)")
+    parser.add_argument("--queries", type=int, default=900, help="queries of the single attention (900)")
+    parser.add_argument("--tokens", type=int, default=22_384, help="tokens of the single attention (22384)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
     parser.add_argument("--precision", default="fp32", choices=list(DTYPES))
-    parser.add_argument("overrides", nargs="*", help="of train.py")
-    given = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", help="overrides of train.py")
+    options = parser.parse_args()
     keep_freed_memory()
     signal = ("training.criterion.signal_weight=1", "fault=mome/fov60")
     arms = {
@@ -104,18 +88,19 @@ def main() -> None:
         "with the signal": ["aqr=attention_bias", *signal],
         "aqr=default": ["aqr=default"],
     }
-    on = given.device, given.precision
-    steps = {name: step([*given.overrides, *own], *on) for name, own in arms.items()}
-    counts = int(given.device.type == "cuda")
-    table = Table("", "processor ms", "ms that passed", "ratio")
+    device = options.device, options.precision
+    steps = {name: step([*options.overrides, *overrides], *device) for name, overrides in arms.items()}
+    compared = "wall" if options.device.type == "cuda" else "processor"
+    table = Table("", "processor ms", "wall ms", "ratio")
     for ways, repeats in (
-        (steps, given.repeats),
-        (attentions(given.queries, given.tokens, *on), given.repeats // 2),
+        (steps, options.repeats),
+        (attentions(options.queries, options.tokens, *device), options.repeats // 2),
     ):
-        found = in_turns(ways, max(2, repeats), given.device)
-        rival = next(iter(found.values()))[counts]
-        for name, seconds in found.items():
-            table.add_row(name, *(f"{1e3 * taken:.1f}" for taken in seconds), f"{seconds[counts] / rival:.2f}")
+        times = in_turns(ways, max(2, repeats), options.device)
+        rival = getattr(next(iter(times.values())), compared)
+        for name, seconds in times.items():
+            ratio = getattr(seconds, compared) / rival
+            table.add_row(name, f"{1e3 * seconds.processor:.1f}", f"{1e3 * seconds.wall:.1f}", f"{ratio:.2f}")
         table.add_section()
     console().print(table)
 

@@ -1,12 +1,11 @@
-"""Time the index of nuScenes, made from the tables and taken from the cache, against the devkit's load.
+"""Time the index of nuScenes, built from the tables and read from the cache, against loading with the devkit.
 
     python benchmarks/bench_index.py ROOT [--version v1.0-trainval] [--splits train val]
 
-ROOT is a data root; of it only the tables are read (and the maps, by the devkit). The rival is
-``NuScenes(version, dataroot)``, which is what the index would otherwise be made from; it is only the first half of
-that way. Each runs in a process of its own: CPU seconds, the most memory it took and what it still holds
-afterwards, both beyond what there was after the imports. Objects of the devkit are then let go of, as the index
-lets go of its tables.
+Only the tables of the data root are read (by the devkit also the maps). The rival is ``NuScenes(version,
+dataroot)``, from which an index would still have to be built. Each runs in its own process; printed are CPU
+seconds, peak memory and the memory afterwards, both beyond that after the imports. Both release their tables at
+the end.
 """
 
 import argparse
@@ -22,32 +21,34 @@ from cmt_aqr.data.tables import close_tables
 
 
 def main() -> None:
-    """Run each way once and print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--version", default="v1.0-trainval")
-    parser.add_argument("--splits", nargs="+", default=["train", "val"], help="the last one's ground truth, too")
-    given = parser.parse_args()
-    root = given.root.resolve()
+    parser.add_argument(
+        "--splits", nargs="+", default=["train", "val"], help="of the last one also the ground truth"
+    )
+    options = parser.parse_args()
+    root, version = options.root.resolve(), options.version
     with tempfile.TemporaryDirectory() as name:
         cache = Path(name)
 
         def ours() -> None:
-            for split in given.splits:
-                load_index(root, given.version, split, cache)
-            load_ground_truth(root, given.version, given.splits[-1], cache)
+            for split in options.splits:
+                load_index(root, version, split, cache)
+            load_ground_truth(root, version, options.splits[-1], cache)
             close_tables()
 
         def theirs() -> None:
-            NuScenes(given.version, str(root), verbose=False)
+            NuScenes(version, str(root), verbose=False)
 
         rival = 0.0
-        for title, way in (("devkit's load", theirs), ("index, cold", ours), ("index, from the cache", ours)):
-            found = own_process(way)
-            ratio = f"{rival / found.seconds:.1f} times as fast" if rival else "the rival"
-            rival = rival or found.seconds
-            memory = f"at most {found.peak:6.0f} MB, {found.left:6.0f} MB afterwards"
-            print(f"{title:22} {found.seconds:8.3f} CPU s, {memory}: {ratio}")
+        for title, way in (("devkit", theirs), ("index, from the tables", ours), ("index, from the cache", ours)):
+            measured = own_process(way)
+            ratio = f"{rival / measured.seconds:.1f} times as fast" if rival else "the rival"
+            rival = rival or measured.seconds
+            memory = f"at most {measured.peak:6.0f} MB, {measured.rest:6.0f} MB afterwards"
+            print(f"{title:22} {measured.seconds:8.3f} CPU s, {memory}: {ratio}")
 
 
 if __name__ == "__main__":

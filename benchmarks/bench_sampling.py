@@ -1,11 +1,10 @@
-"""What ground-truth sampling costs beside the rest of a training frame, and against a plain way to do the same.
+"""Time ground-truth sampling against the rest of a training frame, and against a plain implementation.
 
     python benchmarks/bench_sampling.py data.root=/data/nuscenes data.version=v1.0-mini data.train_split=mini_train
 
-Takes the published recipe (experiment=cmt_voxel0100_r50_800x320_cbgs) with the settings given. A frame without
-earlier sweeps has its own points eleven times, so that one keyframe is as large as a frame of a drive. The rival
-is the plain way to make room: each point is compared with each pasted box. CPU seconds, which other work on the
-machine touches little.
+The published recipe (experiment=cmt_voxel0100_r50_800x320_cbgs) with further overrides. A frame without earlier
+sweeps repeats its own, so that a keyframe is as large as a frame of a drive. The rival removes the points in
+pasted boxes by comparing every point with every box. Times are CPU seconds, which other work changes little.
 """
 
 import dataclasses
@@ -32,16 +31,16 @@ ROUNDS = 24
 
 
 def seconds(work: Callable[[int], object], rounds: int = ROUNDS) -> float:
-    """CPU seconds of one call, in the mean."""
+    """Mean CPU seconds of a call, after one to warm up."""
     work(0)
-    began = time.process_time()
+    start = time.process_time()
     for number in range(rounds):
         work(number)
-    return (time.process_time() - began) / rounds
+    return (time.process_time() - start) / rounds
 
 
 def plainly(points: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which points stay, by comparing each with each box."""
+    """Which points (point,) are in no box, by comparing each with each."""
     inside = points_in_boxes(torch.from_numpy(points), torch.from_numpy(boxes))
     return ~inside.any(dim=1).numpy()
 
@@ -58,7 +57,7 @@ def main() -> None:
     assert sampler is not None
     reader = FrameReader(data.root, dataset.reader.index, data.sweeps, data.cameras, for_database=True)
     frame, obstacles = reader.read(0), reader.obstacles(0)
-    # As in a frame with few objects of its own, which is what asks for most.
+    # A frame with few objects of its own, into which most are pasted.
     frame = dataclasses.replace(
         frame, **{name: getattr(frame, name)[:5] for name in ("boxes", "labels", "box_points")}
     )
@@ -74,19 +73,19 @@ def main() -> None:
     ours = seconds(sample)
     cutter = ObjectCutter(data.root, dataset.reader.index, sampler.database.contents)
     cutting = seconds(lambda _: cutter[0])
-    rest = seconds(lambda number: apply_transforms(frame, dataset.transforms, np.random.default_rng(number)))
+    transforms = seconds(lambda number: apply_transforms(frame, dataset.transforms, np.random.default_rng(number)))
     sampling.without_points_inside = plainly
     plain = seconds(sample, 4)
     sampling.without_points_inside = paste.without_points_inside
 
-    told = f"A training frame of {len(frame.points):,} points, {np.mean(pasted):.1f} objects pasted, one core"
-    table = Table("part", "ms", "share", title=told)
-    whole = reading + ours + rest
-    for name, value in (("reading", reading), ("sampling", ours), ("everything else", rest)):
-        table.add_row(name, f"{1000 * value:.1f}", f"{value / whole:.0%}")
+    title = f"A training frame of {len(frame.points):,} points, {np.mean(pasted):.1f} objects pasted, one core"
+    table = Table("part", "ms", "share", title=title)
+    total = reading + ours + transforms
+    for name, value in (("reading", reading), ("sampling", ours), ("transforms", transforms)):
+        table.add_row(name, f"{1000 * value:.1f}", f"{value / total:.0%}")
     Console().print(table)
-    print(f"database: {1000 * cutting:.0f} ms a frame, reading included")
-    print(f"sampling: {plain / ours:.1f} times as fast as the plain way ({1000 * plain:.1f} ms)")
+    print(f"database: {1000 * cutting:.0f} ms per frame, with reading")
+    print(f"sampling: {plain / ours:.1f} times as fast as the plain implementation ({1000 * plain:.1f} ms)")
 
 
 if __name__ == "__main__":

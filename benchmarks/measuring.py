@@ -1,7 +1,8 @@
-"""How benchmarks compose configurations and measure."""
+"""What benchmarks share: configurations, models and batches, and measuring time and memory."""
 
 import gc
 import multiprocessing
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,66 +12,108 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
+from cmt_aqr.runs.configuration import build, build_data
+from cmt_aqr.structures import Batch
+from cmt_aqr.training.module import DetectorModule
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
+RANGE = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
+"""The published point range in metres, LiDAR frame."""
 
 
 def composed(overrides: Sequence[str], script: str = "train") -> DictConfig:
-    """The configuration of a command."""
+    """The configuration of a command with overrides."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(script, list(overrides))
+
+
+def detector(config: DictConfig) -> DetectorModule:
+    """The module that a configuration trains, with fresh weights drawn with seed 0, in training mode."""
+    denoising = build(config.training.denoising)
+    torch.manual_seed(0)
+    return DetectorModule(
+        model=build(config.model.network),
+        criterion=build(config.training.criterion, background_above=denoising.background_above),
+        denoising=denoising,
+        optimizer=build(config.optimizer),
+        multipliers=build(config.lr_mult),
+    ).train()
+
+
+def first_batch(config: DictConfig, device: torch.device) -> Batch:
+    """The first training batch of a configuration, on a device."""
+    data = build_data(config)
+    data.prepare_data()
+    data.setup("fit")
+    return data.finish(next(iter(data.train_dataloader())).to(device))
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision as the trainer's ``16-mixed`` and ``bf16-mixed`` set it up."""
+    """Mixed precision as the trainer's ``16-mixed`` and ``bf16-mixed``."""
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
 class Seconds(NamedTuple):
-    """Processor time, which other work on the machine changes little, and the time that passed."""
+    """Processor time, which other work on the machine changes little, and wall time."""
 
     processor: float
-    passed: float
+    wall: float
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device's work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+CPU = torch.device("cpu")
 
 
 def in_turns(
-    ways: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device | None = None
+    ways: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device = CPU
 ) -> dict[str, Seconds]:
-    """The least seconds of each way in ``repeats`` turns, after one to warm up; until a GPU is done."""
-    done = torch.cuda.synchronize if device is not None and device.type == "cuda" else lambda: None
-    found: dict[str, list[Seconds]] = {name: [] for name in ways}
+    """The minimum time of each way over ``repeats`` turns, after one to warm up; the device is synchronised."""
+    times: dict[str, list[Seconds]] = {name: [] for name in ways}
     for _ in range(repeats + 1):
         for name, way in ways.items():
-            done()
-            processor, clock = time.process_time(), time.perf_counter()
+            synchronise(device)
+            processor, wall = time.process_time(), time.perf_counter()
             way()
-            done()
-            found[name].append(Seconds(time.process_time() - processor, time.perf_counter() - clock))
-    return {name: Seconds(*map(min, zip(*taken[1:], strict=True))) for name, taken in found.items()}
+            synchronise(device)
+            times[name].append(Seconds(time.process_time() - processor, time.perf_counter() - wall))
+    return {name: Seconds(*map(min, zip(*turns[1:], strict=True))) for name, turns in times.items()}
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory in MB: allocated on the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 class OwnProcess(NamedTuple):
-    """What a function returned in a process of its own, its CPU seconds, and its memory in MB.
+    """The result of a function in its own process, its CPU seconds, and its memory in MB.
 
-    Memory is the most that it took and what it still holds, both beyond what there was before.
+    Memory is the peak and the rest after the call, both beyond the memory before it.
     """
 
     result: Any
     seconds: float
     peak: float
-    left: float
+    rest: float
 
 
 def own_process(function: Callable[[], Any]) -> OwnProcess:
-    """Measure a function in a process that is forked from this one."""
+    """Measure a function in a fork of this process."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def work() -> None:
         before = _memory("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from now on
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
         start = time.process_time()
         result = function()
         seconds = time.process_time() - start
@@ -86,6 +129,6 @@ def own_process(function: Callable[[], Any]) -> OwnProcess:
 
 
 def _memory(field: str) -> float:
-    """Memory of this process in MB, by a field of Linux' /proc/self/status."""
+    """Memory of this process in MB, from a field of Linux' /proc/self/status."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(dict(line.split(":", 1) for line in lines)[field].split()[0]) / 1024

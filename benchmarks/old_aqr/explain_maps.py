@@ -1,4 +1,4 @@
-"""Show why the maps of the old AQR exploded: each finding's numbers, old and ours.
+"""Print why the maps of the old AQR exploded: each finding's numbers, old and ours.
 
 python benchmarks/old_aqr/explain_maps.py finding=pile_up
 """
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 @command()
 def main(config: DictConfig) -> None:
     """Measure the findings on one frame and print a table for each."""
-    # Imported here: a mistake in the command is answered before PyTorch is loaded.
+    # Imported here, so that a mistake in the command is reported before PyTorch is imported.
     from benchmarks.old_aqr.findings import FINDINGS, MapScene, finding_table
     from cmt_aqr.data.selection import frame_numbers
     from cmt_aqr.runs.configuration import build, check_complete

@@ -1,8 +1,8 @@
-"""Why the maps of the old AQR exploded: five findings, each as the old behaviour beside ours, in numbers.
+"""Why the maps of the old AQR exploded: five findings, each with numbers of the old behaviour and of ours.
 
-What the old code did is written here as formulas, anew: where it drew, what it drew, and what its gradient
-was. A frame's calibration and boxes are enough for it; no trained weights are needed. Every query's weight is
-:data:`WEIGHT`, as at the start of training. ``benchmarks/old_aqr/README.md`` tells the story.
+The old code's behaviour is written here as formulas: where it rendered, what it rendered, and its gradient. It
+needs a frame's calibration and boxes, but no trained weights. Every query has the weight :data:`WEIGHT`, as at the
+start of training. ``benchmarks/old_aqr/README.md`` explains the findings.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ IMAGE_STRIDE = 16
 """Pixels between cells of the camera maps."""
 
 OLD_RESIDUAL, RESIDUAL = 0.7, 0.65
-"""Residual weight r of the run that reported the maximum of 70.83, and of the recommended preset."""
+"""Residual weights r: of the run that reported the maximum of 70.83, and of the recommended preset."""
 
 _DRAWS = 5
-"""Draws of random queries that a number is the mean of."""
+"""Number of seeds over which figures are averaged."""
 
 _LEAK_DRAWS = 50
-"""The same for the leak: what the few cells with a box happen to hold varies more."""
+"""The same for the leak, where the values in the few cells with a box vary more."""
 
 
 @dataclass(frozen=True)
 class MapScene:
-    """Where a frame's queries can stand.
+    """The calibration and boxes of a frame.
 
     Attributes:
         lidar2img: (1, view, 4, 4), LiDAR frame to the network's pixels.
-        boxes: (box, 9) with LiDAR points in them, LiDAR frame.
+        boxes: (box, 9) that contain LiDAR points, LiDAR frame.
         image_size: height and width of the network's images in pixels.
-        grid: of the BEV map.
+        grid: grid of the BEV map.
     """
 
     lidar2img: Tensor
@@ -67,7 +67,7 @@ class MapScene:
 
     @classmethod
     def of_frame(cls, frame: Frame, grid: BEVGrid) -> MapScene:
-        """From a frame as the network gets it.
+        """Build from a frame as it enters the network.
 
         Raises:
             UserError: the frame has no images, or no box with LiDAR points.
@@ -86,8 +86,8 @@ class MapScene:
     def queries(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Random matching, denoising and padding queries (query, 3), metres, LiDAR frame.
 
-        Matching queries are uniform over the range, denoising queries uniform in the boxes (along the axes,
-        whatever the heading), and padding is 0 in the unit cube: the corner of the range.
+        Matching queries are uniform over the range, denoising queries uniform in the boxes (as if all headings
+        were 0), and padding is 0 in the unit cube, the corner of the range.
         """
         random = torch.Generator().manual_seed(seed)
         matching = to_metres(torch.rand(MATCHING, 3, generator=random), self.grid.point_range)
@@ -97,17 +97,17 @@ class MapScene:
         return matching, boxes[:, :3] + noise * boxes[:, 3:6], padding
 
     def on_images(self, *parts: Tensor) -> Placement:
-        """Queries on the camera maps, in every view that sees them."""
+        """Place queries on the camera maps, in every view that sees them."""
         return place_on_images(torch.cat(parts)[None], self.lidar2img, self.image_size, self.image_map)
 
     def on_bev(self, *parts: Tensor) -> Placement:
-        """Queries on the BEV map."""
+        """Place queries on the BEV map."""
         return place_on_bev(torch.cat(parts)[None], self.grid)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One number of the old AQR and of ours, and the format specification that both are printed with."""
+    """A number of the old AQR and of ours, and the format specification of both."""
 
     quantity: str
     old: float
@@ -117,7 +117,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was wrong, the function that measures it on a frame, and what a reader of the numbers must know."""
+    """A defect, the function that measures it on a frame, and a note on the numbers."""
 
     title: str
     measure: Callable[[MapScene], list[Row]] = field(repr=False)
@@ -125,7 +125,7 @@ class Finding:
 
 
 def finding_table(finding: Finding, rows: Sequence[Row]) -> Table:
-    """A finding's numbers for rich to print: the old code's beside ours."""
+    """A table of a finding's numbers."""
     table = Table(
         title=finding.title, caption=finding.note, title_justify="left", caption_justify="left", width=88
     )
@@ -138,13 +138,13 @@ def finding_table(finding: Finding, rows: Sequence[Row]) -> Table:
 
 
 def in_first_view(placement: Placement) -> Placement:
-    """The old placement in the cameras: each query only in the first of the views that see it."""
+    """The old placement on the camera maps: each query only in the first view that sees it."""
     first = placement.inside & (placement.inside.cumsum(dim=1) == 1)
     return Placement(placement.position, first, placement.map_size)
 
 
 def unseen_at_first_cell(placement: Placement) -> Placement:
-    """The old fate of a query that no camera sees: cell (0, 0) of view 0."""
+    """The old placement of queries that no camera sees: cell (0, 0) of view 0."""
     unseen = ~placement.inside.any(dim=1)
     inside, position = placement.inside.clone(), placement.position.clone()
     inside[:, 0] |= unseen
@@ -155,7 +155,7 @@ def unseen_at_first_cell(placement: Placement) -> Placement:
 def on_scaled_range(points: Tensor, grid: BEVGrid) -> Placement:
     """The old placement on the BEV map: (x - x_min) / (x_max - x_min) * columns, for points (batch, query, 3).
 
-    The features' cells are (x - x_min) / (voxel size * stride). Both agree only where the cells span the range.
+    The features' cells are (x - x_min) / (voxel size * stride), which agrees only if the cells span the range.
     """
     rows, columns = grid.bev_shape
     cell = to_unit(points, grid.point_range)[..., :2] * points.new_tensor((columns, rows))
@@ -164,15 +164,15 @@ def on_scaled_range(points: Tensor, grid: BEVGrid) -> Placement:
 
 
 class DetachedRenderer(Renderer):
-    """The old renderer's effect on gradients: it read each weight as a Python number before rendering it."""
+    """A renderer without gradients, as the old one, which rendered each weight as a Python number."""
 
     def render(self, weights: Tensor, placement: Placement, valid: Tensor | None = None) -> Tensor:
-        """The same maps, of numbers: nothing leads back to the weights."""
+        """Render the same maps, detached from the weights."""
         return super().render(torch.tensor(weights.tolist(), dtype=weights.dtype), placement, valid)
 
 
 def camera_figures(placement: Placement, residual: float, **settings: object) -> tuple[float, float, float, float]:
-    """max, mean and standard deviation of the camera maps, and relative change mean(|F' - F| / |F|)."""
+    """Maximum, mean and standard deviation of the camera maps, and relative change mean(|F' - F| / |F|)."""
     weights = torch.full((1, 1, placement.inside.shape[-1]), WEIGHT)
     _, rendered = Renderer(**settings)(weights, placement)  # type: ignore[arg-type]
     gain = Modulator(residual_weight=residual).gain(rendered, "image")
@@ -180,7 +180,7 @@ def camera_figures(placement: Placement, residual: float, **settings: object) ->
 
 
 def _mean_over_draws(measure: Callable[[int], Sequence[float]], draws: int = _DRAWS) -> list[float]:
-    """The mean of a measurement over several draws of queries, by seed."""
+    """The mean of a measurement over seeds of the queries."""
     return np.mean([measure(seed) for seed in range(draws)], axis=0).tolist()
 
 
@@ -202,9 +202,9 @@ def pile_up(scene: MapScene) -> list[Row]:
     def ours(seed: int) -> tuple[float, ...]:
         matching, _, padding = scene.queries(seed)
         figures = camera_figures(scene.on_images(matching), RESIDUAL, max_weight_clamp=None)[:3]
-        never = torch.zeros(1, 1, PADDING, dtype=torch.bool)
-        nothing = Renderer().render(torch.full((1, 1, PADDING), WEIGHT), scene.on_images(padding), never)
-        return (*figures, figures[0], nothing.max().item(), figures[0])
+        hidden = torch.zeros(1, 1, PADDING, dtype=torch.bool)
+        empty = Renderer().render(torch.full((1, 1, PADDING), WEIGHT), scene.on_images(padding), hidden)
+        return (*figures, figures[0], empty.max().item(), figures[0])
 
     quantities = (
         "maximum of the camera maps",
@@ -230,7 +230,7 @@ def gradient(scene: MapScene) -> list[Row]:
 
 
 def _generator_gradient(scene: MapScene, renderer: Renderer) -> tuple[int, int, float]:
-    """Of the generator: parameters with a gradient above 0, all parameters, norm of the whole gradient."""
+    """The number of the generator's parameters with a gradient, of all its parameters, and the gradient's norm."""
     channels = 32
     (rows, columns), (height, width) = scene.grid.bev_shape, scene.image_map
     views = scene.lidar2img.shape[1]
@@ -250,13 +250,13 @@ def _generator_gradient(scene: MapScene, renderer: Renderer) -> tuple[int, int, 
         )
         output = aqr(Queries(embedding, torch.zeros_like(places), places), sensors)
     (output.bev_features.square().mean() + output.image_features.square().mean()).backward()
-    found = [p.grad for p in aqr.generator.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
-    norm = torch.stack([part.norm() for part in found]).norm().item() if found else 0.0
-    return len(found), len(list(aqr.generator.parameters())), norm
+    parameters = list(aqr.generator.parameters())
+    norms = [p.grad.norm() for p in parameters if p.grad is not None and p.grad.abs().sum() > 0]
+    return len(norms), len(parameters), torch.stack(norms).norm().item() if norms else 0.0
 
 
 def leak(scene: MapScene) -> list[Row]:
-    """How far the BEV map of a training step tells where the boxes are; padding is left out here."""
+    """How well the BEV map of a training step shows where the boxes are; without padding."""
     place = scene.on_bev(scene.boxes[:, :3])
     cells = place.cell[place.inside]
     box = torch.zeros(scene.grid.bev_shape, dtype=torch.bool)
@@ -269,13 +269,13 @@ def leak(scene: MapScene) -> list[Row]:
         weights = torch.full(everything.inside.shape, WEIGHT)
         learned = (torch.arange(weights.shape[1]) < MATCHING)[None]
         test = renderer.render(weights[:, :MATCHING], scene.on_bev(matching))[0]
-        found = []
+        figures = []
         for draws in (None, learned):  # old, ours
             training = renderer.render(weights, everything, draws)[0]
-            means = [drawn[box].mean().item() for drawn in (training, test)]
-            chances = [_chance_that_box_is_higher(drawn, box) for drawn in (training, test)]
-            found += [*means, *chances, (training - test).abs().max().item()]
-        return found
+            means = [rendered[box].mean().item() for rendered in (training, test)]
+            chances = [_chance_that_box_is_higher(rendered, box) for rendered in (training, test)]
+            figures += [*means, *chances, (training - test).abs().max().item()]
+        return figures
 
     numbers = _mean_over_draws(both, _LEAK_DRAWS)
     quantities = (
@@ -289,16 +289,16 @@ def leak(scene: MapScene) -> list[Row]:
 
 
 def _chance_that_box_is_higher(rendered: Tensor, box: Tensor) -> float:
-    """Chance that a random cell with a box has a higher value than one without, ties half: 0.5 tells nothing.
+    """Probability that a random cell with a box has a higher value than one without; ties count half.
 
-    This is the area under the ROC curve, from the statistic of Mann and Whitney (1947).
+    This is the area under the ROC curve, by the statistic of Mann and Whitney (1947); 0.5 is chance.
     """
     inside, outside = rendered[box].numpy(), rendered[~box].numpy()
     return float(mannwhitneyu(inside, outside, method="asymptotic").statistic) / (len(inside) * len(outside))
 
 
 def offset(scene: MapScene) -> list[Row]:
-    """How far from its feature a query is rendered on the BEV map: along the map, and on the frame's boxes."""
+    """The distance between a query's feature and its place on the BEV map: along the map, and for the boxes."""
     grid = scene.grid
     columns = grid.bev_shape[1]
     column = torch.arange(columns, dtype=torch.float64) + 0.5
@@ -326,7 +326,7 @@ def offset(scene: MapScene) -> list[Row]:
 
 
 def background(scene: MapScene) -> list[Row]:
-    """What becomes of features that no query reaches, and how much of the relative change that is."""
+    """How the features that no query reaches change, and their share of the relative change."""
 
     def measure(placement: Placement, residual: float, **settings: object) -> tuple[float, ...]:
         weights = torch.full((1, 1, placement.inside.shape[-1]), WEIGHT)

@@ -1,10 +1,10 @@
-"""The five findings about the old maps, with their numbers: on the real keyframe, and on embedded data.
+"""The five findings about the old maps, with their numbers: on the real keyframe and on embedded data.
 
-Of the reported maximum of 70.83: 900 uniform matching queries, 290 denoising queries near boxes, 540 padding
-queries that all sit at the corner of the range; every weight 0.82, sigma 1. The figures compared with were
-measured once, with other random queries. The rows of the old formula are met when each query draws only in the
-first view that sees it, the last two nearly when it draws in every view, as AQR does: about one query in seven
-draws twice, which moves the mean up by as much and hardly changes the rest.
+The reported maximum of 70.83 comes from 900 uniform matching queries, 290 denoising queries near boxes and 540
+padding queries at the corner of the range, with every weight 0.82 and sigma 1. The expected figures were measured
+once, with other random queries. Those of the old formula hold when each query is rendered only in the first view
+that sees it, the last two of the table also when it is rendered in every view, as AQR does: about one query in
+seven is then rendered twice, which raises the mean by as much and hardly changes the rest.
 """
 
 from pathlib import Path
@@ -41,12 +41,12 @@ def keyframe(tmp_path_factory: pytest.TempPathFactory) -> MapScene:
 
 
 def numbers(scene: MapScene, finding: str) -> list[tuple[float, float]]:
-    """Old and ours, in the order of the table."""
+    """Pairs of the old and our value, in the order of the table."""
     return [(row.old, row.ours) for row in FINDINGS[finding].measure(scene)]
 
 
-MEASURED_ONCE = [
-    # finding, part of the quantity, old, tolerance, ours, tolerance
+MEASURED = [
+    # finding, part of the quantity, old value and tolerance, our value and tolerance
     ("offset", "along x (cells)", 6.6, 0.01, 0, 0),
     ("offset", "the same (m)", 5.3, 0.01, 0, 0),
     ("background", "multiplied with", 0.7, 1e-6, 1, 1e-6),
@@ -54,27 +54,27 @@ MEASURED_ONCE = [
 
 
 @needs_keyframe
-@pytest.mark.parametrize(("finding", "part", "old", "close", "ours", "near"), MEASURED_ONCE)
+@pytest.mark.parametrize(("finding", "part", "old", "old_tolerance", "ours", "tolerance"), MEASURED)
 def test_numbers_of_the_keyframe(
-    keyframe: MapScene, finding: str, part: str, old: float, close: float, ours: float, near: float
+    keyframe: MapScene, finding: str, part: str, old: float, old_tolerance: float, ours: float, tolerance: float
 ) -> None:
     row = next(row for row in FINDINGS[finding].measure(keyframe) if part in row.quantity)
-    assert row.old == pytest.approx(old, rel=close)
-    assert row.ours == pytest.approx(ours, rel=near, abs=1e-6)
+    assert row.old == pytest.approx(old, rel=old_tolerance)
+    assert row.ours == pytest.approx(ours, rel=tolerance, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", [pytest.param("keyframe", marks=needs_keyframe), "embedded"])
-def test_every_defect_shows_and_is_gone(name: str, request: pytest.FixtureRequest) -> None:
+def test_every_defect_of_the_old_maps_is_gone(name: str, request: pytest.FixtureRequest) -> None:
     scene: MapScene = request.getfixturevalue(name)
     pile_up = numbers(scene, "pile_up")
     assert pile_up[0][0] > 20 * pile_up[0][1]
-    assert pile_up[4][1] == 0  # our padding draws nothing
+    assert pile_up[4][1] == 0  # our padding is not rendered
     gradient = numbers(scene, "gradient")
     assert len(gradient) == 6
     assert all(old == 0 and ours > 0 for old, ours in gradient)
-    training, test, telling, telling_at_test, difference = numbers(scene, "leak")
+    training, test, chance, chance_at_test, difference = numbers(scene, "leak")
     assert training[0] > 3 * test[0] and training[1] == test[1] == test[0]
-    assert telling[0] > 0.85 and telling[1] == telling_at_test[1] and abs(telling[1] - 0.5) < 0.1
+    assert chance[0] > 0.85 and chance[1] == chance_at_test[1] and abs(chance[1] - 0.5) < 0.1
     assert difference[0] > 0.5 and difference[1] == 0
     elsewhere = numbers(scene, "offset")[-1]
     assert elsewhere == (1.0, 0.0)
@@ -92,7 +92,7 @@ def test_a_frame_without_boxes_is_refused_in_one_sentence(small_root: Path, tmp_
 
 
 PARTS = {"all": slice(None), "matching": slice(1)}
-"""Which queries draw: matching, denoising and padding, or the first alone."""
+"""Which queries are rendered: matching, denoising and padding, or matching only."""
 
 TABLE = [
     ("all", 0.70, {"max_weight_clamp": None}, True, (70.75, 0.232, 1.637, 0.277)),
@@ -105,7 +105,7 @@ TABLE = [
 
 
 def highest(placement: Placement) -> float:
-    """Maximum of the camera maps without a clamp."""
+    """The maximum of the camera maps without a clamp."""
     return camera_figures(placement, 0.7, max_weight_clamp=None)[0]
 
 
@@ -114,13 +114,13 @@ def highest(placement: Placement) -> float:
 def test_the_table_of_the_old_maps(
     keyframe: MapScene, part: str, residual: float, settings: dict, first_view: bool, measured: tuple
 ) -> None:
-    drawn = []
+    figures = []
     for seed in range(5):
         placement = keyframe.on_images(*keyframe.queries(seed)[PARTS[part]])
         placement = in_first_view(placement) if first_view else placement
-        drawn.append(camera_figures(placement, residual, **settings))
-    top, mean, deviation, change = np.mean(drawn, axis=0)
-    # The maximum of a few hundred random queries depends on which of them meet.
+        figures.append(camera_figures(placement, residual, **settings))
+    top, mean, deviation, change = np.mean(figures, axis=0)
+    # The maximum of a few hundred random queries depends on which of them fall together.
     assert top == pytest.approx(measured[0], rel=0.25 if part == "matching" else 0.01)
     assert mean == pytest.approx(measured[1], rel=0.03)
     assert deviation == pytest.approx(measured[2], rel=0.1)
@@ -133,5 +133,5 @@ def test_the_explosion_is_the_padding_in_one_pixel(keyframe: MapScene) -> None:
     assert 60 < highest(keyframe.on_images(matching, denoising, padding)) < 80
     assert highest(keyframe.on_images(matching, denoising)) < 10
     assert highest(keyframe.on_images(matching)) < 2
-    # 540 weights of 0.82 in one cell, times the middle of the kernel:
+    # 540 weights of 0.82 in one cell, times the centre of the kernel
     assert highest(keyframe.on_images(padding)) == pytest.approx(540 * 0.82 * 0.1592, rel=0.01)

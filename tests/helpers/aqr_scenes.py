@@ -1,8 +1,7 @@
-"""A small made-up scene for AQR: six cameras whose views overlap, a BEV grid, features and queries."""
+"""A small random scene for AQR: six cameras with overlapping views, a BEV grid, features and queries."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -12,47 +11,32 @@ from cmt_aqr.aqr import AQR, Modulator, Renderer, WeightGenerator
 from cmt_aqr.geometry import BEVGrid
 from cmt_aqr.outputs import AQROutput
 from cmt_aqr.structures import Queries, Sensors, Views
+from tests.helpers.struck import cameras_around
 
 GRID = BEVGrid((-8.0, -8.0, -2.0, 8.0, 8.0, 2.0), (0.25, 0.25, 0.5), (9, 64, 64), 8)
 """8 x 8 BEV cells of 2 m."""
 
 GOLDEN_GRID = BEVGrid((-54.0, -54.0, -5.0, 54.0, 54.0, 3.0), (0.1, 0.1, 0.2), (41, 1024, 1024), 8)
-"""The published 0.1 m configuration: 1024 cells over a declared range of 1080 cells."""
+"""Of the published 0.1 m configuration: 1024 cells, where the declared range has 1080."""
 
 IMAGE_SIZE = (48, 80)
 IMAGE_MAP = (6, 10)
 
 
-def rig(batch: int = 1, views: int = 6, field_of_view: float = 80.0) -> Tensor:
-    """lidar2img (batch, view, 4, 4) of cameras that look outwards in equal steps of the circle."""
-    height, width = IMAGE_SIZE
-    focal = width / 2 / math.tan(math.radians(field_of_view) / 2)
-    matrices = []
-    for view in range(views):
-        yaw = 2 * math.pi * view / views
-        forward = torch.tensor((math.cos(yaw), math.sin(yaw), 0.0, 0.0))
-        right = torch.tensor((math.sin(yaw), -math.cos(yaw), 0.0, 0.0))
-        down = torch.tensor((0.0, 0.0, -1.0, 0.0))
-        last = torch.tensor((0.0, 0.0, 0.0, 1.0))
-        rows = (
-            focal * right + width / 2 * forward,
-            focal * down + height / 2 * forward,
-            forward,
-            last,
-        )
-        matrices.append(torch.stack(rows))
-    return torch.stack(matrices).expand(batch, views, 4, 4).clone()
+def rig(batch: int = 1) -> Tensor:
+    """lidar2img (batch, 6, 4, 4), float32, of cameras with a field of view of 80 degrees."""
+    return cameras_around(*IMAGE_SIZE, sees=80.0).float().repeat(batch, 1, 1, 1)
 
 
 def points(batch: int, count: int, seed: int = 0) -> Tensor:
-    """Points (batch, count, 3) in metres; some stand off the BEV map, some above or below every view."""
+    """Points (batch, count, 3) in metres; some lie outside the BEV map, some outside every view."""
     random = torch.Generator().manual_seed(seed)
     scale = torch.tensor((9.0, 9.0, 3.0))
     return (torch.rand(batch, count, 3, generator=random) * 2 - 1) * scale
 
 
 def inputs(batch: int = 1, queries: int = 12, channels: int = 8, seed: int = 0) -> dict[str, Any]:
-    """Arguments of ``AQR.forward`` for the made-up scene, float32, without gradients."""
+    """Tensors, grid and image size of a random scene, for :func:`queries_and_sensors`."""
     random = torch.Generator().manual_seed(seed)
     rows, columns = GRID.bev_shape
     height, width = IMAGE_MAP
@@ -74,7 +58,7 @@ def inputs(batch: int = 1, queries: int = 12, channels: int = 8, seed: int = 0) 
 
 
 def queries_and_sensors(scene: dict[str, Any]) -> tuple[Queries, Sensors]:
-    """What :func:`inputs` gives, as AQR takes it."""
+    """The arguments of ``AQR.forward`` from those of :func:`inputs`."""
     embedding = scene["query_embedding"]
     queries = Queries(embedding, torch.zeros_like(scene["reference_points"]), scene["reference_points"])
     if "valid" in scene:
@@ -92,7 +76,7 @@ def queries_and_sensors(scene: dict[str, Any]) -> tuple[Queries, Sensors]:
 
 
 def run(aqr: AQR, **scene: Any) -> AQROutput:
-    """AQR on a scene of :func:`inputs`."""
+    """The output of AQR for a scene of :func:`inputs`."""
     return aqr(*queries_and_sensors(scene))
 
 
@@ -102,16 +86,10 @@ def small_aqr(
     modulator: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> AQR:
-    """An AQR for :func:`inputs`, whose weights differ a lot from query to query; dropout off."""
+    """An AQR for :func:`inputs` without dropout, whose weights differ much between queries."""
     torch.manual_seed(seed)
-    settings = {
-        "embed_dims": 8,
-        "num_heads": 2,
-        "feedforward_dims": 16,
-        "dropout": 0.0,
-        "bev_window": 3,
-        "image_window": 5,
-    }
+    settings = {"embed_dims": 8, "num_heads": 2, "feedforward_dims": 16, "dropout": 0.0}
+    settings |= {"bev_window": 3, "image_window": 5}
     aqr = AQR(
         WeightGenerator(**{**settings, **(generator or {})}),
         Renderer(**(renderer or {})),

@@ -1,4 +1,4 @@
-"""Small hand-made inputs shared by tests."""
+"""Boxes, batches and outputs written by hand."""
 
 from collections.abc import Sequence
 
@@ -17,17 +17,16 @@ def box(x: float = 0.0, y: float = 0.0, z: float = 0.0, size: float = 2.0, yaw: 
 
 
 def batch_of(boxes: Sequence[Sequence[Sequence[float]]], labels: Sequence[Sequence[int]]) -> Batch:
-    """A batch without points or images: one list of boxes and one of labels a frame."""
+    """A batch without points and images, from lists of boxes and labels per frame."""
     size = len(boxes)
-    flat = [item for frame in boxes for item in frame]
     return Batch(
         tokens=tuple(f"frame{i}" for i in range(size)),
         points=torch.zeros(0, 5),
         point_counts=(0,) * size,
         images=None,
         lidar2img=torch.eye(4).expand(size, 6, 4, 4),
-        boxes=torch.tensor(flat).reshape(-1, 9),
-        labels=torch.tensor([item for frame in labels for item in frame], dtype=torch.int64),
+        boxes=torch.tensor([box for frame in boxes for box in frame]).reshape(-1, 9),
+        labels=torch.tensor([label for frame in labels for label in frame], dtype=torch.int64),
         box_counts=tuple(len(frame) for frame in boxes),
         lidar2global=torch.eye(4, dtype=torch.float64).expand(size, 4, 4),
     )

@@ -1,4 +1,4 @@
-"""Starting the scripts as a user does, with a model of a few thousand parameters beside its image backbone."""
+"""Command lines of the scripts with a small model, and running them."""
 
 import subprocess
 import sys
@@ -9,49 +9,46 @@ from tests.helpers.forked import ROOT, TIMEOUT, Forked, environment
 
 DATA = ["data.root=data", "data.cache_dir=cache", "data.num_workers=0", "data.batch_size=1", "trainer=cpu"]
 SMALL = [*DATA, *SMALLEST_MODEL]
+BACKBONE = "model.network.image.backbone=test_resnet"
+"""A backbone of 0.4 million parameters, whose checkpoints are soon written."""
 PAIR = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-"""Overrides for two processes on CPU cores."""
+"""Overrides for two processes on the CPU."""
+
+Completed = subprocess.CompletedProcess[str]
 
 
 def script_path(script: str) -> Path:
-    """Where a script is, by its name."""
+    """The path of a script, by its name."""
     folder = ROOT / "benchmarks" / "old_aqr" if script == "explain_maps" else ROOT / "scripts"
     return folder / f"{script}.py"
 
 
 def arguments(script: str, *overrides: str) -> list[str]:
     """The command line of a script; training gets the small model before the overrides."""
-    small = SMALL if script == "train" else []
-    if "aqr=none" in overrides:
-        small = [item for item in small if not item.startswith("aqr.")]
+    off = [("aqr=none", "aqr."), ("model=tiny_lidar", "model.network.image.")]
+    unread = tuple(prefix for choice, prefix in off if choice in overrides)
+    small = [item for item in (*SMALL, BACKBONE) if not item.startswith(unread)] if script == "train" else []
     return [sys.executable, str(script_path(script)), *small, *overrides]
 
 
-def torchrun(*overrides: str) -> list[str]:
-    """The command line of a training that torchrun starts in two processes."""
+def torchrun(options: list[str], *overrides: str) -> list[str]:
+    """The command line of a training that torchrun starts, with options of torchrun."""
     python, *script = arguments("train", *overrides)
-    return [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *script]
-
-
-def torchrun_on_one_of_two(port: int, *overrides: str) -> list[str]:
-    """The command line of a machine of two, with one process each, that meet at a port of this machine."""
-    python, *script = arguments("train", *overrides)
-    meeting = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}"]
-    return [python, "-m", "torch.distributed.run", *meeting, *script]
+    return [python, "-m", "torch.distributed.run", *options, *script]
 
 
 def resuming(checkpoint: Path, folder: Path, *overrides: str) -> list[str]:
-    """The command line that resumes from a checkpoint, whose configuration comes with it, in a folder."""
+    """The command line that resumes from a checkpoint, with the configuration in it, in a folder."""
     return [*arguments("train")[:2], f"ckpt_path={checkpoint}", f"hydra.run.dir={folder}", *overrides]
 
 
 def start(folder: Path, line: list[str], new_session: bool = False) -> Forked:
-    """Start a script in a folder, as a process that has its libraries already."""
+    """Start a script in a folder, as a fork of a process that has imported its libraries."""
     return Forked(line, folder, new_session)
 
 
-def run_line(folder: Path, line: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command line to its end in a folder; one of a script need not import its libraries."""
+def run_line(folder: Path, line: list[str]) -> Completed:
+    """Run a command line to its end in a folder; a script is forked, a module (``-m``) is not."""
     if line[1] == "-m":
         return run_anew(folder, line)
     process = start(folder, line)
@@ -59,26 +56,30 @@ def run_line(folder: Path, line: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(line, process.wait(), out, err)
 
 
-def run_anew(folder: Path, line: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    """The same from an interpreter that has only just been started, as a shell does."""
+def run_anew(folder: Path, line: list[str], timeout: float = TIMEOUT) -> Completed:
+    """Run a command line to its end in a folder with a new interpreter, as a shell does."""
     return subprocess.run(
         line,
         cwd=folder,
-        env={**environment(), **variables},
+        env=environment(),
         capture_output=True,
         encoding="utf-8",
         check=False,
-        timeout=TIMEOUT,
+        timeout=timeout,
     )
 
 
-def run_command(folder: Path, script: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+def run_command(folder: Path, script: str, *overrides: str) -> Completed:
     """Run a script to its end in a folder."""
     return run_line(folder, arguments(script, *overrides))
 
 
-def finished(folder: Path, script: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """The same, and it must end well."""
-    done = run_command(folder, script, *overrides)
-    assert done.returncode == 0, done.stderr
+def succeeded(done: Completed) -> Completed:
+    """A finished command, whose exit status must be 0."""
+    assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def finished(folder: Path, script: str, *overrides: str) -> Completed:
+    """Run a script to its end in a folder; its exit status must be 0."""
+    return succeeded(run_command(folder, script, *overrides))

@@ -1,4 +1,4 @@
-"""Composing the configuration in a test, as the commands do."""
+"""Composing a configuration as the commands do."""
 
 import copy
 import functools
@@ -14,7 +14,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def composed(*overrides: str, script: str = "train") -> DictConfig:
-    """The configuration of ``scripts/train.py``, or another script, with these overrides."""
+    """The configuration of a script with overrides."""
     GlobalHydra.instance().clear()
     return copy.deepcopy(_composed(script, overrides))  # composing takes half a second
 

@@ -1,6 +1,7 @@
-"""Writing run folders with known numbers, as a training run leaves them."""
+"""Folders of runs with known numbers, as training writes them."""
 
 import csv
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,25 +10,10 @@ from typing import Any
 import yaml
 
 ERRORS = {"mATE": 0.7, "mASE": 0.3, "mAOE": 1.1, "mAVE": 0.9, "mAAE": 0.2}
+_STATISTICS = ("mean", "std", "min", "max", "max_over_mean", "clamped", "drawn")
 MAPS = {
-    "bev": {
-        "mean": 0.12,
-        "std": 0.2,
-        "min": 0.0,
-        "max": 1.8,
-        "max_over_mean": 15.0,
-        "clamped": 0.01,
-        "drawn": 0.6,
-    },
-    "camera": {
-        "mean": 0.3,
-        "std": 0.1,
-        "min": 0.0,
-        "max": 1.2,
-        "max_over_mean": 4.0,
-        "clamped": 0.0,
-        "drawn": 0.9,
-    },
+    "bev": dict(zip(_STATISTICS, (0.12, 0.2, 0.0, 1.8, 15.0, 0.01, 0.6), strict=True)),
+    "camera": dict(zip(_STATISTICS, (0.3, 0.1, 0.0, 1.2, 4.0, 0.0, 0.9), strict=True)),
 }
 CONFIG: dict[str, Any] = {
     "seed": 0,
@@ -39,9 +25,15 @@ CHOICES = {"renderer": "recommended", "modulator": "recommended", "model": "tiny
 
 
 def metrics(nds: float, map_: float | None = None) -> dict[str, float | None]:
-    """Metrics as ``metrics.json`` has them; a class without velocity has null."""
-    map_ = nds / 2 if map_ is None else map_
-    return {"mAP": map_, "NDS": nds, **ERRORS, "AP/car": 0.25, "AVE/barrier": None, "frames": 8.0}
+    """Metrics as in ``metrics.json``; a class without velocities has null."""
+    return {
+        "mAP": nds / 2 if map_ is None else map_,
+        "NDS": nds,
+        **ERRORS,
+        "AP/car": 0.25,
+        "AVE/barrier": None,
+        "frames": 8.0,
+    }
 
 
 def write_run(
@@ -53,7 +45,7 @@ def write_run(
     config: Mapping[str, Any] = CONFIG,
     **record: Any,
 ) -> Path:
-    """A run's folder; without ``nds`` it has no metrics, and a record's key given as ``None`` is left out."""
+    """Write a run's folder, without metrics if ``nds`` is ``None``; ``None`` removes a key of its record."""
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)), encoding="utf-8")
     hydra = {"job": {"name": "train"}, "runtime": {"choices": CHOICES}}
@@ -86,7 +78,7 @@ def write_run(
 
 
 def write_curve(folder: Path, curve: Sequence[tuple[int, float]], nds: float | None) -> None:
-    """Lightning's CSV log: rows of training steps, and one of the evaluation at the end."""
+    """Write Lightning's CSV log: a row per training step, and one for the evaluation at the end."""
     (folder / "csv").mkdir()
     with (folder / "csv" / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["epoch", "step", "train/loss", "val/NDS", "val/mAP"])
@@ -101,37 +93,27 @@ CLAMPS, RESIDUALS = (1.5, 2.0, 2.5), (0.5, 0.65, 0.7)
 
 
 def grid_nds(clamp: float, residual: float, seed: int = 0) -> float:
-    """The NDS that the grid's runs get: best at clamp 2.0 and residual 0.65."""
+    """The NDS of a run of the grid, best at clamp 2.0 and residual weight 0.65."""
     return round(0.3 - 0.08 * (clamp - 2.0) ** 2 - 0.9 * (residual - 0.65) ** 2 + 0.004 * seed, 6)
 
 
 def write_grid(root: Path, seeds: Sequence[int] = (0,)) -> Path:
-    """A 3 x 3 sweep; one run failed and one is unfinished."""
-    number = 0
-    for clamp in CLAMPS:
-        for residual in RESIDUALS:
-            for seed in seeds:
-                overrides = [
-                    f"renderer.max_weight_clamp={clamp}",
-                    f"modulator.residual_weight={residual}",
-                    *([f"seed={seed}"] if len(seeds) > 1 else []),
-                    "trainer.max_epochs=2",
-                ]
-                curve = [(step, 20 / (1 + 0.05 * step) + clamp) for step in range(0, 200, 4)]
-                nds = grid_nds(clamp, residual, seed)
-                if (clamp, residual, seed) == (2.5, 0.7, 0):
-                    write_run(
-                        root / str(number),
-                        overrides,
-                        None,
-                        curve[:20],
-                        error="train/loss is not finite (nan) at step 80",
-                        seed=seed,
-                    )
-                elif (clamp, residual, seed) == (2.5, 0.65, 0):
-                    write_run(root / str(number), overrides, None, curve[:30], status="running", seed=seed)
-                else:
-                    machine = {"cpu": "AMD", "cores": 2}
-                    write_run(root / str(number), overrides, nds, curve, MAPS, seed=seed, machine=machine)
-                number += 1
+    """Write a 3 x 3 sweep, of which one run failed and one is running."""
+    for number, (clamp, residual, seed) in enumerate(itertools.product(CLAMPS, RESIDUALS, seeds)):
+        folder = root / str(number)
+        overrides = [
+            f"renderer.max_weight_clamp={clamp}",
+            f"modulator.residual_weight={residual}",
+            *([f"seed={seed}"] if len(seeds) > 1 else []),
+            "trainer.max_epochs=2",
+        ]
+        curve = [(step, 20 / (1 + 0.05 * step) + clamp) for step in range(0, 200, 4)]
+        if (clamp, residual, seed) == (2.5, 0.7, 0):
+            error = "train/loss is not finite (nan) at step 80"
+            write_run(folder, overrides, None, curve[:20], error=error, seed=seed)
+        elif (clamp, residual, seed) == (2.5, 0.65, 0):
+            write_run(folder, overrides, None, curve[:30], status="running", seed=seed)
+        else:
+            nds, machine = grid_nds(clamp, residual, seed), {"cpu": "AMD", "cores": 2}
+            write_run(folder, overrides, nds, curve, MAPS, seed=seed, machine=machine)
     return root

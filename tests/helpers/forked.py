@@ -1,7 +1,7 @@
-"""Commands as processes forked from one that has the libraries in memory: their import is most of a short command.
+"""Commands as forks of a process that has imported the libraries, which takes most of the time of a short command.
 
-Each is a process of its own, with its command line, folder, environment, signals and exit status. Run as a script,
-this file is the process that forks.
+Each is a process with its own command line, folder, environment, signals and exit status. Run as a script, this
+file is the server process that forks.
 """
 
 import atexit
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +31,22 @@ PRELOADED = (
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 600.0
-"""Seconds that a command may take on a machine with other work."""
+"""Seconds that a command may take on a busy machine."""
 
 
 def environment() -> dict[str, str]:
-    """One thread, so that sums come out the same in every run; the package of this checkout, and its tests'."""
+    """The environment of commands: this checkout's packages, and one thread, for reproducible sums."""
     paths = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
 
 
 class Forked:
-    """A command under way, to be used as :class:`subprocess.Popen`.
+    """A running command with the interface of :class:`subprocess.Popen`.
 
     Args:
         line: Python, a script and its arguments.
-        folder: where it runs.
-        new_session: whether it heads a group of processes of its own, as a shell's job does.
+        folder: working directory.
+        new_session: whether it leads a new process group, as a shell's job does.
     """
 
     returncode: int | None = None
@@ -64,7 +64,7 @@ class Forked:
         return self.returncode
 
     def wait(self, timeout: float = TIMEOUT) -> int:
-        """Until it ends, at most some seconds."""
+        """Wait for the exit status; kill the command after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while (status := self.poll()) is None:
             if time.monotonic() > deadline:
@@ -74,39 +74,39 @@ class Forked:
         return status
 
     def communicate(self, timeout: float = TIMEOUT) -> tuple[str, str]:
-        """What it printed, on stdout and on stderr, when it has ended."""
+        """Wait for the end; return stdout and stderr."""
         self.wait(timeout)
         out, err = (Path(path).read_text(encoding="utf-8") for path in self._printed)
         return out, err
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, if it still runs."""
+        """Send a signal if the command is running."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it, whatever it does."""
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
 
 class _Server:
-    """The process that forks, seen from that of the tests."""
+    """The tests' end of the connection to the server process."""
 
     def __init__(self) -> None:
-        self._connection, there = Pipe(duplex=True)
+        self._connection, server_end = Pipe(duplex=True)
         self._statuses: dict[int, int] = {}
         self._folder = tempfile.TemporaryDirectory()
         self._numbers = itertools.count()
         self._process = subprocess.Popen(
-            [sys.executable, "-X", "utf8", __file__, str(there.fileno())],
+            [sys.executable, "-X", "utf8", __file__, str(server_end.fileno())],
             env=environment(),
-            pass_fds=[there.fileno()],
+            pass_fds=[server_end.fileno()],
             stdin=subprocess.DEVNULL,
         )
-        there.close()
+        server_end.close()
 
     def files(self) -> list[str]:
-        """Two files, for what a command prints on stdout and on stderr."""
+        """Two new files, for a command's stdout and stderr."""
         number = next(self._numbers)
         return [f"{self._folder.name}/{number}.{stream}" for stream in ("out", "err")]
 
@@ -138,28 +138,18 @@ def _server() -> _Server:
 
 
 def serve(connection: Connection) -> dict[str, Any]:
-    """Fork for each order and report each end; comes back in the forked processes only, with their order."""
-    woken, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, and for the commands
-    signal.set_wakeup_fd(wake)
+    """Fork for each order and report each exit status; returns in the forked processes only, with their order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the tests and the commands
     running: list[int] = []
     while True:
-        ready = wait([connection, woken])
-        if woken in ready:
-            os.read(woken, 64)
-        if connection in ready:
+        if connection.poll(0.01):
             try:
                 order = connection.recv()
             except EOFError:
                 os._exit(0)
             pid = os.fork()
             if pid == 0:
-                signal.set_wakeup_fd(-1)
                 connection.close()
-                os.close(woken)
-                os.close(wake)
                 return order
             running.append(pid)
             connection.send((pid, None))
@@ -171,10 +161,9 @@ def serve(connection: Connection) -> dict[str, Any]:
 
 
 def become(order: dict[str, Any]) -> str:
-    """Make this process what a shell would have started; returns its script."""
+    """Set this process up as a shell would have started it; returns its script."""
     if order["new_session"]:
         os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, path in enumerate(order["printed"], start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
@@ -188,7 +177,7 @@ def become(order: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    # Lightning gives its logger a handler of its own where nobody has set up logging, as Hydra has in a command.
+    # Without a root handler Lightning adds one to its logger; in a command Hydra has set up logging first.
     handler = logging.NullHandler()
     logging.root.addHandler(handler)
     for name in PRELOADED:

@@ -1,4 +1,4 @@
-"""Made-up ground truth and detections, and tables of it for the devkit's own evaluation to read."""
+"""Random ground truth and detections, and the devkit's own evaluation of them."""
 
 import io
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ CATEGORIES = (
     "human.pedestrian.adult",
     "movable_object.trafficcone",
 )
-"""nuScenes' names of one category of each class."""
+"""A nuScenes category of each class."""
 
 RACK = "static_object.bicycle_rack"
 
 
 class Tables:
-    """As much of ``NuScenes`` as the devkit's evaluation asks for, of made-up ground truth of split ``val``."""
+    """The part of ``NuScenes`` that the devkit's evaluation uses, with random ground truth as split ``val``."""
 
     version = "v1.0-trainval"
 
@@ -50,8 +50,8 @@ class Tables:
             "sample": {sample["token"]: sample for sample in self.sample},
             "sample_data": {token: {"ego_pose_token": token} for token in truth.tokens},
             "ego_pose": {
-                token: {"translation": place}
-                for token, place in zip(truth.tokens, truth.ego.tolist(), strict=True)
+                token: {"translation": position}
+                for token, position in zip(truth.tokens, truth.ego.tolist(), strict=True)
             },
             "sample_annotation": {},
         }
@@ -85,7 +85,7 @@ class Tables:
 
 
 def devkit_evaluation(tables: Tables, results: Path, folder: Path) -> DetectionEval:
-    """The devkit's evaluation of a results file, loaded and filtered."""
+    """The devkit's evaluation of a results file, with its boxes loaded and filtered."""
     with redirect_stderr(io.StringIO()):
         return DetectionEval(
             tables, config_factory(CONFIGURATION), str(results), "val", str(folder), verbose=False
@@ -93,7 +93,7 @@ def devkit_evaluation(tables: Tables, results: Path, folder: Path) -> DetectionE
 
 
 def named(devkit: dict[str, Any]) -> dict[str, float]:
-    """The 67 numbers that the devkit's metrics serialise to, by our names."""
+    """The 67 numbers of the devkit's serialised metrics, by our names."""
     values = {"mAP": devkit["mean_ap"], "NDS": devkit["nd_score"]}
     values |= {f"AP/{label}": devkit["mean_dist_aps"][label] for label in CLASSES}
     for key, name in ERRORS.items():
@@ -105,15 +105,15 @@ def named(devkit: dict[str, Any]) -> dict[str, float]:
 def made_truth(
     random: np.random.Generator, frames: int, boxes: int, step: float = 0, racks: int = 0, unknown: float = 0.1
 ) -> GroundTruth:
-    """Objects about a car that stands somewhere.
+    """Random objects around a car that stands still.
 
     Args:
-        random: source of all that is random.
-        frames: how many.
-        boxes: in each.
-        step: positions and sizes are multiples of it, so that distances tie; 0: as they come.
-        racks: in each frame, each over an object.
-        unknown: share of velocities, of attributes and of points that are not there.
+        random: random generator.
+        frames: number of frames.
+        boxes: objects per frame.
+        step: round positions and sizes to multiples of it, so that distances tie; 0: do not.
+        racks: bicycle racks per frame, each over an object.
+        unknown: share of objects without a velocity, without an attribute, and without points.
     """
     ego = np.column_stack((random.uniform(300, 2000, (frames, 2)), np.zeros(frames)))
     ego = _stepped(ego, step)
@@ -133,11 +133,11 @@ def made_truth(
     rows[:, SCORE] = -1
     points = np.where(random.random(count) < unknown, 0, random.integers(1, 50, count))
     in_rack = random.integers(0, max(boxes, 1), (frames, racks)) + boxes * np.arange(frames)[:, None]
-    stands = rows[in_rack.ravel(), : ROTATION.stop].copy()
-    stands[:, SIZE] *= (2.0, 3.0, 1.0)
+    rack_rows = rows[in_rack.ravel(), : ROTATION.stop].copy()
+    rack_rows[:, SIZE] *= (2.0, 3.0, 1.0)
     tokens = tuple(f"{number:032x}" for number in range(frames))
     rack_frames = np.repeat(np.arange(frames), racks)
-    return GroundTruth("v1.0-trainval", "val", tokens, of_box, rows, points, ego, rack_frames, stands)
+    return GroundTruth("v1.0-trainval", "val", tokens, of_box, rows, points, ego, rack_frames, rack_rows)
 
 
 _FREQUENCIES = np.array((0.42, 0.08, 0.02, 0.02, 0.03, 0.13, 0.02, 0.02, 0.18, 0.08))
@@ -155,14 +155,14 @@ def _headings(yaws: NDArray[np.float64]) -> NDArray[np.float64]:
 def made_found(
     random: np.random.Generator, truth: GroundTruth, boxes: int, step: float = 0, found: float = 0.9
 ) -> GlobalDetections:
-    """Detections: objects, moved a little, some twice, some of another class; the rest is nowhere near.
+    """Random detections: objects moved a little, some twice or of another class, and false positives.
 
     Args:
-        random: source of all that is random.
-        truth: what is there.
-        boxes: detections in each frame.
-        step: positions and sizes are multiples of it, and scores of 0.1; 0: as they come.
-        found: share of the objects that is found.
+        random: random generator.
+        truth: ground truth.
+        boxes: detections per frame.
+        step: round positions and sizes to multiples of it, and scores to 0.1; 0: do not.
+        found: share of the objects that are detected.
     """
     frames = len(truth.tokens)
     of_row = np.repeat(np.arange(frames), boxes)

@@ -11,7 +11,7 @@ from cmt_aqr.errors import UserError
 
 
 def fail_second(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
-    """The second process fails; the first only waits for it."""
+    """The second process fails while the first waits."""
     if os.environ["RANK"] == "1":
         raise UserError("data.root=x: nothing there")
     time.sleep(600)
@@ -19,7 +19,7 @@ def fail_second(config: DictConfig, folder: Path, overrides: list[str]) -> dict[
 
 
 def second_is_killed(config: DictConfig, folder: Path, overrides: list[str]) -> dict[str, float]:
-    """As the kernel does when memory is short; the first then fails because of it."""
+    """The second process is killed, as when memory is exhausted, and the first fails because of it."""
     if os.environ["RANK"] == "1":
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,44 +1,47 @@
-"""What a command left in its run's folder, and whether two runs are the same; commands that are killed."""
+"""Reading and comparing the folders of runs; killing runs at a step."""
 
+import contextlib
 import csv
 import json
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
+from cmt_aqr.files import read_record
 from cmt_aqr.runs.checkpoints import read_checkpoint
-from tests.helpers.commands import start
-from tests.helpers.forked import TIMEOUT, Forked
+from tests.helpers.commands import arguments, run_line, start, succeeded
+from tests.helpers.forked import ROOT, TIMEOUT, Forked
+from tests.helpers.requeued_job import REQUEUED
 
 
 def from_json(path: Path) -> Any:
-    """What a JSON file holds; it must be there."""
+    """The contents of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def metrics_of(folder: Path) -> dict[str, float]:
-    """The metrics that a run or an evaluation wrote."""
+    """The metrics of a run or an evaluation."""
     return from_json(folder / "metrics.json")
 
 
 def checkpoint_of(folder: Path, name: str = "last") -> dict[str, Any]:
-    """A checkpoint of a run."""
+    """A checkpoint of a run by its name."""
     return read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")
 
 
 def logged(folder: Path, key: str) -> dict[int, float]:
-    """Values of a key by step."""
+    """Logged values of a key by step."""
     with (folder / "csv" / "metrics.csv").open(encoding="utf-8") as file:
         return {int(row["step"]): float(row[key]) for row in csv.DictReader(file) if row.get(key)}
 
 
 def assert_same(left: Any, right: Any, where: str = "") -> None:
-    """Equal bit for bit."""
+    """Both must be equal bit for bit."""
     if isinstance(left, torch.Tensor):
         assert torch.equal(left, right), where
     elif isinstance(left, dict):
@@ -54,10 +57,13 @@ def assert_same(left: Any, right: Any, where: str = "") -> None:
 
 
 def assert_same_end(resumed: Path, unbroken: Path, *more: str) -> None:
-    """Weights, optimiser, schedule, position, metrics and maps; ``more`` parts of the checkpoint besides."""
-    here, there = checkpoint_of(resumed), checkpoint_of(unbroken)
+    """Two runs must end with the same weights, optimiser, schedule, step, metrics and map statistics.
+
+    ``more`` names further parts of the checkpoint.
+    """
+    checkpoints = [checkpoint_of(run) for run in (resumed, unbroken)]
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", *more):
-        assert_same(here.get(part), there.get(part), part)
+        assert_same(*(checkpoint.get(part) for checkpoint in checkpoints), part)
     assert metrics_of(resumed) == metrics_of(unbroken)
     maps = [folder / "map_statistics.json" for folder in (resumed, unbroken)]
     if maps[1].is_file():
@@ -65,7 +71,7 @@ def assert_same_end(resumed: Path, unbroken: Path, *more: str) -> None:
 
 
 def wait_for_step(run: Path, step: int, process: Forked) -> None:
-    """Until a run's checkpoint of that step or a later one is there: it is replaced at once, as a whole."""
+    """Wait until ``last.ckpt``, which is replaced atomically, is of that step or a later one."""
     last = run / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
@@ -76,9 +82,9 @@ def wait_for_step(run: Path, step: int, process: Forked) -> None:
     pytest.fail(f"no step {step} in time")
 
 
-def killed(folder: Path, line: Sequence[str], run: Path, step: int, total: int) -> int:
-    """Start a command, kill it after a step, and give the step of the checkpoint that it left, below ``total``."""
-    process = start(folder, list(line))
+def killed(folder: Path, line: list[str], run: Path, step: int, total: int) -> int:
+    """Start a command and kill it after a step; returns the step of its checkpoint, which is below ``total``."""
+    process = start(folder, line)
     try:
         wait_for_step(run, step, process)
     finally:
@@ -88,3 +94,30 @@ def killed(folder: Path, line: Sequence[str], run: Path, step: int, total: int) 
     stopped = checkpoint_of(run)["global_step"]
     assert step <= stopped < total
     return stopped
+
+
+def requeued(folder: Path, overrides: list[str], run: Path, total: int) -> Path:
+    """Warn a job of a training after two steps as Slurm does, run the requeued job to its end; returns the run."""
+    queue = run.with_suffix(".queue")
+    python, *line = arguments("train", *overrides)
+    job = [python, str(ROOT / "tests" / "helpers" / "requeued_job.py"), str(queue), *line]
+    process = start(folder, job)
+    wait_for_step(run, 2, process)
+    _warn(process.pid, signal.SIGTERM)  # comes first where a job is preempted
+    time.sleep(0.1)
+    assert process.poll() is None
+    _warn(process.pid, signal.SIGUSR2)
+    printed = "".join(process.communicate())
+    assert process.returncode == REQUEUED, printed
+    assert queue.read_text(encoding="utf-8") == "requeued\n", "only the job itself is requeued, once"
+    assert read_record(run)["status"] == "stopped" and "Traceback" not in printed
+    assert 2 <= checkpoint_of(run)["global_step"] < total
+    succeeded(run_line(folder, [*job, "ckpt_path=auto"]))
+    return run
+
+
+def _warn(job: int, number: signal.Signals) -> None:
+    """Send a signal to all processes of a job, loader workers included, as Slurm does."""
+    for process in [psutil.Process(job), *psutil.Process(job).children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)

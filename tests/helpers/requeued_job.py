@@ -1,4 +1,4 @@
-"""A command as a batch system's job: what submitit does at a signal, with a file in place of Slurm's queue.
+"""Run a command as a batch job: at SIGUSR2 it requeues itself as submitit does, with a file for Slurm's queue.
 
 ``python requeued_job.py FILE SCRIPT OVERRIDE...``
 """

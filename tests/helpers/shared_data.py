@@ -1,4 +1,4 @@
-"""Reference data that lies beside the checkout, not in it: tests that need it skip where it is absent."""
+"""Reference data beside the checkout; tests that need it are skipped where it is missing."""
 
 import csv
 import os
@@ -23,14 +23,14 @@ needs_reference = pytest.mark.skipif(
 
 
 def parameter_shapes(variant: str) -> dict[str, tuple[int, ...]]:
-    """Official parameter names and shapes of a published variant, e.g. ``cmt_voxel0100_r50_800x320``."""
+    """Official parameter names and shapes of a published variant, such as ``cmt_voxel0100_r50_800x320``."""
     with (REFERENCE / f"state_dict.{variant}.tsv").open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file, delimiter="\t")
         return {row["parameter"]: tuple(int(n) for n in row["shape"].split("x") if n) for row in rows}
 
 
 def official_state_dict(variant: str, seed: int = 0) -> dict[str, Tensor]:
-    """Weights made from the official names by the rule in the README of the reference."""
+    """Random weights by official name, by the rule in the README of the reference."""
     weights = {}
     for name, shape in parameter_shapes(variant).items():
         random = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()) + seed))

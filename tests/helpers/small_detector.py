@@ -1,4 +1,4 @@
-"""A small detector with everything that training needs, and batches of random data for it."""
+"""A small detector with everything that training needs, and batches of random data."""
 
 from typing import Any, cast
 
@@ -11,13 +11,15 @@ from cmt_aqr.structures import Batch
 from cmt_aqr.training.module import DetectorModule
 from tests.helpers.commands import SMALL
 from tests.helpers.composed import composed
+from tests.helpers.struck import cameras_around
 
 MODEL = [item for item in SMALL if not item.startswith(("data.", "trainer="))]
 PLAIN = [item for item in MODEL if not item.startswith("aqr.")]
+IMAGE_SIZE = (64, 160)
 
 
 def small_module(*overrides: str, seed: int = 0, metric: Any = None) -> DetectorModule:
-    """A DetectorModule of the tiny model made smaller, in training mode, its weights drawn with ``seed``."""
+    """A DetectorModule of a model smaller than ``tiny``, in training mode, with weights drawn with ``seed``."""
     config = composed(*(PLAIN if "aqr=none" in overrides else MODEL), *overrides)
     denoising = build(config.training.denoising)
     torch.manual_seed(seed)
@@ -33,12 +35,12 @@ def small_module(*overrides: str, seed: int = 0, metric: Any = None) -> Detector
 
 
 def small_batch(*boxes_of_frames: int, seed: int = 0, truth_seed: int = 0, cameras: bool = True) -> Batch:
-    """One frame for each count of boxes. ``seed`` draws points and images, ``truth_seed`` the boxes."""
+    """One frame per number of boxes; ``seed`` draws points and images, ``truth_seed`` the boxes."""
     size = len(boxes_of_frames)
     random = torch.Generator().manual_seed(seed)
     points = torch.rand(400 * size, 5, generator=random) * torch.tensor([40.0, 40.0, 3.0, 255.0, 0.0])
     points[:, :3] -= torch.tensor([20.0, 20.0, 2.0])
-    images = torch.randn(size, 6, 3, 64, 160, generator=random)
+    images = torch.randn(size, 6, 3, *IMAGE_SIZE, generator=random)
     truth = torch.Generator().manual_seed(truth_seed)
     count = sum(boxes_of_frames)
     low = torch.tensor([-25.0, -25.0, -1.0, 1.0, 1.0, 1.0, -3.0, -1.0, -1.0])
@@ -48,7 +50,7 @@ def small_batch(*boxes_of_frames: int, seed: int = 0, truth_seed: int = 0, camer
         points=points,
         point_counts=(400,) * size,
         images=images if cameras else None,
-        lidar2img=rig().expand(size, 6, 4, 4).clone(),
+        lidar2img=cameras_around(*IMAGE_SIZE).float().repeat(size, 1, 1, 1),
         boxes=low + torch.rand(count, 9, generator=truth) * (high - low),
         labels=torch.randint(0, 10, (count,), generator=truth),
         box_counts=boxes_of_frames,
@@ -56,34 +58,23 @@ def small_batch(*boxes_of_frames: int, seed: int = 0, truth_seed: int = 0, camer
     )
 
 
-def rig() -> torch.Tensor:
-    """lidar2img (6, 4, 4) of six cameras for images of 64 x 160, which look outwards at 70 degrees each."""
-    yaw = torch.arange(6) * torch.pi / 3
-    zero, one = torch.zeros(6), torch.ones(6)
-    forward = torch.stack((yaw.cos(), yaw.sin(), zero, zero), dim=-1)
-    right = torch.stack((yaw.sin(), -yaw.cos(), zero, zero), dim=-1)
-    down = torch.stack((zero, zero, -one, zero), dim=-1)
-    last = torch.stack((zero, zero, zero, one), dim=-1)
-    return torch.stack((114 * right + 80 * forward, 114 * down + 32 * forward, forward, last), dim=1)
-
-
 def damaged(batch: Batch, lidar: float = 1.0, camera: float = 0.0, half: bool = True) -> Batch:
-    """With damage: of the LiDAR (on the side of negative y with ``half``) and of all cameras."""
+    """The batch with shares of damage to all cameras and to the LiDAR: where y is negative with ``half``."""
     grid = torch.full((SECTORS, RINGS), lidar)
     if half:
         grid[SECTORS // 2 :] = 0
-    size = batch.size
-    scale = torch.tensor((1 / 160, 1 / 64, 1.0, 1.0))[:, None]
+    size, (height, width) = batch.size, IMAGE_SIZE
+    scale = torch.tensor((1 / width, 1 / height, 1.0, 1.0))[:, None]
     damage = Damage(
         lidar=grid.flatten().expand(size, -1),
         cameras=torch.full((size, 6, *IMAGE_CELLS), camera),
-        projection=(scale * rig()).expand(size, 6, 4, 4),
+        projection=(scale * cameras_around(height, width).float()).expand(size, 6, 4, 4),
         to_read=torch.eye(4).expand(size, 4, 4),
     )
     return batch.replace(damage=damage)
 
 
 def damaged_frames(count: int) -> DataLoader[Batch]:
-    """Batches of one frame with three boxes, half of the LiDAR gone and a quarter of each image."""
+    """Batches of one frame with three boxes, half of the LiDAR lost and a quarter of each image."""
     batches = [damaged(small_batch(3, seed=number, truth_seed=number), camera=0.25) for number in range(count)]
     return DataLoader(cast(Any, batches), batch_size=None)

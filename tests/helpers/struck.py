@@ -1,6 +1,4 @@
-"""Frames for tests of sensor failures, made by hand."""
-
-import math
+"""Frames for tests of sensor failures."""
 
 import numpy as np
 import torch
@@ -12,11 +10,12 @@ from cmt_aqr.structures import Frame, Returns
 
 
 def generator(frame: int = 0, seed: int = 0) -> Generator:
+    """The random generator of a frame in the first epoch."""
     return frame_generator(seed, SampleKey(0, frame))
 
 
 def driving(points: int = 400, sweeps: int = 3) -> Frame:
-    """Points of several files of a car that drives and turns, with rings; no images; four boxes."""
+    """A frame of several sweeps from a car that drives and turns, with rings and four boxes, without images."""
     random = np.random.default_rng(5)
     motions = torch.eye(4, dtype=torch.float64).repeat(sweeps, 1, 1)
     for number in range(1, sweeps):
@@ -29,9 +28,9 @@ def driving(points: int = 400, sweeps: int = 3) -> Frame:
     azimuth = torch.from_numpy(random.uniform(-np.pi, np.pi, points * sweeps))
     distance = torch.from_numpy(random.uniform(2, 50, points * sweeps))
     flat = distance * elevation.cos()
-    own = torch.stack((flat * azimuth.sin(), flat * azimuth.cos(), distance * elevation.sin()), dim=1)
+    positions = torch.stack((flat * azimuth.sin(), flat * azimuth.cos(), distance * elevation.sin()), dim=1)
     sweep = torch.repeat_interleave(torch.arange(sweeps, dtype=torch.uint8), points)
-    moved = torch.einsum("pij,pj->pi", motions[sweep.long(), :3, :3], own) + motions[sweep.long(), :3, 3]
+    moved = torch.einsum("pij,pj->pi", motions[sweep.long(), :3, :3], positions) + motions[sweep.long(), :3, 3]
     intensity = torch.from_numpy(random.uniform(1, 200, points * sweeps))
     table = torch.column_stack((moved, intensity, 0.05 * sweep)).float()
     boxes = torch.zeros(4, 9)
@@ -51,7 +50,7 @@ def driving(points: int = 400, sweeps: int = 3) -> Frame:
 
 
 def own_frames(frame: Frame) -> Tensor:
-    """Positions (point, 3) in the frame of their file."""
+    """Positions (point, 3), float64, each in the LiDAR frame of its own sweep."""
     motions = frame.returns.motions[frame.returns.sweep.long()]
     return torch.einsum("pji,pj->pi", motions[:, :3, :3], frame.points[:, :3].double() - motions[:, :3, 3])
 
@@ -68,13 +67,13 @@ def photograph(height: int = 60, width: int = 90, views: int = 6) -> Tensor:
 
 
 def cameras_around(height: int, width: int, sees: float = 70.0) -> Tensor:
-    """lidar2img (6, 4, 4) of cameras in the middle, every 60 degrees, of which each sees so many degrees."""
-    focal = width / 2 / math.tan(math.radians(sees) / 2)
-    camera = torch.eye(4, dtype=torch.float64)
-    camera[:2, :3] = torch.tensor(((focal, 0, width / 2), (0, focal, height / 2)))
-    matrices = []
-    for view in range(6):
-        c, s = math.cos(view * math.pi / 3), math.sin(view * math.pi / 3)
-        axes = torch.tensor(((s, -c, 0, 0), (0, 0, -1, 0), (c, s, 0, 0), (0, 0, 0, 1)), dtype=torch.float64)
-        matrices.append(camera @ axes)
-    return torch.stack(matrices)
+    """lidar2img (6, 4, 4), float64, of cameras at the LiDAR, 60 degrees apart, with a field of view in degrees."""
+    yaw = torch.arange(6, dtype=torch.float64) * torch.pi / 3
+    zero, one = torch.zeros_like(yaw), torch.ones_like(yaw)
+    forward = torch.stack((yaw.cos(), yaw.sin(), zero, zero), dim=-1)
+    right = torch.stack((yaw.sin(), -yaw.cos(), zero, zero), dim=-1)
+    down = torch.stack((zero, zero, -one, zero), dim=-1)
+    last = torch.stack((zero, zero, zero, one), dim=-1)
+    focal = width / 2 / np.tan(np.radians(sees) / 2)
+    rows = (focal * right + width / 2 * forward, focal * down + height / 2 * forward, forward, last)
+    return torch.stack(rows, dim=1)

@@ -1,4 +1,4 @@
-"""A trainer that says and writes nothing but what a test asks for."""
+"""A trainer without output."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ import pytorch_lightning as pl
 
 
 def quiet_trainer(**settings: Any) -> pl.Trainer:
-    """On the CPU, without logger, checkpoints, bar and summary, unless ``settings`` say otherwise."""
-    quiet = {"logger": False, "enable_checkpointing": False}
-    quiet |= {"enable_progress_bar": False, "enable_model_summary": False}
-    return pl.Trainer(**{"accelerator": "cpu", **quiet, **settings})
+    """A trainer on the CPU without logger, checkpoints, progress bar and summary; ``settings`` take precedence."""
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return pl.Trainer(**{"accelerator": "cpu", **dict.fromkeys(off, False), **settings})

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Slurm on this machine alone: one node, one partition, no accounting. For the tests of launcher=slurm, and to try it.
-#   sudo bash tests/system/slurm_here.sh         installs Debian's packages where they lack, and starts the daemons
-#   sudo bash tests/system/slurm_here.sh stop    ends them
-# As there are no GPUs in it: hydra.launcher.gpus_per_node=null hydra.launcher.cpus_per_task=1 hydra.launcher.mem_gb=4
+# A Slurm of one node and one partition on this machine, without accounting, for tests of launcher=slurm.
+#   sudo bash tests/system/slurm_here.sh         installs Debian's packages if they are missing, starts the daemons
+#   sudo bash tests/system/slurm_here.sh stop    stops them
+# It has no GPUs, so give: hydra.launcher.gpus_per_node=null hydra.launcher.cpus_per_task=1 hydra.launcher.mem_gb=4
 set -euo pipefail
 
 daemons=(slurmd slurmctld munged)

@@ -1,4 +1,4 @@
-"""What goes wrong in the middle of a run: one sentence, and the last good checkpoint stays."""
+"""Failures in the middle of a run: one sentence, and the last good checkpoint stays."""
 
 import resource
 import shutil
@@ -11,7 +11,7 @@ from cmt_aqr.data.dataset import FrameSampler
 from cmt_aqr.files import read_record
 from cmt_aqr.runs.sweep_runs import key_values, runs_of
 from tests.helpers.commands import arguments, finished, run_command, start
-from tests.helpers.poison import poisoned
+from tests.helpers.parts import poisoned
 from tests.helpers.ran import assert_same, checkpoint_of
 from tests.helpers.small_data import datamodule
 
@@ -21,7 +21,7 @@ EVERY_STEP = "callbacks.checkpoint.every_n_steps=1"
 
 
 def token_of_step(step: int, root: Path, cache: Path) -> str:
-    """The frame that a run of batch 1 and seed 0 takes at a step."""
+    """The sample token of the frame at a step of a run with batch size 1 and seed 0."""
     data = datamodule(root, cache)
     data.setup("fit")
     order = [key.frame for key in FrameSampler(3, 1, training=True, seed=0)]
@@ -40,56 +40,58 @@ def test_a_loss_that_is_not_finite_is_named_and_not_saved(
     done = run_command(run_folder, "train", *line)
     assert done.returncode == 1
     last = folder / "checkpoints" / "last.ckpt"
-    said = done.stderr.strip().splitlines()[-1]
-    assert said.startswith(f"error: step 2: {problem}"), said
-    assert ("loss_bbox nan" in said) == (column == 7) and f"on frames {token};" in said and "; the boxes " in said
-    assert "optimizer.lr" not in said
-    assert said.endswith(f"the last good checkpoint is {last}")
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith(f"error: step 2: {problem}"), error
+    assert ("loss_bbox nan" in error) == (column == 7)
+    assert f"on frames {token};" in error and "; the boxes " in error and "optimizer.lr" not in error
+    assert error.endswith(f"the last good checkpoint is {last}")
     checkpoint = checkpoint_of(folder)
     assert checkpoint["global_step"] == 2
     assert all(value.isfinite().all() for name, value in checkpoint["state_dict"].items() if "clamp" not in name)
     record = read_record(folder)
-    assert record["status"] == "failed" and f"error: {record['error']}" == said
+    assert record["status"] == "failed" and f"error: {record['error']}" == error
 
 
 @pytest.fixture(scope="module")
 def two_steps(run_folder: Path) -> Path:
-    """A run of two steps, to be copied and resumed."""
+    """A run of two steps to copy and resume."""
     finished(run_folder, "train", EVERY_STEP, "logger=csv", "trainer.max_steps=2", "hydra.run.dir=two_steps")
     return run_folder / "two_steps"
 
 
 def resumed(folder: Path) -> list[str]:
-    """The overrides of that run, with a copy's folder."""
+    """Overrides that resume a copy of that run."""
     return [EVERY_STEP, "logger=csv", f"hydra.run.dir={folder}", "ckpt_path=auto"]
 
 
-def test_no_room_for_a_checkpoint_leaves_the_one_before(run_folder: Path, two_steps: Path) -> None:
-    """A limit on the size of files stands for a full disk, which takes a mount and so an administrator."""
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(run_folder: Path, two_steps: Path) -> None:
+    """A limit on the size of files stands for a full disk, which only an administrator can make."""
     folder = shutil.copytree(two_steps, run_folder / "limited")
     before = (folder / "checkpoints" / "last.ckpt").read_bytes()
     process = start(run_folder, arguments("train", *resumed(folder), "trainer.max_steps=4"))
     psutil.Process(process.pid).rlimit(psutil.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
-    _, complaint = process.communicate()
+    _, printed = process.communicate()
     assert process.returncode == 1
     last = folder / "checkpoints" / "last.ckpt"
-    said = complaint.strip().splitlines()[-1]
-    assert said.startswith(f"error: the checkpoint {last} could not be written (File too large)"), said
-    assert f"{last}, is intact" in said and last.read_bytes() == before
+    error = printed.strip().splitlines()[-1]
+    assert error.startswith(f"error: the checkpoint {last} could not be written (File too large)"), error
+    assert f"{last}, is intact" in error and last.read_bytes() == before
     assert {path.name for path in last.parent.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     finished(run_folder, "train", *resumed(folder), "trainer.max_steps=4")
     assert checkpoint_of(folder)["global_step"] == 4
 
 
-def test_a_sweep_with_runs_that_cannot_work_ends_with_the_others(run_folder: Path, small_root: Path) -> None:
-    """A missing file, a loss that is not finite, and one run without any of them."""
+def test_a_sweep_completes_what_can_work_and_names_the_reason_of_each_failure(
+    run_folder: Path, small_root: Path
+) -> None:
+    """Weights that are missing, a loss that is not finite, both, and neither."""
     token = token_of_step(1, small_root, run_folder / "cache")
     folder = run_folder / "troubles"
     line = ["-m", "trainer.max_steps=2", EVERY_STEP, *poisoned(f"no_frame,{token}", column=7)]
     done = run_command(run_folder, "train", *line, "weights=null,nowhere.pth", f"sweep_dir={folder}")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "error: 3 of 4 runs failed" in done.stderr
-    said = " ".join(done.stderr.split())
+    summary = " ".join(done.stderr.split())
     for run in runs_of(folder):
         values = key_values(run.overrides)
         if values["weights"] != "null":
@@ -99,8 +101,7 @@ def test_a_sweep_with_runs_that_cannot_work_ends_with_the_others(run_folder: Pat
         else:
             assert run.status == "complete"
             continue
-        # One line about each, with its reason, under the table.
-        assert run.error is not None and run.error.startswith(expected) and run.error in said
+        assert run.error is not None and run.error.startswith(expected) and run.error in summary
 
 
 def test_a_broken_newest_checkpoint_is_skipped(run_folder: Path, two_steps: Path) -> None:
@@ -111,6 +112,5 @@ def test_a_broken_newest_checkpoint_is_skipped(run_folder: Path, two_steps: Path
     done = finished(run_folder, "train", *resumed(folder), "trainer.max_steps=2")
     assert f"ckpt_path={last}: the file is damaged or truncated" in done.stdout
     assert f"resuming from {previous}" in done.stdout
-    again = checkpoint_of(folder)
-    assert again["global_step"] == 2
-    assert_same(again["state_dict"], checkpoint_of(two_steps)["state_dict"])
+    assert checkpoint_of(folder)["global_step"] == 2
+    assert_same(*(checkpoint_of(run)["state_dict"] for run in (folder, two_steps)))

@@ -14,7 +14,7 @@ MINI = ("data.version=v1.0-mini", "data.train_split=mini_train", "data.val_split
 
 
 def test_two_runs_are_compared_clean_and_with_faults(run_folder: Path) -> None:
-    """Training with faults, one evaluation with a fault, and the study, which agrees with both."""
+    """The study must agree with the runs' own metrics and with an evaluation with a fault."""
     for name, experiment in (("base", "study_aqr_gaussian"), ("aqr", "study_aqr_kernel_mean")):
         line = [f"experiment={experiment}", *MINI, "trainer.max_epochs=1", "seed=1"]
         finished(run_folder, "train", *line, f"hydra.run.dir=study/{name}")
@@ -26,17 +26,16 @@ def test_two_runs_are_compared_clean_and_with_faults(run_folder: Path) -> None:
     done = finished(run_folder, "fault_study", "folder=study", "baseline=study_aqr_gaussian")
     for part in ("study_aqr_gaussian", "mAP less that of study_aqr_gaussian with the same seed", "bad"):
         assert part in done.stdout
-    kept = {
+    metrics = {
         condition: from_json(aqr / "faults" / f"{condition}.json")["metrics"]
         for condition in ("clean", "fog", "night")
     }
-    for metrics in kept.values():
-        assert 0 < metrics.pop("mean LiDAR weight") < 1 and 0 < metrics.pop("mean camera weight") < 1
-    assert {key: kept["clean"][key] for key in metrics_of(aqr)} == metrics_of(aqr)
-    foggy = metrics_of(run_folder / "foggy")
-    assert {key: kept["fog"][key] for key in foggy} == foggy
+    for values in metrics.values():
+        assert 0 < values["mean LiDAR weight"] < 1 and 0 < values["mean camera weight"] < 1
+    assert metrics_of(aqr).items() <= metrics["clean"].items()
+    assert metrics_of(run_folder / "foggy").items() <= metrics["fog"].items()
     summary = from_json(study / "fault_study.json")
     assert set(summary["NDS"]["study_aqr_gaussian"]) == {"clean", "fog", "night", "bad"}
-    assert summary["NDS"]["study_aqr_kernel_mean"]["fog"]["seeds"]["1"] == kept["fog"]["NDS"]
+    assert summary["NDS"]["study_aqr_kernel_mean"]["fog"]["seeds"]["1"] == metrics["fog"]["NDS"]
     again = finished(run_folder, "fault_study", "folder=study", "baseline=study_aqr_gaussian")
     assert again.stdout == done.stdout

@@ -1,4 +1,4 @@
-"""Pictures of a checkpoint, and the numbers of the findings, as commands."""
+"""Pictures of a checkpoint, and the findings about the old maps, as commands."""
 
 from pathlib import Path
 
@@ -23,10 +23,9 @@ def test_a_checkpoint_s_frames_are_rendered(run_folder: Path, trained: tuple[Pat
 def test_an_unknown_frame_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, run_folder: Path, trained: tuple[Path, str]
 ) -> None:
-    given = f"ckpt_path={trained[0] / 'checkpoints' / 'last.ckpt'}"
-    assert "frame nowhere: split mini_val of data has none" in sentence(
-        monkeypatch, run_folder, "visualize", given, "frames=nowhere"
-    )
+    line = [f"ckpt_path={trained[0] / 'checkpoints' / 'last.ckpt'}", "frames=nowhere"]
+    error = sentence(monkeypatch, run_folder, "visualize", *line)
+    assert "frame nowhere: split mini_val of data has none" in error
     assert "ckpt_path is missing" in sentence(monkeypatch, run_folder, "visualize")
 
 

@@ -1,4 +1,4 @@
-"""A mistake ends a command with one sentence, before any data are read."""
+"""A mistake ends a command with one sentence before any data are read."""
 
 import importlib.util
 import os
@@ -10,15 +10,16 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from tests.helpers.commands import SMALL, run_command, script_path
+from tests.helpers.small_data import linked_copy
 
 pytestmark = pytest.mark.system
 
 QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
-"""In this process, Hydra's logging would take pytest's handlers away."""
+"""In this process, Hydra's logging would remove pytest's handlers."""
 
 
 def sentence(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str, *overrides: str) -> str:
-    """What a script says on stderr as it exits, run in this process: starting one takes seconds."""
+    """The error with which a script exits, run in this process: starting another takes seconds."""
     path = script_path(script)
     spec = importlib.util.spec_from_file_location(f"script_{script}", path)
     assert spec is not None and spec.loader is not None
@@ -29,10 +30,9 @@ def sentence(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str, *overri
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as stopped:
         module.main()
-    # Given a text, sys.exit prints it on stderr and the status is 1.
-    said = stopped.value.code
-    assert isinstance(said, str) and said.startswith("error: ") and "\n" not in said, said
-    return said
+    error = stopped.value.code  # sys.exit prints a text on stderr, and the status is 1
+    assert isinstance(error, str) and error.startswith("error: ") and "\n" not in error, error
+    return error
 
 
 STOP = "+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping"
@@ -49,34 +49,28 @@ MISTAKES = [
     ),
     (["optimizer.lr=-1"], ["optimizer.lr=-1", "above 0"]),
 ]
-"""Overrides and parts of the sentence, of mistakes that only the whole command meets, and one of the others."""
+"""Overrides and parts of the sentence: mistakes that only the whole command finds, and one other."""
 
 
 @pytest.mark.parametrize(("overrides", "parts"), MISTAKES, ids=[" ".join(case[0]) for case in MISTAKES])
 def test_a_mistake_is_explained_in_one_sentence(
     overrides: list[str], parts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """There are no data, so a command that came as far as reading would complain of those instead."""
+    """A command that reads data would report instead that there are none."""
     nowhere = [] if "data=nuscenes" in overrides else ["data=nuscenes", "data.root=/nowhere"]
-    said = sentence(monkeypatch, tmp_path, "train", *nowhere, *overrides)
-    for part in parts:
-        assert part in said
+    error = sentence(monkeypatch, tmp_path, "train", *nowhere, *overrides)
+    assert all(part in error for part in parts), error
 
 
 def test_missing_data_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    said = sentence(monkeypatch, tmp_path, "train", *SMALL, "data=nuscenes", "data.root=/nowhere")
-    assert "data.root=/nowhere is not a folder" in said
+    error = sentence(monkeypatch, tmp_path, "train", *SMALL, "data=nuscenes", "data.root=/nowhere")
+    assert "data.root=/nowhere is not a folder" in error
 
 
 def test_a_missing_table_is_named(monkeypatch: pytest.MonkeyPatch, run_folder: Path, tmp_path: Path) -> None:
-    tables = tmp_path / "data" / "v1.0-mini"
-    tables.mkdir(parents=True)
-    for path in (run_folder / "data" / "v1.0-mini").iterdir():
-        if path.name != "sample_data.json":
-            (tables / path.name).symlink_to(path)
-    (tmp_path / "data" / "samples").symlink_to(run_folder / "data" / "samples")
-    said = sentence(monkeypatch, tmp_path, "train", *SMALL)
-    assert "sample_data.json" in said
+    root = linked_copy(run_folder / "data", tmp_path / "data")
+    (root / "v1.0-mini" / "sample_data.json").unlink()
+    assert "sample_data.json" in sentence(monkeypatch, tmp_path, "train", *SMALL)
 
 
 def test_evaluation_needs_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -87,11 +81,11 @@ def test_evaluation_needs_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("script", "line", "named"),
+    ("script", "override", "key"),
     [
-        ("train", ["trainer.precision=bf16-mixed"], "trainer.precision"),
-        ("evaluate", ["model.embed_dims=64"], "model.embed_dims"),
-        ("evaluate", ["optimizer.lr=1e-3"], "optimizer.lr"),
+        ("train", "trainer.precision=bf16-mixed", "trainer.precision"),
+        ("evaluate", "model.embed_dims=64", "model.embed_dims"),
+        ("evaluate", "optimizer.lr=1e-3", "optimizer.lr"),
     ],
 )
 def test_what_does_not_go_with_a_checkpoint_is_refused(
@@ -99,14 +93,14 @@ def test_what_does_not_go_with_a_checkpoint_is_refused(
     tmp_path: Path,
     trained: tuple[Path, str],
     script: str,
-    line: list[str],
-    named: str,
+    override: str,
+    key: str,
 ) -> None:
-    assert named in sentence(monkeypatch, tmp_path, script, f"ckpt_path={trained[0]}", *line)
+    assert key in sentence(monkeypatch, tmp_path, script, f"ckpt_path={trained[0]}", override)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, run_folder: Path) -> None:
+def test_a_missing_device_is_named(monkeypatch: pytest.MonkeyPatch, run_folder: Path) -> None:
     assert "gpu" in sentence(monkeypatch, run_folder, "train", *SMALL, "trainer=gpu")
 
 
@@ -125,42 +119,36 @@ class Bomb:
 def test_code_in_a_file_does_not_run(key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     torch.save({"state_dict": {"w": torch.zeros(1)}, "payload": Bomb()}, tmp_path / "evil.ckpt")
     (tmp_path / "data").mkdir()
-    said = sentence(monkeypatch, tmp_path, "train", *SMALL, "data=synthetic", f"{key}=evil.ckpt")
-    assert f"{key}=evil.ckpt" in said and ("not loaded" in said)
+    error = sentence(monkeypatch, tmp_path, "train", *SMALL, "data=synthetic", f"{key}=evil.ckpt")
+    assert f"{key}=evil.ckpt" in error and "not loaded" in error
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_checkpoint_that_is_truncated_or_another_model_s(
+def test_a_checkpoint_that_is_truncated_or_of_another_model_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trained: tuple[Path, str]
 ) -> None:
     last = trained[0] / "checkpoints" / "last.ckpt"
     (tmp_path / "half.ckpt").write_bytes(last.read_bytes()[:100_000])
     for script in ("train", "evaluate"):
-        said = sentence(monkeypatch, tmp_path, script, "ckpt_path=half.ckpt")
-        assert "ckpt_path=half.ckpt: the file is damaged" in said
-    said = sentence(monkeypatch, tmp_path, "train", f"ckpt_path={last}", "model.queries=30")
-    assert said.startswith("error: model.queries: 20 -> 30: ") and f"weights={last}" in said
-    # The same key in the file, of another size: weights that are not what the configuration in it says.
+        error = sentence(monkeypatch, tmp_path, script, "ckpt_path=half.ckpt")
+        assert "ckpt_path=half.ckpt: the file is damaged" in error
+    error = sentence(monkeypatch, tmp_path, "train", f"ckpt_path={last}", "model.queries=30")
+    assert error.startswith("error: model.queries: 20 -> 30: ") and f"weights={last}" in error
+    # Weights that do not fit the configuration in the same file.
     checkpoint = torch.load(last, weights_only=True)
     checkpoint["state_dict"]["model.head.reference_points"] = torch.zeros(30, 3)
     torch.save(checkpoint, tmp_path / "other.ckpt")
-    data = [f"data.root={trained[0].parent / 'data'}"]
-    said = sentence(monkeypatch, tmp_path, "train", "ckpt_path=other.ckpt", *data)
-    assert "ckpt_path=other.ckpt: it holds another model" in said and "reference_points" in said
-
-
-def test_auto_needs_the_run_s_folder(run_folder: Path) -> None:
-    done = run_command(run_folder, "train", "ckpt_path=auto", "hydra.output_subdir=null")
-    assert done.returncode == 1
-    assert "ckpt_path=auto: looks in the run's folder" in done.stderr and "hydra.run.dir=" in done.stderr
+    data = f"data.root={trained[0].parent / 'data'}"
+    error = sentence(monkeypatch, tmp_path, "train", "ckpt_path=other.ckpt", data)
+    assert "ckpt_path=other.ckpt: it holds another model" in error and "reference_points" in error
 
 
 def test_in_a_process_of_its_own_it_is_one_line_on_stderr_and_status_1(run_folder: Path) -> None:
-    for override in ("renderer.max_wieght_clamp=2", "renderer.max_weight_clamp=-2"):
-        done = run_command(run_folder, "train", override, "hydra.run.dir=refused", "data.root=nowhere")
-        assert done.returncode == 1
-        assert done.stdout == ""
-        assert done.stderr.startswith(f"error: {override}") and done.stderr.count("\n") == 1
+    for mistake in ("renderer.max_wieght_clamp=2", "renderer.max_weight_clamp=-2", "ckpt_path=auto"):
+        done = run_command(run_folder, "train", mistake, "data.root=nowhere")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"error: {mistake}") and done.stderr.count("\n") == 1
+    assert "hydra.run.dir=" in done.stderr
     assert not (run_folder / "nowhere").exists()
 
 

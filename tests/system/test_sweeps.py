@@ -1,4 +1,4 @@
-"""Sweeps as a user starts, stops and resumes them, by each launcher."""
+"""Sweeps as users start, stop and resume them."""
 
 import csv
 import subprocess
@@ -24,14 +24,14 @@ def statuses(folder: Path) -> dict[str, str]:
     return {run.name: run.outcome for run in runs_of(folder)}
 
 
-def test_a_run_that_fails_is_named_and_those_that_are_complete_are_skipped(run_folder: Path) -> None:
-    """Those after it still run."""
+def test_a_failed_run_is_named_and_complete_ones_are_skipped(run_folder: Path) -> None:
+    """The runs after it still take place."""
     folder = run_folder / "clamps"
     done = sweep(run_folder, *TWO_CLAMPS, f"sweep_dir={folder}")
     assert done.returncode == 1
-    said = "renderer.max_weight_clamp=-1.0: must be above 0, or null for no clamp"
-    assert f"Run 0 of the sweep cannot work: {said}" in done.stdout.split("Launching")[0]
-    assert f"error: 1 of 2 runs failed (0: {said}); the same command with sweep_dir={folder}" in done.stderr
+    reason = "renderer.max_weight_clamp=-1.0: must be above 0, or null for no clamp"
+    assert f"Run 0 of the sweep cannot work: {reason}" in done.stdout.split("Launching")[0]
+    assert f"error: 1 of 2 runs failed (0: {reason}); the same command with sweep_dir={folder}" in done.stderr
     assert "Traceback" not in done.stderr
     assert statuses(folder) == {"0": "failed", "1": "complete"}
     with (folder / "summary.csv").open(encoding="utf-8") as file:
@@ -39,9 +39,9 @@ def test_a_run_that_fails_is_named_and_those_that_are_complete_are_skipped(run_f
     values = {run: (row["status"], row["renderer.max_weight_clamp"]) for run, row in rows.items()}
     assert values == {"1": ("complete", "1.5"), "0": ("failed", "-1.0")}
     assert float(rows["1"]["NDS"]) == metrics_of(folder / "1")["NDS"]
-    assert rows["0"]["error"] == said
+    assert rows["0"]["error"] == reason
 
-    # Again, asking for another run in the place of the one that failed: the other has its folder and its result.
+    # The sweep again, with another run in place of the failed one: the complete run keeps its folder and result.
     before = (folder / "1" / "metrics.json").stat().st_mtime_ns
     line = ["-m", "modulator.residual_weight=0.5", "renderer.max_weight_clamp=1.5,2.5", "sweep_dir=clamps"]
     done = sweep(run_folder, *line)
@@ -52,7 +52,7 @@ def test_a_run_that_fails_is_named_and_those_that_are_complete_are_skipped(run_f
     assert "renderer.max_weight_clamp=2.5" in Run(folder / "2").overrides
 
 
-def test_a_sweep_that_was_killed_goes_on_where_it_was(run_folder: Path) -> None:
+def test_a_killed_sweep_is_resumed(run_folder: Path) -> None:
     folder, steps = run_folder / "killed", 12
     line = ["-m", "seed=0,1", "trainer.max_epochs=-1", f"trainer.max_steps={steps}", f"sweep_dir={folder}"]
     line += ["callbacks.checkpoint.every_n_steps=1"]
@@ -66,7 +66,7 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(run_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "error"),
     [
         (["-m", "weights=nowhere,neither"], "none of the 2 runs can work: weights=nowhere: there is no such file"),
         (["sweep=presets", "experiment=overfit"], "experiment=overfit: leaves nothing to sweep"),
@@ -74,11 +74,9 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(run_folder: Path) -> None:
         (["-m", "renderer=base,foo"], "renderer=foo: there is no such option"),
     ],
 )
-def test_a_sweep_without_a_run_that_can_work_or_with_nothing_to_sweep_does_not_start(
-    run_folder: Path, line: list[str], said: str
-) -> None:
+def test_a_sweep_that_cannot_work_does_not_start(run_folder: Path, line: list[str], error: str) -> None:
     done = sweep(run_folder, *line, "sweep_dir=none")
-    assert done.returncode == 1 and said in done.stderr
+    assert done.returncode == 1 and error in done.stderr
     assert runs_of(run_folder / "none") == []
 
 
@@ -90,7 +88,7 @@ def test_ray_runs_each_as_a_task(run_folder: Path) -> None:
     assert statuses(run_folder / "ray") == {"0": "complete", "1": "failed"}
 
 
-def test_an_optuna_study_goes_on(run_folder: Path) -> None:
+def test_an_optuna_study_is_resumed(run_folder: Path) -> None:
     optuna = pytest.importorskip("optuna", reason="pip install -e '.[sweeps]'")
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install -e '.[sweeps]'")
     folder = run_folder / "study"
@@ -102,7 +100,7 @@ def test_an_optuna_study_goes_on(run_folder: Path) -> None:
         study = optuna.load_study(study_name="nds", storage=storage)
         values.append([trial.value for trial in study.get_trials()])
         if trials == 1:
-            # As if the command had been killed when a second run was under way.
+            # As if the command had been killed during a second run.
             study.ask({"renderer.max_weight_clamp": optuna.distributions.UniformDistribution(1.0, 3.0)})
     assert "NDS" in done.stdout and study.direction.name == "MAXIMIZE"
     states = [trial.state.name for trial in study.get_trials()]

@@ -1,4 +1,4 @@
-"""Training and evaluating, as commands; those of the first tests are started anew, as a shell does."""
+"""Training and evaluating, as commands; the first ones in new interpreters, as a shell starts them."""
 
 import csv
 from importlib.metadata import version
@@ -11,13 +11,13 @@ import yaml
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.files import read_record
 from cmt_aqr.weights import convert, naming_of, save_pickled
-from tests.helpers.commands import arguments, finished, run_anew
+from tests.helpers.commands import arguments, finished, run_anew, succeeded
 from tests.helpers.ran import checkpoint_of, from_json, metrics_of
 
 pytestmark = pytest.mark.system
 
 
-def test_a_run_leaves_what_it_did_in_its_folder(trained: tuple[Path, str]) -> None:
+def test_a_run_s_folder_holds_its_results(trained: tuple[Path, str]) -> None:
     folder, printed = trained
     metrics = metrics_of(folder)
     expected = {"mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE", *(f"AP/{name}" for name in CLASSES)}
@@ -42,7 +42,7 @@ def test_a_run_leaves_what_it_did_in_its_folder(trained: tuple[Path, str]) -> No
     assert any(row["aqr/generator_gradient"] and float(row["aqr/generator_gradient"]) > 0 for row in rows)
 
 
-def test_a_run_shows_no_noise_and_cuts_no_table(trained: tuple[Path, str]) -> None:
+def test_a_run_prints_no_noise_and_truncates_no_table(trained: tuple[Path, str]) -> None:
     _, printed = trained
     for noise in ("litlogger", "LeafSpec", "to estimate", "weights_only", "could not find the monitored key"):
         assert noise not in printed
@@ -53,8 +53,7 @@ def test_a_run_shows_no_noise_and_cuts_no_table(trained: tuple[Path, str]) -> No
 def test_evaluating_a_checkpoint_gives_the_run_s_numbers(run_folder: Path, trained: tuple[Path, str]) -> None:
     folder, again, clamped = trained[0], run_folder / "evaluated", run_folder / "clamped"
     line = [f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]
-    done = run_anew(run_folder, arguments("evaluate", *line, f"hydra.run.dir={again}"))
-    assert done.returncode == 0, done.stderr
+    done = succeeded(run_anew(run_folder, arguments("evaluate", *line, f"hydra.run.dir={again}")))
     assert metrics_of(again) == metrics_of(folder)
     maps = from_json(again / "map_statistics.json")
     assert 0 < maps["camera"]["mean"] < maps["camera"]["max"]
@@ -67,8 +66,8 @@ def test_evaluating_a_checkpoint_gives_the_run_s_numbers(run_folder: Path, train
         assert lower[name]["max"] == maps[name]["max"]
 
 
-def test_a_frozen_backbone_keeps_the_weights_it_was_given(run_folder: Path, trained: tuple[Path, str]) -> None:
-    """From a file with official names and without AQR, into a model with AQR: one step changes all but it."""
+def test_a_frozen_backbone_keeps_the_loaded_weights(run_folder: Path, trained: tuple[Path, str]) -> None:
+    """A file with official names and without AQR, in a model with AQR: a step changes all but the backbone."""
     state = checkpoint_of(trained[0])["state_dict"]
     ours = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     plain = {name: value for name, value in ours.items() if not name.startswith("aqr.")}

@@ -1,4 +1,4 @@
-"""A submission of nuScenes' test split, whose tables have no annotations."""
+"""A submission for nuScenes' test split, whose tables have no annotations."""
 
 import json
 import shutil
@@ -17,12 +17,12 @@ pytestmark = pytest.mark.system
 
 
 def test_set(root: Path, copy: Path, empty: bool) -> Path:
-    """A data set as version v1.0-test, with its first scene in the official test split and no annotations.
+    """Copy a data set as version v1.0-test, with its first scene in the official test split and no annotations.
 
     Args:
-        root: of a data set.
-        copy: where to make it; sensor data are linked.
-        empty: whether there are empty tables of annotations, or none.
+        root: data root to copy; sensor data are linked.
+        copy: the new data root.
+        empty: whether the tables of annotations are empty files, or missing.
     """
     tables = copy / "v1.0-test"
     shutil.copytree(root / "v1.0-mini", tables)
@@ -42,14 +42,13 @@ test_set.__test__ = False  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("empty", [False, True], ids=["absent", "empty"])
-def test_evaluating_it_writes_a_submission_and_no_metrics(
+def test_evaluating_writes_a_submission_and_no_metrics(
     trained: tuple[Path, str], small_root: Path, tmp_path: Path, empty: bool
 ) -> None:
     root = test_set(small_root, tmp_path / "data", empty)
-    two = PAIR if empty else ()
-    line = [f"ckpt_path={trained[0]}", f"data.root={root}", "data.version=v1.0-test", "data.eval_split=test", *two]
     folder = tmp_path / "run"
-    done = finished(tmp_path, "evaluate", *line, f"hydra.run.dir={folder}")
+    line = [f"ckpt_path={trained[0]}", f"data.root={root}", "data.version=v1.0-test", "data.eval_split=test"]
+    done = finished(tmp_path, "evaluate", *line, *(PAIR if empty else ()), f"hydra.run.dir={folder}")
     results = folder / "results_nusc.json"
     assert str(results) in done.stdout and "no metrics" in done.stdout
     assert not (folder / "metrics.json").exists()
