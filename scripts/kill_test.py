@@ -98,10 +98,10 @@ class Run:
 
         Args:
             workers: processes that read data.
-            life: seconds from the first record to the kill; ``None``: no kill.
+            life: seconds from its first record to the kill; ``None``: no kill.
 
         Returns:
-            Seconds from the first record to the end, including the final evaluation; ``None``: it was killed.
+            Seconds from its first record to the end, including the final evaluation; ``None``: it was killed.
         """
         overrides = [f"data.num_workers={workers}", f"hydra.run.dir={self.folder}", "ckpt_path=auto"]
         since = time.time()

@@ -99,7 +99,9 @@ def test_a_group_without_keys_is_named() -> None:
     ("override", "hydra_group", "name", "extra"),
     [
         ("sweep=optuna", "sweeper", "optuna", "-e '.[sweeps]'"),
+        ("launcher=joblib", "launcher", "joblib", "-e '.[sweeps]'"),
         ("launcher=slurm", "launcher", "submitit_slurm", "-e '.[slurm]'"),
+        ("launcher=slurm_local", "launcher", "submitit_local", "-e '.[slurm]'"),
         ("launcher=ray", "launcher", "ray", "-e '.[ray]'"),
     ],
 )

@@ -36,6 +36,7 @@ MISTAKES = [
     # contradictions
     (["aqr=none", "clamp_schedule=progressive"], ["clamp_schedule", "aqr=none has nothing to clamp"]),
     ([BIAS, "model=tiny_lidar"], ["aqr=none"]),
+    ([BIAS, "model=tiny_camera"], ["aqr=none"]),
     ([BIAS, "aqr.beta=oracle", "data.damage=false"], ["data.damage=false", "aqr.beta=oracle"]),
     ([BIAS, SIGNAL, "data.damage=false"], ["data.damage=false"]),
     ([SIGNAL], ["aqr.stop_gradient=true"]),
@@ -60,6 +61,7 @@ MISTAKES = [
     (["optimizer.schedule=cosine"], ["optimizer.schedule=cosine", "one_cycle, constant"]),
     (["+lr_mult.encoder=0.1"], ["lr_mult.encoder=0.1", "img_backbone"]),
     (["lr_mult.transformer=-1"], ["lr_mult.transformer=-1", "0 (frozen) or more"]),
+    (["lr_mult.transformer=fast"], ["lr_mult.transformer=fast", "number"]),
     (["clamp_schedule.milestones=abc"], ["clamp_schedule.milestones=abc", "by epoch"]),
     (["callbacks.checkpoint.folder=null"], ["callbacks.checkpoint.folder=null", "path of a folder"]),
     (["callbacks.checkpoint.every_n_steps=1.5"], ["callbacks.checkpoint.every_n_steps=1.5", "whole number"]),
@@ -75,6 +77,8 @@ MISTAKES = [
     # the Trainer
     (["+trainer.overfit_batches=1"], ["trainer.overfit_batches=1", "experiment=overfit"]),
     (["+trainer.logger=false"], ["trainer.logger=False", "logger=<option>"]),
+    (["+trainer.fast_dev_run=true"], ["trainer.fast_dev_run=True", "trainer.max_steps=2"]),
+    (["+trainer.barebones=true"], ["trainer.barebones=True", "drop it"]),
     (["+trainer.limit_val_batches=0"], ["trainer.limit_val_batches=0", "data.limit_eval_frames"]),
     (["+trainer.limit_train_batches=0"], ["trainer.limit_train_batches=0", "evaluate.py"]),
     (["trainer.max_steps=few"], ["trainer.max_steps=few", "whole number"]),

@@ -40,6 +40,13 @@ def children() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
 
 
+def test_processes_meet_and_leave_no_trace(tmp_path: Path, children: set[psutil.Process]) -> None:
+    before = dict(os.environ)
+    assert run(process_tasks.sum_ranks, tmp_path) == {"total": 2.0, "overrides": 1}
+    assert dict(os.environ) == before
+    assert set(psutil.Process().children(recursive=True)) <= children
+
+
 def test_an_error_in_one_ends_all_and_is_raised(tmp_path: Path, children: set[psutil.Process]) -> None:
     with pytest.raises(UserError) as raised:
         run(process_tasks.fail_second, tmp_path)

@@ -64,6 +64,7 @@ def test_changes_that_keep_the_training_are_allowed(tmp_path: Path, capsys: pyte
         ("aqr=none", "weights and optimiser state"),
         ("optimizer.lr=1e-5", "optimiser's state"),
         ("data.batch_size=3", "number of frames per step"),
+        ("trainer.accumulate_grad_batches=2", "number of frames per step"),
         ("data.train_split=mini_val", "training frames"),
         ("data.scene_augmentation=null", "training frames"),
         ("seed=3", "order of the frames"),
@@ -124,9 +125,12 @@ def test_one_cycle_has_the_length_of_the_resumed_run(steps: int) -> None:
     assert resumed.get_last_lr() == uninterrupted.get_last_lr()
 
 
-@pytest.mark.parametrize("name", ["WeightAveraging", "BackboneFinetuning", "LearningRateFinder"])
+@pytest.mark.parametrize(
+    "name", ["StochasticWeightAveraging", "WeightAveraging", "BackboneFinetuning", "LearningRateFinder"]
+)
 def test_a_callback_that_changes_the_training_is_refused(name: str) -> None:
-    callback = getattr(pytorch_lightning.callbacks, name)()
+    settings = {"swa_lrs": 1e-4} if name == "StochasticWeightAveraging" else {}
+    callback = getattr(pytorch_lightning.callbacks, name)(**settings)
     with pytest.raises(UserError, match=rf"callbacks\.mine.*{name}.*~callbacks\.mine"):
         check_callbacks({"mine": callback})
 

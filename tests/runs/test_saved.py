@@ -125,6 +125,8 @@ def test_a_resolved_copy_with_another_value_is_refused() -> None:
     [
         ["optimizer.lr=1e-3"],
         ["lr_mult=cmt"],
+        ["training.denoising.groups=1"],
+        ["trainer.max_steps=4"],
         ["+trainer.min_epochs=2"],
         ["fault=fog"],
         ["seed=3"],

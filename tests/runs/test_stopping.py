@@ -8,17 +8,19 @@ import pytest
 from cmt_aqr.runs.stopping import Stopped, StopSignals
 
 
-def test_a_signal_stops_the_run_immediately_unless_it_is_deferred() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with StopSignals() as signals:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_immediately_unless_it_is_deferred(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopSignals():
         with pytest.raises(Stopped) as stopped:
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert stopped.value.code == 128 + signal.SIGTERM
+            os.kill(os.getpid(), number)
+        assert stopped.value.code == 128 + number
+    with StopSignals() as signals:
         signals.hold()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         with pytest.raises(Stopped):
             signals.release()
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
 
 
 def test_a_second_ctrl_c_is_not_deferred_but_a_second_sigterm_is(capfd: pytest.CaptureFixture[str]) -> None:

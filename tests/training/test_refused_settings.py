@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from cmt_aqr.aqr import AQR, Modulator, Renderer, WeightGenerator
+from cmt_aqr.aqr import AQR, AttentionBias, Modulator, Renderer, WeightGenerator, WindowReader
 from cmt_aqr.errors import SettingError
 from cmt_aqr.training.clamp import ClampSchedule
 from cmt_aqr.training.monitor import AQRMonitor
@@ -20,6 +20,7 @@ monitor = partial(AQRMonitor, Path())
 distance_weighted = partial(Renderer, "distance_weighted")
 learned = partial(Modulator, learnable_modulation=True)
 one_head = partial(WeightGenerator, num_heads=1)
+bias = partial(AttentionBias, WindowReader())
 
 REFUSED: list[tuple[Callable[..., object], str, Any]] = [
     (Renderer, "render_method", "gausian"),
@@ -56,6 +57,10 @@ REFUSED: list[tuple[Callable[..., object], str, Any]] = [
     (WeightGenerator, "embed_dims", True),
     (one_head, "split_heads", True),
     (aqr, "draw", "denoising"),
+    (bias, "beta", "best"),
+    (bias, "groups", "cameras"),
+    (bias, "limit", 0),
+    (bias, "strength", -1),
     (ClampSchedule, "mode", "cubic"),
     (monitor, "every_n_steps", 0),
     (monitor, "histogram_bins", 1.5),

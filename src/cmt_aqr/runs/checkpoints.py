@@ -103,7 +103,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _step_of(path: Path) -> float:
-    """The step of a checkpoint, without reading its tensors; infinity for a damaged one."""
+    """The step of a checkpoint, without reading its tensors; infinity for a damaged one, to report it."""
     try:
         return float(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
     except Exception:  # read_checkpoint reports what is wrong

@@ -133,7 +133,7 @@ def check_paths(config: DictConfig, path_lists: Sequence[str] = ()) -> None:
     """
     absent = object()
     for key in _PATHS:
-        value = OmegaConf.select(config, key, default=absent)  # or ???
+        value = OmegaConf.select(config, key, default=absent)  # also for a value of ???
         if value is absent or (value is None and key in _OPTIONAL_PATHS):
             continue
         if key in (*path_lists, "weights") and OmegaConf.is_list(value):

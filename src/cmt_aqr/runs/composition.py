@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import cmt_aqr.runs.sweep_runs  # noqa: F401  # registers the resolvers of conf/
 from cmt_aqr.errors import UserError
 from cmt_aqr.files import check_folder
 from cmt_aqr.runs.command_line import read_arguments, to_type
@@ -200,10 +201,12 @@ def _single_values(override: Override, item: str) -> list[str]:
 
 
 def _check_groups(overrides: Sequence[str], empty: str) -> None:
-    """Refuse a group without a choice, by a pattern of such overrides; Hydra must be initialised."""
+    """Refuse overrides of a group that match ``empty``, a pattern for no choice; Hydra must be initialised."""
     for item in overrides:
+        if not re.fullmatch(empty, item):
+            continue
         options = GlobalHydra.instance().config_loader().get_group_options(item.partition("=")[0])
-        if options and re.fullmatch(empty, item):
+        if options:
             raise UserError(f"{item}: must be one of {', '.join(options)}; a single key below it may be null")
 
 

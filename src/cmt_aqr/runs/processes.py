@@ -154,8 +154,8 @@ def processes_to_start(config: DictConfig) -> int:
 class Processes:
     """The processes of one run on this machine.
 
-    Each receives its job over a connection to this process, and ends itself when the connection closes, as this
-    process ends in whatever way. Each leads a process group, so that its loader workers end with it, and Ctrl-C in
+    Each receives its job over a connection to this process, and ends when the connection closes, which happens
+    however this process ends. Each leads a process group, so that its loader workers end with it, and Ctrl-C in
     a terminal reaches only this process.
     """
 
@@ -306,6 +306,6 @@ class Processes:
 
 
 def correct_record(folder: Path, error: Exception) -> None:
-    """Record why a run failed, unless its first process recorded another end."""
+    """Record why a run failed, in a record that says running or failed; other or missing ones stay."""
     if read_record(folder).get("status") in ("running", "failed"):
         record_failure(folder, error)

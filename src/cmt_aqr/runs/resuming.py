@@ -69,9 +69,9 @@ def configuration_to_evaluate(config: DictConfig, overrides: Sequence[str], fold
         )
     config.ckpt_path = str(path)
     merged = with_overrides(saved_config(path), config, overrides)
+    check_evaluation(merged, overrides)
     if {"renderer", "renderer.max_weight_clamp"} & set(override_keys(overrides)):
         merged.clamp_schedule.milestones = None  # the overridden clamp counts, not that of the checkpoint's epoch
-    check_evaluation(merged, overrides)
     check_config(merged, overrides, evaluating=True)
     return merged
 

@@ -20,7 +20,7 @@ class Stopped(SystemExit):
 
 
 def is_handled(number: int) -> bool:
-    """Whether a signal has another handler than Python's."""
+    """Whether a signal is ignored, or has another handler than Python's."""
     return signal.getsignal(number) not in _DEFAULT_HANDLERS
 
 

@@ -3,7 +3,8 @@
 OpenMP's threads spin while they wait for each other. With more threads than cores (a second run, a loader
 worker), spinning threads keep the others from working, and a step takes many times as long. Without any spinning,
 a run with little work between two waits takes nearly half as long again. A short spin before sleeping is a
-compromise: a single run takes a tenth longer than with spinning, and two runs less than twice the time of one.
+compromise: a single run takes at most a tenth longer than with spinning, and two runs less than twice the time of
+one.
 ``benchmarks/bench_side_by_side.py`` measures it.
 """
 

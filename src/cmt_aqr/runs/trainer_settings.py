@@ -52,7 +52,9 @@ def check_trainer(trainer: DictConfig) -> None:
     if trainer.get("sync_batchnorm"):
         raise UserError("trainer.sync_batchnorm=true: drop it; each process normalises its frames, as published")
     if "fsdp" in str(trainer.get("strategy")).lower():
-        raise UserError(f"trainer.strategy={trainer.strategy}: FSDP cannot clip gradients; choose trainer=ddp")
+        raise UserError(
+            f"trainer.strategy={trainer.strategy}: FSDP cannot clip gradients by their norm; choose trainer=ddp"
+        )
     if isinstance(trainer.get("accelerator"), str):
         require_choice("trainer.accelerator", trainer.accelerator, ("auto", "cpu", "gpu", "cuda", "mps"))
     for name, low in _LOWEST.items():
@@ -98,7 +100,7 @@ def canonical_precision(value: Any) -> str:
 
 
 def setting_to_blame(message: str, settings: Mapping[Any, Any]) -> str | None:
-    """The setting whose name or value a constructor's error contains, as ``name=value``."""
+    """The setting whose name or value a constructor's error contains, as ``name=value``, if any."""
     names = [
         name for name in settings if f"`{name}" in message or ("_" in name and re.search(rf"\b{name}\b", message))
     ]

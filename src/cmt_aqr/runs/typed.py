@@ -21,7 +21,7 @@ _PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
     str: ("a text", (str,)),
     type(None): ("null", (type(None),)),
 }
-"""By declared type: its name, and the types of values; a switch may be a size, as data.cameras."""
+"""By declared type: its name, and the types of values. A bool may be a number: data.cameras refers to a size."""
 
 
 def mistyped(plain: Any, place: str) -> Iterator[tuple[str, Any, str]]:
@@ -42,7 +42,7 @@ def mistyped(plain: Any, place: str) -> Iterator[tuple[str, Any, str]]:
 
 
 def _misfits(value: Any, hint: Any, key: str) -> Iterator[tuple[str, Any, str]]:
-    """The value, or, if values by name are declared, those that do not fit."""
+    """The value, or, of a declared mapping, its items that do not fit."""
     mapping = next((kind for kind in _kinds(hint) if _is_a(get_origin(kind), Mapping)), None)
     if mapping is None or not isinstance(value, Mapping):
         yield key, value, _described(hint)
