@@ -82,7 +82,9 @@ def test_agrees_with_devkit(small_root: Path, tmp_path: Path, keyframe: bool, fr
         assert len(index.sweeps_of(frames - 1, 4)) == 5 and (np.abs(index.boxes[:, 7:]) > 0.5).any()
 
 
-def test_a_changed_table_rebuilds_the_index(small_root: Path, tmp_path: Path) -> None:
+def test_a_changed_table_or_format_rebuilds_the_index(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = linked_copy(small_root, tmp_path / "root")
     before = load_index(root, VERSION, "mini_val", tmp_path / "cache")
     with edited(root, "sample_annotation") as records:
@@ -90,6 +92,13 @@ def test_a_changed_table_rebuilds_the_index(small_root: Path, tmp_path: Path) ->
             record["num_lidar_pts"] += 1000
     after = load_index(root, VERSION, "mini_val", tmp_path / "cache")
     np.testing.assert_array_equal(after.box_points, before.box_points + 1000)
+    (path,) = (tmp_path / "cache").glob("*.npy")
+    written = path.stat().st_ino
+    load_index(root, VERSION, "mini_val", tmp_path / "cache")
+    assert path.stat().st_ino == written
+    monkeypatch.setattr("cmt_aqr.data.index.FORMAT", -1)
+    load_index(root, VERSION, "mini_val", tmp_path / "cache")
+    assert path.stat().st_ino != written
 
 
 @pytest.mark.parametrize("damage", ["truncated", "zeros", "pickle", "other", "empty"])

@@ -21,7 +21,7 @@ from cmt_aqr.runs.sweep_job import run_part
 from cmt_aqr.studies import robustness as module
 from cmt_aqr.studies.robustness import conditions_of, robustness
 from cmt_aqr.studies.robustness_scores import PUBLISHED, relative_resistance, resistance
-from cmt_aqr.studies.robustness_tables import MARK, PAGE, Row, frame_of, suite_table
+from cmt_aqr.studies.robustness_tables import MARK, PAGE, Row, frame_of, screen_table, suite_table
 from tests.helpers.composed import CONF, composed
 from tests.helpers.ran import from_json
 
@@ -197,7 +197,10 @@ def test_unknown_values_are_empty_in_the_tables() -> None:
     assert table.headings == ["clean", "fog 1", "fog 2", "fog 3"]
     columns = {(column.model, column.name): [cell.text for cell in column.cells] for column in table.columns}
     assert columns["mine", "NDS"] == ["50.0", "40.0", "30.0", "20.0"]
+    assert columns["mine", "mAP"] == ["40.0", "10.0", "10.0", "10.0"]
     assert columns["mine", "RA"] == ["", "0.600", "", ""]  # one for all severities
+    headings = [column.header for column in screen_table(table).columns]
+    assert headings[:5] == ["condition", "mine NDS", "mAP", "RA", "CMT vov99 NDS"]
     assert columns["CMT vov99", "NDS"][1:] == ["69.7", "65.3", "41.3"]
     # mRA of one condition, and not the published one of ten.
     ((name, means),) = table.means
@@ -309,3 +312,5 @@ def test_mistakes_are_found_before_the_first_evaluation(
     with pytest.raises(UserError, match=message):
         run(two, tmp_path / "out", override)
     assert not evaluations.done
+    with pytest.raises(UserError, match="ckpt_path is missing"):
+        robustness(configured("suite=mome"), [])

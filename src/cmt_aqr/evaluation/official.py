@@ -128,7 +128,7 @@ def check_anything_to_find(truth: GroundTruth, frames: NDArray[np.int64]) -> Non
 def _ranked(
     truth: GroundTruth, detections: GlobalDetections, config: DetectionConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices and frames of the detections that count, the highest score first, of equal scores the last.
+    """Indices and frames of the detections that count: highest score first, of equal scores the last one first.
 
     As ``accumulate`` in nuscenes/eval/detection/algo.py.
     """
@@ -141,7 +141,7 @@ def _ranked(
 def counted(
     truth: GroundTruth, frames: NDArray[np.int64], rows: NDArray[np.float64], config: DetectionConfig
 ) -> NDArray[np.bool_]:
-    """Which boxes (box,) are within their class's range of the car, and no cycle in a bicycle rack.
+    """Which boxes (box,) are within their class's range of the car, and not a cycle in a bicycle rack.
 
     ``filter_eval_boxes`` in nuscenes/eval/common/loaders.py.
 

@@ -44,7 +44,7 @@ BAD = "bad"
 REGION = "mAP of the broken region"
 
 HEADLINES = ("mAP", "NDS", REGION)
-"""Metrics with printed tables; the files contain all metrics."""
+"""Official metrics with printed tables; fault_study.csv has all metrics."""
 
 WEIGHTS = {"lidar": "mean LiDAR weight", "camera": "mean camera weight"}
 """AQR's mean weight per sensor."""
@@ -58,7 +58,10 @@ FINISHED = ("record.json", "metrics.json", CHECKPOINT)
 
 
 class AQRMeans(pl.Callback):
-    """Means of :data:`WEIGHTS` and :data:`DAMAGE_AUC` over an evaluation; NaN where AQR has none."""
+    """Means of :data:`WEIGHTS` and :data:`DAMAGE_AUC` over an evaluation.
+
+    NaN where AQR has no such weights, and where nothing is broken.
+    """
 
     def __init__(self) -> None:
         names = (WEIGHTS | DAMAGE_AUC).values()
@@ -276,9 +279,9 @@ def table_of(summary: Summary, title: str, each: bool = False) -> Table:
         seeds = "\n" + "  ".join(f"{value:+.3f}" for value in cell["seeds"].values()) if each else ""
         return f"{cell['mean']:{sign}.3f}{deviation}{seeds}"
 
-    conditions = list(next(iter(summary.values())))
+    conditions = list(dict.fromkeys(condition for cells in summary.values() for condition in cells))
     table = Table("variant", "seeds", *conditions, title=title, title_justify="left")
     for variant, cells in summary.items():
-        seeds = ", ".join(map(str, cells[conditions[0]]["seeds"]))
-        table.add_row(variant, seeds, *(text(cells[condition]) for condition in conditions))
+        seeds = ", ".join(map(str, next(iter(cells.values()))["seeds"]))
+        table.add_row(variant, seeds, *(text(cells[name]) if name in cells else "" for name in conditions))
     return table

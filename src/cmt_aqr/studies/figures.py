@@ -1,4 +1,4 @@
-"""The report's figures. The page adds colours, for its dark or light theme, and sizes."""
+"""The report's figures. The page adds colours, for its dark or light theme, font sizes and margins."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_LINES = len(COLORS)
 CURVE_POINTS = 300
 """Maximum points of a learning curve; longer ones are averaged over neighbouring steps."""
 SAMPLED = 8
-"""With more distinct numbers, nearly all of them different, a setting was sampled from a range."""
+"""With more distinct numbers, and more than half of the runs with one of their own, a setting was sampled."""
 
 
 class Picture(NamedTuple):
@@ -85,9 +85,9 @@ def _averaged(
     axes: Sequence[pd.Series], values: pd.Series, by: Sequence[pd.Series], most: int
 ) -> tuple[list[tuple[str, pd.DataFrame]], str]:
     """Titles and :func:`spread` of at most ``most`` panels, else of all runs together; and a caption."""
-    groups, scope = list(panels(axes, values)), "these runs"
+    groups, scope = list(panels(axes, values)), "the runs of each cell or point"
     if len(groups) > most:
-        groups, scope = [("", values)], f"all these runs, whatever their {_names(axes)}"
+        groups, scope = [("", values)], f"all runs of each cell or point, whatever their {_names(axes)}"
     stats = [(title, spread(group, [axis[group.index] for axis in by], empty=True)) for title, group in groups]
     together = pd.concat([part for _, part in stats])
     sentences = []

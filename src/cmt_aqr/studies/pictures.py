@@ -42,7 +42,7 @@ class MapPair:
 
     before: Tensor  # as rendered
     after: Tensor  # after threshold and clamp; this map modulates the features
-    clamp: float | None
+    clamp: float | None  # the limit in force; None: no clamp
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class QueryBeta:
 
     positions: Tensor  # (query, 3), metres, LiDAR frame
     beta: Tensor  # (query,), above 0 if a query prefers the LiDAR
-    lost: Mapping[str, Tensor] = field(default_factory=dict)  # (query,) damage, 0 to 1, per sensor, if known
+    lost: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # (query,) damage, 0 to 1, of "LiDAR" and "cameras"; empty: unknown
     image_damage: Tensor | None = None  # (view, row, column), 0 to 1, of the stored images
 
 
@@ -69,8 +71,8 @@ class Scene:
     truth: Tensor  # (box, 9) annotated boxes, LiDAR frame
     detections: Tensor  # (box, 9), LiDAR frame
     min_score: float  # threshold of the detections
-    bev: MapPair | None = None
-    camera: MapPair | None = None
+    bev: MapPair | None = None  # None without AQR's maps, or without LiDAR
+    camera: MapPair | None = None  # None without AQR's maps, or without cameras
     beta: QueryBeta | None = None  # if AQR is an attention bias, instead of maps
 
     @property

@@ -60,7 +60,7 @@ class Comparison:
         return [*self.axes, self.seeds] if len(self.seeds.cat.categories) > 1 else self.axes
 
     def axis(self, name: str, option: str) -> pd.Series:
-        """The axis whose name is, or alone ends in, ``name`` (``max_weight_clamp``); or the ``seed``.
+        """The axis called ``name``, or the only one that ends in it (``max_weight_clamp``); or the ``seed``.
 
         Raises:
             UserError: there is no single such axis; names the option that chose it.
@@ -72,7 +72,9 @@ class Comparison:
         matches = exact or [axis for axis, key in keys if key.endswith(f".{name}")]
         if len({axis.name for axis in matches}) != 1:
             names = ", ".join(axis.name for axis in self.axes) or "none"
-            raise UserError(f"{option}={name}: must name one of the settings that differ between runs: {names}")
+            raise UserError(
+                f"{option}={name}: must name exactly one of the settings that differ between runs: {names}"
+            )
         return matches[0]
 
     def numbers(self, key: str) -> pd.Series:
@@ -153,7 +155,8 @@ def spread(values: pd.Series, by: Any, empty: bool = False) -> pd.DataFrame:
     Args:
         values: numbers.
         by: axes, or names of index levels.
-        empty: return all combinations of the axes' categories, in their order, including empty groups.
+        empty: return all combinations of the axes' categories, in their order, including empty groups; runs whose
+            setting is not recorded are left out.
     """
     groups = values.groupby(by, sort=empty, observed=not empty, dropna=empty)
     return groups.agg(["mean", "std", "count", "size"])

@@ -117,7 +117,17 @@ def render_frame(
     dot: float = 0.7,
     boxes_in_cameras: bool = True,
 ) -> None:
-    """Render a frame from above and, if it has images, in its six cameras."""
+    """Render a frame from above and, if it has images, in its six cameras; points that are not finite are skipped.
+
+    Args:
+        above: axes of the view from above.
+        cameras: axes of the six images, in nuScenes' arrangement; switched off without images.
+        frame: with images as they are to be shown.
+        styled_boxes: boxes in the LiDAR frame, and the look of their lines.
+        point_range: x0, y0, z0, x1, y1, z1 in metres, the part that is shown from above.
+        dot: size of a point.
+        boxes_in_cameras: whether the boxes are shown in the images, too.
+    """
     points = frame.points[torch.isfinite(frame.points).all(dim=1)]
     render_from_above(above, points, styled_boxes, point_range, dot)
     if frame.images is None:

@@ -96,7 +96,7 @@ def make_report(
         out: folder of the two files; by default ``sweep_dir``.
         metric: of ``metrics.json``; ranks the runs and is shown in the figures.
         x: setting along x in the figures; by default one with the most values.
-        y: setting along y.
+        y: setting along y, by default the one with the next most values; alone, it is along x.
 
     Returns:
         The page and the CSV file.

@@ -164,7 +164,7 @@ def _published_means(model: Published, keys: Sequence[tuple[str, int]]) -> tuple
 
 def _cells_of(result: Any) -> tuple[Cell, Cell, Cell]:
     """NDS, mAP and RA."""
-    note = ("affects none of its sensors: as clean", "spared") if result.spared else ()
+    note = ("affects none of this model's sensors: the clean result", "spared") if result.spared else ()
     nds = _points(result.NDS, *note)
     if result.below_floor and not result.spared:
         nds = Cell(f"{nds.text} {MARK}", f"below a single sensor's {result.floor_NDS:.1f}", "below")

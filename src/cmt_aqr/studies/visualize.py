@@ -37,7 +37,9 @@ from cmt_aqr.training.run import build_module, restore
 class PictureSettings:
     """Settings of the pictures."""
 
-    frames: tuple[int | str, ...] | None  # numbers in the split, from 0, or sample tokens; None: a few of them
+    frames: (
+        tuple[int | str, ...] | None
+    )  # numbers from 0, or sample tokens; None: a few over the split, or the first on a sheet
     split: str | None  # of the frames; None: that of the evaluation
     min_score: float  # detections with a lower score are not rendered
     dpi: int  # pixels per inch; the pictures are 8 to 21 inches wide

@@ -157,7 +157,7 @@ def _require_names(names: Mapping[str, str | None], where: str) -> dict[str, str
 
 
 def convert(state: Mapping[str, Tensor], to: Literal["official", "ours"] | None = None) -> dict[str, Tensor]:
-    """Convert a state dict to the naming ``to``; by default to the one that it does not have.
+    """Convert a state dict to the naming ``to``; by default to the other one.
 
     Raises:
         WeightsError: a parameter has no counterpart, or the names are a bare backbone's.
@@ -166,7 +166,7 @@ def convert(state: Mapping[str, Tensor], to: Literal["official", "ours"] | None 
     if naming == "backbone":
         raise WeightsError(
             f"names such as {', '.join(list(state)[:3])} are neither the official CMT's nor ours, so there is "
-            "nothing to convert; weights= accepts a backbone's file as it is"
+            "nothing to convert; train.py starts from a backbone's file as it is"
         )
     to = to or ("ours" if naming == "official" else "official")
     if to == naming:

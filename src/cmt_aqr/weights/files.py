@@ -144,9 +144,10 @@ def unwrap(content: Any, source: str) -> dict[str, Tensor]:
             f"weights={source} contains no state dict, but {type(content).__name__} of length "
             f"{len(content) if isinstance(content, Sized) else 1}: {advice}"
         )
-    state: dict[str, Tensor] = {}
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+        if not isinstance(name, str):
+            raise WeightsError(f"weights={source}: entry {name!r} has no name, so this is no state dict; {advice}")
+        if not isinstance(value, Tensor):
             for key, entry in content.items():
                 if isinstance(entry, Mapping) and any(isinstance(inner, Tensor) for inner in entry.values()):
                     advice = f"the tensors seem to be under {key!r}: save that entry alone, with torch.save"
@@ -155,6 +156,8 @@ def unwrap(content: Any, source: str) -> dict[str, Tensor]:
                 f"weights={source}: entry {name!r} is not a tensor but {type(value).__name__}, so this is no "
                 f"state dict, and none is under {', '.join(WRAPPER_KEYS)}; {advice}"
             )
+    state: dict[str, Tensor] = {}
+    for name, value in content.items():
         short = _WRAPPER_PREFIXES.sub("", name)
         if short in state:
             raise WeightsError(f"weights={source} contains {short!r} both with and without a wrapper's prefix")
