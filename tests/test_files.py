@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.files import check_folder, nan_to_null, null_to_nan, write_table, writing, written_at_once
+from cmt_aqr.files import atomic_write, check_folder, nan_to_null, null_to_nan, write_table, writing
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file.txt"
-    with written_at_once(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("first", encoding="utf-8")
         assert not path.exists()
-    with pytest.raises(RuntimeError), written_at_once(path) as partial:
+    with pytest.raises(RuntimeError), atomic_write(path) as partial:
         partial.write_text("sec", encoding="utf-8")
         raise RuntimeError
     assert path.read_text(encoding="utf-8") == "first"

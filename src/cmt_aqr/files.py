@@ -16,7 +16,7 @@ RECORD = "record.json"
 
 
 @contextlib.contextmanager
-def written_at_once(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, which replaces ``path`` afterwards, or is deleted after an error.
 
     A missing folder is created. Several processes may write the same file: the last one wins.
@@ -60,7 +60,7 @@ def remove_partial(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
-    with written_at_once(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
@@ -73,7 +73,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence
         columns: names and order; by default as they first appear in the rows.
     """
     names = list(dict.fromkeys(name for row in rows for name in row) if columns is None else columns)
-    with written_at_once(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)

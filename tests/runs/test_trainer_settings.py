@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import ProgressBar
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.runs.precision import build_trainer
-from cmt_aqr.runs.trainer_settings import check_shares, check_trainer
+from cmt_aqr.runs.trainer_settings import check_batch_limits, check_trainer
 from cmt_aqr.training.run import build_callbacks
 from tests.helpers.composed import composed
 
@@ -51,10 +51,10 @@ def test_other_settings_of_lightning_pass() -> None:
 def test_a_fraction_without_a_batch_is_refused(split: str, settings: dict[str, Any], named: str | None) -> None:
     trainer: Any = types.SimpleNamespace(**{"check_val_every_n_epoch": 1, **settings})
     if named is None:
-        check_shares(trainer, split, 4)
+        check_batch_limits(trainer, split, 4)
         return
     with pytest.raises(UserError, match=named):
-        check_shares(trainer, split, 4)
+        check_batch_limits(trainer, split, 4)
 
 
 @pytest.mark.parametrize(("overrides", "bars"), [([], 1), (["+trainer.enable_progress_bar=false"], 0)])

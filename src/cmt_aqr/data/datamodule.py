@@ -30,7 +30,7 @@ from cmt_aqr.data.resampling import RESAMPLINGS, resampled_frames
 from cmt_aqr.data.sampling import ObjectSampler, Sampling
 from cmt_aqr.data.tables import check_request, close_tables, fingerprint, is_annotated
 from cmt_aqr.errors import SettingError
-from cmt_aqr.runs.trainer_settings import check_shares
+from cmt_aqr.runs.trainer_settings import check_batch_limits
 from cmt_aqr.structures import Batch
 
 Transforms = Mapping[str, Transform | None] | None
@@ -258,7 +258,7 @@ class NuScenesDataModule(LightningDataModule):
         sampler = FrameSampler(frames, batch_size, training, self.seed, ranks, rank, resampled)
         loader = FrameLoader(dataset, sampler, self.num_workers, torch.cuda.is_available(), self.mask_per_frame)
         if self.trainer:
-            check_shares(self.trainer, name, len(loader))
+            check_batch_limits(self.trainer, name, len(loader))
         return loader
 
     def _resampled(self, dataset: FrameDataset) -> NDArray[np.int64] | None:

@@ -37,7 +37,7 @@ from cmt_aqr.data.reading import FrameReader
 from cmt_aqr.data.saved_arrays import load_arrays, save_arrays
 from cmt_aqr.data.views import patches_of
 from cmt_aqr.data.workers import WorkerLoader
-from cmt_aqr.files import check_folder, remove_partial, write_json, writing, written_at_once
+from cmt_aqr.files import atomic_write, check_folder, remove_partial, write_json, writing
 from cmt_aqr.runs.threads import cores
 
 log = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def _write_part(folder: Path, part: int, contents: Contents, cuts: Iterator[Cut]
     rows = 0
     with contextlib.ExitStack() as stack:
         points_file, patches_file = (
-            stack.enter_context(stack.enter_context(written_at_once(part_path(folder, part, suffix))).open("wb"))
+            stack.enter_context(stack.enter_context(atomic_write(part_path(folder, part, suffix))).open("wb"))
             for suffix in ("points", "patches")
         )
         for cut in cuts:
@@ -211,7 +211,7 @@ def _complete(folder: Path, contents: Contents, count: int) -> None:
     parts = [part for number in range(count) if (part := _read_part(folder, number, contents)) is not None]
     entries = np.concatenate([part["entries"] for part in parts])
     entries = entries[np.argsort(entries["label"], kind="stable")]
-    with written_at_once(folder / ENTRIES) as partial, partial.open("wb") as file:
+    with atomic_write(folder / ENTRIES) as partial, partial.open("wb") as file:
         np.save(file, entries)
     objects = np.bincount(entries["label"], minlength=len(CLASSES))
     boxes = np.sum([part["valid"] for part in parts], axis=0)

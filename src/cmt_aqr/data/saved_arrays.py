@@ -13,7 +13,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from cmt_aqr.data.errors import DataError
-from cmt_aqr.files import written_at_once
+from cmt_aqr.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def save_arrays(path: Path, stamp: str, arrays: Mapping[str, NDArray[Any]]) -> N
     record = np.zeros((), np.dtype(layout, align=True))
     for name, array in fields.items():
         record[name] = array
-    with written_at_once(path) as partial, partial.open("wb") as file:
+    with atomic_write(path) as partial, partial.open("wb") as file:
         np.save(file, record)
 
 

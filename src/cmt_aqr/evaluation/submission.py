@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cmt_aqr.constants import CLASSES
 from cmt_aqr.data.rows import ATTRIBUTE, ATTRIBUTES, COLUMNS, LABEL, ROTATION, SCORE, SIZE, TRANSLATION, VELOCITY
-from cmt_aqr.files import written_at_once
+from cmt_aqr.files import atomic_write
 from cmt_aqr.outputs import Detections
 
 MAX_BOXES = 500
@@ -114,7 +114,7 @@ def write_submission(
     """
     meta = {"use_camera": use_camera, "use_lidar": use_lidar}
     meta |= dict.fromkeys(("use_radar", "use_map", "use_external"), False)
-    with written_at_once(path) as partial, partial.open("wb") as file:
+    with atomic_write(path) as partial, partial.open("wb") as file:
         file.write(b'{"meta":' + orjson.dumps(meta) + b',"results":{')
         frames = zip(
             detections.frames.tolist(), np.split(detections.rows, np.cumsum(detections.counts)[:-1]), strict=True

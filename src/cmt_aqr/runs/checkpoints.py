@@ -20,7 +20,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from cmt_aqr.checks import require_above_zero, require_count, require_folder
 from cmt_aqr.errors import UserError
 from cmt_aqr.file_kinds import is_safetensors, other_file
-from cmt_aqr.files import written_at_once
+from cmt_aqr.files import atomic_write
 from cmt_aqr.runs.records import is_rank_zero
 from cmt_aqr.runs.stopping import Stopped, StopSignals
 
@@ -117,7 +117,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint; a crash leaves the existing file intact."""
         target = Path(path)
         try:
-            with written_at_once(target) as partial:
+            with atomic_write(target) as partial:
                 with partial.open("wb") as file:
                     torch.save(checkpoint, file)
                     file.flush()
@@ -143,7 +143,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def _keep(path: Path, name: Path) -> None:
     """Give a file a second name, atomically, so that another file can take the first one."""
     try:
-        with written_at_once(name) as link:
+        with atomic_write(name) as link:
             link.hardlink_to(path)
     except OSError:  # no hard links here: for a moment, only the second name exists
         path.replace(name)
@@ -249,7 +249,7 @@ class Checkpoints(Checkpoint):
                 self._save_best(trainer)
         elif self._step_of_last == trainer.global_step and trainer.is_global_zero:
             # Evaluated after a fit that ended within an epoch: the weights are those of last.ckpt.
-            with written_at_once(self.best) as partial:
+            with atomic_write(self.best) as partial:
                 shutil.copyfile(self.last, partial)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:

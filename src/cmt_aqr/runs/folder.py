@@ -22,7 +22,7 @@ COMPLETE, FAILED, STOPPED, NEW = "complete", "failed", "stopped", "new"
 CURVES = ("train/loss", "val/NDS", "val/mAP")
 """Columns of ``csv/metrics.csv`` that are learning curves."""
 
-OF_THE_SWEEP = ("sweep", "launcher", "sweep_dir")
+SWEEP_KEYS = ("sweep", "launcher", "sweep_dir")
 """Settings that determine how and where runs are started, not what they compute."""
 
 Value = float | int | str
@@ -170,7 +170,7 @@ class Run:
         """The command line that repeats this run on its own, quoted for a POSIX shell."""
         job = self._file(".hydra/hydra.yaml").get("job", {}).get("name", "train")
         script = Path((self.record.get("command") or [f"{job}.py"])[0]).name
-        overrides = [text for text in self.overrides if parse_override(text)[0] not in OF_THE_SWEEP]
+        overrides = [text for text in self.overrides if parse_override(text)[0] not in SWEEP_KEYS]
         return " ".join(["python", f"scripts/{script}", *map(shlex.quote, overrides)])
 
 

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from cmt_aqr.runs.folder import OF_THE_SWEEP, Run, natural
+from cmt_aqr.runs.folder import SWEEP_KEYS, Run, natural
 
 
 def key_values(overrides: Sequence[str]) -> dict[str, str]:
@@ -20,7 +20,7 @@ def key_values(overrides: Sequence[str]) -> dict[str, str]:
     values = dict(_key_and_value(override) for override in overrides)
     if values.get("ckpt_path") == "auto":
         del values["ckpt_path"]
-    return {key: value for key, value in values.items() if key not in OF_THE_SWEEP}
+    return {key: value for key, value in values.items() if key not in SWEEP_KEYS}
 
 
 def identity(overrides: Sequence[str]) -> frozenset[tuple[str, str]]:

@@ -112,7 +112,7 @@ def setting_to_blame(message: str, settings: Mapping[Any, Any]) -> str | None:
     return f"{names[0]}={str(value).lower() if isinstance(value, bool) else value}"
 
 
-def check_shares(trainer: Trainer, split: str, batches: int) -> None:
+def check_batch_limits(trainer: Trainer, split: str, batches: int) -> None:
     """Refuse a fraction of the batches that is none of them, and an evaluation interval beyond the epoch.
 
     Args:

@@ -20,7 +20,7 @@ from torchmetrics import MeanMetric
 
 from cmt_aqr.aqr.statistics import detection_of_damage, doubts, used_weights
 from cmt_aqr.errors import UserError
-from cmt_aqr.files import nan_to_null, write_json, written_at_once
+from cmt_aqr.files import atomic_write, nan_to_null, write_json
 from cmt_aqr.outputs import AQROutput, aqr_output
 from cmt_aqr.runs.checkpoints import read_checkpoint, saved_config
 from cmt_aqr.runs.configuration import check_config
@@ -103,7 +103,7 @@ def study(config: DictConfig) -> pd.DataFrame:
     if len(set(steps.values())) > 1:
         out.print(f"the runs have different numbers of steps, so they compare badly: {steps}", style="yellow")
     results = with_bad(_evaluate_all(config, runs))
-    with written_at_once(folder / "fault_study.csv") as partial:
+    with atomic_write(folder / "fault_study.csv") as partial:
         results.to_csv(partial, index=False)
     summary: dict[str, Any] = {"baseline": config.baseline}
 

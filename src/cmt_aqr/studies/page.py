@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jinja2
 
-from cmt_aqr.files import written_at_once
+from cmt_aqr.files import atomic_write
 
 
 def write_page(path: Path, template: str, **variables: object) -> None:
@@ -16,5 +16,5 @@ def write_page(path: Path, template: str, **variables: object) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    with written_at_once(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(environment.get_template(template).render(**variables), encoding="utf-8")

@@ -12,14 +12,14 @@ import pandas as pd
 
 from cmt_aqr.constants import ERRORS
 from cmt_aqr.errors import UserError
-from cmt_aqr.runs.folder import OF_THE_SWEEP, Run, Value, parse_override
+from cmt_aqr.runs.folder import SWEEP_KEYS, Run, Value, parse_override
 
 NOT_RECORDED = "not recorded"
 
 SUMMARY = ("mAP", "NDS", *(f"m{name}" for name in ERRORS.values()))
 """The official summary metrics."""
 
-NOT_AN_AXIS = ("name", "ckpt_path", "seed", *OF_THE_SWEEP)
+NOT_AN_AXIS = ("name", "ckpt_path", "seed", *SWEEP_KEYS)
 """Settings whose differences are not part of an experiment; results are averaged over seeds."""
 
 

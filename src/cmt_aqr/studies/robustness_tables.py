@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from cmt_aqr.files import written_at_once
+from cmt_aqr.files import atomic_write
 from cmt_aqr.runs.console import console
 from cmt_aqr.studies.page import write_page
 from cmt_aqr.studies.robustness_scores import (
@@ -190,7 +190,7 @@ def report(rows: Sequence[Row], baseline: str | None, out: Path) -> None:
             screen.print(f"Published mRA of others: {', '.join(table.also)}", soft_wrap=True)
         for note in table.notes:
             screen.print(note, soft_wrap=True)
-        with written_at_once(out / f"{table.suite}.csv") as partial:
+        with atomic_write(out / f"{table.suite}.csv") as partial:
             frame_of(rows, table.suite, baseline).to_csv(partial, index=False)
     variables = {"title": "Robustness", "tables": tables, "baseline": baseline, "mark": MARK}
     write_page(out / PAGE, "robustness.html.jinja", **variables)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cmt_aqr.errors import UserError
 from cmt_aqr.file_kinds import is_safetensors, other_file
-from cmt_aqr.files import written_at_once
+from cmt_aqr.files import atomic_write
 
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 """Keys under which checkpoints keep their state dict."""
@@ -168,14 +168,14 @@ def unwrap(content: Any, source: str) -> dict[str, Tensor]:
 
 def save_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> Path:
     """Write a state dict as safetensors, atomically, with metadata in the file's header."""
-    with written_at_once(path) as partial:
+    with atomic_write(path) as partial:
         save_file(_copied(state), partial, metadata=dict(metadata or {}))
     return path
 
 
 def save_pickled(state: Mapping[str, Tensor], path: Path) -> Path:
     """Write ``{"state_dict": state}`` with ``torch.save``, as the official tools read it, atomically."""
-    with written_at_once(path) as partial:
+    with atomic_write(path) as partial:
         torch.save({"state_dict": _copied(state)}, partial)
     return path
 
