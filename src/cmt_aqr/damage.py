@@ -1,4 +1,4 @@
-"""Which share of each sensor's data faults destroyed in a frame, and the share at a position."""
+"""The damage of a frame: the share of each sensor's data that faults destroyed, per cell and at a position."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class BiasOutput(TensorStructure):
 
     @property
     def damage(self) -> tuple[Tensor, Tensor] | None:
-        """Damage of the LiDAR and mean damage of the cameras that see a query, (batch, query) each."""
+        """Damage of the LiDAR and mean of the cameras that see a query, (batch, query) each; ``None``: unknown."""
         if self.lidar_lost is None or self.camera_lost is None or self.seen is None:
             return None
         return self.lidar_lost, mean_seen(self.camera_lost, self.seen)
@@ -152,7 +152,7 @@ class AQROutput(TensorStructure):
 
     @property
     def damage(self) -> tuple[Tensor, Tensor] | None:
-        """Damage of the LiDAR and mean damage of the cameras that see a query, (batch, query) each."""
+        """Damage of the LiDAR and mean of the cameras that see a query, (batch, query) each; ``None``: unknown."""
         return None if self.lidar_lost is None or self.camera_lost is None else (self.lidar_lost, self.camera_lost)
 
     @property

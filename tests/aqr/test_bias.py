@@ -18,6 +18,8 @@ from cmt_aqr.runs.configuration import build_data
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.losses import SIGNAL
 from cmt_aqr.training.module import DetectorModule
+from cmt_aqr.weights.convert import to_official
+from cmt_aqr.weights.load import load_weights
 from tests.helpers.composed import composed
 from tests.helpers.small_detector import damaged, small_batch, small_module
 
@@ -130,6 +132,18 @@ def test_an_untrained_bias_is_cmt_to_the_last_bit(groups: str, beta: str) -> Non
     factors = "aqr.per_layer_and_head=[${model.layers},${model.heads}]"
     biased = small_module(*BIAS, f"aqr.groups={groups}", f"aqr.beta={beta}", "aqr.health=true", factors).eval()
     biased.load_state_dict(plain.state_dict(), strict=False)
+    with torch.no_grad():
+        expected, predicted = plain.model(batch).matching, biased.model(batch).matching
+    assert torch.equal(predicted.codes, expected.codes) and torch.equal(predicted.logits, expected.logits)
+
+
+@pytest.mark.parametrize("beta", ["learned", "zero", "oracle", "shuffled"])
+def test_published_weights_start_it_as_cmt(beta: str) -> None:
+    plain = small_module(*PLAIN, "model.network.image.backbone=resnet50").eval()
+    biased = small_module(*BIAS, f"aqr.beta={beta}", "model.network.image.backbone=resnet50", seed=1).eval()
+    report = load_weights(biased.model, to_official(plain.model.state_dict()))
+    assert report.naming == "official" and report.fresh == ("aqr",) and not report.unexpected
+    batch = damaged(small_batch(1), lidar=0.0)
     with torch.no_grad():
         expected, predicted = plain.model(batch).matching, biased.model(batch).matching
     assert torch.equal(predicted.codes, expected.codes) and torch.equal(predicted.logits, expected.logits)
@@ -271,6 +285,11 @@ def test_statistics_of_beta() -> None:
     certain = output.replace(beta=torch.tensor([[-19.0, -18.5, -18.0, 19.0]])[..., None])
     assert areas(certain)["auc_lidar"] == 1.0  # although the sigmoid of all is 1
     assert areas(output.replace(beta=-beta, valid=torch.tensor([[True, True, True, False]]))) == {"auc_lidar": 0.0}
+    six = beta.expand(1, 4, 6) * torch.tensor([1.0, -9, 9, -9, 9, -9])  # only the first camera sees anything
+    numbers = spread(beta_values(output.replace(beta=six)))
+    assert {name: float(numbers[name]) for name in expected} == expected
+    for sign, area in ((1, 0.0), (-1, 1.0)):  # a beta per camera is a preference for that camera
+        assert areas(output.replace(beta=sign * six)) == {"auc_lidar": area, "auc_camera": area}
     assert set(beta_values(output.replace(lidar_lost=0 * lost))) == {"all", "camera_broken", "whole"}
     shares = spread(share_values(torch.tensor([[0.0, 0.5, 1.0]]), output))  # of the last three queries
     expected = {"mean": 0.5, "std": (1 / 6) ** 0.5, "min": 0.0, "max": 1.0}

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 from nuscenes import NuScenes
-from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.loaders import load_gt
 from nuscenes.eval.detection.data_classes import DetectionBox
-from nuscenes.eval.detection.evaluate import DetectionEval
 from rich.console import Console
 
 from cmt_aqr.constants import CLASSES
@@ -21,12 +19,12 @@ from cmt_aqr.data.errors import DataError
 from cmt_aqr.data.ground_truth import GroundTruth, load_ground_truth
 from cmt_aqr.evaluation import metric as metric_module
 from cmt_aqr.evaluation.metric import NuScenesMetric
-from cmt_aqr.evaluation.official import CONFIGURATION, evaluate_boxes
+from cmt_aqr.evaluation.official import evaluate_boxes
 from cmt_aqr.evaluation.table import metrics_table
 from cmt_aqr.outputs import Detections
 from cmt_aqr.structures import Frame
 from tests.evaluation.test_official import assert_equal_to
-from tests.helpers.made_evaluation import to_rows
+from tests.helpers.made_evaluation import devkit_evaluation, to_rows
 from tests.helpers.shared_data import KEYFRAME, needs_keyframe
 from tests.helpers.small_data import edited, linked_copy, ready
 
@@ -36,10 +34,7 @@ def official(root: Path, split: str, metric: NuScenesMetric, folder: Path) -> di
     path = folder / "results_nusc.json"
     metric.write(path, use_camera=True, use_lidar=True)
     tables = NuScenes("v1.0-mini", str(root), verbose=False)
-    with redirect_stderr(io.StringIO()):
-        config = config_factory(CONFIGURATION)
-        evaluation = DetectionEval(tables, config, str(path), split, str(folder / "devkit"), verbose=False)
-    return evaluation.evaluate()[0].serialize()
+    return devkit_evaluation(tables, path, folder / "devkit", split).evaluate()[0].serialize()
 
 
 def frames_of(root: Path, cache: Path, split: str) -> list[Frame]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.evaluate import DetectionEval
@@ -84,12 +85,11 @@ class Tables:
         return velocity
 
 
-def devkit_evaluation(tables: Tables, results: Path, folder: Path) -> DetectionEval:
+def devkit_evaluation(tables: Tables | NuScenes, results: Path, folder: Path, split: str = "val") -> DetectionEval:
     """The devkit's evaluation of a results file, with its boxes loaded and filtered."""
+    config = config_factory(CONFIGURATION)
     with redirect_stderr(io.StringIO()):
-        return DetectionEval(
-            tables, config_factory(CONFIGURATION), str(results), "val", str(folder), verbose=False
-        )
+        return DetectionEval(tables, config, str(results), split, str(folder), verbose=False)
 
 
 def named(devkit: dict[str, Any]) -> dict[str, float]:

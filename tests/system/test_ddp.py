@@ -7,12 +7,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from nuscenes import NuScenes
 
 from cmt_aqr.files import null_to_nan, read_record
 from cmt_aqr.scenes import make_dataset
-from tests.evaluation.test_metric import assert_equal_to, evaluation_of
+from tests.evaluation.test_official import assert_equal_to
 from tests.helpers.commands import PAIR, arguments, finished, resuming, run_line, start, succeeded, torchrun
 from tests.helpers.forked import environment
+from tests.helpers.made_evaluation import devkit_evaluation
 from tests.helpers.ran import assert_same_end, checkpoint_of, logged, metrics_of, requeued, wait_for_step
 from tests.helpers.small_data import SMALL_SCENES
 
@@ -172,6 +174,7 @@ def test_seven_frames_on_two_processes_give_the_same_metrics(folder: Path, singl
     evaluated = folder / "evaluated"
     assert metrics_of(single)["frames"] == 7
     assert (evaluated / "metrics.json").read_bytes() == (single / "metrics.json").read_bytes()
-    devkit = evaluation_of(folder / "data7", "mini_val", evaluated / "results_nusc.json", folder / "devkit")
-    assert_equal_to(devkit, null_to_nan(metrics_of(evaluated)))
+    tables = NuScenes("v1.0-mini", str(folder / "data7"), verbose=False)
+    devkit = devkit_evaluation(tables, evaluated / "results_nusc.json", folder / "devkit", "mini_val")
+    assert_equal_to(devkit.evaluate()[0].serialize(), null_to_nan(metrics_of(evaluated)))
     assert "All boxes" in done.stdout

@@ -35,3 +35,7 @@ def test_declared_shapes_are_compared_with_the_features(shape: str) -> None:
     with pytest.raises(SettingError, match=rf"^{re.escape(shape.split('=')[0])}=\[.*3\]: must be \["):
         check_aqr(small_module(shape).model, (64, 160))
     check_aqr(small_module().model, (64, 160))
+
+
+def test_a_declared_shape_of_an_absent_sensor_is_no_error() -> None:
+    check_aqr(small_module("model=tiny_camera", "renderer.bev_feature_shape=[3,3]").model, (64, 160))

@@ -1,4 +1,4 @@
-"""AQR: each query weights the two sensors, on their feature maps or in the decoder's attention."""
+"""AQR: each query weighs the two sensors, on their feature maps or in the decoder's attention."""
 
 from cmt_aqr.aqr.aqr import AQR
 from cmt_aqr.aqr.bias import AttentionBias

@@ -1,4 +1,4 @@
-"""AQR: queries weight the two sensors, cell by cell, before CMT's decoder reads them."""
+"""AQR: queries weigh the two sensors, cell by cell, before CMT's decoder reads them."""
 
 import torch
 from torch import nn

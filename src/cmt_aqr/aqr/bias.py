@@ -92,7 +92,7 @@ class AttentionBias(nn.Module):
             UserError: a sensor is absent, or the damage that the oracle reads is unknown.
         """
         if sensors.bev is None or sensors.images is None:
-            raise UserError("aqr=attention_bias weights two sensors, and this model has one: choose aqr=none")
+            raise UserError("aqr=attention_bias weighs two sensors, and this model reads one: choose aqr=none")
         lidar_lost, camera_lost, seen = damage_at(queries, sensors)
         with torch.autocast(queries.embedding.device.type, enabled=False):
             if self.beta == "oracle":

@@ -27,7 +27,8 @@ class _Windows:
         values: (cell, channel), features.
         index: (pair, window cell) int64, rows of ``keys`` and ``values``.
         slot: (pair,) int64, row-major index over (frame, query, slot).
-        exists: (batch * query, slot, window cell) bool, False for cells outside the map or in an empty slot.
+        exists: (batch * query, slot, window cell) bool, False for cells farther than half a window from the
+            query's cell, or in an empty slot.
     """
 
     keys: Tensor

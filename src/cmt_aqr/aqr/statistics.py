@@ -96,7 +96,7 @@ def beta_values(output: BiasOutput) -> dict[str, Tensor]:
     Returns:
         ``all``; where the damage is known also ``lidar_broken``, ``camera_broken`` and ``whole``, the betas of
         queries whose LiDAR, whose cameras or neither are broken. States without a query are left out. With one
-        beta per camera, only the cameras that see a query count.
+        beta per camera, only the cameras that see a query count where the damage is known.
     """
     valid, damage = torch.ones_like(output.beta, dtype=torch.bool), output.damage
     if output.valid is not None:

@@ -28,8 +28,8 @@ class MeasureDamage:
 
     - LiDAR: the share of a polar cell's returns that are gone or moved by more than 0.5 m. Cells with few returns
       are smoothed towards their sector, and sectors towards the frame. If the number of points has not changed,
-      their order has not either, and points are compared one by one. Otherwise only counts are compared, which
-      cannot distinguish old points from new ones: a delayed or stuck LiDAR counts as intact.
+      points are compared one by one, assuming the same order. Otherwise only counts are compared, which cannot
+      distinguish old points from new ones: a delayed or stuck LiDAR of another number of points counts as intact.
     - Cameras: 1 - r per image cell, with r the correlation of its pixels before and after. Cells without contrast
       are smoothed towards their image. A calibration that moves objects at 20 m by 5 % of the width counts as
       blind.

@@ -123,7 +123,7 @@ class SomeFrames:
         **faults: by name; ``None`` removes one.
 
     Raises:
-        SettingError: the share is not a probability, or there is no fault.
+        SettingError: the share is not a probability, it is above 0 without a fault, or a fault is not callable.
     """
 
     def __init__(self, share: float, severity: int | None = None, **faults: Transform | None) -> None:
@@ -143,7 +143,7 @@ class SomeFrames:
 
     @property
     def needs_full_size(self) -> bool:
-        """Whether a fault has parameters in pixels of the stored images."""
+        """Whether a fault corrupts images, whose parameters may be in pixels of the stored images."""
         return any(getattr(fault, "needs_full_size", False) for fault in self.faults.values())
 
     def draw(self, random: Generator) -> str | None:

@@ -18,7 +18,7 @@ class CMT(nn.Module):
         decoder: the transformer decoder.
         lidar: LiDAR branch, points and point counts to a BEV map (batch, channel, row, column).
         image: image branch, images (batch, view, 3, height, width) to maps (batch, view, channel, h, w).
-        aqr: lets each query weight the two sensors, on their maps or in the decoder; ``None``: plain CMT.
+        aqr: lets each query weigh the two sensors, on their maps or in the decoder; ``None``: plain CMT.
 
     Raises:
         SettingError: there is neither a LiDAR nor an image branch.

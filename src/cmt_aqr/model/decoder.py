@@ -29,8 +29,8 @@ class Attention(nn.Module):
     def initialise_local(self) -> None:
         """Initialise keys with the queries' projection, so that a query attends to keys at similar positions.
 
-        Together with embeddings that distinguish positions, this spares training from scratch the learning of
-        proximity.
+        Where embeddings distinguish positions, a model trained from scratch then need not first learn which cells
+        are near.
         """
         query, key, _ = self.in_proj_weight.chunk(3)
         nn.init.xavier_uniform_(query)

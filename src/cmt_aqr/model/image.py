@@ -51,7 +51,7 @@ class ImageBranch(nn.Module):
         checkpointing: recompute the backbone's activations in the backward pass to save memory.
 
     Raises:
-        SettingError: timm has no such backbone, or ``checkpointing`` is combined with trainable statistics.
+        SettingError: timm has no such backbone, or ``checkpointing`` is given without ``norm_eval``.
     """
 
     def __init__(

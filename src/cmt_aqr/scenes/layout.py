@@ -96,9 +96,8 @@ class _Layout:
 
 _LOW_TRAFFIC = ("car", "car", "motorcycle_ridden")
 _TALL_TRAFFIC = ("truck", "bus", "trailer", "construction_vehicle")
-_TALL_DISTANCE = (
-    20.0  # metres from the ego vehicle at the start; nearer, a tall vehicle would hide half the street
-)
+# Metres from the ego vehicle at the start; nearer, a tall vehicle would hide half the street.
+_TALL_DISTANCE = 20.0
 
 _STREETS = (
     ("straight street", 0.0, (5.5, 8.0), (0.0, 0.0)),
@@ -107,7 +106,7 @@ _STREETS = (
     ("street bending right", -1.0, (4.0, 6.5), (0.0, 0.0)),
     ("setting off slowly", -0.3, (1.5, 3.0), (0.2, 0.45)),
 )
-"""In turn: description, relative bend, ranges of the ego vehicle's speed and acceleration."""
+"""Streets, which scenes take in turn: description, relative bend, ranges of the ego's speed and acceleration."""
 
 
 def build_scene(settings: Settings, index: int) -> Scene:
@@ -187,7 +186,7 @@ def _add_traffic(layout: _Layout, ego: Sequence[float], travel: float, duration:
 
 
 def _along(velocity: float) -> float:
-    """Heading relative to the street of something that moves along it, forwards or backwards."""
+    """Heading relative to the street of something that moves with or against its direction."""
     return 0.0 if velocity >= 0 else math.pi
 
 
@@ -219,7 +218,7 @@ def _fill_lane(
 
 
 def _count(random: Generator, mean: float) -> int:
-    """``mean`` rounded up or down at random, so that this is the expected value."""
+    """An integer with the expected value ``mean``: it is rounded up or down at random."""
     return int(mean + random.random())
 
 

@@ -108,7 +108,7 @@ def cast(
     windows: NDArray[np.int64],
     visible: NDArray[np.bool_],
 ) -> Hits:
-    """The first hit of each ray, ignoring the ground. All in the global frame.
+    """The first hit of each ray, ignoring the ground. Rays, origin and boxes are in the global frame.
 
     Args:
         rays: (3, row, column) directions.

@@ -39,7 +39,7 @@ class Recorder:
         self.scene = build_scene(settings, index)
         self.rig = sensors.build_rig(settings)
         self.log = f"synthetic-{settings.seed}-{index:04d}"
-        self.rows: Tables = defaultdict(list)
+        self.rows: Tables = defaultdict(list, instance=[], sample_annotation=[])  # which a scene may lack
         self.chains: dict[str | int, list[Row]] = defaultdict(list)
         """Rows linked by ``prev`` and ``next``: keyframes, recordings by channel, annotations by object."""
 

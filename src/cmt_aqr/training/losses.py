@@ -76,7 +76,7 @@ class Criterion:
     def __post_init__(self) -> None:
         for name in ("class_weight", "box_weight", "background_weight", "denoising_weight", "signal_weight"):
             require_number(name, getattr(self, name), 0)
-        require_numbers("code_weights", self.code_weights, 10, 0)
+        object.__setattr__(self, "code_weights", require_numbers("code_weights", self.code_weights, 10, 0))
 
     def __call__(
         self,

@@ -31,11 +31,9 @@ GRADIENT = "generator_gradient"
 
 _HEADINGS = {
     "max_over_mean": "max/mean",
-    "drawn": "covered",
     "relative_change": "change",
     "lidar_broken": "LiDAR broken",
     "camera_broken": "camera broken",
-    "whole": "none broken",
     "auc_lidar": "AUC LiDAR",
     "auc_camera": "AUC camera",
 }

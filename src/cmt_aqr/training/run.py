@@ -250,7 +250,8 @@ def check_aqr(model: CMT, image_size: Sequence[int]) -> None:
     heads = [layer.cross_attention.heads for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
     if factors is not None:
         allowed = (
-            f"{[len(heads), heads[0]]}, the decoder's layers and heads: '[${{model.layers}},${{model.heads}}]'"
+            f"{[len(heads), heads[0]]}, the decoder's layers and heads; "
+            "give 'aqr.per_layer_and_head=[${model.layers},${model.heads}]'"
         )
         require(factors.shape == (len(heads), heads[0]), "aqr.per_layer_and_head", list(factors.shape), allowed)
 

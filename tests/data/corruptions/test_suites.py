@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from cmt_aqr.constants import CAMERAS
 from cmt_aqr.data.corruptions import multicorrupt, nuscenes_r
-from cmt_aqr.data.corruptions.corruption import Corruption
+from cmt_aqr.data.corruptions.corruption import Corruption, condition_generator
 from cmt_aqr.data.corruptions.delays import Stuck, delay_points
 from cmt_aqr.data.corruptions.nuscenes_r import EGO_IN_LIDAR, draw_extrinsic_errors
 from cmt_aqr.data.dataset import SampleKey, frame_generator
@@ -24,7 +24,7 @@ from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.structures import Frame, FrameSource
 from tests.helpers.composed import CONF, composed
 from tests.helpers.small_data import ready
-from tests.helpers.struck import driving, generator, photograph
+from tests.helpers.struck import cameras_around, driving, generator, photograph
 
 SUITES = {"mome": 6, "multicorrupt": 10, "nuscenes_r": 12, "nuscenes_c": 10}
 OPTIONS = sorted(
@@ -255,3 +255,12 @@ def test_cameras_share_an_error_or_have_their_own(together: bool, errors: int) -
     assert len(lidar2img.unique(dim=0)) == errors
     angle = math.degrees(math.acos((float(lidar2img[0, :3, :3].trace()) - 1) / 2))
     assert 0.4 < angle < 2.6
+
+
+def test_wrong_extrinsics_move_points_before_the_cameras_see_them() -> None:
+    right = cameras_around(90, 160)
+    frame, random = driving().replace(images=photograph(), lidar2img=right), generator()
+    wrong = nuscenes_r.extrinsics(together=False)(frame, random).lidar2img
+    of_cameras = condition_generator(generator(), "nuscenes_r/extrinsics").spawn(2)[1]
+    errors = torch.from_numpy(draw_extrinsic_errors(6, of_cameras))
+    torch.testing.assert_close(wrong @ errors, right, rtol=0, atol=1e-9)

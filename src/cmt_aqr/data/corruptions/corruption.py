@@ -43,7 +43,7 @@ class Corruption:
 
     @property
     def needs_full_size(self) -> bool:
-        """Whether its parameters are in pixels of the stored images."""
+        """Whether it corrupts images, whose parameters may be in pixels of the stored images."""
         return self.cameras is not None
 
     def __call__(self, frame: Frame, random: Generator) -> Frame:

@@ -73,7 +73,7 @@ def random_bytes(shape: tuple[int, ...], random: Generator) -> NDArray[np.uint8]
 
 
 def look_up(table: NDArray[np.uint8], first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """``table[first, second]`` of a table (256, 256), for arrays of any one shape."""
+    """``table[first, second]`` of a table (256, 256), for two arrays of the same shape."""
     result = np.empty(first.shape, dtype=np.uint8)
     flat = torch.from_numpy(table.ravel())
     for top in range(0, len(first), 2 * BAND):

@@ -27,16 +27,14 @@ def lidar_drop() -> Corruption:
     return Corruption("mome/lidar_drop", lidar.zero_points)
 
 
-def fov(degrees: float = 60.0, suite: str = "mome") -> Corruption:
+def fov(degrees: float = 60.0) -> Corruption:
     """The LiDAR sees ``degrees`` to either side of straight ahead."""
-    limit = require_number("degrees", degrees, above=0, high=180)
-    return Corruption(f"{suite}/fov{limit:g}", partial(lidar.keep_sector, degrees=limit))
+    return fov_of("mome", degrees)
 
 
-def object_failure(probability: float = 0.5, suite: str = "mome") -> Corruption:
+def object_failure(probability: float = 0.5) -> Corruption:
     """In a share of the frames, annotated boxes have no points. Needs annotations."""
-    share = require_fraction("probability", probability)
-    return Corruption(f"{suite}/object_failure", partial(lidar.drop_object_points, probability=share))
+    return object_failure_of("mome", probability)
 
 
 def view_drop() -> Corruption:
@@ -44,6 +42,26 @@ def view_drop() -> Corruption:
     return Corruption("mome/view_drop", cameras=black_out)
 
 
-def occlusion(masks: str | None = None, name: str = "mome/occlusion") -> Corruption:
+def occlusion(masks: str | None = None) -> Corruption:
     """Every lens is dirty; ``masks`` is the folder of nuScenes-R's masks, ``None`` takes our own."""
+    return occlusion_of("mome/occlusion", masks)
+
+
+# nuScenes-R has the same three under names of its own, which seed their draws.
+
+
+def fov_of(suite: str, degrees: float) -> Corruption:
+    """:func:`fov` of a suite."""
+    limit = require_number("degrees", degrees, above=0, high=180)
+    return Corruption(f"{suite}/fov{limit:g}", partial(lidar.keep_sector, degrees=limit))
+
+
+def object_failure_of(suite: str, probability: float) -> Corruption:
+    """:func:`object_failure` of a suite."""
+    share = require_fraction("probability", probability)
+    return Corruption(f"{suite}/object_failure", partial(lidar.drop_object_points, probability=share))
+
+
+def occlusion_of(name: str, masks: str | None) -> Corruption:
+    """:func:`occlusion` under a suite's name for it."""
     return Corruption(name, cameras=partial(each_image, change=partial(occlude, masks=find_masks(masks))))

@@ -29,7 +29,7 @@ EGO_IN_LIDAR = (0.0, -0.94, -1.84)
 
 def fov(degrees: float = 60.0) -> Corruption:
     """As :func:`mome.fov`, with 90 or 60 degrees."""
-    return mome.fov(degrees, "nuscenes_r")
+    return mome.fov_of("nuscenes_r", degrees)
 
 
 def missing_cameras(cameras: Sequence[str]) -> Corruption:
@@ -42,12 +42,12 @@ def missing_cameras(cameras: Sequence[str]) -> Corruption:
 
 def lens_occlusion(masks: str | None = None) -> Corruption:
     """As :func:`mome.occlusion`."""
-    return mome.occlusion(masks, "nuscenes_r/lens_occlusion")
+    return mome.occlusion_of("nuscenes_r/lens_occlusion", masks)
 
 
 def object_failure(probability: float = 0.5) -> Corruption:
     """As :func:`mome.object_failure`."""
-    return mome.object_failure(probability, "nuscenes_r")
+    return mome.object_failure_of("nuscenes_r", probability)
 
 
 def lidar_stuck(probability: float = 0.5, consecutive: bool = False) -> Corruption:

@@ -78,8 +78,9 @@ def fog_points(frame: Frame, random: Generator, alpha: float, beta: float) -> Fr
 
         i' = round(i exp(-2 alpha r)),    s = L(r) i r^2 beta / beta0
 
-    Where s > i', the point moves along its ray to the echo's range times r / U(r - 10, r + 10), and s becomes its
-    intensity. No point is lost. The factor is as published: for r below 10 m it may be large, or below 0.
+    where beta0 is ``TARGET_REFLECTIVITY``. Where s > i', the point moves along its ray to the echo's range times
+    r / U(r - 10, r + 10), and s becomes its intensity. No point is lost. The factor is as published: for r below
+    10 m it may be large, or below 0.
     """
     returns = returns_of(frame)
     origins = returns.motions[:, :3, 3].float().index_select(0, returns.sweep.int())  # the LiDAR's, per point
