@@ -19,7 +19,7 @@ from cmt_aqr.runs.folder import Run
 from cmt_aqr.studies.fault_study import (
     CHECKPOINT,
     differences,
-    evaluation_config,
+    evaluation_configs,
     study,
     study_runs,
     summary_of,
@@ -179,13 +179,17 @@ def test_reasons_for_a_bad_comparison_are_printed(
 def test_overrides_apply_to_every_run_and_must_fit(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "plain", 1)
     condition = OmegaConf.create(CONDITIONS["fog"])
-    config = evaluation_config(run, condition, OmegaConf.create({"data": {"root": "/elsewhere"}}), 7)
+
+    def composed(fault: Any, override: dict[str, Any]) -> DictConfig:
+        return evaluation_configs(run, {"fog": fault}, OmegaConf.create(override), 7)["fog"]
+
+    config = composed(condition, {"data": {"root": "/elsewhere"}})
     assert (config.data.root, config.data.val_split) == ("/elsewhere", "mini_val")
     assert config.eval_fault == condition
     with pytest.raises(UserError, match=r"override=.*rot.*does not fit .*config.yaml"):
-        evaluation_config(run, condition, OmegaConf.create({"data": {"rot": "/elsewhere"}}), 7)
+        composed(condition, {"data": {"rot": "/elsewhere"}})
     with pytest.raises(UserError, match=r"fog\.visibility=-1"):
-        evaluation_config(run, OmegaConf.merge(condition, {"fog": {"visibility": -1}}), OmegaConf.create({}), 7)
+        composed(OmegaConf.merge(condition, {"fog": {"visibility": -1}}), {})
 
 
 def results_of(*rows: tuple[str, int, str, float]) -> pd.DataFrame:

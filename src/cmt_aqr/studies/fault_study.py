@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,36 +159,40 @@ def study_runs(folder: Path) -> tuple[list[Run], list[Run]]:
 
 def _evaluate_all(config: DictConfig, runs: Sequence[Run]) -> pd.DataFrame:
     """Evaluate every run under every condition, unless the result is cached."""
-    evaluations = [
-        Evaluation(run, str(name), evaluation_config(run, condition, config.override, config.seed))
-        for run, (name, condition) in itertools.product(runs, config.conditions.items())
-    ]
+    evaluations = []
+    for run in runs:
+        digest = sha256(run.folder / CHECKPOINT)
+        configs = evaluation_configs(run, config.conditions, config.override, config.seed)
+        evaluations += [Evaluation(run, name, composed, digest) for name, composed in configs.items()]
     pending = [one for one in evaluations if config.refresh or one.cached() is None]
     for evaluation in with_progress(pending, lambda one: f"{_title(one.run)}, {one.condition}"):
         evaluation.evaluate()
     return pd.DataFrame([one.row() for one in evaluations])
 
 
-def evaluation_config(run: Run, condition: DictConfig, override: DictConfig, seed: int) -> DictConfig:
-    """The configuration that evaluates a run's last checkpoint under a condition.
+def evaluation_configs(
+    run: Run, conditions: Mapping[Any, Any], override: DictConfig, seed: int
+) -> dict[str, DictConfig]:
+    """The configurations that evaluate a run's last checkpoint, by name of the condition.
 
     Args:
         run: a finished run.
-        condition: an option of the group ``eval_fault``.
+        conditions: options of the group ``eval_fault`` by name.
         override: values for every run's configuration, such as ``{data: {root: /elsewhere}}``.
         seed: of the faults' noise, the same for all runs whatever seed they were trained with.
     """
-    config = OmegaConf.create(saved_config(run.folder / CHECKPOINT))
-    OmegaConf.set_struct(config, True)
+    trained = OmegaConf.create(saved_config(run.folder / CHECKPOINT))
+    OmegaConf.set_struct(trained, True)
     try:
-        config.merge_with(override)
+        trained.merge_with(override)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"override={override} does not fit {run.folder / 'config.yaml'}: {reason}") from error
     changes = {"ckpt_path": str(run.folder / CHECKPOINT), "weights": None, "data.damage": True}
-    config = config_under(config, condition, seed, changes)
-    check_config(config)
-    return config
+    configs = {str(name): config_under(trained, fault, seed, changes) for name, fault in conditions.items()}
+    for config in configs.values():
+        check_config(config)
+    return configs
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,8 @@ class Evaluation:
 
     run: Run
     condition: str
-    config: DictConfig  # of evaluation_config
+    config: DictConfig  # of evaluation_configs
+    digest: str  # SHA-256 of the checkpoint
 
     @property
     def path(self) -> Path:
@@ -213,7 +217,7 @@ class Evaluation:
         """What the result depends on."""
         groups = ("eval_fault", "data", "evaluation")
         return {
-            "checkpoint_sha256": sha256(self.run.folder / CHECKPOINT),
+            "checkpoint_sha256": self.digest,
             **{group: OmegaConf.to_container(self.config[group]) for group in groups},
         }
 
