@@ -2,7 +2,6 @@
 
 import gc
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
+from cmt_aqr.runs import records
 from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.module import DetectorModule
@@ -91,7 +91,7 @@ def peak_memory(device: torch.device) -> float:
     """Peak memory in MB: allocated on the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return (records.peak_memory()["peak_memory_bytes"] or 0) / 1e6
 
 
 class OwnProcess(NamedTuple):

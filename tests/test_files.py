@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cmt_aqr.errors import UserError
-from cmt_aqr.files import atomic_write, check_folder, nan_to_null, null_to_nan, write_table, writing
+from cmt_aqr.files import atomic_write, check_folder, folder_size, nan_to_null, null_to_nan, write_table, writing
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
@@ -54,3 +54,10 @@ def test_undefined_numbers_are_null_in_json() -> None:
     assert plain == {"a": 0.5, "b": None}
     back = null_to_nan(plain)
     assert back["a"] == 0.5 and math.isnan(back["b"])
+
+
+def test_folder_size(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(bytes(7))
+    (tmp_path / "c").write_bytes(bytes(5))
+    assert folder_size(tmp_path) == 12

@@ -79,6 +79,11 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence
         writer.writerows(rows)
 
 
+def folder_size(folder: Path) -> int:
+    """Total bytes of the files in a folder and its subfolders."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def nan_to_null(values: Mapping[str, float]) -> dict[str, float | None]:
     """Replace NaN, which JSON does not have, by ``None``."""
     return {name: None if math.isnan(value) else value for name, value in values.items()}

@@ -9,18 +9,17 @@ from cmt_aqr.damage import IMAGE_CELLS, RINGS, SECTORS, Damage
 from cmt_aqr.runs.configuration import build
 from cmt_aqr.structures import Batch
 from cmt_aqr.training.module import DetectorModule
-from tests.helpers.commands import SMALL
+from tests.helpers.commands import SMALLEST_MODEL
 from tests.helpers.composed import composed
 from tests.helpers.struck import cameras_around
 
-MODEL = [item for item in SMALL if not item.startswith(("data.", "trainer="))]
-PLAIN = [item for item in MODEL if not item.startswith("aqr.")]
+PLAIN = [item for item in SMALLEST_MODEL if not item.startswith("aqr.")]
 IMAGE_SIZE = (64, 160)
 
 
 def small_module(*overrides: str, seed: int = 0, metric: Any = None) -> DetectorModule:
     """A DetectorModule of a model smaller than ``tiny``, in training mode, with weights drawn with ``seed``."""
-    config = composed(*(PLAIN if "aqr=none" in overrides else MODEL), *overrides)
+    config = composed(*(PLAIN if "aqr=none" in overrides else SMALLEST_MODEL), *overrides)
     denoising = build(config.training.denoising)
     torch.manual_seed(seed)
     module = DetectorModule(

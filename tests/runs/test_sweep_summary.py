@@ -21,7 +21,7 @@ def runs(tmp_path: Path) -> list[Run]:
 def test_the_table_has_every_run_and_the_keys_that_differ(runs: list[Run]) -> None:
     assert swept_keys(runs) == ["clamp", "size"] and swept_keys(runs[:1]) == []
     console = Console(width=120, record=True)
-    console.print(summary_table(summary_rows(runs), swept_keys(runs), "Sweep s"))
+    console.print(summary_table(summary_rows(runs, swept_keys(runs)), swept_keys(runs), "Sweep s"))
     text = console.export_text()
     for part in ("0.1250", "0.5000", "complete", "failed", "new", "clamp=-1: must be above 0", "[4,8]"):
         assert part in text

@@ -9,8 +9,8 @@ from cmt_aqr.errors import UserError
 from cmt_aqr.runs.configuration import build, build_data
 from cmt_aqr.runs.typed import mistyped
 from cmt_aqr.training.run import build_module
-from tests.helpers.commands import SMALLEST_MODEL
 from tests.helpers.composed import composed
+from tests.helpers.small_detector import PLAIN
 
 STOP = "+callbacks.stop={_target_:pytorch_lightning.callbacks.EarlyStopping,monitor:val/NDS,patience:abc}"
 
@@ -34,9 +34,8 @@ def test_a_value_of_another_type_is_refused(overrides: list[str], part: str, mes
 
 def test_factors_for_other_layers_and_heads_are_refused_before_data_are_read() -> None:
     def built(shape: str) -> Any:
-        small = [item for item in SMALLEST_MODEL if not item.startswith("aqr.")]
         aqr = ["aqr=attention_bias", "aqr.generator.feedforward_dims=32", f"aqr.per_layer_and_head={shape}"]
-        config = composed(*aqr[:1], *small, *aqr[1:])
+        config = composed(*aqr[:1], *PLAIN, *aqr[1:])
         return build_module(config, build_data(config), 1)
 
     built("[1,4]")

@@ -47,7 +47,7 @@ def test_a_loss_that_is_not_finite_is_named_and_not_saved(
     assert error.endswith(f"the last good checkpoint is {last}")
     checkpoint = checkpoint_of(folder)
     assert checkpoint["global_step"] == 2
-    assert all(value.isfinite().all() for name, value in checkpoint["state_dict"].items() if "clamp" not in name)
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
     record = read_record(folder)
     assert record["status"] == "failed" and f"error: {record['error']}" == error
 

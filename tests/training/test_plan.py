@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cmt_aqr.training.plan import RunPlan, folder_size
+from cmt_aqr.training.plan import RunPlan
 from tests.helpers.small_data import datamodule
 from tests.helpers.small_detector import small_module
 from tests.helpers.trainers import quiet_trainer
@@ -32,10 +32,3 @@ def test_the_plan_of_a_run(
         assert part in printed, part
     (message,) = [record.getMessage() for record in caplog.records if "hours left" in record.getMessage()]
     assert ": 2 steps of" in message
-
-
-def test_folder_size(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "b").write_bytes(bytes(7))
-    (tmp_path / "c").write_bytes(bytes(5))
-    assert folder_size(tmp_path) == 12

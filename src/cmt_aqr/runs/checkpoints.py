@@ -83,8 +83,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
         UserError: all of them are unreadable.
     """
     subfolder = folder / "checkpoints"
-    paths = [(subfolder if subfolder.is_dir() else folder) / name for name in (LAST, PREVIOUS, BEST)]
-    paths = [path for path in paths if path.is_file()]
+    place = subfolder if subfolder.is_dir() else folder
+    paths = [place / name for name in (LAST, PREVIOUS, BEST) if (place / name).is_file()]
     # Sorting is stable: of two with the same step, last.ckpt comes first.
     for path in sorted(paths, key=_step_of, reverse=True):
         try:

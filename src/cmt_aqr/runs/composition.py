@@ -55,9 +55,9 @@ def check_overrides(
     config_name = flags.config_name or config_name
     try:
         app = _initialize(flags, config_dir, script)
-        sweeps, combinations = _single_runs(overrides)
-        first, *others = combinations
-        config, *_ = [hydra.compose(config_name, run, return_hydra_config=True) for run in (first, *others)]
+        sweeps, singles = _single_runs(overrides)
+        first = singles[0]
+        config, *_ = [hydra.compose(config_name, run, return_hydra_config=True) for run in singles]
         if flags.resolve and flags.cfg:
             _resolve_as_shown(app, config, flags.cfg)
     except (HydraException, OmegaConfBaseException) as error:
@@ -155,7 +155,7 @@ def _initialize(flags: argparse.Namespace, config_dir: Path, script: Path | None
     return Hydra.create_main_hydra2(task_name=script.stem if script else "check", config_search_path=search)
 
 
-def _single_runs(overrides: list[str]) -> tuple[list[str], Iterator[list[str]]]:
+def _single_runs(overrides: list[str]) -> tuple[list[str], list[list[str]]]:
     """The overrides that are sweeps, and the overrides of single runs.
 
     The first run takes the first value of each sweep; one more follows for each other value that chooses a file.
@@ -164,14 +164,13 @@ def _single_runs(overrides: list[str]) -> tuple[list[str], Iterator[list[str]]]:
     parsed = [_parse(parser, item) for item in overrides]
     choices = [_single_values(override, item) for override, item in zip(parsed, overrides, strict=True)]
     first = [values[0] for values in choices]
-
-    def runs() -> Iterator[list[str]]:
-        yield first
-        for place, values in enumerate(choices):
-            for value in values[1:]:
-                yield [*first[:place], value, *first[place + 1 :]]
-
-    return [item for override, item in zip(parsed, overrides, strict=True) if override.is_sweep_override()], runs()
+    others = [
+        [*first[:place], value, *first[place + 1 :]]
+        for place, values in enumerate(choices)
+        for value in values[1:]
+    ]
+    sweeps = [item for override, item in zip(parsed, overrides, strict=True) if override.is_sweep_override()]
+    return sweeps, [first, *others]
 
 
 def _parse(parser: OverridesParser, item: str) -> Override:

@@ -103,7 +103,8 @@ def finish() -> str | None:
     if sweep is None:
         return None
     runs = sweep.runs()
-    keys, rows = swept_keys(runs), summary_rows(runs)
+    keys = swept_keys(runs)
+    rows = summary_rows(runs, keys)
     console().print(summary_table(rows, keys, f"Sweep {sweep.folder}"))
     path = sweep.folder / "summary.csv"
     write_table(path, rows)
@@ -131,9 +132,12 @@ def swept_keys(runs: Sequence[Run]) -> list[str]:
     return [key for key in keys if len({mapping.get(key) for mapping in values}) > 1]
 
 
-def summary_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per run; only complete runs have metrics, because a folder may hold those of an earlier run."""
-    keys, rows = swept_keys(runs), []
+def summary_rows(runs: Sequence[Run], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per run, with the values of ``keys``.
+
+    Only complete runs have metrics, because a folder may hold those of an earlier run.
+    """
+    rows = []
     for run in runs:
         metrics, values = run.metrics if run.outcome == COMPLETE else {}, key_values(run.claimed)
         rows.append(

@@ -38,10 +38,12 @@ def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]
         config_name: name of the primary configuration.
         overrides: of the command line, with single values for sweeps; those that begin with ``+`` add keys.
     """
-    options = GlobalHydra.instance().config_loader().get_group_options
     additions = {override_keys([item])[0]: item for item in overrides if item.startswith("+")}
-    written = str(unresolved(config))
-    sources = {name.strip() for names in _REFERENCES.findall(written) for name in names.split(",")} - {""}
+    if not additions:
+        return
+    options = GlobalHydra.instance().config_loader().get_group_options
+    plain = unresolved(config)
+    sources = {name.strip() for names in _REFERENCES.findall(str(plain)) for name in names.split(",")} - {""}
     for key, item in additions.items():
         is_group = "@" in item.partition("=")[0] or options(key.replace(".", "/"))
         if is_group or below(key, _PASSED_ON) or _is_read(config, key, additions, sources):
@@ -50,7 +52,7 @@ def refuse_unread(config: DictConfig, config_name: str, overrides: Sequence[str]
             others = hydra.compose(config_name, [other for other in overrides if other != item])
             if at(unresolved(others), key, default=_TARGET) is not _TARGET:
                 continue
-        keys = [name for name, _ in nodes(unresolved(config)) if not below(name, [key])]
+        keys = [name for name, _ in nodes(plain) if not below(name, [key])]
         near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8)
         hint = f"; did you mean {near[0]}?" if near else ""
         if "class" in key.rpartition(".")[2]:

@@ -123,7 +123,8 @@ def build_scene(settings: Settings, index: int) -> Scene:
     travel = speed * settings.duration + 0.5 * acceleration * settings.duration**2
     _add_traffic(layout, ego, travel, settings.duration)
     _furnish(layout, travel)
-    kinds, attributes, sizes, motion = zip(*layout.objects, strict=True)
+    kinds, attributes, box_sizes, motion = zip(*layout.objects, strict=True)
+    sizes = np.stack(box_sizes)
     paints = _paint(random, kinds)
     x, y, heading = random.uniform((300, 300, -math.pi), (1500, 1500, math.pi)).tolist()
     elevation, azimuth = random.uniform(0.6, 1.2), random.uniform(-math.pi, math.pi)
@@ -134,9 +135,9 @@ def build_scene(settings: Settings, index: int) -> Scene:
         kinds=kinds,
         labels=tuple(KINDS[kind].detection_class for kind in kinds),
         attributes=attributes,
-        sizes=np.stack(sizes),
+        sizes=sizes,
         motion=np.stack(motion),
-        solids=build_solids(kinds, np.stack(sizes), paints),
+        solids=build_solids(kinds, sizes, paints),
         ego_motion=ego,
         sun=np.array((flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation))),
         light=random.uniform(0.85, 1.1),

@@ -24,10 +24,10 @@ from rich.table import Table
 from cmt_aqr.checks import require_count, require_flag, require_folder
 from cmt_aqr.constants import CAMERAS, CLASSES, LIDAR
 from cmt_aqr.errors import SettingError
-from cmt_aqr.files import check_folder
+from cmt_aqr.files import check_folder, folder_size
 from cmt_aqr.scenes.recorder import record_scene
 from cmt_aqr.scenes.settings import GENERATOR_VERSION, Settings
-from cmt_aqr.scenes.shapes import KINDS
+from cmt_aqr.scenes.shapes import DETECTION_CLASSES
 from cmt_aqr.scenes.tables import MAP_FILE, Tables, common_tables
 
 DESCRIPTION_FILE = "synthetic.json"
@@ -168,8 +168,7 @@ def _put_in_place(folder: Path, out: Path) -> None:
 def _report(settings: Settings, out: Path, rows: Tables, seconds: float) -> None:
     """Print the number of objects and boxes per class, and the size of the data set."""
     category = {row["token"]: row["name"] for row in rows["category"]}
-    label = {kind.category: kind.detection_class for kind in KINDS.values() if kind.category}
-    class_of = {row["token"]: label[category[row["category_token"]]] for row in rows["instance"]}
+    class_of = {row["token"]: DETECTION_CLASSES[category[row["category_token"]]] for row in rows["instance"]}
     boxes = [(class_of[row["instance_token"]], row["num_lidar_pts"] > 0) for row in rows["sample_annotation"]]
     counts = (
         Counter(class_of.values()),
@@ -181,11 +180,10 @@ def _report(settings: Settings, out: Path, rows: Tables, seconds: float) -> None
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for name in CLASSES:
         table.add_row(name, *(str(count[name]) for count in counts))
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     sweeps = sum(not row["is_key_frame"] for row in rows["sample_data"])
     console = Console()
     console.print(table)
     console.print(
         f"{settings.scenes} scenes, {len(rows['sample'])} keyframes, {sweeps} sweeps between them, "
-        f"{size / 1e6:.0f} MB, {seconds:.1f} s"
+        f"{folder_size(out) / 1e6:.0f} MB, {seconds:.1f} s"
     )

@@ -47,6 +47,9 @@ KINDS = {
 }
 """Every kind of object in ``kinds.yaml``, by name."""
 
+DETECTION_CLASSES = {kind.category: kind.detection_class for kind in KINDS.values() if kind.category}
+"""Detection class by nuScenes category."""
+
 
 @dataclass(frozen=True)
 class Solids:

@@ -7,7 +7,7 @@ import hashlib
 from typing import Any
 
 from cmt_aqr.constants import CAMERAS, LIDAR
-from cmt_aqr.scenes.shapes import KINDS
+from cmt_aqr.scenes.shapes import DETECTION_CLASSES
 
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
@@ -50,11 +50,10 @@ def common_tables(seed: int, log_tokens: list[str]) -> Tables:
     def row(table: str, key: str | None = None, **fields: Any) -> Row:
         return {"token": token(seed, table, *([] if key is None else [key])), **fields}
 
-    classes = {kind.category: kind.detection_class for kind in KINDS.values() if kind.category}
     return {
         "category": [
-            row("category", name, name=name, description=f"Detection class {classes[name]}.", index=index)
-            for index, name in enumerate(sorted(classes), start=1)
+            row("category", name, name=name, description=f"Detection class {label}.", index=index)
+            for index, (name, label) in enumerate(sorted(DETECTION_CLASSES.items()), start=1)
         ],
         "attribute": [row("attribute", name, name=name, description=text) for name, text in ATTRIBUTES.items()],
         "visibility": [

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,6 +11,7 @@ from torch import nn
 
 from cmt_aqr.checks import require_count
 from cmt_aqr.data.datamodule import NuScenesDataModule
+from cmt_aqr.files import folder_size
 from cmt_aqr.runs.console import console
 from cmt_aqr.training.module import DetectorModule
 from cmt_aqr.training.optimization import MODULES, Multipliers, OptimizerSettings, module_of
@@ -130,8 +130,3 @@ def plan_table(trainer: pl.Trainer, module: DetectorModule, data: NuScenesDataMo
         disk += f", {folder_size(folder) / 1e9:.2f} GB of objects in {folder}"
     table.add_row("disk", disk)
     return table
-
-
-def folder_size(folder: Path) -> int:
-    """Total bytes of the files in a folder and its subfolders."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

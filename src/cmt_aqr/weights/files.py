@@ -148,10 +148,13 @@ def unwrap(content: Any, source: str) -> dict[str, Tensor]:
         if not isinstance(name, str):
             raise WeightsError(f"weights={source}: entry {name!r} has no name, so this is no state dict; {advice}")
         if not isinstance(value, Tensor):
-            for key, entry in content.items():
-                if isinstance(entry, Mapping) and any(isinstance(inner, Tensor) for inner in entry.values()):
-                    advice = f"the tensors seem to be under {key!r}: save that entry alone, with torch.save"
-                    break
+            held = [
+                key
+                for key, entry in content.items()
+                if isinstance(entry, Mapping) and any(isinstance(inner, Tensor) for inner in entry.values())
+            ]
+            if held:
+                advice = f"the tensors seem to be under {held[0]!r}: save that entry alone, with torch.save"
             raise WeightsError(
                 f"weights={source}: entry {name!r} is not a tensor but {type(value).__name__}, so this is no "
                 f"state dict, and none is under {', '.join(WRAPPER_KEYS)}; {advice}"
